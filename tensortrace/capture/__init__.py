@@ -1,0 +1,1 @@
+"""All that touches a live program: the recording half, the only one that imports torch."""

@@ -1,0 +1,1 @@
+"""A run in other formats, one file per format."""

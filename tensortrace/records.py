@@ -1,0 +1,359 @@
+"""The vocabulary: one type per kind of log line.
+
+A record is a frozen struct; its type is both the schema of the log line and its codec. A key whose
+value equals the default is left out of the line, so a reader takes what is missing as the default.
+Every record carries `step`; within a step `seq` orders what happened.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+FORMAT = "tensortrace"
+FORMAT_VERSION = 1
+
+Phase = Literal["forward", "backward", "optimizer"]
+Severity = Literal["error", "warning", "note"]
+# JSON has no NaN or infinity: a scalar that may be one is a number or its name.
+Scalar = float | Literal["NaN", "Infinity", "-Infinity"]
+
+
+class Location(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A source line of the user's: `code` is its text where it was worth storing."""
+
+    file: str
+    line: int
+    function: str
+    code: str | None = None
+
+
+class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
+    """What one tensor was at one moment.
+
+    `id` is unique within its step. The counts are exact. `min`, `max`, `mean`, `std` (population)
+    and `norm` (L2) are over the finite elements, None if there are none; a complex tensor is
+    measured by its modulus. `unmeasured` says why there are no statistics ("meta", "fake", ...).
+    `stride` is None for a contiguous tensor, `shape` None where the tensor has none (nested).
+    `grad_of` is the id of the tensor whose gradient this is, `previous` the id before an in-place
+    change, `view_of` the id of the tensor it is a view of, `from_step` the earlier step it is from.
+    """
+
+    id: int
+    shape: tuple[int, ...] | None = None
+    stride: tuple[int, ...] | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    requires_grad: bool = False
+    is_leaf: bool = False
+    grad_fn: str | None = None
+    numel: int = 0
+    nan: int = 0
+    posinf: int = 0
+    neginf: int = 0
+    zeros: int = 0
+    min: float | None = None
+    max: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    norm: float | None = None
+    unmeasured: str | None = None
+    grad_of: int | None = None
+    previous: int | None = None
+    view_of: int | None = None
+    from_step: int | None = None
+
+    @property
+    def nonfinite(self) -> int:
+        """How many elements are NaN or infinite."""
+        return self.nan + self.posinf + self.neginf
+
+
+class ParameterInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A parameter as its module declares it; `name` is local to the module."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    device: str = "cpu"
+    requires_grad: bool = True
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
+    """Base of every log line; `step` comes right after `kind` so that a reader can bisect by it."""
+
+    step: int
+
+
+class Header(Record, frozen=True, kw_only=True, omit_defaults=False, tag="header"):
+    """First line: what ran, where, with which versions and options."""
+
+    format: str
+    version: int
+    run_id: str
+    time_ns: int
+    argv: list[str]
+    python: str
+    torch: str
+    tensortrace: str
+    hostname: str = ""
+    pid: int = 0
+    cwd: str = ""
+    rank: int = 0
+    world_size: int = 1
+    seed: int | None = None
+    deterministic: dict[str, bool] = {}
+    kernel: str = "torch"
+    options: dict[str, Any] = {}
+
+
+class Module(Record, frozen=True, kw_only=True, tag="module"):
+    """A module, written at its first call and again when it changes.
+
+    `path` as in `named_modules()` ("" is the root). `alias` is a better path learnt later.
+    `forward` is where the class defines its forward.
+    """
+
+    path: str
+    cls: str
+    parameters: list[ParameterInfo] = []
+    training: bool = True
+    alias: str | None = None
+    forward: Location | None = None
+
+
+class Source(Record, frozen=True, kw_only=True, tag="source"):
+    """The text of one function of the user's, from line `first_line` of `file`."""
+
+    file: str
+    name: str
+    first_line: int
+    text: str
+
+
+class Call(Record, frozen=True, kw_only=True, tag="call"):
+    """One call of a module or an op, forward or backward.
+
+    `parent` is the seq of the call it ran inside, `forward` the seq of the forward call that a
+    backward (or recomputed) call belongs to. `module` is a path, None outside every module; `op` is
+    set for ops. A module's own call has no `op`. `inputs` and `outputs` name tensors by id;
+    `tensors` describes those that no earlier line of the step described. `host_ns` is the time on
+    the host, children included. A backward call has the gradients that arrived as `inputs` (named
+    "output[0]" after the output they belong to) and those it made as `outputs` (named after the
+    input or parameter they belong to).
+    """
+
+    seq: int
+    update: int = 0
+    parent: int | None = None
+    phase: Phase = "forward"
+    forward: int | None = None
+    module: str | None = None
+    op: str | None = None
+    nth: int = 0
+    recompute: bool = False
+    replay: bool = False
+    thread: int = 0
+    training: bool | None = None
+    grad_enabled: bool = True
+    autocast: str | None = None
+    location: Location | None = None
+    inputs: list[tuple[str, int]] = []
+    outputs: list[tuple[str, int]] = []
+    tensors: list[Tensor] = []
+    host_ns: int = 0
+    allocated: int | None = None
+    exception: str | None = None
+
+
+class Param(Record, frozen=True, kw_only=True, tag="param"):
+    """One parameter at an optimizer step.
+
+    `name` is the full name (`encoder.weight`), `module` the path of its owner, None if no module
+    that ran owns it. `value` is before the step, `grad` as the optimizer saw it. `update_norm` is
+    the L2 norm of the change, estimated from `sampled` strided elements; `update_ratio` is it over
+    the norm of the value on the same sample. `changed` is False if the optimizer did not write it.
+    """
+
+    seq: int
+    update: int = 0
+    optimizer: int
+    name: str
+    module: str | None = None
+    value: Tensor
+    grad: Tensor | None = None
+    update_norm: Scalar | None = None
+    update_ratio: Scalar | None = None
+    sampled: int = 0
+    changed: bool = True
+
+
+class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
+    """One optimizer step, written when it begins: this line is a gate.
+
+    `lr` has one number per parameter group. `grad_norm` is the L2 norm over all gradients that it
+    holds. `parameters` lists the names it holds, at its first step and when they change.
+    `no_grad` counts parameters without a gradient. `skipped` is True if a GradScaler skipped it.
+    """
+
+    seq: int
+    update: int = 0
+    index: int
+    cls: str
+    lr: list[float] = []
+    grad_norm: Scalar | None = None
+    skipped: bool = False
+    no_grad: int = 0
+    parameters: list[str] | None = None
+    location: Location | None = None
+
+
+class Line(Record, frozen=True, kw_only=True, tag="line"):
+    """One executed source line and the variables that it changed, as (name, text)."""
+
+    seq: int
+    location: Location
+    changed: list[tuple[str, str]] = []
+
+
+ActionName = Literal[
+    "zero_grad", "clip", "unscale", "scale", "loss", "train", "eval", "fetch", "load_state_dict",
+    "compiled", "gate", "tracer_error",
+]  # fmt: skip
+
+
+class Action(Record, frozen=True, kw_only=True, tag="action"):
+    """What the loop did that is no call.
+
+    `detail` by action: clip {"total_norm", "max_norm", "value"}; loss {"value", "shape", "dtype"};
+    scale and unscale {"scale", "found_inf"}; fetch {"host_ns"}; zero_grad {"set_to_none",
+    "parameters"}; train and eval {"modules"}; load_state_dict {"missing", "unexpected", "matched"};
+    compiled {"modules"}; tracer_error {"where", "error", "traceback"}. A "gate" says that what came
+    before was decided here although no optimizer stepped. `of` names the module or optimizer class.
+    """
+
+    seq: int
+    update: int = 0
+    action: ActionName
+    of: str | None = None
+    optimizer: int | None = None
+    tensor: int | None = None
+    location: Location | None = None
+    detail: dict[str, Any] = {}
+
+
+class ChainLink(msgspec.Struct, frozen=True):
+    """One link of a cause chain, cause first."""
+
+    seq: int | None
+    tensor: int | None
+    op: str | None
+    location: Location | None
+
+
+class Finding(Record, frozen=True, kw_only=True, omit_defaults=False, tag="finding"):
+    """One thing that a check found. Other tools read it: its fields do not change.
+
+    `evidence["placed"]` says how sure the place is.
+    """
+
+    id: str
+    update: int
+    code: str
+    check: str
+    severity: Severity
+    phase: Phase | None
+    module: str | None
+    op: str | None
+    param: str | None
+    seq: int | None
+    tensor: int | None
+    message: str
+    value: Scalar | None
+    limit: Scalar | None
+    location: Location | None
+    explanation: str
+    evidence: dict[str, Any]
+    chain: list[ChainLink]
+    fix: str
+
+
+class ModuleColumns(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One row per module that ran in the step, in order of first call, as parallel arrays.
+
+    `output_rms`, `grad_rms` (gradient of its outputs) and `param_grad_rms` (gradient of its own
+    parameters, before clipping) are root mean squares over finite elements, the largest over the
+    calls of the step; `update_ratio` is the largest over its own parameters; None where not seen.
+    `flags` is a string of letters: n NaN, i infinite, f finding.
+    """
+
+    path: list[str] = []
+    output_rms: list[float | None] = []
+    zero_frac: list[float | None] = []
+    grad_rms: list[float | None] = []
+    param_grad_rms: list[float | None] = []
+    update_ratio: list[float | None] = []
+    flags: list[str] = []
+
+
+class Step(Record, frozen=True, kw_only=True, tag="step"):
+    """Closes a step. `full` says that its calls and parameters are in the log.
+
+    `host_ns` is the time on the host since the step began. `repeats` counts, by finding id, what
+    followed from an earlier finding.
+    """
+
+    seq: int
+    update: int = 0
+    time_ns: int = 0
+    host_ns: int = 0
+    full: bool = True
+    loss: Scalar | None = None
+    grad_norm: Scalar | None = None
+    lr: list[float] = []
+    skipped: bool = False
+    records: int = 0
+    dropped: int = 0
+    repeats: dict[str, int] = {}
+    modules: ModuleColumns = ModuleColumns()
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The exception that ended a run: innermost `module`, and the user's line."""
+
+    type: str
+    message: str
+    module: str | None = None
+    location: Location | None = None
+
+
+class End(Record, frozen=True, kw_only=True, tag="end"):
+    """Last line of a run that ended by itself."""
+
+    why: Literal["exit", "exception", "interrupt"]
+    steps: int = 0
+    updates: int = 0
+    findings: dict[Severity, int] = {}
+    records: int = 0
+    thinned: int = 0
+    dropped: int = 0
+    elapsed_ns: int = 0
+    failure: Failure | None = None
+
+
+AnyRecord = (
+    Header | Module | Source | Call | Param | Optimizer | Line | Action | Finding | Step | End
+)
+
+
+def to_scalar(x: float) -> Scalar:
+    """Write a float that may be NaN or infinite as JSON can carry it."""
+    if x - x == 0:
+        return x
+    return "NaN" if x != x else "Infinity" if x > 0 else "-Infinity"
+
+
+def from_scalar(x: Scalar | None) -> float | None:
+    """Read a scalar back as a float."""
+    return None if x is None else float(x)

@@ -1,0 +1,97 @@
+"""Words for people: what a log holds, as short safe text for a terminal.
+
+Module names, exception texts and source lines are data: `escape` makes every control character
+visible, so that none of them reaches a terminal.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tensortrace.records import Finding, Location, Scalar
+
+# C0, DEL, C1, the bidirectional and zero-width controls (CVE-2021-42574), the line separators
+# U+2028/9, BOM and lone surrogates.
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
+
+_SHORT_DTYPES = {
+    "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "int64": "i64",
+    "int32": "i32", "int16": "i16", "int8": "i8", "uint8": "u8", "uint16": "u16", "uint32": "u32",
+    "uint64": "u64", "bool": "b8", "complex32": "c32", "complex64": "c64", "complex128": "c128",
+    "float8_e4m3fn": "f8e4m3fn", "float8_e5m2": "f8e5m2", "float8_e4m3fnuz": "f8e4m3fnuz",
+    "float8_e5m2fnuz": "f8e5m2fnuz", "float8_e8m0fnu": "f8e8m0fnu",
+}  # fmt: skip
+
+
+def escape(text: str) -> str:
+    r"""Make control characters visible as ``\x1b`` or ``\u202e``; tabs become four spaces."""
+    if text.isascii() and text.isprintable():
+        return text
+    return _CONTROL.sub(_visible, text.replace("\t", "    "))
+
+
+def _visible(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def short_dtype(dtype: str) -> str:
+    """Abbreviate a dtype as PyTorch's own trackers do: ``f32``, ``bf16``, ``i64``."""
+    return _SHORT_DTYPES.get(dtype, escape(dtype))
+
+
+def shape_text(shape: tuple[int, ...] | None) -> str:
+    """Write a shape as ``[8, 128, 768]``; ``[?]`` for a tensor that has none."""
+    return "[?]" if shape is None else "[" + ", ".join(map(str, shape)) + "]"
+
+
+def number_text(x: Scalar | None) -> str:
+    """Write a number with three significant digits: ``0.0312``, ``5.1e+03``, ``NaN``, ``-``."""
+    if x is None:
+        return "-"
+    value = float(x)
+    if value != value:
+        return "NaN"
+    if value in (float("inf"), float("-inf")):
+        return "inf" if value > 0 else "-inf"
+    if value == 0:
+        return "0"
+    if 0.001 <= abs(value) < 10_000:
+        return f"{value:.4g}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:.2g}" if abs(value) < 0.001 else f"{value:.1e}"
+
+
+def module_text(path: str | None, cls: str | None = None) -> str:
+    """Name a module for a person: its path, the class for the root, ``-`` outside every module."""
+    if path is None:
+        return "-"
+    return escape(path or cls or "(root)")
+
+
+def location_text(location: Location | None) -> str:
+    """Write a location as ``file:line``, ``-`` if there is none."""
+    return "-" if location is None else f"{escape(location.file)}:{location.line}"
+
+
+def finding_text(finding: Finding, cls: str | None = None) -> str:
+    """Tell a finding in a few plain lines: headline, place, line of code, reason, repair."""
+    place = [f"step {finding.step}"]
+    if finding.module is not None:
+        place.append(module_text(finding.module, cls))
+    if finding.op:
+        place.append(escape(finding.op))
+    if finding.param:
+        place.append(escape(finding.param))
+    lines = [
+        f"{finding.severity} {finding.code} {escape(finding.check)}: {escape(finding.message)}",
+        "  at " + ", ".join(place),
+    ]
+    if finding.location:
+        where = f"{location_text(finding.location)} in {escape(finding.location.function)}"
+        code = (finding.location.code or "").strip()
+        lines.append(f"  {where}: {escape(code)}" if code else f"  {where}")
+    lines += [f"  why: {escape(line)}" for line in finding.explanation.splitlines()[:1]]
+    lines += [f"  fix: {escape(line)}" for line in finding.fix.splitlines()[:1]]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The viewer: a Textual program over a `Run`, the only part that imports textual."""
