@@ -3,14 +3,28 @@
 A check is a pure function over a `StepView`; the file it lives in is its documentation. The same
 engine runs live and over a saved log: it is fed the records in log order and decides at gates
 (`optimizer` lines, `action` lines named "gate") and when a `step` line closes a step.
+
+What a check keeps from one step to the next may come only from records that every step writes:
+`step`, `action`, `optimizer`, `module`, and the findings so far. Thinned steps do not write their
+`call` and `param` lines, so anything remembered from those would differ between live and saved.
+A step with a new finding is always written in full, so a check may look at all of its own step.
 """
 
 from __future__ import annotations
 
+import difflib
+import importlib
+import inspect
+import pkgutil
+import re
+import textwrap
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tensortrace.errors import UsageError
 from tensortrace.records import (
     Action,
     Call,
@@ -28,14 +42,26 @@ from tensortrace.records import (
     Tensor,
 )
 
+__all__ = [
+    "Check", "Draft", "Engine", "Page", "StepView", "all_checks", "check", "explain", "select",
+]  # fmt: skip
+
+# Design "Steps": a step is flushed in parts after this many records, so this much is held here too.
+HELD = 20_000
+# Findings of one code and severity in one run; what comes after is counted under the last of them.
+FINDINGS_PER_CODE = 50
+SEVERITIES: tuple[Severity, ...] = ("note", "warning", "error")
+_SECTIONS = ("Symptom", "Threshold", "Source", "Fix", "Misses")
+
 
 @dataclass(slots=True)
 class StepView:
     """A step as far as it has come: what a check may look at.
 
     `fresh` indexes the first call that no earlier gate of this step has shown. `tensors` are those
-    of this step by id; `modules` and `findings` are of the whole run so far. `summary` is the step
-    line, None until the step closes.
+    of this step by id, `bad` the ids of those with a NaN or infinite element, in log order;
+    `modules` and `findings` are of the whole run so far. `summary` is the step line, None until
+    the step closes. Of a step with more than 20,000 calls the older ones are dropped after a gate.
     """
 
     number: int
@@ -46,6 +72,7 @@ class StepView:
     actions: list[Action] = field(default_factory=list)
     optimizers: list[Optimizer] = field(default_factory=list)
     tensors: dict[int, Tensor] = field(default_factory=dict)
+    bad: list[int] = field(default_factory=list)
     summary: Step | None = None
     modules: Mapping[str, Module] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -56,8 +83,9 @@ class Draft:
     """What a check saw, before the engine makes a finding of it.
 
     `cause` tells two findings of one check apart: the same cause is reported once and counted
-    after that. `follows` is the id of the finding that this is a mere consequence of: it is then
-    only counted. Left out, `severity`, `explanation` and `fix` are the check's own.
+    after that, unless it has become more severe. `follows` is the id of the finding that this is a
+    mere consequence of: it is then only counted. Left out, `severity`, `explanation` and `fix` are
+    the check's own.
     """
 
     message: str
@@ -85,34 +113,68 @@ Rule = Callable[..., Iterator[Draft]]
 
 
 @dataclass(frozen=True, slots=True)
+class Page:
+    """The docstring of a check, by section."""
+
+    summary: str
+    symptom: str = ""
+    threshold: str = ""
+    source: str = ""
+    fix: str = ""
+    misses: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
-    """A rule with its code, name, moment and the severity of what it finds."""
+    """A rule with its code, name, moment and the severity of what it finds.
+
+    `after` lists the codes whose findings of the same gate this check looks at; they run first.
+    """
 
     code: str
     name: str
     severity: Severity
     when: When
     rule: Rule
+    after: tuple[str, ...] = ()
 
     @property
     def thresholds(self) -> dict[str, Any]:
         """The keyword-only parameters of the rule with their defaults."""
-        raise NotImplementedError
+        parameters = inspect.signature(self.rule).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    @property
+    def doc(self) -> Page:
+        """The sections of the rule's docstring, each as one line of text."""
+        summary, *rest = re.split(rf"^({'|'.join(_SECTIONS)}):", inspect.getdoc(self.rule) or "",
+                                  flags=re.MULTILINE)  # fmt: skip
+        texts = {name.lower(): " ".join(text.split())
+                 for name, text in zip(rest[::2], rest[1::2], strict=True)}  # fmt: skip
+        return Page(" ".join(summary.split()), **texts)
 
 
 def check(
-    code: str, name: str, *, severity: Severity = "warning", when: When = "step"
+    code: str,
+    name: str,
+    *,
+    severity: Severity = "warning",
+    when: When = "step",
+    after: tuple[str, ...] = (),
 ) -> Callable[[Rule], Check]:
-    """Make a check of a rule ``(step: StepView, memory: dict, *, thresholds) -> Iterator[Draft]``."""
+    """Make a check of a rule ``(step, memory, *, thresholds)``, a generator of drafts."""
 
     def wrap(rule: Rule) -> Check:
-        return Check(code, name, severity, when, rule)
+        return Check(code, name, severity, when, rule, after)
 
     return wrap
 
 
 class Engine:
     """Run checks over records, live or from a saved log, and find the same in both.
+
+    A check that raises is not run again; `problems` has one line for each. Findings and step lines
+    of earlier runs of the engine that come with a saved log are not looked at.
 
     Args:
         checks: those to run; `all_checks()` by default.
@@ -122,22 +184,224 @@ class Engine:
     def __init__(
         self, checks: Iterable[Check] | None = None, settings: Mapping[str, Any] | None = None
     ) -> None:
-        raise NotImplementedError
+        chosen = all_checks() if checks is None else list(checks)
+        self.problems: list[str] = []
+        self._thresholds = _configure(chosen, settings or {})
+        self._checks = _in_order(chosen)
+        self._memory: dict[str, dict[str, Any]] = {c.code: {} for c in self._checks}
+        self._modules: dict[str, Module] = {}
+        self._findings: list[Finding] = []
+        self._reported: dict[tuple[Any, ...], Finding] = {}
+        self._counts: Counter[str] = Counter()
+        self._last: dict[tuple[str, Severity], tuple[int, str]] = {}
+        self._repeats: Counter[str] = Counter()
+        self._step: StepView | None = None
 
     def feed(self, record: Record) -> list[Finding]:
         """Take the next record in log order; returns what became certain with it."""
-        raise NotImplementedError
+        # Hot path: runs for every record of a live run.
+        kind = type(record)
+        if kind is Module:
+            self._modules[record.path] = record  # type: ignore[assignment,attr-defined]
+        elif kind in (Call, Param, Optimizer, Action, Step):
+            return self._take(record)  # type: ignore[arg-type]
+        return []
 
     def take_repeats(self) -> dict[str, int]:
         """Hand over, by finding id, what was only counted since the last call."""
-        raise NotImplementedError
+        repeats, self._repeats = dict(self._repeats), Counter()
+        return repeats
+
+    def _take(self, record: Call | Param | Optimizer | Action | Step) -> list[Finding]:
+        step = self._step
+        if step is None or step.number != record.step:
+            step = StepView(record.step, modules=self._modules, findings=self._findings)
+            self._step = step
+        step.update = max(step.update, record.update)
+        gate = False
+        if isinstance(record, Call):
+            step.calls.append(record)
+            for tensor in record.tensors:
+                _describe(step, tensor)
+            # Without a gate nothing would ever be let go.
+            gate = len(step.calls) >= 2 * HELD
+        elif isinstance(record, Param):
+            step.params.append(record)
+            _describe(step, record.value)
+            if record.grad is not None:
+                _describe(step, record.grad)
+        elif isinstance(record, Action):
+            step.actions.append(record)
+            gate = record.action == "gate"
+        elif isinstance(record, Optimizer):
+            step.optimizers.append(record)
+            gate = True
+        else:
+            step.summary, self._step = record, None
+            return self._run(step, "gate") + self._run(step, "step")
+        return self._gate(step) if gate else []
+
+    def _gate(self, step: StepView) -> list[Finding]:
+        found = self._run(step, "gate")
+        if len(step.calls) > HELD:
+            step.calls.clear()
+        for records in (step.params, step.actions, step.optimizers, step.bad):
+            if len(records) > HELD:
+                del records[:-HELD]
+        for old in list(step.tensors)[: -2 * HELD]:
+            del step.tensors[old]
+        step.fresh = len(step.calls)
+        return found
+
+    def _run(self, step: StepView, when: When) -> list[Finding]:
+        found: list[Finding] = []
+        for one in [c for c in self._checks if c.when == when]:
+            try:
+                for draft in one.rule(step, self._memory[one.code], **self._thresholds[one.code]):
+                    found += self._judge(one, step, draft)
+            except Exception as error:
+                self._checks.remove(one)
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                self.problems.append(
+                    f"check {one.code} {one.name} stopped at step {step.number}: "
+                    f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
+                )
+        return found
+
+    def _judge(self, one: Check, step: StepView, draft: Draft) -> list[Finding]:
+        """Make a finding of a draft, or only count it."""
+        if draft.follows is not None:
+            self._repeats[draft.follows] += 1
+            return []
+        severity = draft.severity or one.severity
+        key = (one.code, draft.cause or (draft.module, draft.op, draft.param))
+        earlier = self._reported.get(key)
+        if earlier and SEVERITIES.index(severity) <= SEVERITIES.index(earlier.severity):
+            self._repeats[earlier.id] += 1
+            return []
+        count, last = self._last.get((one.code, severity), (0, ""))
+        if count >= FINDINGS_PER_CODE:
+            self._repeats[last] += 1
+            return []
+        self._counts[one.code] += 1
+        finding = _finding(one, step, draft, f"{one.code}-{self._counts[one.code]}")
+        self._last[one.code, severity] = (count + 1, finding.id)
+        self._reported[key] = finding
+        self._findings.append(finding)
+        return [finding]
+
+
+def _describe(step: StepView, tensor: Tensor) -> None:
+    step.tensors[tensor.id] = tensor
+    if tensor.nan or tensor.posinf or tensor.neginf:
+        step.bad.append(tensor.id)
+
+
+def _finding(one: Check, step: StepView, draft: Draft, id: str) -> Finding:
+    page = one.doc
+    return Finding(
+        id=id, step=step.number, update=step.update, code=one.code, check=one.name,
+        severity=draft.severity or one.severity, phase=draft.phase, module=draft.module,
+        op=draft.op, param=draft.param, seq=draft.seq, tensor=draft.tensor, message=draft.message,
+        value=draft.value, limit=draft.limit, location=draft.location,
+        explanation=page.symptom if draft.explanation is None else draft.explanation,
+        evidence=dict(draft.evidence), chain=list(draft.chain),
+        fix=page.fix if draft.fix is None else draft.fix,
+    )  # fmt: skip
+
+
+def _in_order(checks: Iterable[Check]) -> list[Check]:
+    """Order by code, each after those it looks at."""
+    by_code = {c.code: c for c in sorted(checks, key=lambda c: c.code)}
+    ordered: dict[str, Check] = {}
+
+    def place(one: Check) -> None:
+        for code in one.after:
+            if code in by_code and code not in ordered:
+                place(by_code[code])
+        ordered[one.code] = one
+
+    for one in by_code.values():
+        if one.code not in ordered:
+            place(one)
+    return list(ordered.values())
+
+
+def _configure(checks: Iterable[Check], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Give every check its thresholds; what is set for a known check that does not run is fine."""
+    known = {c.code: c for c in [*all_checks(), *checks]}
+    thresholds = {code: c.thresholds for code, c in known.items()}
+    codes = {c.name: c.code for c in known.values()}
+    for name, value in settings.items():
+        prefix, _, key = name.partition(".")
+        code = codes.get(prefix, prefix)
+        if key not in thresholds.get(code, {}):
+            names = [f"{p}.{k}" for p, c in [*codes.items(), *zip(known, known, strict=True)]
+                     for k in thresholds[c]]  # fmt: skip
+            raise UsageError(f"no setting named {name!r}.{_closest(name, names)}")
+        thresholds[code][key] = _cast(name, value, thresholds[code][key])
+    return thresholds
+
+
+def _cast(name: str, value: Any, default: Any) -> Any:
+    """Read a setting as the type of its default; text comes from the command line."""
+    words = {"true": True, "false": False, "1": True, "0": False}
+    try:
+        if isinstance(default, bool):
+            return words[str(value).lower()]
+        cast = type(default)(value)
+    except (KeyError, TypeError, ValueError) as error:
+        kind = type(default).__name__
+        raise UsageError(
+            f"{name} is {value!r}, not a value of type {kind} (default {default!r})."
+        ) from error
+    return cast
+
+
+def _closest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.4)
+    hint = f" Closest: {', '.join(map(repr, near))}." if near else ""
+    return f"{hint} List all with `tensortrace explain`."
 
 
 def all_checks() -> list[Check]:
     """List every check in this folder, by code."""
-    raise NotImplementedError
+    found: list[Check] = []
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        found += [value for value in vars(module).values() if isinstance(value, Check)]
+    return sorted(found, key=lambda c: c.code)
 
 
 def select(choice: Iterable[str] | None, ignore: Iterable[str] = ()) -> list[Check]:
     """Choose checks by code, name or code prefix ("TT1"); an unknown one is a `UsageError`."""
-    raise NotImplementedError
+    everything = all_checks()
+
+    def matching(words: Iterable[str]) -> set[str]:
+        codes: set[str] = set()
+        for word in words:
+            hits = {c.code for c in everything
+                    if c.name == word or (word and c.code.startswith(word.upper()))}  # fmt: skip
+            if not hits:
+                names = [name for c in everything for name in (c.code, c.name)]
+                raise UsageError(f"no check named {word!r}.{_closest(word, names)}")
+            codes |= hits
+        return codes
+
+    wanted = {c.code for c in everything} if choice is None else matching(choice)
+    wanted -= matching(ignore)
+    return [c for c in everything if c.code in wanted]
+
+
+def explain(one: Check) -> str:
+    """Write a check's page as plain text: what it says, when, why, and its settings."""
+    page = one.doc
+    moment = "before the optimizer steps" if one.when == "gate" else "when a step ends"
+    lines = [f"{one.code} {one.name} ({one.severity}, decided {moment})", page.summary]
+    for name in _SECTIONS:
+        text = getattr(page, name.lower())
+        lines += ["", name, *textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="  ")]
+    if one.thresholds:
+        lines += ["", "Settings"]
+        lines += [f"  {one.code}.{key} = {value}" for key, value in one.thresholds.items()]
+    return "\n".join(lines) + "\n"
