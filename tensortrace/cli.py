@@ -1,0 +1,359 @@
+"""The command line: `tensortrace report | explain | view | demo`.
+
+Exit codes: 0 clean, 1 a finding of severity error, 2 a mistake in the command (one sentence on
+stderr), 130 interrupted, 141 nobody reads our output any more. Nothing here imports torch, and
+only `view` imports textual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from tensortrace.errors import LogError, TensortraceError, UsageError
+from tensortrace.text import escape
+from tensortrace.version import __version__
+
+if TYPE_CHECKING:
+    from tensortrace.checks import Check
+    from tensortrace.export.contents import Found
+    from tensortrace.run import Run
+
+WIDTH = 100
+LOG_NAME = re.compile(r"\.jsonl(\.gz|\.zst)?$")
+RANK_NAME = re.compile(r"^(?P<stem>.+)\.rank(?P<rank>\d+)(?P<suffix>\.jsonl(\.gz|\.zst)?)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: what it is for, its arguments, what runs it, examples for its help."""
+
+    name: str
+    summary: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    handler: Callable[[argparse.Namespace], int]
+    examples: Sequence[tuple[str, str]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the words after the program's name; those of the process by default.
+    Returns:
+        The exit code, see the module's docstring.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+        code: int = arguments.handler(arguments)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse, after --help and --version
+        return stop.code if isinstance(stop.code, int) else 2
+    except BrokenPipeError:
+        _stop_writing()
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except TensortraceError as error:
+        return _complain(str(error))
+    except OSError as error:
+        return _complain(f"{error.strerror or error}: {error.filename or 'standard output'}")
+
+
+def _complain(sentence: str) -> int:
+    sys.stderr.write(f"tensortrace: {' '.join(map(escape, sentence.splitlines()))}\n")
+    return 2
+
+
+def _stop_writing() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush does not complain either."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, sys.stdout.fileno())
+    finally:
+        os.close(nothing)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. See `{self.prog} --help`.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    style = argparse.RawDescriptionHelpFormatter
+    starts = "\n".join(f"  {line:<52}{why}" for c in COMMANDS for line, why in c.examples[:1])
+    parser = _Parser(
+        prog="tensortrace",
+        description="The tensor-tracing debugger for PyTorch: what went wrong first, and where.",
+        epilog=f"examples:\n{starts}\n\n`tensortrace COMMAND --help` has more.",
+        formatter_class=style,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"tensortrace {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        lines = "\n".join(f"  {line:<52}{why}" for line, why in command.examples)
+        one = commands.add_parser(
+            command.name, help=command.summary, description=command.summary,
+            epilog=f"examples:\n{lines}", formatter_class=style, allow_abbrev=False,
+        )  # fmt: skip
+        command.arguments(one)
+        one.set_defaults(handler=command.handler)
+    return parser
+
+
+def _log_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("log", nargs="?", type=Path, help="the log; by default the newest one here")
+    parser.add_argument("--step", type=int, metavar="N", help="the step to show")
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    _log_argument(parser)
+    add = parser.add_argument
+    add("--json", action="store_true", help="one JSON document instead of text")
+    add("--notes", action="store_true", help="notes in full; by default they are counted")
+    add("--module", action="append", default=[], metavar="GLOB",
+        help="only findings and layers whose module path matches; may be repeated")  # fmt: skip
+    add("--select", metavar="CHECKS", help="run only these checks: codes, prefixes, names; commas")
+    add("--ignore", metavar="CHECKS", help="run all checks but these")
+    add("--set", action="append", default=[], metavar="CODE.NAME=VALUE",
+        help="run the checks with another threshold; may be repeated")  # fmt: skip
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Print findings and the layer table; 1 if an error is among the findings shown."""
+    from tensortrace.export.contents import gather
+
+    runs = open_logs(arguments.log)
+    found = _check_again(arguments, runs)
+    contents = gather(runs, found, step=arguments.step, modules=arguments.module)
+    if arguments.json:
+        from tensortrace.export.report_json import render_json
+
+        _write(render_json(contents))
+    else:
+        from tensortrace.export.text import render
+
+        _write(render(contents, width=_width(), colour=_colour(), notes=arguments.notes))
+    return 1 if contents.counts["error"] else 0
+
+
+def _check_again(arguments: argparse.Namespace, runs: Sequence[Run]) -> list[Found] | None:
+    """Run the checks over the logs if an option asks for other checks; None if none does."""
+    if arguments.select is None and arguments.ignore is None and not arguments.set:
+        return None
+    from tensortrace.checks import select
+    from tensortrace.export.contents import found_again
+
+    chosen = None if arguments.select is None else _words("--select", arguments.select)
+    ignored = [] if arguments.ignore is None else _words("--ignore", arguments.ignore)
+    checks: list[Check] = select(chosen, ignored)
+    settings = dict(_setting(text) for text in arguments.set)
+    found = []
+    for run in runs:
+        progress = Progress(run.last_step())
+        found.append(found_again(run, checks, settings, progress.tick))
+        progress.close()
+    return found
+
+
+def _words(option: str, text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise UsageError(f"{option} names no check. List all with `tensortrace explain`.")
+    return words
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text!r} is not CODE.NAME=VALUE, as in TT202.ratio=1000.")
+    return name.strip(), value.strip()
+
+
+class Progress:
+    """A line on stderr that counts steps, for a person who has waited for a second."""
+
+    def __init__(self, last: int) -> None:
+        self._last = last
+        self._next = time.monotonic() + 1.0 if sys.stderr.isatty() else float("inf")
+        self._width = 0
+
+    def tick(self, step: int) -> None:
+        """Say which step is being checked, five times a second at most."""
+        if time.monotonic() < self._next:
+            return
+        line = f"checking step {step} of {self._last}"
+        self._width, self._next = len(line), time.monotonic() + 0.2
+        sys.stderr.write(f"\r{line}")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Wipe the line."""
+        if self._width:
+            sys.stderr.write("\r" + " " * self._width + "\r")
+
+
+def _explain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("check", nargs="?", help="a code, a prefix or a name; all by default")
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """Print a check's page, or the table of checks."""
+    from tensortrace import checks
+
+    chosen = checks.select(None if arguments.check is None else [arguments.check])
+    if len(chosen) == 1 and arguments.check is not None:
+        _write(checks.explain(chosen[0]))
+        return 0
+    code, name, severity = (
+        max((len(text) for text in column), default=0)
+        for column in zip(*((c.code, c.name, c.severity) for c in chosen), strict=True)
+    )
+    lines = [f"{c.code:<{code}}  {c.name:<{name}}  {c.severity:<{severity}}  {c.doc.summary}"
+             for c in chosen]  # fmt: skip
+    _write("\n".join(lines) + "\n")
+    return 0
+
+
+def _view_arguments(parser: argparse.ArgumentParser) -> None:
+    _log_argument(parser)
+    parser.add_argument("--no-mouse", action="store_true", help="leave the mouse to the terminal")
+
+
+def view(arguments: argparse.Namespace) -> int:
+    """Open the viewer; where there is no terminal for it, print the report instead."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+        sys.stderr.write("tensortrace: no terminal for the viewer here; this is the report.\n")
+        options = {"json": False, "notes": False, "module": [], "select": None, "ignore": None,
+                   "set": []}  # fmt: skip
+        return report(argparse.Namespace(**{**vars(arguments), **options}))
+    run = open_logs(arguments.log)[0]
+    from tensortrace.tui.app import view as open_viewer
+
+    return open_viewer(run, step=arguments.step, mouse=not arguments.no_mouse)
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--view", action="store_true", help="open the viewer on the log")
+    parser.add_argument("--keep", metavar="PATH", default="log.jsonl",
+                        help="where to keep the log (default: %(default)s)")  # fmt: skip
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Train on the digits with a planted fault."""
+    from tensortrace.demo import main as run_demo
+
+    return run_demo(view=arguments.view, out=arguments.keep)
+
+
+def open_logs(path: Path | None) -> list[Run]:
+    """Open a log, or all ranks of a run, lowest rank first.
+
+    Args:
+        path: a log; a name that stands for `<stem>.rank0.jsonl` and so on; None for the newest log
+            in the working folder, with its other ranks.
+    Raises:
+        LogError: there is no log, or a file is not one.
+    """
+    from tensortrace.run import open_run
+
+    if path is None:
+        path = _newest_log()
+        family = RANK_NAME.match(path.name)
+        if family is None:
+            return [open_run(path)]
+        path = path.with_name(family["stem"] + family["suffix"])
+    elif path.exists():
+        return [open_run(path)]
+    return [open_run(one) for one in _ranks_of(path) or [path]]
+
+
+def _newest_log() -> Path:
+    from tensortrace.run import open_run
+
+    files = [file for file in Path().iterdir() if LOG_NAME.search(file.name) and file.is_file()]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        try:
+            open_run(file)
+        except LogError:
+            continue
+        return file
+    raise UsageError(f"no log in {Path.cwd()}: name one, as in `tensortrace report log.jsonl`.")
+
+
+def _ranks_of(path: Path) -> list[Path]:
+    if not path.parent.is_dir():
+        return []
+    ranks: dict[int, Path] = {}
+    for file in path.parent.iterdir():
+        name = RANK_NAME.match(file.name)
+        if name and name["stem"] + name["suffix"] == path.name:
+            ranks[int(name["rank"])] = file
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def _write(text: str) -> None:
+    # A terminal of another encoding gets \u escapes, not a traceback.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stdout.write(text)
+
+
+def _colour() -> bool:
+    return (
+        sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
+    )  # fmt: skip
+
+
+def _width() -> int:
+    """Columns of the terminal; of a pipe, what COLUMNS says or 100."""
+    if sys.stdout.isatty():
+        return max(shutil.get_terminal_size((WIDTH, 24)).columns, 40)
+    columns = os.environ.get("COLUMNS", "")
+    return max(int(columns), 40) if columns.isdecimal() else WIDTH
+
+
+COMMANDS = (
+    Command("report", "Print findings in order of cause, then a table of the layers.",
+            _report_arguments, report, (
+        ("tensortrace report log.jsonl", "what went wrong first, and where"),
+        ("tensortrace report", "the newest log here"),
+        ("tensortrace report log.jsonl --step 12", "the layer table of step 12"),
+        ("tensortrace report log.jsonl --module 'encoder.*'", "only what is in the encoder"),
+        ("tensortrace report log.jsonl --select TT1,TT202", "run only these checks again"),
+        ("tensortrace report log.jsonl --set TT202.ratio=1e6", "with another threshold"),
+        ("tensortrace report log.jsonl --json", "for machines; exit 1 if any error"),
+    )),
+    Command("explain", "Explain a check: symptom, exact condition, source, fix, blind spots.",
+            _explain_arguments, explain, (
+        ("tensortrace explain TT202", "the page of one check"),
+        ("tensortrace explain TT2", "the checks of a family"),
+        ("tensortrace explain", "all checks"),
+    )),
+    Command("view", "Walk a run step by step, also while it is being written.",
+            _view_arguments, view, (
+        ("tensortrace view log.jsonl", "the viewer; press ? for its keys"),
+        ("tensortrace view log.jsonl --step 12", "from step 12 on"),
+        ("tensortrace view --no-mouse", "the newest log, mouse left alone"),
+    )),
+    Command("demo", "Train a small network with a planted fault and let it be found.",
+            _demo_arguments, demo, (
+        ("tensortrace demo", "leaves log.jsonl here"),
+        ("tensortrace demo --view", "opens the viewer on it"),
+        ("tensortrace demo --keep digits.jsonl", "keeps the log under another name"),
+    )),
+)  # fmt: skip

@@ -1,0 +1,201 @@
+"""What a report says, before it is text or JSON: findings in order of cause, a step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from tensortrace.checks import Check, Engine
+from tensortrace.export.layers import Row, is_whole, module_rows
+from tensortrace.records import Finding, Severity, Step
+
+if TYPE_CHECKING:
+    from tensortrace.run import Run
+
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+# Step lines decoded at a time: a run of a million steps must not be in memory at once.
+CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the checks found in one run.
+
+    `later` counts by finding id the later steps in which its cause was seen again, `problems` has
+    a line for each check that failed. `again` says that the checks ran now, over the saved log.
+    """
+
+    findings: list[Finding]
+    later: Mapping[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A finding as it is reported: the same one on several ranks is shown once."""
+
+    finding: Finding
+    run: Run
+    later: int
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All that a report says about the logs of one run, one per rank.
+
+    `step` is the one that `rows` is about, in the log of `table_run`; None if no step holds a
+    module. `whole` says that its calls are in the log.
+    """
+
+    runs: list[Run]
+    found: list[Found]
+    shown: list[Shown]
+    table_run: Run
+    step: int | None
+    whole: bool
+    rows: list[Row]
+
+    @property
+    def counts(self) -> dict[Severity, int]:
+        """How many findings of each severity are shown."""
+        counts = Counter(one.finding.severity for one in self.shown)
+        return {severity: counts[severity] for severity in SEVERITIES}
+
+
+def gather(
+    runs: Sequence[Run],
+    found: Sequence[Found] | None = None,
+    *,
+    step: int | None = None,
+    modules: Sequence[str] = (),
+) -> Contents:
+    """Collect what there is to say.
+
+    Args:
+        runs: the logs of one run, one per rank; at least one.
+        found: one for each of `runs`; what the logs hold by default.
+        step: the step of the module table, in the first log; chosen by default.
+        modules: globs over module paths that findings and rows must match; all by default.
+    Raises:
+        UsageError: the run has no such step.
+    """
+    found = [logged(run) for run in runs] if found is None else list(found)
+    shown = _merge(runs, found, modules)
+    table_run, number = (runs[0], step) if step is not None else _choose_step(runs, shown)
+    if number is None:
+        return Contents(list(runs), list(found), shown, table_run, None, False, [])
+    worst = _worst_codes([one.finding for one in shown if one.run is table_run], number)
+    rows, whole = module_rows(table_run, number, worst)
+    rows = [row for row in rows if matches(table_run, row.path, modules)]
+    return Contents(list(runs), list(found), shown, table_run, number, whole, rows)
+
+
+def step_lines(run: Run) -> Iterator[Step]:
+    """Yield every step line of a run, with bounded memory."""
+    first, last = run.first_step(), run.last_step()
+    for start in range(first, last + 1, CHUNK):
+        yield from run.summaries(start, min(start + CHUNK, last + 1))
+
+
+def logged(run: Run) -> Found:
+    """Take the findings that the log itself holds."""
+    later: Counter[str] = Counter()
+    if run.findings:
+        for line in step_lines(run):
+            later.update(line.repeats.keys())
+    return Found(list(run.findings), later)
+
+
+def found_again(
+    run: Run,
+    checks: Sequence[Check],
+    settings: Mapping[str, Any],
+    tick: Callable[[int], None] = lambda step: None,
+) -> Found:
+    """Run checks over a saved log.
+
+    Args:
+        checks: those to run.
+        settings: thresholds that differ from the default, ``{"TT202.ratio": 100.0}``.
+        tick: called with each step number, to show progress.
+    Raises:
+        UsageError: a setting that no check has.
+    """
+    engine = Engine(checks, settings)
+    findings: list[Finding] = []
+    later: Counter[str] = Counter()
+    for number in range(run.first_step(), run.last_step() + 1):
+        tick(number)
+        for record in run.step(number).records:
+            findings += engine.feed(record)
+        later.update(engine.take_repeats().keys())
+    return Found(findings, later, list(engine.problems), again=True)
+
+
+def order_of_cause(finding: Finding) -> tuple[int, int, int]:
+    """Sort key: what first made a value non-finite, then the worst, then the earliest."""
+    severity = SEVERITIES.index(finding.severity)
+    nonfinite = finding.code.startswith("TT1") and finding.severity != "note"
+    return (-1 if nonfinite else severity, finding.step, -1 if finding.seq is None else finding.seq)
+
+
+def shown_path(run: Run, path: str) -> str:
+    """Name a module as people do: the better path learnt later, the class for the root."""
+    module = run.modules.get(path)
+    if module is None:
+        return path or "(root)"
+    return (module.alias or path) or module.cls
+
+
+def matches(run: Run, path: str | None, globs: Sequence[str]) -> bool:
+    """Whether a module path, as written or as shown, matches one of the globs; none match all."""
+    if not globs:
+        return True
+    if path is None:
+        return False
+    names = (path, shown_path(run, path))
+    return any(fnmatchcase(name, glob) for name in names for glob in globs)
+
+
+def _merge(runs: Sequence[Run], found: Sequence[Found], globs: Sequence[str]) -> list[Shown]:
+    groups: dict[tuple[Any, ...], list[tuple[Run, Finding, int]]] = {}
+    for run, one in zip(runs, found, strict=True):
+        for finding in one.findings:
+            if matches(run, finding.module, globs) or (
+                finding.param is not None and matches(run, finding.param, globs)
+            ):
+                key = (
+                    finding.code, finding.severity, finding.step, finding.phase, finding.module,
+                    finding.op, finding.param, finding.id if len(runs) == 1 else None,
+                )  # fmt: skip
+                groups.setdefault(key, []).append((run, finding, one.later.get(finding.id, 0)))
+    merged = [
+        Shown(group[0][1], group[0][0], max(later for _, _, later in group),
+              tuple(dict.fromkeys(run.header.rank for run, _, _ in group)))
+        for group in groups.values()
+    ]  # fmt: skip
+    return sorted(merged, key=lambda one: order_of_cause(one.finding))
+
+
+def _choose_step(runs: Sequence[Run], shown: Sequence[Shown]) -> tuple[Run, int | None]:
+    for one in shown:
+        if one.finding.severity != "note" and is_whole(one.run.step(one.finding.step)):
+            return one.run, one.finding.step
+    run = runs[0]
+    last = run.last_step()
+    for number in range(last, max(run.first_step(), last - CHUNK) - 1, -1):
+        if is_whole(run.step(number)):
+            return run, number
+    whole = [line.step for line in step_lines(run) if line.full and line.modules.path]
+    return run, whole[-1] if whole else None
+
+
+def _worst_codes(findings: Sequence[Finding], number: int) -> dict[str, str]:
+    here = [f for f in findings if f.step == number and f.module is not None]
+    here.sort(key=order_of_cause, reverse=True)
+    return {f.module: f.code for f in here if f.module is not None and f.severity != "note"}

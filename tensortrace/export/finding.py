@@ -1,0 +1,177 @@
+"""One finding as a terminal shows it: message, place, source line, reason, evidence, chain, fix."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tensortrace.export.contents import Shown, shown_path
+from tensortrace.records import ChainLink, Location, Severity
+from tensortrace.text import escape, location_text, number_text
+
+if TYPE_CHECKING:
+    from tensortrace.run import Run
+
+STYLES: Mapping[Severity, str] = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+# Columns of the longest bar, and how much of a list is worth reading.
+BAR = 24
+LISTED = 8
+
+
+def labelled(rows: Iterable[tuple[str, RenderableType]], indent: int = 2) -> Table:
+    """Lay out (label, text) pairs: labels in a column, texts wrapped beside them."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(width=8 + indent, no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, content in rows:
+        grid.add_row(Text(" " * indent + label, "dim"), content)
+    return grid
+
+
+def harmless(text: str, style: str = "") -> Text:
+    """Make harmless text of what the log says, line by line."""
+    return Text("\n".join(map(escape, text.split("\n"))), style)
+
+
+def show_finding(one: Shown, *, ranks: bool) -> RenderableType:
+    """Lay out a finding; `ranks` says that the run has several, so that theirs is named."""
+    finding = one.finding
+    title = Text(f"{finding.severity} {escape(finding.code)}", STYLES[finding.severity])
+    title.append(f" {escape(finding.check)}: ", "bold").append(escape(finding.message))
+    rows: list[tuple[str, RenderableType]] = [("at", harmless(_place(one, ranks)))]
+    if finding.location is not None:
+        rows.append(("source", _source(one.run, finding.location)))
+    if finding.explanation:
+        rows.append(("why", harmless(finding.explanation)))
+    evidence = _evidence(one)
+    if evidence is not None:
+        rows.append(("evidence", evidence))
+    if finding.chain:
+        rows.append(("chain", _chain(finding.chain)))
+    if finding.fix:
+        rows.append(("fix", harmless(finding.fix)))
+    if one.later:
+        plural = "" if one.later == 1 else "s"
+        rows.append(("again", Text(f"and {one.later} later step{plural}")))
+    return Group(title, labelled(rows))
+
+
+def _place(one: Shown, ranks: bool) -> str:
+    finding = one.finding
+    places = [f"step {finding.step}"]
+    if ranks:
+        plural = "" if len(one.ranks) == 1 else "s"
+        places.insert(0, f"rank{plural} {', '.join(map(str, one.ranks))}")
+    if finding.phase:
+        places.append(finding.phase)
+    if finding.module is not None:
+        places.append(shown_path(one.run, finding.module))
+    places += [f"op {finding.op}"] if finding.op else []
+    places += [f"parameter {finding.param}"] if finding.param else []
+    return ", ".join(places)
+
+
+def _source(run: Run, location: Location) -> Text:
+    """Show a line of the user's with its two neighbours, from the log."""
+    text = Text(f"{location_text(location)} in {escape(location.function)}")
+    source = run.source(location.file, location.line)
+    if source is None:
+        lines = [(location.line, location.code.strip())] if location.code else []
+    else:
+        # Only "\n" ends a line of Python source; str.splitlines knows eight more.
+        all_lines = source.text.split("\n")
+        at = location.line - source.first_line
+        near = range(max(at - 1, 0), min(at + 2, len(all_lines)))
+        shown = textwrap.dedent("\n".join(all_lines[i] for i in near)).split("\n")
+        lines = [(source.first_line + i, code) for i, code in zip(near, shown, strict=True)]
+        while lines and not lines[-1][1].strip():
+            lines.pop()
+    digits = len(str(location.line + 1))
+    for number, code in lines:
+        mark, style = (">", "bold") if number == location.line else (" ", "dim")
+        text.append(f"\n{mark} {number:>{digits}} | {escape(code)}", style)
+    return text
+
+
+def _evidence(one: Shown) -> RenderableType | None:
+    """Show what the check measured: numbers as a list, a profile as bars."""
+    parts: list[RenderableType] = []
+    plain: list[str] = []
+    for key, value in one.finding.evidence.items():
+        pairs = _pairs(value)
+        if pairs:
+            parts.append(_profile(one.run, key, pairs))
+        elif key == "between" and isinstance(value, (list, tuple)):
+            plain.append(f"between {' and '.join(_value(v) for v in value)}")
+        elif value not in (None, [], {}):
+            plain.append(f"{escape(key.replace('_', ' '))}: {_value(value)}")
+    if plain:
+        parts.insert(0, Text("; ".join(plain)))
+    return Group(*parts) if parts else None
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return number_text(value)
+    if isinstance(value, Mapping):
+        return _listed([f"{escape(str(k))} {_value(v)}" for k, v in value.items()])
+    if isinstance(value, (list, tuple)):
+        return _listed([_value(v) for v in value])
+    return escape(str(value))
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = f", and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
+    return ", ".join(texts[:LISTED]) + more
+
+
+def _pairs(value: Any) -> list[tuple[str, float | None]]:
+    """Read a profile, ``[[name, number], ...]`` in order of depth; empty if it is none."""
+    if not isinstance(value, (list, tuple)) or len(value) < 2:
+        return []
+    pairs: list[tuple[str, float | None]] = []
+    for item in value:
+        if not (isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[0], str)):
+            return []
+        number = item[1]
+        if isinstance(number, bool) or not isinstance(number, (int, float, type(None))):
+            return []
+        pairs.append((item[0], number))
+    return pairs
+
+
+def _profile(run: Run, key: str, pairs: Sequence[tuple[str, float | None]]) -> RenderableType:
+    """Draw numbers over depth; the bars are logarithmic, as depth acts on scale by factors."""
+    logs = [math.log10(abs(n)) for _, n in pairs if n]
+    low, high = (min(logs), max(logs)) if logs else (0.0, 0.0)
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(overflow="fold")
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(no_wrap=True)
+    for name, number in pairs:
+        share = (math.log10(abs(number)) - low) / (high - low) if number and high > low else 1.0
+        bar = "#" * (1 + round(share * (BAR - 1))) if number else ""
+        grid.add_row(harmless(shown_path(run, name)), number_text(number), Text(bar, "dim"))
+    return Group(Text(f"{escape(key.replace('_', ' '))} (bars: log scale)"), grid)
+
+
+def _chain(chain: Sequence[ChainLink]) -> Text:
+    text = Text()
+    for i, link in enumerate(chain):
+        what = [escape(link.op)] if link.op else []
+        what += [f"call #{link.seq}"] if link.seq is not None else []
+        what += [location_text(link.location)] if link.location else []
+        if link.location and link.location.code:
+            what.append(escape(link.location.code.strip()))
+        text.append(("\n" if i else "") + f"{i + 1}. " + "  ".join(what))
+    return text

@@ -1,0 +1,144 @@
+"""The layer table as data: what each module was in one step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tensortrace.errors import UsageError
+from tensortrace.records import Call, Step, Tensor
+
+if TYPE_CHECKING:
+    from tensortrace.run import Run, StepRecords
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A module in one step; a field is None where the log does not say.
+
+    `shape` and `dtype` are of the first output of the first call, `parameters` counts elements of
+    its own parameters, `output_rms` is over finite elements, `grad_norm` is the L2 norm over its
+    own parameters, `update_ratio` the largest over them, `host_ns` the sum over `calls` (children
+    included). `flag` is the worst that is known: a finding's code, "NaN", "inf" or "".
+    """
+
+    path: str
+    cls: str
+    calls: int = 0
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    parameters: int = 0
+    output_rms: float | None = None
+    grad_norm: float | None = None
+    update_ratio: float | None = None
+    host_ns: int | None = None
+    flag: str = ""
+
+
+def is_whole(records: StepRecords) -> bool:
+    """Whether the calls of a step are in the log."""
+    return any(call.module is not None for call in records.calls)
+
+
+def module_rows(run: Run, number: int, worst: Mapping[str, str]) -> tuple[list[Row], bool]:
+    """Make the rows of one step, in order of first call, and say whether its calls were there.
+
+    Args:
+        run: the log.
+        number: the step.
+        worst: the code of the worst finding of this step, by module path.
+    Raises:
+        UsageError: the run has no such step.
+    """
+    first, last = run.first_step(), run.last_step()
+    if not first <= number <= last:
+        raise UsageError(f"no step {number} in {run.path}: it has steps {first} to {last}.")
+    records = run.step(number)
+    calls = _forward_calls(records)
+    here = _Here(
+        run, records, calls, _columns(records.summary), _grad_norms(records), worst
+    )  # fmt: skip
+    return [_row(here, path) for path in calls or here.columns], bool(calls)
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """What one step says, by module path."""
+
+    run: Run
+    records: StepRecords
+    calls: Mapping[str, Sequence[Call]]
+    columns: Mapping[str, Mapping[str, Any]]
+    grad_norms: Mapping[str, float]
+    worst: Mapping[str, str]
+
+
+def _row(here: _Here, path: str) -> Row:
+    module, calls = here.run.modules.get(path), here.calls.get(path, [])
+    column = here.columns.get(path, {})
+    tensors = here.records.tensors
+    outputs = [tensors[id] for call in calls for _, id in call.outputs if id in tensors]
+    parameters = sum(math.prod(p.shape) for p in module.parameters) if module else 0
+    output_rms, grad_norm = column.get("output_rms"), here.grad_norms.get(path)
+    if output_rms is None:
+        output_rms = max((rms for t in outputs if (rms := _rms(t)) is not None), default=None)
+    if grad_norm is None and column.get("param_grad_rms") is not None:
+        grad_norm = column["param_grad_rms"] * parameters**0.5
+    return Row(
+        path=path,
+        cls=module.cls if module else "",
+        calls=len(calls),
+        shape=outputs[0].shape if outputs else None,
+        dtype=outputs[0].dtype if outputs else None,
+        parameters=parameters,
+        output_rms=output_rms,
+        grad_norm=grad_norm,
+        update_ratio=column.get("update_ratio"),
+        host_ns=sum(call.host_ns for call in calls) if calls else None,
+        flag=here.worst.get(path) or _nonfinite(column.get("flags", ""), outputs),
+    )
+
+
+def _forward_calls(records: StepRecords) -> dict[str, list[Call]]:
+    """Group the forward calls of modules by path, in order of first call."""
+    calls: dict[str, list[Call]] = {}
+    for call in records.calls:
+        again = call.replay or call.recompute
+        if call.module is not None and call.op is None and call.phase == "forward" and not again:
+            calls.setdefault(call.module, []).append(call)
+    return calls
+
+
+def _nonfinite(flags: str, outputs: Sequence[Tensor]) -> str:
+    if "n" in flags or any(t.nan for t in outputs):
+        return "NaN"
+    return "inf" if "i" in flags or any(t.posinf or t.neginf for t in outputs) else ""
+
+
+def _columns(line: Step | None) -> dict[str, dict[str, Any]]:
+    """Turn the parallel arrays of a step line into one dict per module."""
+    if line is None:
+        return {}
+    table = line.modules
+    names = [name for name in table.__struct_fields__ if name != "path"]
+    # An array may be shorter than `path` in a log that another program wrote.
+    return {
+        path: {name: values[i] for name in names if i < len(values := getattr(table, name))}
+        for i, path in enumerate(table.path)
+    }
+
+
+def _grad_norms(records: StepRecords) -> dict[str, float]:
+    squares: dict[str, float] = {}
+    for param in records.params:
+        if param.module is not None and param.grad is not None and param.grad.norm is not None:
+            squares[param.module] = squares.get(param.module, 0.0) + param.grad.norm**2
+    return {path: square**0.5 for path, square in squares.items()}
+
+
+def _rms(tensor: Tensor) -> float | None:
+    """Root mean square over the finite elements, from the L2 norm over them."""
+    finite = tensor.numel - tensor.nonfinite
+    return None if tensor.norm is None or finite <= 0 else tensor.norm / finite**0.5
