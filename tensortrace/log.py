@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import io
 import os
 import re
 import stat
-import sys
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ CHUNK = 1 << 20
 BUFFER = 1 << 18
 # Larger whole numbers are no step of anybody's, and would not fit the arrays of a reader.
 MAX_STEP = 1 << 53
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _HEADER_PREFIX = b'{"kind":"header"'
 
 # ---- one line -----------------------------------------------------------------------------------
@@ -69,7 +69,10 @@ def _plain(value: Any) -> Any:
         plain = item()
         if isinstance(plain, int | float | str | None):
             return plain
-    return _clean(str(value), 0)
+    try:
+        return _clean(str(value), 0)
+    except Exception:  # a __str__ of the user's
+        return f"<{type(value).__name__}>"
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_plain)
@@ -189,24 +192,25 @@ class _Buffered:
             self.flush()
 
     def flush(self) -> None:
-        if os.getpid() != self._pid or not self._buffer:
+        if os.getpid() != self._pid or self._closed or not self._buffer:
             return
-        data, self._buffer = bytes(self._buffer), bytearray()
+        data = bytes(self._buffer)
         try:
             self._hand_on(memoryview(data))
         except Exception as err:
             self._closed = True
+            self._release()
             reason = getattr(err, "strerror", None) or str(err) or type(err).__name__
             raise LogError(f"cannot write to {self._name}: {escape(reason)}") from err
+        # Only now, so that a KeyboardInterrupt while writing loses nothing.
+        del self._buffer[: len(data)]
 
     def close(self) -> None:
         if os.getpid() != self._pid or self._closed:
             return
-        try:
-            self.flush()
-        finally:
-            self._closed = True
-            self._release()
+        self.flush()
+        self._closed = True
+        self._release()
 
     @property
     def _name(self) -> str:
@@ -225,6 +229,7 @@ class LogWriter(_Buffered):
     def __init__(self, path: Path, fd: int) -> None:
         super().__init__(path)
         self._fd = fd
+        self._flushed = 0
 
     @classmethod
     def open(cls, path: str | Path) -> LogWriter:
@@ -242,7 +247,7 @@ class LogWriter(_Buffered):
             for number in range(1, 1000):
                 stem = wanted.stem if number == 1 else f"{wanted.stem}-{number}"
                 name = wanted.with_name(f"{stem}{_rank_suffix()}{wanted.suffix}")
-                fd = _create(name)
+                fd = _claim(name)
                 if fd is not None:
                     return cls(name, fd)
         except (OSError, ValueError) as err:
@@ -251,11 +256,20 @@ class LogWriter(_Buffered):
         raise UsageError(f"{escape(str(path))} and 998 more like it are being written already")
 
     def _hand_on(self, data: memoryview) -> None:
-        while data:
+        rest = data[self._written_of(data) :]
+        while rest:
             try:
-                data = data[os.write(self._fd, data) :]
+                rest = rest[os.write(self._fd, rest) :]
             except BlockingIOError:
                 _wait_writable(self._fd)
+        self._flushed += len(data)
+
+    def _written_of(self, data: memoryview) -> int:
+        """How much of `data` an interrupted flush has left in the file already."""
+        try:
+            return min(max(os.lseek(self._fd, 0, os.SEEK_CUR) - self._flushed, 0), len(data))
+        except OSError:  # a pipe
+            return 0
 
     def _release(self) -> None:
         with contextlib.suppress(OSError):
@@ -263,7 +277,7 @@ class LogWriter(_Buffered):
 
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
-            with contextlib.suppress(LogError):
+            with contextlib.suppress(Exception):
                 self.close()
 
 
@@ -281,54 +295,48 @@ def _rank_suffix() -> str:
     return f".rank{rank}" if world > 1 else ""
 
 
-def _create(path: Path) -> int | None:
-    """Open a new log for appending; None if another writer holds that name."""
-    flags = os.O_RDWR | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+def _claim(path: Path) -> int | None:
+    """Open an empty log for appending and lock it; None if another writer holds that name."""
     with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(path.stat().st_mode):
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "it is a folder")
-            return os.open(path, os.O_WRONLY | os.O_APPEND)  # /dev/null, a pipe
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if not stat.S_ISREG(path.stat().st_mode):  # /dev/null, a pipe
+            return os.open(path, os.O_WRONLY | os.O_APPEND)
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        keep = False
         try:
-            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            if not _set_aside(path, flags):
+            if not _lock(fd):
                 return None
-        else:
-            _lock(fd)
-            return fd
+            if not _same_file(path, fd):  # another process renamed it before we had the lock
+                continue
+            start = os.read(fd, 4096)
+            keep = not start
+            if keep:
+                return fd
+            if not _is_ours(start):
+                raise UsageError(
+                    f"{escape(str(path))} is not a tensortrace log, so it is not overwritten: "
+                    "move it away or write elsewhere"
+                )
+            path.replace(path.with_name(f"{path.stem}.prev{path.suffix}"))
+        finally:
+            if not keep:
+                os.close(fd)
 
 
-def _set_aside(path: Path, flags: int) -> bool:
-    """Rename the log of an earlier run; False if its writer still holds it."""
-    fd = os.open(path, flags)
+def _same_file(path: Path, fd: int) -> bool:
     try:
-        if not _lock(fd):
-            return False
-        start = os.read(fd, 4096)
-        if start and not _is_ours(start):
-            raise UsageError(
-                f"{escape(str(path))} is not a tensortrace log, so it is not overwritten: "
-                "remove it or write elsewhere"
-            )
-        path.replace(path.with_name(f"{path.stem}.prev{path.suffix}"))
-        return True
-    except PermissionError as err:
-        if os.name == "nt" and err.errno == errno.EACCES:  # an open file cannot be renamed there
-            return False
-        raise
-    finally:
-        os.close(fd)
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def _lock(fd: int) -> bool:
-    """Hold the file as its writer; True also where the system or file system has no locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
+    """Hold the file as its writer; True also on a file system that has no locks."""
+    import fcntl
+
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as err:
@@ -337,7 +345,9 @@ def _lock(fd: int) -> bool:
 
 
 def _is_ours(start: bytes) -> bool:
-    return start.startswith(_HEADER_PREFIX) and f'"format":"{FORMAT}"'.encode() in start
+    """Tell a log by its first bytes, also one that was killed while it wrote them."""
+    ours = start.startswith(_HEADER_PREFIX) and f'"format":"{FORMAT}"'.encode() in start
+    return ours or (len(start) > 8 and _HEADER_PREFIX.startswith(start))
 
 
 class _FileSink(_Buffered):
@@ -487,107 +497,61 @@ def open_log(path: str | Path) -> tuple[LogFile, Header]:
 
 def _open_bytes(path: Path, name: str) -> LogFile:
     if str(path) == "-":
-        return _spool(os.dup(sys.stdin.fileno()), path, name)
+        return _plain_file(_spool(os.fdopen(os.dup(0), "rb"), path, name), name)
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError
     if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
         raise LogError(f"{name} is a device or socket, not a log")
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(mode):
-        return _spool(fd, path, name)
-    file = LogFile(fd, path, growing=True)
-    unpack = _unpacker(file.read(0, 4), name)
-    return file if unpack is None else _unpack(file, unpack, name)
+    fd = os.open(path, os.O_RDONLY)
+    if stat.S_ISREG(mode):
+        return _plain_file(LogFile(fd, path, growing=True), name)
+    return _plain_file(_spool(os.fdopen(fd, "rb"), path, name), name)
 
 
-class _Unpacker(Protocol):
-    def __call__(self, data: bytes) -> bytes: ...
-
-
-def _unpacker(magic: bytes, name: str) -> _Unpacker | None:
-    """Choose by the first bytes, since a name may lie: something that unpacks piece by piece."""
-    if magic.startswith(b"\x1f\x8b"):
-        return _Gzip()
-    if magic.startswith(b"\x28\xb5\x2f\xfd"):
+def _plain_file(file: LogFile, name: str) -> LogFile:
+    """Unpack a compressed file, told by its first bytes since a name may lie."""
+    magic = file.read(0, 4)
+    if not magic.startswith((_GZIP, _ZSTD)):
+        return file
+    with os.fdopen(os.dup(file.fd), "rb") as packed:
+        packed.seek(0)
+        if magic.startswith(_GZIP):
+            return _spool(cast(BinaryIO, gzip.GzipFile(fileobj=packed)), file.path, name)
         try:
             import zstandard
         except ImportError as err:
             raise LogError(
                 f"{name} is compressed with zstd: pip install 'tensortrace[zstd]' reads it"
             ) from err
-        return _Zstd(zstandard.ZstdDecompressor())
-    return None
+        reader = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
+        return _spool(reader, file.path, name)
 
 
-class _Gzip:
-    """Unpack gzip members one after the other; what follows the last is ignored."""
+def _spool(reader: BinaryIO, path: Path, name: str) -> LogFile:
+    """Copy a stream to a file without a name: as much as can be had if it is cut or damaged.
 
-    def __init__(self) -> None:
-        self._stream = zlib.decompressobj(31)
-
-    def __call__(self, data: bytes) -> bytes:
-        out = [self._stream.decompress(data)]
-        while self._stream.eof and self._stream.unused_data:
-            rest, self._stream = self._stream.unused_data, zlib.decompressobj(31)
-            out.append(self._stream.decompress(rest))
-        return b"".join(out)
-
-
-class _Zstd:
-    """Unpack zstd frames one after the other."""
-
-    def __init__(self, decompressor: Any) -> None:
-        self._decompressor = decompressor
-        self._stream = decompressor.decompressobj()
-
-    def __call__(self, data: bytes) -> bytes:
-        out: list[bytes] = []
-        while data:
-            if self._stream.eof:
-                self._stream = self._decompressor.decompressobj()
-            out.append(self._stream.decompress(data))
-            data = self._stream.unused_data if self._stream.eof else b""
-        return b"".join(out)
-
-
-def _unpack(packed: LogFile, unpack: _Unpacker, name: str) -> LogFile:
-    """Unpack to a file without a name: as much as can be had from a cut or damaged one."""
+    Stops early at what does not even begin like a log (``yes | tensortrace view -``).
+    """
     lost = None
-    with tempfile.TemporaryFile(prefix="tensortrace-") as spool:
-        position = 0
-        while data := packed.read(position, CHUNK >> 4):
+    nbytes = 0
+    with reader, tempfile.TemporaryFile(prefix="tensortrace-") as spool:
+        while True:
             try:
-                spool.write(unpack(data))
-            except Exception as err:  # zlib.error, zstandard.ZstdError
-                lost = f"{name} is damaged after {position} bytes ({escape(str(err))})"
+                data = reader.read(CHUNK >> 4)
+            except Exception as err:  # EOFError, zlib.error, zstandard.ZstdError, OSError
+                lost = f"{name} is cut or damaged: the first {nbytes} bytes of it are shown"
+                if not nbytes:
+                    raise LogError(f"{name} cannot be unpacked: {escape(str(err))}") from err
                 break
-            position += len(data)
-            _check_spool(spool, name)
-        spool.flush()
-        packed.close()
-        return LogFile(os.dup(spool.fileno()), packed.path, growing=False, notice=lost)
-
-
-def _spool(fd: int, path: Path, name: str) -> LogFile:
-    """Copy a pipe to a file without a name; stops early at what is no log (``yes | view -``)."""
-    with os.fdopen(fd, "rb") as pipe, tempfile.TemporaryFile(prefix="tensortrace-") as spool:
-        while data := pipe.read(CHUNK):
+            if not data:
+                break
+            if not nbytes and not data.startswith((b"{", _GZIP, _ZSTD)):
+                raise LogError(f"{name} is not a tensortrace log")
             spool.write(data)
-            _check_spool(spool, name)
+            nbytes += len(data)
         spool.flush()
-        file = LogFile(os.dup(spool.fileno()), path, growing=False)
-    unpack = _unpacker(file.read(0, 4), name)
-    return file if unpack is None else _unpack(file, unpack, name)
-
-
-def _check_spool(spool: Any, name: str) -> None:
-    """Give up on an endless stream that does not even begin like a log."""
-    if CHUNK <= spool.tell() <= 2 * CHUNK:
-        spool.flush()
-        start = os.pread(spool.fileno(), 4, 0)
-        if start[:1] != b"{" and _unpacker(start, name) is None:
-            raise LogError(f"{name} is not a tensortrace log")
+        return LogFile(os.dup(spool.fileno()), path, growing=False, notice=lost)
 
 
 def _read_header(file: LogFile, name: str) -> Header:
@@ -597,8 +561,8 @@ def _read_header(file: LogFile, name: str) -> Header:
     if b"\n" not in start and start.startswith(b"{"):
         start = file.read(0, CHUNK)
     line, newline, _ = start.partition(b"\n")
-    if not line.startswith(b"{"):
-        what = "a binary file" if b"\0" in start[:1024] else "no JSON"
+    if not line.startswith((b"{", b"[")):
+        what = "a binary file" if b"\0" in start[:1024] else "not JSON"
         raise LogError(f"{name} is not a tensortrace log: it is {what}")
     if not newline and _HEADER_PREFIX.startswith(line[:16]):
         raise LogError(f"{name} has no complete first line yet: nothing was recorded in it")
@@ -636,8 +600,7 @@ def starts_like_a_log(path: Path) -> bool:
             start = file.read(4096)
     except OSError:
         return False
-    packed = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
-    return _is_ours(start) or (start.startswith(packed) and ".jsonl" in path.name)
+    return _is_ours(start) or (start.startswith((_GZIP, _ZSTD)) and ".jsonl" in path.name)
 
 
 # ---- finding lines ------------------------------------------------------------------------------
@@ -647,8 +610,11 @@ KINDS = (
     "end",
 )  # fmt: skip
 OTHER, DAMAGED = len(KINDS), len(KINDS) + 1
+_BY_NAME = {kind.encode(): i for i, kind in enumerate(KINDS)}
 _AT = len(b'{"kind":"')
-_STEP = re.compile(rb'\{"kind":"[a-z_]{1,40}","step":(\d{1,16})[,}]')
+# What our own encoder writes, and what it becomes when another program has rewritten the lines.
+_STEP = re.compile(rb'\{"kind": ?"[a-z_]{1,40}", ?"step": ?(\d{1,16})[,}]')
+_KIND = re.compile(rb'\s*\{\s*"kind"\s*:\s*"([a-z_]{1,40})"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -721,10 +687,15 @@ def _classify(start: int, data: bytes) -> Chunk:
     # The two letters decide among our own kinds; the closing quote rules out a longer name.
     ours = raw[np.minimum(begins + _AT + lengths[kinds], last)] == ord('"')
     ours &= raw[np.minimum(begins + _AT - 1, last)] == ord('"')
-    kinds = np.where(ours, kinds, np.uint8(OTHER))
-    whole = (raw[begins] == ord("{")) & (raw[np.maximum(ends - 1, 0)] == ord("}"))
-    kinds = np.where(whole, kinds, np.uint8(OTHER))
-    return Chunk(start, start + len(data), begins + start, kinds.astype(np.uint8), data)
+    ours &= (raw[begins] == ord("{")) & (raw[np.maximum(ends - 1, 0)] == ord("}"))
+    kinds = np.where(ours, kinds, np.uint8(OTHER)).astype(np.uint8)
+    for i in np.flatnonzero(kinds == OTHER).tolist():
+        found = _KIND.match(data, begins[i], ends[i])
+        if found and data[begins[i] : ends[i]].rstrip().endswith(b"}"):
+            kinds[i] = _BY_NAME.get(found[1], OTHER)
+        else:
+            kinds[i] = DAMAGED
+    return Chunk(start, start + len(data), begins + start, kinds, data)
 
 
 def _tables() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

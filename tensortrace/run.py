@@ -72,10 +72,10 @@ HEAD, TAIL = 1 << 16, 1 << 18
 # The lists of one step stop here, so that a run without steps (all in step 0) stays readable.
 STEP_NBYTES = 32 << 20
 MAX_KEPT = 20_000
-_NOTED = {KINDS.index(kind) for kind in ("module", "source", "finding", "end")}
-_STEP_KIND, _FINDING_KIND = KINDS.index("step"), KINDS.index("finding")
-_CALL_KIND, _PARAM_KIND = KINDS.index("call"), KINDS.index("param")
+_NOTED = [*(k in ("module", "source", "finding", "step", "end") for k in KINDS), True, True]
+_MODULE_KIND, _STEP_KIND = KINDS.index("module"), KINDS.index("step")
 _BIG = 1 << 62
+_STEP_LINE = re.compile(rb'\n\{"kind": ?"step",')
 
 
 class _Tensor(msgspec.Struct, gc=False):
@@ -140,7 +140,7 @@ class StepRecords:
 
     `number` is the step. ``len(step)`` counts its lines; `record(i)` decodes one of them, `kind(i)`
     tells it without decoding and `indices("call")` lists some, so that a screen pays for the rows
-    it shows only. `raw` has the byte offsets, int64 ``(len + 1,)``: line i is ``raw[i]:raw[i + 1]``.
+    it shows only. `raw` has the byte offsets, int64 ``(len + 1,)``: line i ends at ``raw[i + 1]``.
     The lists (`records`, `calls`, ...) decode everything of their kind; in a step of more than
     32 MB they end there and `truncated` is True, while `record(i)` reaches every line.
     """
@@ -349,7 +349,10 @@ class Run:
         self._steps: OrderedDict[int, StepRecords] = OrderedDict()
         self._first: int | None = None
         self._last: int | None = None
+        self._start = file.read(0, 512)
         self._scan(HEAD)
+        if self._first is None:  # a long header, or nothing but a header yet
+            self._scan(CHUNK)
         self._read_tail(self._scanned)
 
     # -- what was seen so far
@@ -490,12 +493,12 @@ class Run:
         high = stop
         while high > start:
             low = max(start, high - (1 << 16))
-            data = self._file.read(low, min(high + 16, stop) - low)
-            at = data.rfind(b'\n{"kind":"step",')
-            if at >= 0:
-                return low + at + 1
+            data = self._file.read(low, min(high + 20, stop) - low)
+            found = [match.start() for match in _STEP_LINE.finditer(data)]
+            if found:
+                return low + found[-1] + 1
             high = low
-        return start if self._file.read(start, 16) == b'{"kind":"step",' else None
+        return start if _STEP_LINE.match(b"\n" + self._file.read(start, 20)) else None
 
     # -- reading on
 
@@ -525,7 +528,7 @@ class Run:
             return False
         with self._lock:
             size = self._file.size()
-            if self._replaced():
+            if self._replaced(size):
                 return self._reopen("was replaced by a newer log")
             if size < self._size:
                 return self._reopen("was truncated")
@@ -541,12 +544,13 @@ class Run:
                     self._read_tail(max(old, self._scanned))
             return True
 
-    def _replaced(self) -> bool:
+    def _replaced(self, size: int) -> bool:
         try:
-            now, then = self._file.path.stat(), os.fstat(self._file.fd)
+            if not os.path.samestat(self._file.path.stat(), os.fstat(self._file.fd)):
+                return True
         except OSError:
             return False  # moved away: what is open can be read on
-        return (now.st_ino, now.st_dev) != (then.st_ino, then.st_dev)
+        return size > self._size and self._file.read(0, len(self._start)) != self._start
 
     def _reopen(self, what: str) -> bool:
         name = escape(self.path.name)
@@ -585,24 +589,29 @@ class Run:
 
     def _note_chunk(self, chunk: Chunk, *, counting: bool) -> None:
         """Take from a chunk what is kept of the whole log."""
-        kinds = chunk.kinds.tolist()
-        other_version = counting and self.header.tensortrace != __version__
-        for i, kind in enumerate(kinds):
+        import numpy as np
+
+        # Indexing by `kinds` picks the few lines that are looked at; the rest costs no Python.
+        for i in np.flatnonzero(np.array(_NOTED)[chunk.kinds]).tolist():
+            kind, offset = int(chunk.kinds[i]), int(chunk.starts[i])
             if kind == _STEP_KIND:
                 number = read_step(chunk.line(i))
                 if counting and number is not None and number > self._last_indexed():
                     self._step_numbers.append(number)
-                    self._step_offsets.append(int(chunk.starts[i]))
-            elif kind in _NOTED:
-                self._note(int(chunk.starts[i]), decode(chunk.line(i)), counting)
-            elif kind >= OTHER and counting:
+                    self._step_offsets.append(offset)
+            else:
                 found = Damaged("") if kind == DAMAGED else decode(chunk.line(i))
-                self._note(int(chunk.starts[i]), found, counting)
-            if other_version and kind < OTHER:
-                record = decode(line := chunk.line(i))
-                if isinstance(record, Record):
-                    self.skipped.update(unknown_keys(line, record))
-        self._note_steps(chunk, kinds)
+                self._note(offset, found, counting)
+        if counting and self.header.tensortrace != __version__:
+            self._count_unknown_keys(chunk)
+        self._note_steps(chunk, counting)
+
+    def _count_unknown_keys(self, chunk: Chunk) -> None:
+        for i in range(len(chunk.starts)):
+            line = chunk.line(i)
+            record = decode(line)
+            if isinstance(record, Record):
+                self.skipped.update(unknown_keys(line, record))
 
     def _last_indexed(self) -> int:
         return self._step_numbers[-1] if self._step_numbers else -1
@@ -624,18 +633,18 @@ class Run:
             case Damaged() if counting:
                 self.unreadable += 1
 
-    def _note_steps(self, chunk: Chunk, kinds: list[int]) -> None:
-        """Learn the first and the last step: of calls and what follows them, not of preambles."""
-        real = [i for i, kind in enumerate(kinds) if 3 <= kind < OTHER - 1]
-        for i in real if self._first is None else ():
-            self._first = read_step(chunk.line(i))
-            if self._first is not None:
-                break
-        for i in reversed(real):
-            number = read_step(chunk.line(i))
-            if number is not None:
-                self._last = max(number, self._last or 0)
-                break
+    def _note_steps(self, chunk: Chunk, counting: bool) -> None:
+        """Learn the first and the last step, of all lines but the header and the end."""
+        import numpy as np
+
+        real = np.flatnonzero((chunk.kinds >= _MODULE_KIND) & (chunk.kinds <= _STEP_KIND)).tolist()
+        if self._first is None and counting:
+            numbers = (read_step(chunk.line(i)) for i in real)
+            self._first = next((n for n in numbers if n is not None), None)
+        numbers = (read_step(chunk.line(i)) for i in reversed(real))
+        last = next((n for n in numbers if n is not None), None)
+        if last is not None:
+            self._last = max(last, self._last or 0)
 
 
 def _alive(header: Header) -> bool:
