@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 import textwrap
@@ -43,7 +44,8 @@ from tensortrace.records import (
 )
 
 __all__ = [
-    "Check", "Draft", "Engine", "Page", "StepView", "all_checks", "check", "explain", "select",
+    "Check", "Draft", "Engine", "Page", "StepView", "all_checks", "check", "count_text", "explain",
+    "finite", "plain_op", "select",
 ]  # fmt: skip
 
 # Design "Steps": a step is flushed in parts after this many records, so this much is held here too.
@@ -60,8 +62,11 @@ class StepView:
 
     `fresh` indexes the first call that no earlier gate of this step has shown. `tensors` are those
     of this step by id, `bad` the ids of those with a NaN or infinite element, in log order;
-    `modules` and `findings` are of the whole run so far. `summary` is the step line, None until
-    the step closes. Of a step with more than 20,000 calls the older ones are dropped after a gate.
+    `modules` and `findings` are of the whole run so far. `causes` are the findings made or met
+    again in this step; `poisoned` is the id of the finding after which an optimizer wrote
+    non-finite parameters, so that all that is non-finite since then follows from it. `summary` is
+    the step line, None until the step closes. Of a step with more than 20,000 calls the older ones
+    are dropped after a gate.
     """
 
     number: int
@@ -76,6 +81,49 @@ class StepView:
     summary: Step | None = None
     modules: Mapping[str, Module] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    causes: list[Finding] = field(default_factory=list)
+    poisoned: str | None = None
+
+    def blamed(self) -> str | None:
+        """Name the finding that a non-finite value of this step follows from, if one is known."""
+        if self.poisoned:
+            return self.poisoned
+        return next((f.id for f in self.causes if _is_damage(f)), None)
+
+    def scaled(self) -> bool:
+        """Tell whether a GradScaler watches the gradients of this step and skips if it must."""
+        return any(a.action in ("scale", "unscale") for a in self.actions)
+
+    def damage(self) -> Literal["loss", "gradient", "output"] | None:
+        """Tell what a non-finite value has reached; None while all that counts is clean.
+
+        A loss is the judge where there is one. Without one it is the output of an outermost
+        module, unless what consumed it made something finite of it.
+        """
+        losses = [a for a in self.actions if a.action == "loss"]
+        if any(not finite(a.detail.get("value")) for a in losses):
+            return "loss"
+        if not self.bad:
+            return None
+        backward = [c for c in self.calls if c.phase == "backward"]
+        if not self.scaled() and any(self.nonfinite(c.outputs) for c in backward):
+            return "gradient"
+        return None if losses or backward else self._unhealed()
+
+    def _unhealed(self) -> Literal["output"] | None:
+        outer = [c for c in self.calls if c.parent is None and c.phase == "forward"]
+        healed = {id for c in outer for _, id in c.inputs if c.outputs and not self.hurt(c.outputs)}
+        made = [c for c in outer if c.op is None and self.hurt(c.outputs)]
+        return "output" if any(id not in healed for c in made for _, id in c.outputs) else None
+
+    def nonfinite(self, names: Iterable[tuple[str, int]]) -> list[Tensor]:
+        """Pick those of a call's tensors that have any NaN or infinity."""
+        found = (self.tensors.get(id) for _, id in names)
+        return [t for t in found if t is not None and (t.nan or t.posinf or t.neginf)]
+
+    def hurt(self, names: Iterable[tuple[str, int]]) -> list[Tensor]:
+        """Pick those of a call's tensors that have NaN or +inf; -inf alone is a mask."""
+        return [t for t in self.nonfinite(names) if t.nan or t.posinf]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +244,7 @@ class Engine:
         self._last: dict[tuple[str, Severity], tuple[int, str]] = {}
         self._repeats: Counter[str] = Counter()
         self._step: StepView | None = None
+        self._poisoned: str | None = None
 
     def feed(self, record: Record) -> list[Finding]:
         """Take the next record in log order; returns what became certain with it."""
@@ -215,7 +264,8 @@ class Engine:
     def _take(self, record: Call | Param | Optimizer | Action | Step) -> list[Finding]:
         step = self._step
         if step is None or step.number != record.step:
-            step = StepView(record.step, modules=self._modules, findings=self._findings)
+            step = StepView(record.step, modules=self._modules, findings=self._findings,
+                            poisoned=self._poisoned)  # fmt: skip
             self._step = step
         step.update = max(step.update, record.update)
         gate = False
@@ -233,12 +283,23 @@ class Engine:
         elif isinstance(record, Action):
             step.actions.append(record)
             gate = record.action == "gate"
+            if record.action == "load_state_dict":
+                self._poisoned = step.poisoned = None
         elif isinstance(record, Optimizer):
             step.optimizers.append(record)
-            gate = True
+            found = self._gate(step)
+            if not record.skipped and not finite(record.grad_norm):
+                # From the findings of the run, not of the step: a thinned step has no calls to
+                # meet a known cause in, and must poison all the same.
+                errors = [f.id for f in self._findings if _is_damage(f)]
+                self._poisoned = step.poisoned = errors[-1] if errors else None
+            return found
         else:
             step.summary, self._step = record, None
-            return self._run(step, "gate") + self._run(step, "step")
+            found = self._run(step, "gate") + self._run(step, "step")
+            written = [f.id for f in found if f.code == "TT104" and f.severity == "error"]
+            self._poisoned = self._poisoned or (written[0] if written else None)
+            return found
         return self._gate(step) if gate else []
 
     def _gate(self, step: StepView) -> list[Finding]:
@@ -278,6 +339,8 @@ class Engine:
         earlier = self._reported.get(key)
         if earlier and SEVERITIES.index(severity) <= SEVERITIES.index(earlier.severity):
             self._repeats[earlier.id] += 1
+            if earlier not in step.causes:
+                step.causes.append(earlier)
             return []
         count, last = self._last.get((one.code, severity), (0, ""))
         if count >= FINDINGS_PER_CODE:
@@ -288,7 +351,12 @@ class Engine:
         self._last[one.code, severity] = (count + 1, finding.id)
         self._reported[key] = finding
         self._findings.append(finding)
+        step.causes.append(finding)
         return [finding]
+
+
+def _is_damage(finding: Finding) -> bool:
+    return finding.code.startswith("TT1") and finding.severity != "note"
 
 
 def _describe(step: StepView, tensor: Tensor) -> None:
@@ -308,6 +376,23 @@ def _finding(one: Check, step: StepView, draft: Draft, id: str) -> Finding:
         evidence=dict(draft.evidence), chain=list(draft.chain),
         fix=page.fix if draft.fix is None else draft.fix,
     )  # fmt: skip
+
+
+def finite(x: Scalar | None) -> bool:
+    """Tell whether a scalar of the log is a finite number, or absent."""
+    return x is None or (not isinstance(x, str) and math.isfinite(x))
+
+
+def plain_op(op: str | None) -> str:
+    """Reduce ``torch.Tensor.log_`` and ``LogBackward0`` alike to ``log``."""
+    word = (op or "").rsplit(".", 1)[-1].lower().replace("_", "")
+    return re.sub(r"backward\d*$", "", word)
+
+
+def count_text(tensor: Tensor) -> str:
+    """Count what is not finite: ``12 NaN and 3 inf of 640``."""
+    counts = {"NaN": tensor.nan, "inf": tensor.posinf, "-inf": tensor.neginf}
+    return " and ".join(f"{n} {what}" for what, n in counts.items() if n) + f" of {tensor.numel}"
 
 
 def _in_order(checks: Iterable[Check]) -> list[Check]:

@@ -1,0 +1,221 @@
+"""TT102: the backward call that made the first NaN or infinity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check, count_text, finite, plain_op
+from tensortrace.records import Call, ChainLink, Tensor
+from tensortrace.text import location_text, module_text
+
+_ROOT = (
+    "the slope of a root is infinite at 0, and infinity times a zero gradient is NaN",
+    "add eps before the root: (x + 1e-12).sqrt(), or clamp_min",
+)
+_NORM = (
+    "the norm of a vector of zeros has no direction: its gradient is 0 / 0",
+    "(x.square().sum(-1) + 1e-12).sqrt(), or skip the pairs whose distance is 0",
+)
+_LOG = (
+    "the slope of log is 1 / x: infinite at 0, and 0 * inf = NaN where a mask hides it",
+    "clamp the argument before the log: x.clamp_min(1e-8).log()",
+)
+_DIV = (
+    "the gradient of x / y holds 1 / y and x / y**2, which overflow where y is near 0",
+    "x / (y + 1e-8), or replace y under the mask before dividing",
+)
+_POW = ("the slope of x ** p at 0 is infinite for p < 1", "x.clamp_min(1e-8).pow(p)")
+_ARC = ("the slope of acos and asin is infinite at -1 and 1", "x.clamp(-1 + 1e-6, 1 - 1e-6)")
+_WHERE = (
+    "where sends 0 to the branch not taken, and 0 * inf in that branch is NaN",
+    "make the argument safe first: f(torch.where(ok, x, 1.0)), then select",
+)
+_STD = ("std of equal values is 0, and its slope there is infinite", "(x.var() + 1e-8).sqrt()")
+_EXP = ("the gradient of exp is exp itself and overflows with it", "clamp the argument")
+REASONS: dict[str, tuple[str, str]] = {
+    word: reason
+    for reason, words in (
+        (_ROOT, "sqrt rsqrt"), (_LOG, "log log2 log10 log1p xlogy logit"),
+        (_NORM, "norm linalgvectornorm linalgnorm dist cdist pairwisedistance normalize"),
+        (_DIV, "div truediv divide reciprocal"), (_POW, "pow floatpower"),
+        (_ARC, "acos asin arccos arcsin atanh acosh"), (_WHERE, "where maskedfill"),
+        (_STD, "std stdmean"), (_EXP, "exp expm1 exp2 sinh cosh"),
+    )
+    for word in words.split()
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The backward call with the first bad gradient, and the forward call it is the backward of."""
+
+    call: Call
+    grad: Tensor
+    forward: Call | None
+    direct: bool
+
+
+@check("TT102", "nonfinite-backward", severity="error", when="gate", after=("TT101", "TT104"))
+def nonfinite_backward(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
+    """A backward call makes NaN or infinity out of finite gradients.
+
+    Symptom:    the loss is finite, the gradients are not; after the optimizer step all is NaN
+    Threshold:  the first backward call in execution order with a NaN or infinite element among the
+                gradients that it made and none among those that arrived, if a parameter gradient
+                or the total norm is not finite either; a note if none is, or if a GradScaler
+                skipped the step
+    Source:     the rule of TT101 turned round (output bad, input finite); a GradScaler's skip is
+                how it finds its scale (torch.amp), no fault
+    Fix:        keep the argument of the named op away from the point where its slope is infinite
+                (eps before sqrt, norm and log), masks before the op and not after it
+    Misses:     the gradient of a view whose base is modified later cannot be seen; at module level
+                the op inside the module is deduced from its neighbours
+    """
+    if memory.get("step") != step.number:
+        memory.update(step=step.number, origin=None, told=False)
+    if step.bad and memory["origin"] is None:
+        memory["origin"] = _first(step)
+    origin: Origin | None = memory["origin"]
+    closed = step.summary is not None
+    if memory["told"] or (origin is None and not closed):
+        return
+    if origin is None:
+        # No call shows it, the optimizer met it: no module level gradient was seen on the way.
+        for param in step.params:
+            if param.grad is not None and param.grad.nonfinite and not step.scaled():
+                yield Draft(
+                    message=f"the gradient of {param.name} holds {count_text(param.grad)}; "
+                    "no backward call that was seen made it",
+                    follows=step.blamed(), cause="parameter only", phase="backward",
+                    module=param.module, param=param.name, seq=param.seq, tensor=param.grad.id,
+                    value=param.grad.nonfinite, limit=0, evidence={"placed": "parameter only"},
+                )  # fmt: skip
+                return
+        return
+    verdict = _verdict(step)
+    if verdict == "undecided" and not closed:
+        return
+    memory["told"] = True
+    yield _draft(step, origin, verdict)
+
+
+def _verdict(step: StepView) -> str:
+    """Say "harmful", "skipped" by a scaler, or "undecided" as long as no parameter is reached."""
+    if step.scaled():
+        if any(o.skipped for o in step.optimizers) or (step.summary and step.summary.skipped):
+            return "skipped"
+        # The gate is before the scaler decides; only a step that was taken did harm.
+        taken = any(not o.skipped and not finite(o.grad_norm) for o in step.optimizers)
+        return "harmful" if taken and step.summary is not None else "undecided"
+    reached = any(step.nonfinite(c.outputs) for c in step.calls
+                  if c.phase == "backward" and c.op is None)  # fmt: skip
+    overflow = any(not finite(o.grad_norm) for o in step.optimizers)
+    return "harmful" if reached or overflow else "undecided"
+
+
+def _first(step: StepView) -> Origin | None:
+    """Find the first backward call of this gate whose gradients went bad, and its forward call."""
+    fresh = [c for c in step.calls[step.fresh :] if c.phase == "backward" and not c.replay]
+    for call in sorted(fresh, key=lambda c: c.seq):
+        made, arrived = step.nonfinite(call.outputs), step.nonfinite(call.inputs)
+        if call.op is not None:
+            if made and not arrived:
+                return Origin(call, made[0], _forward(step, call.forward), True)
+            if arrived:
+                return Origin(call, arrived[0], _consumer(step, call, arrived[0]), False)
+        elif made:
+            return Origin(call, made[0], _last_of(step, call), False)
+        elif arrived:
+            return Origin(call, arrived[0], _consumer(step, call, arrived[0]), False)
+    return None
+
+
+def _forward(step: StepView, seq: int | None) -> Call | None:
+    return next((c for c in step.calls if c.seq == seq), None) if seq is not None else None
+
+
+def _last_of(step: StepView, call: Call) -> Call | None:
+    """Find the forward call of the module whose parameter this gradient is for."""
+    mine = [c for c in step.calls
+            if c.phase == "forward" and c.op is None and c.module == call.module]  # fmt: skip
+    return _forward(step, call.forward) or (mine[-1] if mine else None)
+
+
+def _consumer(step: StepView, call: Call, grad: Tensor) -> Call | None:
+    """Find the innermost forward call that took the tensor and whose own gradients were finite."""
+    source = _forward(step, call.forward)
+    taken = grad.grad_of
+    if taken is None and source is not None:
+        taken = next((id for n, id in source.outputs if n == call.inputs[0][0]), None)
+    if taken is None:
+        return None
+    spoilt = {c.forward for c in step.calls if c.phase == "backward" and step.nonfinite(c.inputs)}
+    takers = [c for c in step.calls if c.phase == "forward" and not c.recompute
+              and c.seq not in spoilt and any(id == taken for _, id in c.inputs)]  # fmt: skip
+    return max(takers, key=lambda c: c.seq, default=None)
+
+
+def _between(step: StepView, call: Call) -> tuple[Call | None, Call | None, Call | None]:
+    """Find the parent of the call whose output got the bad gradient, the call, and its next one."""
+    source = _forward(step, call.forward)
+    if source is None:
+        return None, None, None
+    siblings = [c for c in step.calls if c.phase == "forward" and c.parent == source.parent
+                and c.seq > source.seq]  # fmt: skip
+    return _forward(step, source.parent), source, min(siblings, key=lambda c: c.seq, default=None)
+
+
+def _name(step: StepView, call: Call) -> str:
+    known = step.modules.get(call.module) if call.module is not None else None
+    return plain_op(call.op) or module_text(call.module, known.cls if known else None)
+
+
+def _place(step: StepView, origin: Origin) -> tuple[Call, str, dict[str, Any]]:
+    """Say whose backward it was: the call, the words for it, and how sure that is."""
+    call, got = origin.call, count_text(origin.grad)
+    if origin.direct or origin.forward is not None:
+        by = origin.forward or call
+        placed = "direct" if origin.direct else "module"
+        told = f"the backward of {_name(step, call if origin.direct else by)} made {got}"
+        return by, f"{told} from finite gradients", {"placed": placed}
+    parent, source, following = _between(step, call)
+    if source is None:
+        return call, f"the gradient that arrives at {_name(step, call)} holds {got}", {
+            "placed": "module"}  # fmt: skip
+    of = _name(step, parent) if parent else "the program"
+    end = f"the entry of {_name(step, following)}" if following else f"the exit of {of}"
+    lines = [location_text(c.location) if c else None for c in (source, following)]
+    told = (f"the backward of the code of {of} between the exit of {_name(step, source)} and "
+            f"{end} made {got}")  # fmt: skip
+    between = [source.module, following.module if following else None]
+    return parent or source, told, {
+        "placed": "module", "between": between, "between_lines": lines}  # fmt: skip
+
+
+def _draft(step: StepView, origin: Origin, verdict: str) -> Draft:
+    call, grad = origin.call, origin.grad
+    by, message, evidence = _place(step, origin)
+    op = plain_op(call.op if origin.direct else by.op) or None
+    why, fix = REASONS.get(op or "", ("finite gradients went in, others came out", None))
+    if verdict == "skipped":
+        scales = [a.detail["scale"] for a in step.actions if a.detail.get("scale") is not None]
+        scale = f" (scale {scales[-1]})" if scales else ""
+        message += f"; the scaler{scale} skipped the step, as it should while it settles"
+    elif verdict == "undecided":
+        message += "; no parameter is reached"
+    if op:
+        message += f"; {why}"
+    links = [(by, grad.grad_of)] if by is not call else []
+    return Draft(
+        message=message, severity="error" if verdict == "harmful" else "note",
+        follows=step.blamed(), cause=f"{by.module} {op}" if verdict == "harmful" else verdict,
+        phase="backward", module=by.module, op=op,
+        param=call.outputs[0][0] if call.op is None and call.outputs else None,
+        seq=call.seq, tensor=grad.id, value=grad.nonfinite, limit=0,
+        location=by.location or call.location, explanation=why, fix=fix,
+        evidence={**evidence, "verdict": verdict},
+        chain=tuple(ChainLink(c.seq, t, c.op or c.module, c.location)
+                    for c, t in [*links, (call, grad.id)]),
+    )  # fmt: skip

@@ -1,0 +1,318 @@
+"""TT101: the forward call that made the first NaN or infinity."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check, count_text, plain_op
+from tensortrace.records import Call, ChainLink, Tensor
+from tensortrace.text import location_text, module_text, number_text, short_dtype
+
+# Origins kept of one step: the first is what counts, the rest help to find which one did harm.
+KEPT = 16
+# Narrowing, section 3 item 7: what fills with a literal is no origin, and memory from `empty` is
+# whatever was there.
+_FILLS = (
+    "full fulllike newfull fill fillslice maskedfill where triu tril setitem scalartensor tensor "
+    "astensor asarray fromnumpy frombuffer indexfill maskedscatter scatter pad constantpadnd copy "
+    "generatesquaresubsequentmask empty emptylike newempty emptystrided newemptystrided resize "
+    "resizeas load"
+)
+FILLS = frozenset(_FILLS.split())
+# op -> why (over {zeros} {numel} {min} {max} {dtype} of the argument to blame), and what to write.
+_LOG = (
+    "log of 0 is -inf and log of a negative number is NaN; it got {zeros} zeros out of {numel} "
+    "(min {min})",
+    "x.clamp_min(1e-8).log(), or log_softmax / logsigmoid for a probability",
+)
+_SQRT = (
+    "the root of a negative number is NaN; it got values down to {min}",
+    "x.clamp_min(1e-12).sqrt(): also keeps the gradient at 0 finite",
+)
+_DIV = (
+    "x / 0 is infinite and 0 / 0 is NaN; the divisor has {zeros} zeros out of {numel} (min {min})",
+    "x / (y + 1e-8), or torch.where on both the divisor and the result",
+)
+_EXP = (
+    "exp overflows float32 above 88.7 and float16 above 11.1; it got values up to {max}",
+    "subtract the maximum first, clamp the argument, or use logsumexp / softmax / softplus",
+)
+_ARC = (
+    "it is defined between -1 and 1 only; it got values from {min} to {max}",
+    "x.clamp(-1 + 1e-6, 1 - 1e-6) before it",
+)
+_SOFTMAX = (
+    "a row that is -inf throughout gives 0 / 0: its mask hides every position; the input "
+    "goes from {min} to {max}",
+    "let every row keep one position, or mask with -1e4 (float16) or -1e9 instead of -inf",
+)
+_LOSS = (
+    "the mean over no target at all is 0 / 0 (all of them ignored), and a class of "
+    "probability 0 costs infinity; the input goes from {min} to {max}",
+    "skip a batch in which every label is ignored; pass logits, not probabilities",
+)
+_SUM = (
+    "the result is over the range of {dtype} (float16 ends at 65504); the input goes from "
+    "{min} to {max}",
+    "compute this in float32 (`with torch.autocast(..., enabled=False)`), or scale the input down",
+)
+_STD = (
+    "the spread of one element with correction 1 is 0 / 0; the input has {numel} elements",
+    "std(correction=0), or a batch of at least two",
+)
+_POW = (
+    "0 to a negative power is infinite and a negative base to a fractional power is NaN; the "
+    "base goes from {min} to {max} with {zeros} zeros out of {numel}",
+    "x.clamp_min(1e-8).pow(p)",
+)
+_CAST = (
+    "values up to {max} do not fit the new dtype (float16 ends at 65504)",
+    "use bfloat16, or scale before the cast",
+)
+_MEAN = (
+    "the mean of nothing is 0 / 0; the input has {numel} elements",
+    "guard against an empty selection: x.sum() / max(x.numel(), 1)",
+)
+REASONS: dict[str, tuple[str, str]] = {
+    word: reason
+    for reason, words in (
+        (_LOG, "log log2 log10 log1p xlogy logit"),
+        (_SQRT, "sqrt"),
+        (_DIV, "rsqrt div truediv divide reciprocal floordivide rtruediv rdiv remainder normalize"),
+        (_EXP, "exp exp2 expm1 sinh cosh"),
+        (_ARC, "acos asin arccos arcsin atanh arctanh erfinv"),
+        (_SOFTMAX, "softmax logsoftmax scaleddotproductattention"),
+        (_LOSS, "crossentropy nllloss binarycrossentropy kldiv ctcloss"),
+        (_SUM, "matmul mm bmm addmm baddbmm linear conv1d conv2d conv3d einsum sum cumsum mul add "
+               "sub prod norm linalgvectornorm square rmatmul iadd imul"),
+        (_STD, "std var stdmean varmean"),
+        (_POW, "pow rpow floatpower"),
+        (_CAST, "to half type bfloat16"),
+        (_MEAN, "mean"),
+    )
+    for word in words.split()
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A call that made non-finite values, or the parent's own code before a call that got them."""
+
+    call: Call
+    tensor: Tensor
+    between: tuple[Call | None, Call | None] | None = None
+
+
+@check("TT101", "nonfinite-forward", severity="error", when="gate", after=("TT104", "TT105"))
+def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8) -> Iterator[Draft]:
+    """A forward call makes NaN or infinity out of finite inputs.
+
+    Symptom:    the loss turns NaN or infinite; every value after this call is spoilt
+    Threshold:  the first call in completion order with NaN or +inf among its outputs (or -inf
+                where no input had it and the op is no fill) and neither among its inputs, whose
+                damage reaches the loss, a gradient, or the output of an outermost module; a note
+                where it reaches none of them. Up to `chain` links of what made its inputs are told
+    Source:     origin rule as msprobe's overflow_check (input normal, output anomalous); fills and
+                -inf masks as in TorchLens; measured on torch's op_db, where fills with -inf are
+                the only false origins
+    Fix:        keep the argument of the named op inside its domain (clamp, eps), or compute the
+                named module in float32
+    Misses:     at module level the op inside a module is deduced from its neighbours, not seen; a
+                value masked away before any module boundary is not seen and does no harm
+    """
+    if memory.get("step") != step.number:
+        memory.update(step=step.number, origins=[], told=False)
+    origins: list[Origin] = memory["origins"]
+    if step.bad and len(origins) < KEPT:
+        origins += _origins(step)[: KEPT - len(origins)]
+    if not origins or memory["told"]:
+        return
+    damage = step.damage()
+    guilty = _guilty(step, origins, damage) if damage else None
+    if guilty:
+        memory["told"] = True
+        yield _draft(step, guilty, damage, chain)
+    elif step.summary is not None and not step.poisoned and step.blamed() is None:
+        for origin in origins:
+            yield _draft(step, origin, None, chain)
+
+
+def _origins(step: StepView) -> list[Origin]:
+    """List the fresh forward calls that made what is bad, innermost and first first."""
+    calls = [c for c in step.calls[step.fresh :]
+             if c.phase == "forward" and not c.recompute and not c.replay]  # fmt: skip
+    here = {c.seq: c for c in calls}
+    last: dict[int, Call] = {}  # by parent: the child that completed last
+    spoilt: set[int] = set()  # parents in which something bad was made already
+    found: list[Origin] = []
+    for call in _completion_order(calls):
+        parent = here.get(call.parent) if call.parent is not None else None
+        got, made = step.hurt(call.inputs), step.hurt(call.outputs)
+        if parent and got and not got[0].from_step and parent.seq not in spoilt:
+            if not step.hurt(parent.inputs):
+                found.append(Origin(parent, got[0], (last.get(parent.seq), call)))
+            spoilt.add(parent.seq)
+        if not got and call.seq not in spoilt and plain_op(call.op) not in FILLS:
+            masks = [] if made or call.seq in last else _new_masks(step, call)
+            if made or masks:
+                after = last.get(call.seq)
+                found.append(Origin(call, (made or masks)[0], (after, None) if after else None))
+        if parent:
+            last[parent.seq] = call
+            if made:
+                spoilt.add(parent.seq)
+    return found
+
+
+def _new_masks(step: StepView, call: Call) -> list[Tensor]:
+    if any(t.neginf for t in step.nonfinite(call.inputs)):
+        return []
+    return [t for t in step.nonfinite(call.outputs) if t.neginf]
+
+
+def _completion_order(calls: list[Call]) -> list[Call]:
+    """Sort children before their parent, siblings by seq."""
+    children: dict[int | None, list[Call]] = {}
+    here = {c.seq for c in calls}
+    for call in sorted(calls, key=lambda c: c.seq):
+        children.setdefault(call.parent if call.parent in here else None, []).append(call)
+    # Parents first and siblings from the last, then all of it backwards.
+    order: list[Call] = []
+    stack = list(children.get(None, []))
+    while stack:
+        call = stack.pop()
+        order.append(call)
+        stack += children.get(call.seq, [])
+    return order[::-1]
+
+
+def _guilty(step: StepView, origins: list[Origin], damage: str) -> Origin | None:
+    """Pick the origin whose values are found on the way back from the damage."""
+    if damage == "gradient":
+        backward = (c for c in step.calls if c.phase == "backward" and step.nonfinite(c.outputs))
+        first = next((c for c in backward if not step.nonfinite(c.inputs)), None)
+        if first is None:
+            return None
+        return next((o for o in origins if first.forward == o.call.seq
+                     or (first.op is None and first.module == o.call.module)), None)  # fmt: skip
+    if damage == "loss":
+        losses = (a.tensor for a in step.actions if a.action == "loss")
+        bad = [id for id in losses if id is not None and id in step.tensors]
+    else:
+        bad = [t.id for c in step.calls if c.parent is None for t in step.hurt(c.outputs)]
+    reached, lost = _upstream(step, bad)
+    for origin in origins:
+        if origin.tensor.id in reached:
+            return origin
+    return origins[0] if (lost or not bad) and step.blamed() is None else None
+
+
+def _upstream(step: StepView, bad: list[int]) -> tuple[set[int], bool]:
+    """Collect the bad tensors behind these, and whether a trail ended at one that nobody made."""
+    makers: dict[int, list[Call]] = {}
+    inside: dict[int | None, list[int]] = {}  # by seq of a module call: what its children touched
+    for call in step.calls:
+        if call.phase == "forward":
+            touched = step.hurt([*call.inputs, *call.outputs])
+            inside.setdefault(call.parent, []).extend(t.id for t in touched)
+            for _, id in call.outputs:
+                makers.setdefault(id, []).append(call)
+    reached: set[int] = set()
+    stack, lost = list(bad), not bad
+    while stack:
+        id = stack.pop()
+        if id in reached:
+            continue
+        reached.add(id)
+        tensor = step.tensors.get(id)
+        behind = [i for i in (tensor.previous, tensor.view_of) if i] if tensor else []
+        for call in makers.get(id, []):
+            behind += [*(i for _, i in call.inputs), *inside.get(call.seq, ())]
+        spoilt = [i for i in behind if i in step.tensors and step.tensors[i].nonfinite]
+        stack += spoilt
+        lost = lost or (not spoilt and not any(c.op for c in makers.get(id, [])))
+    return reached, lost
+
+
+def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> Draft:
+    call, tensor = origin.call, origin.tensor
+    where = call.op or module_text(call.module, _cls(step, call.module))
+    inputs = [(n, step.tensors[i]) for n, i in call.inputs if i in step.tensors]
+    why, fix = _reason(call, [t for _, t in inputs])
+    made = f"{where} made {count_text(tensor)} from finite inputs"
+    evidence: dict[str, Any] = {
+        "placed": "direct" if call.op else "module",
+        "reached": damage,
+        "inputs": [{"name": n, "shape": t.shape, "dtype": t.dtype, "min": t.min, "max": t.max,
+                    "zeros": t.zeros} for n, t in inputs],
+    }  # fmt: skip
+    if origin.between:
+        a, b = origin.between
+        names = [_end(step, a, f"the entry of {where}", "the exit of "),
+                 _end(step, b, f"the exit of {where}", "the entry of ")]  # fmt: skip
+        lines = [location_text(c.location) if c else None for c in origin.between]
+        evidence.update(between=[a and a.module, b and b.module], between_lines=lines)
+        made = f"the code of {where} made {count_text(tensor)} between {names[0]} and {names[1]}"
+        told = " to ".join(line for line in lines if line)
+        made += f" ({told})" if told else ""
+    message = f"{made}; {why}" if call.op else made
+    cause = f"{call.module} {call.op}"
+    if damage is None:
+        message += "; harmless in this step: loss and gradients stay finite"
+    return Draft(
+        message=message, follows=step.poisoned, severity="error" if damage else "note",
+        # The same layer over and over is one note.
+        cause=cause if damage else re.sub(r"\d+", "#", cause),
+        phase="forward", module=call.module, op=call.op, seq=call.seq, tensor=tensor.id,
+        value=tensor.nonfinite, limit=0, location=call.location, explanation=why, fix=fix,
+        evidence=evidence, chain=_chain(step, call, length),
+    )  # fmt: skip
+
+
+def _end(step: StepView, call: Call | None, otherwise: str, side: str) -> str:
+    return (
+        side + (call.op or module_text(call.module, _cls(step, call.module))) if call else otherwise
+    )
+
+
+def _cls(step: StepView, path: str | None) -> str | None:
+    module = step.modules.get(path) if path is not None else None
+    return module.cls if module else None
+
+
+def _reason(call: Call, inputs: list[Tensor]) -> tuple[str, str | None]:
+    """Say in one sentence why this op makes what is not finite, and what to write instead."""
+    if call.op is None:
+        why = "what went into this module is finite, what came out is not"
+        return f"{why}: its weights, or an operation in its own forward", None
+    word = plain_op(call.op)
+    if word not in REASONS or not inputs:
+        return "finite values went in, others came out: outside its domain or over its range", None
+    # The argument to blame is the divisor, else the first.
+    divides = word in ("div", "truediv", "divide", "floordivide", "remainder")
+    tensor = inputs[-1] if divides and len(inputs) > 1 else inputs[0]
+    why, fix = REASONS[word]
+    text = why.format(
+        zeros=tensor.zeros, numel=tensor.numel, min=number_text(tensor.min),
+        max=number_text(tensor.max), dtype=short_dtype(tensor.dtype),
+    )  # fmt: skip
+    return text, fix
+
+
+def _chain(step: StepView, call: Call, length: int) -> tuple[ChainLink, ...]:
+    """Follow the first input back to what made it, and so on; the cause comes first."""
+    makers: dict[int, Call] = {}
+    for other in _completion_order([c for c in step.calls if c.phase == "forward"]):
+        for _, id in other.outputs:
+            makers.setdefault(id, other)
+    links: list[ChainLink] = []
+    at: Call | None = call
+    while at is not None and len(links) < length:
+        made = at.outputs[0][1] if at.outputs else None
+        links.append(ChainLink(at.seq, made, at.op or at.module, at.location))
+        behind = [makers[id] for _, id in at.inputs if id in makers and makers[id].seq < at.seq]
+        at = behind[0] if behind else None
+    return tuple(reversed(links))

@@ -1,0 +1,57 @@
+"""TT104: a parameter or an update that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check, count_text, finite
+from tensortrace.records import Param, Scalar
+
+
+@check("TT104", "nonfinite-parameter", severity="error", when="gate")
+def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
+    """A parameter holds NaN or infinity, or the optimizer has just written one.
+
+    Symptom:    the outputs of a module are NaN for every input, from one step to the next
+    Threshold:  any NaN or infinite element in a parameter before the optimizer step, or an update
+                whose norm is not finite although the gradient was; -inf alone is a note (a learned
+                mask). Counted under the earlier finding where one explains it
+    Source:     definition; an update can be NaN by itself (eps=0 and a zero second moment in Adam)
+    Fix:        load the weights of a step before this one; if the checkpoint itself is bad, go back
+                further; for an update: eps of the optimizer, learning rate, weight decay in float16
+    Misses:     optimizer state is seen through the update only; a parameter without a gradient is
+                seen through what its module makes (TT101)
+    """
+    if memory.get("step") != step.number:
+        memory.update(step=step.number, seen=-1)
+    bad: list[tuple[Param, str, Scalar | None, bool]] = []
+    for param in step.params:
+        if param.seq <= memory["seen"]:
+            continue
+        memory["seen"] = param.seq
+        value, grad = param.value, param.grad
+        if value.nonfinite:
+            mask = not (value.nan or value.posinf)
+            bad.append(
+                (param, f"holds {count_text(value)} before this step", value.nonfinite, mask)
+            )
+        elif not finite(param.update_norm) and not (grad is not None and grad.nonfinite):
+            # With a bad gradient it is the gradient's finding (TT102) that says it all.
+            what = "was written NaN or infinity by this optimizer step, its gradient is finite"
+            bad.append((param, what, param.update_norm, False))
+    if not bad:
+        return
+    bad.sort(key=lambda one: one[3])
+    param, what, number, mask = bad[0]
+    more = f", and {len(bad) - 1} more parameters" if len(bad) > 1 else ""
+    # A module that is blamed for NaN from finite inputs has them from its weights.
+    blamed = {f.module for f in step.causes if f.code == "TT101" and f.step == step.number}
+    cause = not step.poisoned and param.value.nonfinite and param.module in blamed
+    yield Draft(
+        message=f"{param.name} {what}{more}", severity="note" if mask else "error",
+        follows=None if cause or mask else step.blamed(), cause="mask" if mask else "parameters",
+        phase="optimizer", module=param.module, param=param.name, seq=param.seq,
+        tensor=param.value.id, value=number, limit=0,
+        evidence={"placed": "direct", "parameters": [p.name for p, *_ in bad[:20]]},
+    )  # fmt: skip
