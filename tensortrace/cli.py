@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import sys
 import time
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from tensortrace.errors import LogError, TensortraceError, UsageError
+from tensortrace.errors import TensortraceError, UsageError
 from tensortrace.text import escape
 from tensortrace.version import __version__
 
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from tensortrace.run import Run
 
 WIDTH = 100
-LOG_NAME = re.compile(r"\.jsonl(\.gz|\.zst)?$")
-RANK_NAME = re.compile(r"^(?P<stem>.+)\.rank(?P<rank>\d+)(?P<suffix>\.jsonl(\.gz|\.zst)?)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +130,12 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def report(arguments: argparse.Namespace) -> int:
     """Print findings and the layer table; 1 if an error is among the findings shown."""
+    return _report(open_logs(arguments.log), arguments)
+
+
+def _report(runs: Sequence[Run], arguments: argparse.Namespace) -> int:
     from tensortrace.export.contents import gather
 
-    runs = open_logs(arguments.log)
     found = _check_again(arguments, runs)
     contents = gather(runs, found, step=arguments.step, modules=arguments.module)
     if arguments.json:
@@ -234,15 +234,14 @@ def _view_arguments(parser: argparse.ArgumentParser) -> None:
 
 def view(arguments: argparse.Namespace) -> int:
     """Open the viewer; where there is no terminal for it, print the report instead."""
+    runs = open_logs(arguments.log)
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
         sys.stderr.write("tensortrace: no terminal for the viewer here; this is the report.\n")
-        options = {"json": False, "notes": False, "module": [], "select": None, "ignore": None,
-                   "set": []}  # fmt: skip
-        return report(argparse.Namespace(**{**vars(arguments), **options}))
-    run = open_logs(arguments.log)[0]
+        words = [] if arguments.step is None else ["--step", str(arguments.step)]
+        return _report(runs, _parser().parse_args(["report", *words]))
     from tensortrace.tui.app import view as open_viewer
 
-    return open_viewer(run, step=arguments.step, mouse=not arguments.no_mouse)
+    return open_viewer(runs[0], step=arguments.step, mouse=not arguments.no_mouse)
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -267,41 +266,13 @@ def open_logs(path: Path | None) -> list[Run]:
     Raises:
         LogError: there is no log, or a file is not one.
     """
-    from tensortrace.run import open_run
+    from tensortrace.run import newest_log, open_run
 
-    if path is None:
-        path = _newest_log()
-        family = RANK_NAME.match(path.name)
-        if family is None:
-            return [open_run(path)]
-        path = path.with_name(family["stem"] + family["suffix"])
-    elif path.exists():
-        return [open_run(path)]
-    return [open_run(one) for one in _ranks_of(path) or [path]]
-
-
-def _newest_log() -> Path:
-    from tensortrace.run import open_run
-
-    files = [file for file in Path().iterdir() if LOG_NAME.search(file.name) and file.is_file()]
-    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
-        try:
-            open_run(file)
-        except LogError:
-            continue
-        return file
-    raise UsageError(f"no log in {Path.cwd()}: name one, as in `tensortrace report log.jsonl`.")
-
-
-def _ranks_of(path: Path) -> list[Path]:
-    if not path.parent.is_dir():
-        return []
-    ranks: dict[int, Path] = {}
-    for file in path.parent.iterdir():
-        name = RANK_NAME.match(file.name)
-        if name and name["stem"] + name["suffix"] == path.name:
-            ranks[int(name["rank"])] = file
-    return [ranks[rank] for rank in sorted(ranks)]
+    named = path is not None and path.exists()
+    run = open_run(newest_log() if path is None else path)
+    if named or len(run.ranks) == 1:
+        return [run]
+    return [open_run(run.ranks[rank]) for rank in sorted(run.ranks)]
 
 
 def _write(text: str) -> None:

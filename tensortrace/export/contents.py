@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -97,18 +97,30 @@ def gather(
 
 def step_lines(run: Run) -> Iterator[Step]:
     """Yield every step line of a run, with bounded memory."""
-    first, last = run.first_step(), run.last_step()
-    for start in range(first, last + 1, CHUNK):
-        yield from run.summaries(start, min(start + CHUNK, last + 1))
+    steps = run.steps
+    for start in range(steps.start, steps.stop, CHUNK):
+        yield from run.summaries(start, min(start + CHUNK, steps.stop))
+
+
+def read_to_the_end(run: Run) -> None:
+    """Make the modules, sources and findings of a run complete."""
+    deque(run.index(), maxlen=0)
 
 
 def logged(run: Run) -> Found:
-    """Take the findings that the log itself holds."""
+    """Take the findings that the log itself holds; reads it to the end."""
+    read_to_the_end(run)
     later: Counter[str] = Counter()
     if run.findings:
         for line in step_lines(run):
-            later.update(line.repeats.keys())
+            later.update(_seen_again(run.findings, line.step, line.repeats))
     return Found(list(run.findings), later)
+
+
+def _seen_again(findings: Sequence[Finding], step: int, repeats: Mapping[str, int]) -> list[str]:
+    """Name the findings of earlier steps that what happened in this one repeats."""
+    earlier = {finding.id for finding in findings if finding.step < step}
+    return [id for id in repeats if id in earlier]
 
 
 def found_again(
@@ -122,18 +134,19 @@ def found_again(
     Args:
         checks: those to run.
         settings: thresholds that differ from the default, ``{"TT202.ratio": 100.0}``.
-        tick: called with each step number, to show progress.
+        tick: called with the number of each step that was checked, to show progress.
     Raises:
         UsageError: a setting that no check has.
     """
     engine = Engine(checks, settings)
     findings: list[Finding] = []
     later: Counter[str] = Counter()
-    for number in range(run.first_step(), run.last_step() + 1):
-        tick(number)
-        for record in run.step(number).records:
-            findings += engine.feed(record)
-        later.update(engine.take_repeats().keys())
+    read_to_the_end(run)
+    for record in run.records():
+        findings += engine.feed(record)
+        if isinstance(record, Step):
+            tick(record.step)
+            later.update(_seen_again(findings, record.step, engine.take_repeats()))
     return Found(findings, later, list(engine.problems), again=True)
 
 
@@ -187,8 +200,7 @@ def _choose_step(runs: Sequence[Run], shown: Sequence[Shown]) -> tuple[Run, int 
         if one.finding.severity != "note" and is_whole(one.run.step(one.finding.step)):
             return one.run, one.finding.step
     run = runs[0]
-    last = run.last_step()
-    for number in range(last, max(run.first_step(), last - CHUNK) - 1, -1):
+    for number in reversed(run.steps[-CHUNK:]):
         if is_whole(run.step(number)):
             return run, number
     whole = [line.step for line in step_lines(run) if line.full and line.modules.path]

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tensortrace.export.contents import Shown, shown_path
 from tensortrace.records import ChainLink, Location, Severity
-from tensortrace.text import escape, location_text, number_text
+from tensortrace.text import escape, location_text, number_text, shape_text, short_dtype
 
 if TYPE_CHECKING:
     from tensortrace.run import Run
@@ -100,20 +100,40 @@ def _source(run: Run, location: Location) -> Text:
 
 
 def _evidence(one: Shown) -> RenderableType | None:
-    """Show what the check measured: numbers as a list, a profile as bars."""
-    parts: list[RenderableType] = []
+    """Show what the check measured: numbers as a list, objects line by line, a profile as bars."""
+    evidence = dict(one.finding.evidence)
+    lines = [line] if (line := _between(one, evidence)) else []
     plain: list[str] = []
-    for key, value in one.finding.evidence.items():
-        pairs = _pairs(value)
-        if pairs:
-            parts.append(_profile(one.run, key, pairs))
-        elif key == "between" and isinstance(value, (list, tuple)):
-            plain.append(f"between {' and '.join(_value(v) for v in value)}")
+    profiles: list[RenderableType] = []
+    for key, value in evidence.items():
+        name = escape(key.replace("_", " "))
+        if pairs := _pairs(value):
+            profiles.append(_profile(one.run, name, pairs))
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+            lines += [f"{name}: {_value(item)}" for item in value[:LISTED]]
         elif value not in (None, [], {}):
-            plain.append(f"{escape(key.replace('_', ' '))}: {_value(value)}")
+            plain.append(f"{name}: {_value(value)}")
     if plain:
-        parts.insert(0, Text("; ".join(plain)))
-    return Group(*parts) if parts else None
+        lines.insert(0, "; ".join(plain))
+    texts = [Text("\n".join(lines))] if lines else []
+    return Group(*texts, *profiles) if texts or profiles else None
+
+
+def _between(one: Shown, evidence: dict[str, Any]) -> str:
+    """Take `between`, two module paths, and their lines out of the evidence, as a phrase."""
+    ends = evidence.get("between")
+    if not (isinstance(ends, (list, tuple)) and len(ends) == 2):
+        return ""
+    del evidence["between"]
+    places = evidence.pop("between_lines", None)
+    lines = list(places) if isinstance(places, (list, tuple)) and len(places) == 2 else ["", ""]
+    names = [
+        default if end is None else escape(shown_path(one.run, str(end)))
+        for end, default in zip(ends, ("the start", "the end"), strict=True)
+    ]
+    told = [f"{name} ({escape(str(at))})" if at else name
+            for name, at in zip(names, lines, strict=True)]  # fmt: skip
+    return f"between {' and '.join(told)}"
 
 
 def _value(value: Any) -> str:
@@ -124,10 +144,19 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return number_text(value)
     if isinstance(value, Mapping):
-        return _listed([f"{escape(str(k))} {_value(v)}" for k, v in value.items()])
+        return _listed([_item(str(k), v) for k, v in value.items() if v is not None])
     if isinstance(value, (list, tuple)):
         return _listed([_value(v) for v in value])
     return escape(str(value))
+
+
+def _item(key: str, value: Any) -> str:
+    """Write one key of an object; of a tensor, as everywhere: ``x, [8, 128], f32, max 3.1``."""
+    if key == "name":
+        return escape(str(value))
+    if key == "shape" and isinstance(value, (list, tuple)):
+        return shape_text(tuple(value)) if all(isinstance(dim, int) for dim in value) else "[?]"
+    return short_dtype(str(value)) if key == "dtype" else f"{escape(key)} {_value(value)}"
 
 
 def _listed(texts: Sequence[str]) -> str:
@@ -150,7 +179,7 @@ def _pairs(value: Any) -> list[tuple[str, float | None]]:
     return pairs
 
 
-def _profile(run: Run, key: str, pairs: Sequence[tuple[str, float | None]]) -> RenderableType:
+def _profile(run: Run, title: str, pairs: Sequence[tuple[str, float | None]]) -> RenderableType:
     """Draw numbers over depth; the bars are logarithmic, as depth acts on scale by factors."""
     logs = [math.log10(abs(n)) for _, n in pairs if n]
     low, high = (min(logs), max(logs)) if logs else (0.0, 0.0)
@@ -162,7 +191,7 @@ def _profile(run: Run, key: str, pairs: Sequence[tuple[str, float | None]]) -> R
         share = (math.log10(abs(number)) - low) / (high - low) if number and high > low else 1.0
         bar = "#" * (1 + round(share * (BAR - 1))) if number else ""
         grid.add_row(harmless(shown_path(run, name)), number_text(number), Text(bar, "dim"))
-    return Group(Text(f"{escape(key.replace('_', ' '))} (bars: log scale)"), grid)
+    return Group(Text(f"{title} (bars: log scale)"), grid)
 
 
 def _chain(chain: Sequence[ChainLink]) -> Text:

@@ -46,16 +46,15 @@ def head_lines(run: Run, found: Found, *, first: bool = True) -> Iterator[tuple[
 
 def steps_text(run: Run) -> str:
     """Say which steps the log holds and how often the optimizer stepped."""
-    first, last = run.first_step(), run.last_step()
-    if last < first:
+    if not run.steps:
         return "none"
-    records = run.step(last)
+    records = run.step(run.last_step())
     updates = (
         run.end.updates if run.end is not None
         else records.summary.update if records.summary is not None
         else max((call.update for call in records.calls), default=0)
     )  # fmt: skip
-    return f"{first} to {last}, {updates} update{'' if updates == 1 else 's'}"
+    return f"{run.first_step()} to {run.last_step()}, {updates} update{'' if updates == 1 else 's'}"
 
 
 def ended_text(run: Run) -> str:
@@ -84,6 +83,8 @@ def lost_text(run: Run) -> str:
         parts.append(f"{run.end.thinned} records thinned")
     if run.end is not None and run.end.dropped:
         parts.append(f"{run.end.dropped} records dropped")
+    if run.notice:
+        parts.append(run.notice)
     if run.unreadable:
         parts.append(f"{run.unreadable} unreadable lines")
     if run.skipped:

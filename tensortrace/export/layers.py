@@ -52,9 +52,9 @@ def module_rows(run: Run, number: int, worst: Mapping[str, str]) -> tuple[list[R
     Raises:
         UsageError: the run has no such step.
     """
-    first, last = run.first_step(), run.last_step()
-    if not first <= number <= last:
-        raise UsageError(f"no step {number} in {run.path}: it has steps {first} to {last}.")
+    if number not in run.steps:
+        has = f"steps {run.first_step()} to {run.last_step()}" if run.steps else "no steps"
+        raise UsageError(f"no step {number} in {run.path}: it has {has}.")
     records = run.step(number)
     calls = _forward_calls(records)
     here = _Here(

@@ -6,7 +6,8 @@ Keys:
     counts: how many findings of each severity.
     header: the `header` line of the log, of the lowest rank if there are several.
     end: its `end` line, null while it runs or if it was killed.
-    ranks: one object per log: rank, path, first_step, last_step, end, lost_bytes, unreadable.
+    ranks: one object per log: rank, path, first_step and last_step (null without
+        steps), end, lost_bytes, unreadable (lines).
     findings: in order of cause, notes included; every field of a `finding` line, and `later_steps`
         (how many later steps its cause was seen in), `ranks` (those it was found on).
     checked_again: the checks ran over the log now; `problems` has a line for each that failed.
@@ -80,8 +81,8 @@ def _rank(run: Run) -> dict[str, Any]:
     return {
         "rank": run.header.rank,
         "path": str(run.path),
-        "first_step": run.first_step(),
-        "last_step": run.last_step(),
+        "first_step": run.first_step() if run.steps else None,
+        "last_step": run.last_step() if run.steps else None,
         "end": msgspec.to_builtins(run.end),
         "lost_bytes": run.lost_bytes,
         "unreadable": run.unreadable,

@@ -117,7 +117,12 @@ def make_findings() -> list[Finding]:
         ),
         make_finding(
             chain=chain,
-            evidence={"placed": "exact", "between": ["encoder", "head"], "neginf": 3},
+            evidence={
+                "placed": "exact", "neginf": 3, "between": ["encoder", None],
+                "between_lines": ["model.py:11", None],
+                "inputs": [{"name": "x", "shape": [4, 8], "dtype": "float32", "min": 0.0,
+                            "zeros": 3}],
+            },
         ),
     ]  # fmt: skip
 

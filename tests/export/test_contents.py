@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tensortrace.checks import Check, Draft, StepView, check
+from tensortrace.errors import UsageError
+from tensortrace.export.contents import (
+    found_again,
+    gather,
+    logged,
+    matches,
+    order_of_cause,
+    shown_path,
+)
+from tensortrace.records import Module, Record
+from tensortrace.run import Run, open_run
+from tests.builders import make_call, make_run
+from tests.export.canonical import make_calls, make_canonical, make_finding, make_step, write_log
+
+
+def make(tmp_path: Path, *records: Record) -> Run:
+    return open_run(write_log(tmp_path / "log.jsonl", make_run(records)))
+
+
+def test_the_order_is_first_nonfinite_then_severity_then_step_and_seq() -> None:
+    expected = [
+        make_finding(id="first nan", code="TT102", step=3, seq=1),
+        make_finding(id="later nan", code="TT101", step=3, seq=2),
+        make_finding(id="nan warning", code="TT104", step=4, seq=1, severity="warning"),
+        make_finding(id="error", code="TT801", step=1, seq=9),
+        make_finding(id="warning", code="TT202", step=0, seq=None, severity="warning"),
+        make_finding(id="later warning", code="TT201", step=0, seq=5, severity="warning"),
+        make_finding(id="benign nan", code="TT101", step=0, seq=0, severity="note"),
+    ]
+    shuffled = [expected[i] for i in (3, 6, 0, 5, 2, 4, 1)]
+    got = sorted(shuffled, key=order_of_cause)
+    assert [finding.id for finding in got] == [finding.id for finding in expected]
+
+
+def test_repeats_are_counted_in_later_steps_once_each(tmp_path: Path) -> None:
+    run = make(
+        tmp_path, make_finding(step=0), make_step(0, repeats={"TT101-1": 7}),
+        make_step(1, repeats={"TT101-1": 3}), make_step(2), make_step(3, repeats={"TT101-1": 1}),
+    )  # fmt: skip
+    assert logged(run).later == {"TT101-1": 2}
+
+
+def test_without_a_finding_the_last_whole_step_is_shown(tmp_path: Path) -> None:
+    run = make(tmp_path, *make_calls(0), make_step(0), *make_calls(2), make_step(2),
+               make_step(3, full=False))  # fmt: skip
+    assert gather([run]).step == 2
+
+
+def test_a_finding_in_a_step_that_was_thinned_does_not_choose_it(tmp_path: Path) -> None:
+    run = make(tmp_path, *make_calls(0), make_step(0), make_finding(step=1),
+               make_step(1, full=False))  # fmt: skip
+    assert gather([run]).step == 0
+
+
+def test_a_note_does_not_choose_the_step(tmp_path: Path) -> None:
+    note = make_finding(step=0, severity="note")
+    run = make(tmp_path, *make_calls(0), note, make_step(0), *make_calls(1), make_step(1))
+    assert gather([run]).step == 1
+
+
+def test_a_step_between_two_that_has_no_records_is_shown_empty(tmp_path: Path) -> None:
+    run = make(tmp_path, *make_calls(0), make_step(0), *make_calls(2), make_step(2))
+    contents = gather([run], step=1)
+    assert (contents.rows, contents.whole) == ([], False)
+
+
+def test_a_run_without_steps_has_no_step_to_ask_for(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no step 0 in .* it has no steps"):
+        gather([make(tmp_path)], step=0)
+
+
+def test_a_finding_on_a_parameter_matches_by_the_name_of_it(tmp_path: Path) -> None:
+    run = make(tmp_path, make_finding(module=None, param="encoder.weight", step=0))
+    assert [one.finding.param for one in gather([run], modules=["encoder*"]).shown]
+    assert not gather([run], modules=["decoder*"]).shown
+
+
+def test_a_glob_matches_the_path_the_alias_and_the_class_of_the_root(tmp_path: Path) -> None:
+    block = Module(step=0, path="Net.Block", cls="Block", alias="blocks.0")
+    run = make(tmp_path, Module(step=0, path="", cls="Net"), block, make_step(0))
+    assert matches(run, "", ["Net"])
+    assert matches(run, "Net.Block", ["blocks.*"])
+    assert matches(run, "Net.Block", ["x", "Net.*"])
+    assert not matches(run, "Net.Block", ["net.*"])
+    assert not matches(run, None, ["*"])
+    assert matches(run, None, [])
+    assert (shown_path(run, "gone"), shown_path(run, "Net.Block")) == ("gone", "blocks.0")
+
+
+def counts_calls() -> Check:
+    def rule(step: StepView, memory: dict[str, Any], *, limit: int = 3) -> Iterator[Draft]:
+        """Many calls.
+
+        Symptom:    many
+        Threshold:  calls > limit
+        Source:     this test
+        Fix:        fewer
+        Misses:     none
+        """
+        if len(step.calls) > limit:
+            yield Draft(message=f"{len(step.calls)} calls", cause="calls")
+
+    return check("TT199", "many-calls", severity="error")(rule)
+
+
+def test_checks_run_again_find_by_the_saved_log_alone(tmp_path: Path) -> None:
+    run = make(
+        tmp_path, *(make_call(i, "a") for i in range(2)), make_step(0),
+        *(make_call(i, "a", step=1) for i in range(4)), make_finding(step=1), make_step(1),
+        *(make_call(i, "a", step=2) for i in range(5)), make_step(2),
+    )  # fmt: skip
+    seen: list[int] = []
+    found = found_again(run, [counts_calls()], {}, seen.append)
+    assert [(f.code, f.step, f.message) for f in found.findings] == [("TT199", 1, "4 calls")]
+    assert found.later == {found.findings[0].id: 1}
+    assert (seen, found.again, found.problems) == ([0, 1, 2], True, [])
+
+
+def test_a_log_longer_than_what_is_read_at_once_is_counted_whole(tmp_path: Path) -> None:
+    steps = [make_step(i, repeats={"TT101-1": 1} if i > 1100 else {}) for i in range(1200)]
+    records = [make_finding(step=0), *steps, make_finding(step=1199, id="last")]
+    run = make(tmp_path, *sorted(records, key=lambda record: record.step))
+    found = logged(run)
+    assert found.later == {"TT101-1": 99}
+    assert [finding.id for finding in found.findings] == ["TT101-1", "last"]
+
+
+def test_the_canonical_run_has_one_row_for_each_module_in_order_of_call(tmp_path: Path) -> None:
+    run = open_run(write_log(tmp_path / "log.jsonl", make_canonical()))
+    rows = gather([run]).rows
+    assert [row.path for row in rows] == ["", "encoder", "encoder.0", "encoder.1", "head"]
+    assert [row.calls for row in rows] == [1, 1, 1, 1, 2]
+    assert [row.flag for row in rows] == ["TT101", "", "", "", "NaN"]
+
+
+def test_rms_and_gradient_norm_stand_in_where_the_step_has_no_line_yet(tmp_path: Path) -> None:
+    run = make(tmp_path, *make_calls(0))
+    rows = {row.path: row for row in gather([run]).rows}
+    # norm / sqrt(numel) = 0.5 for every tensor that make_tensor makes.
+    assert rows["encoder.0"].output_rms == pytest.approx(0.5)
+    assert rows["encoder.0"].grad_norm is None
