@@ -15,13 +15,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import itertools
 import math
 import pkgutil
 import re
 import textwrap
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ from tensortrace.records import (
 
 __all__ = [
     "Check", "Draft", "Engine", "Page", "StepView", "all_checks", "check", "count_text", "explain",
-    "finite", "plain_op", "select",
+    "finite", "plain_op", "select", "steadiness",
 ]  # fmt: skip
 
 # Design "Steps": a step is flushed in parts after this many records, so this much is held here too.
@@ -109,6 +110,23 @@ class StepView:
         if not self.scaled() and any(self.nonfinite(c.outputs) for c in backward):
             return "gradient"
         return None if losses or backward else self._unhealed()
+
+    def profile(self) -> list[tuple[str, float]]:
+        """List the layers of the commonest class with the rms of their parameter gradients.
+
+        In order of first call, so from input to output. One class only, since an embedding, a
+        convolution and a norm do not compare; layers without weights of two dims, and those
+        without gradient or with none but zeros, are left out.
+        """
+        if self.summary is None:
+            return []
+        columns = self.summary.modules
+        families: dict[str, list[tuple[str, float]]] = {}
+        for path, rms in zip(columns.path, columns.param_grad_rms, strict=False):
+            module = self.modules.get(path)
+            if module and rms and any(len(p.shape) > 1 for p in module.parameters):
+                families.setdefault(module.cls, []).append((path, rms))
+        return max(families.values(), key=len, default=[])
 
     def _unhealed(self) -> Literal["output"] | None:
         outer = [c for c in self.calls if c.parent is None and c.phase == "forward"]
@@ -381,6 +399,19 @@ def _finding(one: Check, step: StepView, draft: Draft, id: str) -> Finding:
 def finite(x: Scalar | None) -> bool:
     """Tell whether a scalar of the log is a finite number, or absent."""
     return x is None or (not isinstance(x, str) and math.isfinite(x))
+
+
+def steadiness(values: Sequence[float]) -> tuple[float, float]:
+    """Measure how evenly positive values rise: share of rising pairs, largest share of one pair.
+
+    A profile over depth that vanishes or explodes moves in every layer, while two parts of a
+    model on different scales differ by one jump.
+    """
+    steps = [math.log(b / a) for a, b in itertools.pairwise(values)]
+    total = sum(step for step in steps if step > 0)
+    if total <= 0:
+        return 0.0, 1.0
+    return sum(step > 0 for step in steps) / len(steps), max(steps) / total
 
 
 def plain_op(op: str | None) -> str:

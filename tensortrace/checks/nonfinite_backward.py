@@ -169,7 +169,7 @@ def _between(step: StepView, call: Call) -> tuple[Call | None, Call | None, Call
 
 def _name(step: StepView, call: Call) -> str:
     known = step.modules.get(call.module) if call.module is not None else None
-    return plain_op(call.op) or module_text(call.module, known.cls if known else None)
+    return call.op or module_text(call.module, known.cls if known else None)
 
 
 def _place(step: StepView, origin: Origin) -> tuple[Call, str, dict[str, Any]]:
@@ -197,8 +197,8 @@ def _place(step: StepView, origin: Origin) -> tuple[Call, str, dict[str, Any]]:
 def _draft(step: StepView, origin: Origin, verdict: str) -> Draft:
     call, grad = origin.call, origin.grad
     by, message, evidence = _place(step, origin)
-    op = plain_op(call.op if origin.direct else by.op) or None
-    why, fix = REASONS.get(op or "", ("finite gradients went in, others came out", None))
+    op = call.op if origin.direct else by.op
+    why, fix = REASONS.get(plain_op(op), ("finite gradients went in, others came out", None))
     if verdict == "skipped":
         scales = [a.detail["scale"] for a in step.actions if a.detail.get("scale") is not None]
         scale = f" (scale {scales[-1]})" if scales else ""

@@ -1,0 +1,127 @@
+"""TT201: gradients that explode, over time or with depth."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check, steadiness
+from tensortrace.records import Step, from_scalar
+from tensortrace.text import module_text, number_text
+
+
+@dataclass(slots=True)
+class Series:
+    """The gradient norms of the steps of one set of optimizers; bounded by the window."""
+
+    norms: deque[float]
+    losses: deque[float]
+    modules: dict[str, deque[float]] = field(default_factory=dict)
+    running: int = 0
+
+
+@check("TT201", "exploding-gradient")
+def exploding_gradient(
+    step: StepView,
+    memory: dict[str, Any],
+    *,
+    ratio: float = 20.0,
+    window: int = 20,
+    sustain: int = 3,
+    least: int = 5,
+    depth_ratio: float = 1000.0,
+    depth: int = 5,
+) -> Iterator[Draft]:
+    """The gradient grows far above its own recent median, or layer by layer toward the input.
+
+    Symptom:    the loss jumps up or oscillates, soon it is NaN; clipping hides it and training
+                crawls
+    Threshold:  total norm before clipping > ratio * median of up to `window` earlier norms (at
+                least `least` of them, of steps of the same optimizers) in `sustain` steps running,
+                while the loss is not below its own median. Or: over at least `depth` layers of one
+                class the rms of the parameter gradients rises toward the input by more than
+                depth_ratio, in 80 % of the steps from layer to layer and not by one jump (over
+                60 % of the rise), in `sustain` steps running
+    Source:     relative and before clipping, as fixed limits (1e4) depend on the number of
+                elements and clipping hides them (TorchLens 2.36); first layer over last as in
+                AUTOTRAINER (70), wider since default initialisations reach 70; `ratio` and
+                `sustain` chosen here: one batch in a healthy run reaches 20, three in a row do not
+    Fix:        clip with torch.nn.utils.clip_grad_norm_; a lower learning rate or a warm-up;
+                orthogonal or smaller initialisation of recurrent weights; normalisation layers
+    Misses:     growth by less than `ratio` over `window` steps; a run that is bad from its first
+                step on and has no depth to show it; a curriculum that changes the data on purpose
+                looks the same
+    """
+    summary = step.summary
+    if summary is None:
+        return
+    norm, loss = from_scalar(summary.grad_norm), from_scalar(summary.loss)
+    if norm is not None and math.isfinite(norm):
+        # Steps of different optimizers are different losses: a GAN has two series.
+        key = f"time {sorted({o.index for o in step.optimizers})}"
+        fresh = Series(deque(maxlen=window), deque(maxlen=window))
+        series = memory.setdefault(key, fresh)
+        usual = median(series.norms) if len(series.norms) >= least else 0.0
+        falling = loss is not None and series.losses and loss < median(series.losses)
+        if usual > 0 and norm > ratio * usual and not falling:
+            series.running += 1
+            if series.running >= sustain:
+                yield _jump(summary, series, key, usual, ratio)
+        else:
+            _remember(summary, series, norm, loss, window)
+    layers = step.profile()
+    if len(layers) < 2:
+        return
+    rise, jump = steadiness([rms for _, rms in reversed(layers)])
+    (first, high), (last, low) = layers[0], layers[-1]
+    deep = len(layers) >= depth and high / low > depth_ratio and rise >= 0.8 and jump <= 0.6
+    memory["deep"] = memory.get("deep", 0) + 1 if deep else 0
+    if memory["deep"] >= sustain:
+        yield Draft(
+            message=f"gradient rms grows {number_text(high / low)}x from {module_text(last)} "
+            f"({number_text(low)}) back to {module_text(first)} ({number_text(high)}) "
+            f"over {len(layers)} layers (limit {number_text(depth_ratio)}x), "
+            f"{memory['deep']} steps running",
+            cause="depth", phase="backward", module=first, value=high / low, limit=depth_ratio,
+            evidence={"profile": [list(layer) for layer in layers], "steps": memory["deep"]},
+        )  # fmt: skip
+
+
+def _remember(summary: Step, series: Series, norm: float, loss: float | None, window: int) -> None:
+    series.running = 0
+    series.norms.append(norm)
+    if loss is not None and math.isfinite(loss):
+        series.losses.append(loss)
+    columns = summary.modules
+    for path, rms in zip(columns.path, columns.param_grad_rms, strict=False):
+        if rms:
+            series.modules.setdefault(path, deque(maxlen=window)).append(rms)
+
+
+def _jump(summary: Step, series: Series, key: str, usual: float, ratio: float) -> Draft:
+    norm = float(summary.grad_norm or 0)
+    rows = _by_growth(summary, series.modules)
+    most = f"; most of all in {module_text(rows[0][0])} ({rows[0][2]:.0f}x)" if rows else ""
+    return Draft(
+        message=f"gradient norm {number_text(norm)} is {norm / usual:.0f}x the median "
+        f"{number_text(usual)} of the {len(series.norms)} steps before (limit {ratio:g}x), "
+        f"{series.running} steps running{most}",
+        cause=key, phase="backward", module=rows[0][0] if rows else None, value=norm,
+        limit=ratio * usual,
+        evidence={"profile": [[path, rms] for path, rms, _ in rows], "median": usual,
+                  "steps": series.running},
+    )  # fmt: skip
+
+
+def _by_growth(summary: Step, modules: dict[str, deque[float]]) -> list[tuple[str, float, float]]:
+    """List path, gradient rms and growth over its own median, the most grown first."""
+    rows = [
+        (path, rms, rms / median(modules[path]))
+        for path, rms in zip(summary.modules.path, summary.modules.param_grad_rms, strict=False)
+        if rms and modules.get(path)
+    ]
+    return sorted(rows, key=lambda row: -row[2])

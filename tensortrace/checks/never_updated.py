@@ -1,0 +1,100 @@
+"""TT401: parameters that get gradients and never move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check
+from tensortrace.records import Module
+
+
+@check("TT401", "never-updated")
+def never_updated(
+    step: StepView, memory: dict[str, Any], *, updates: int = 4, idle: int = 20
+) -> Iterator[Draft]:
+    """Parameters get a gradient in every step and no optimizer moves them.
+
+    Symptom:    part of the model stays at its initial weights though its gradients look healthy
+    Threshold:  in `updates` optimizer steps running a module in training mode has gradients of its
+                own parameters, and they are held by no optimizer that has stepped so far, or their
+                update is exactly 0 at a learning rate above 0. Or: every learning rate of an
+                optimizer is exactly 0 in more than `idle` of its steps running
+    Source:     definition; `updates` and `idle` chosen here: both optimizers of a GAN have stepped
+                after `updates`, and a warm-up from 0 has one step at 0
+    Fix:        give the optimizer all of model.parameters(), after the last layer was added or
+                replaced; freeze on purpose with requires_grad_(False), which also saves time
+    Misses:     a network for a perceptual loss in training mode that is not frozen is reported;
+                an optimizer that takes its first step after `updates` steps of another one too
+    """
+    summary = step.summary
+    held: dict[int, set[str]] = memory.setdefault("held", {})
+    zero_lr: dict[int, int] = memory.setdefault("zero_lr", {})
+    taken = [o for o in step.optimizers if not o.skipped]
+    for optimizer in taken:
+        if optimizer.parameters is not None:
+            held[optimizer.index] = set(optimizer.parameters)
+        still = bool(optimizer.lr) and not any(optimizer.lr)
+        zero_lr[optimizer.index] = zero_lr.get(optimizer.index, 0) + 1 if still else 0
+    if summary is None or not taken:
+        return
+    for index, count in zero_lr.items():
+        if count > idle:
+            yield Draft(
+                message=f"the learning rate of optimizer {index} is 0 in {count} of its steps "
+                f"running (limit {idle}): nothing it holds moves",
+                cause=f"lr {index}", phase="optimizer", value=count, limit=idle,
+                location=next((o.location for o in taken if o.index == index), None),
+                fix="check the scheduler: its total number of steps, and where step() is called",
+            )  # fmt: skip
+    yield from _unmoved(step, memory, updates)
+
+
+def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> Iterator[Draft]:
+    taken = [o for o in step.optimizers if not o.skipped]
+    assert step.summary is not None
+    columns, held = step.summary.modules, memory["held"]
+    everything: set[str] = set().union(*held.values())
+    moving = all(lr > 0 for o in taken for lr in o.lr)
+    stepping: set[str] = set().union(*(held.get(o.index, set()) for o in taken))
+    streaks: dict[tuple[str, str], int] = memory.setdefault("streaks", {})
+    found: dict[str, list[str]] = {"forgotten": [], "unmoved": []}
+    for path, rms, moved in zip(
+        columns.path, columns.param_grad_rms, columns.update_ratio, strict=False
+    ):
+        module = step.modules.get(path)
+        if not rms or module is None or not module.training:
+            continue
+        names = _trainable(module)
+        forgotten = [name for name in names if name not in everything]
+        unmoved = names if moving and moved == 0 and stepping.issuperset(names) else []
+        for why, which in (("forgotten", forgotten), ("unmoved", unmoved)):
+            key = (why, path)
+            streaks[key] = streaks.get(key, 0) + 1 if which else 0
+            if streaks[key] >= updates:
+                found[why] += which
+    for why, names in found.items():
+        if held and names:
+            yield _draft(step, why, names, updates)
+
+
+def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:
+    said = ("are in no optimizer" if why == "forgotten"
+            else "are held by an optimizer with lr > 0 and do not change")  # fmt: skip
+    path = next((p for p in step.modules if names[0] in _trainable(step.modules[p])), None)
+    more = ", ..." if len(names) > 4 else ""
+    fix = None if why == "forgotten" else (
+        "look for code that restores the weights, and for a learning rate below the rounding of "
+        "the dtype (bfloat16 keeps 3 digits): keep float32 master weights")  # fmt: skip
+    return Draft(
+        message=f"{len(names)} parameters have gradients and {said}, {updates} optimizer steps "
+        f"running: {', '.join(names[:4])}{more}",
+        cause=why, phase="optimizer", module=path, param=names[0], value=len(names), limit=0,
+        fix=fix, evidence={"parameters": names[:100]},
+    )  # fmt: skip
+
+
+def _trainable(module: Module) -> list[str]:
+    """Name in full the parameters of a module that require gradients, as declared."""
+    prefix = f"{module.path}." if module.path else ""
+    return [prefix + p.name for p in module.parameters if p.requires_grad]

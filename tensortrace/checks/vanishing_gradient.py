@@ -1,0 +1,59 @@
+"""TT202: gradients that vanish on their way to the first layers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check, steadiness
+from tensortrace.text import module_text, number_text
+
+
+@check("TT202", "vanishing-gradient")
+def vanishing_gradient(
+    step: StepView,
+    memory: dict[str, Any],
+    *,
+    ratio: float = 0.001,
+    depth: int = 5,
+    sustain: int = 4,
+    window: int = 6,
+) -> Iterator[Draft]:
+    """The gradient shrinks layer by layer and hardly reaches the first ones.
+
+    Symptom:    the loss hardly moves or stops early; the first layers stay what they were
+    Threshold:  over at least `depth` layers of one class, rms of the parameter gradients of the
+                first < ratio * that of the last, shrinking toward the input in 80 % of the steps
+                from layer to layer and not by one jump (over 60 % of the fall), in `sustain` of
+                the last `window` steps that have gradients
+    Source:     first over last kernel < 1e-3 as in AUTOTRAINER; its second condition, a norm under
+                1e-4, and the 1e-7 of SageMaker Debugger and DeepDiagnosis are absolute and left
+                out; sustained as in TorchLens (5 of 8), somewhat shorter
+    Fix:        ReLU, GELU or SiLU for sigmoid and tanh; residual connections; normalisation
+                layers; kaiming or xavier initialisation for the activation in use
+    Misses:     a recurrent network unrolled over time is one layer; layers of several classes
+                that alternate are seen by the commonest class only; parts with no gradient at all
+                are TT203
+    """
+    if step.summary is None:
+        return
+    layers = step.profile()
+    if not layers:
+        return
+    first, last = layers[0], layers[-1]
+    fall, jump = steadiness([rms for _, rms in layers]) if len(layers) > 1 else (0.0, 1.0)
+    shrunk = first[1] / last[1]
+    vanishes = len(layers) >= depth and shrunk < ratio and fall >= 0.8 and jump <= 0.6
+    recent = memory.setdefault("recent", deque(maxlen=window))
+    recent.append(vanishes)
+    if not vanishes or sum(recent) < sustain:
+        return
+    yield Draft(
+        message=f"gradient rms shrinks from {number_text(last[1])} at {module_text(last[0])} to "
+        f"{number_text(first[1])} at {module_text(first[0])} over {len(layers)} layers: "
+        f"{number_text(shrunk)} of it arrives (limit {number_text(ratio)}), "
+        f"{sum(recent)} of {len(recent)} steps",
+        cause="depth", phase="backward", module=first[0], value=shrunk, limit=ratio,
+        evidence={"profile": [list(layer) for layer in layers], "steps": sum(recent)},
+    )  # fmt: skip
