@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -130,7 +131,8 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def report(arguments: argparse.Namespace) -> int:
     """Print findings and the layer table; 1 if an error is among the findings shown."""
-    return _report(open_logs(arguments.log), arguments)
+    with ExitStack() as opened:
+        return _report(open_logs(arguments.log, opened), arguments)
 
 
 def _report(runs: Sequence[Run], arguments: argparse.Namespace) -> int:
@@ -234,14 +236,15 @@ def _view_arguments(parser: argparse.ArgumentParser) -> None:
 
 def view(arguments: argparse.Namespace) -> int:
     """Open the viewer; where there is no terminal for it, print the report instead."""
-    runs = open_logs(arguments.log)
-    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
-        sys.stderr.write("tensortrace: no terminal for the viewer here; this is the report.\n")
-        words = [] if arguments.step is None else ["--step", str(arguments.step)]
-        return _report(runs, _parser().parse_args(["report", *words]))
-    from tensortrace.tui.app import view as open_viewer
+    with ExitStack() as opened:
+        runs = open_logs(arguments.log, opened)
+        if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+            sys.stderr.write("tensortrace: no terminal for the viewer here; this is the report.\n")
+            words = [] if arguments.step is None else ["--step", str(arguments.step)]
+            return _report(runs, _parser().parse_args(["report", *words]))
+        from tensortrace.tui.app import view as open_viewer
 
-    return open_viewer(runs[0], step=arguments.step, mouse=not arguments.no_mouse)
+        return open_viewer(runs[0], step=arguments.step, mouse=not arguments.no_mouse)
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -257,22 +260,24 @@ def demo(arguments: argparse.Namespace) -> int:
     return run_demo(view=arguments.view, out=arguments.keep)
 
 
-def open_logs(path: Path | None) -> list[Run]:
+def open_logs(path: Path | None, opened: ExitStack) -> list[Run]:
     """Open a log, or all ranks of a run, lowest rank first.
 
     Args:
         path: a log; a name that stands for `<stem>.rank0.jsonl` and so on; None for the newest log
             in the working folder, with its other ranks.
+        opened: closes them in the end.
     Raises:
         LogError: there is no log, or a file is not one.
     """
     from tensortrace.run import newest_log, open_run
 
     named = path is not None and path.exists()
-    run = open_run(newest_log() if path is None else path)
-    if named or len(run.ranks) == 1:
-        return [run]
-    return [open_run(run.ranks[rank]) for rank in sorted(run.ranks)]
+    first = opened.enter_context(closing(open_run(newest_log() if path is None else path)))
+    if named or len(first.ranks) == 1:
+        return [first]
+    others = [path for _, path in sorted(first.ranks.items()) if path != first.path]
+    return [first, *(opened.enter_context(closing(open_run(path))) for path in others)]
 
 
 def _write(text: str) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tensortrace.export.contents import Shown, shown_path
-from tensortrace.records import ChainLink, Location, Severity
+from tensortrace.records import ChainLink, Location, Module, Severity
 from tensortrace.text import escape, location_text, number_text, shape_text, short_dtype
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _place(one: Shown, ranks: bool) -> str:
     if finding.phase:
         places.append(finding.phase)
     if finding.module is not None:
-        places.append(shown_path(one.run, finding.module))
+        places.append(shown_path(one.run.modules, finding.module))
     places += [f"op {finding.op}"] if finding.op else []
     places += [f"parameter {finding.param}"] if finding.param else []
     return ", ".join(places)
@@ -108,7 +108,7 @@ def _evidence(one: Shown) -> RenderableType | None:
     for key, value in evidence.items():
         name = escape(key.replace("_", " "))
         if pairs := _pairs(value):
-            profiles.append(_profile(one.run, name, pairs))
+            profiles.append(_profile(one.run.modules, name, pairs))
         elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
             lines += [f"{name}: {_value(item)}" for item in value[:LISTED]]
         elif value not in (None, [], {}):
@@ -128,7 +128,7 @@ def _between(one: Shown, evidence: dict[str, Any]) -> str:
     places = evidence.pop("between_lines", None)
     lines = list(places) if isinstance(places, (list, tuple)) and len(places) == 2 else ["", ""]
     names = [
-        default if end is None else escape(shown_path(one.run, str(end)))
+        default if end is None else escape(shown_path(one.run.modules, str(end)))
         for end, default in zip(ends, ("the start", "the end"), strict=True)
     ]
     told = [f"{name} ({escape(str(at))})" if at else name
@@ -179,7 +179,9 @@ def _pairs(value: Any) -> list[tuple[str, float | None]]:
     return pairs
 
 
-def _profile(run: Run, title: str, pairs: Sequence[tuple[str, float | None]]) -> RenderableType:
+def _profile(
+    modules: Mapping[str, Module], title: str, pairs: Sequence[tuple[str, float | None]]
+) -> RenderableType:
     """Draw numbers over depth; the bars are logarithmic, as depth acts on scale by factors."""
     logs = [math.log10(abs(n)) for _, n in pairs if n]
     low, high = (min(logs), max(logs)) if logs else (0.0, 0.0)
@@ -190,7 +192,7 @@ def _profile(run: Run, title: str, pairs: Sequence[tuple[str, float | None]]) ->
     for name, number in pairs:
         share = (math.log10(abs(number)) - low) / (high - low) if number and high > low else 1.0
         bar = "#" * (1 + round(share * (BAR - 1))) if number else ""
-        grid.add_row(harmless(shown_path(run, name)), number_text(number), Text(bar, "dim"))
+        grid.add_row(harmless(shown_path(modules, name)), number_text(number), Text(bar, "dim"))
     return Group(Text(f"{title} (bars: log scale)"), grid)
 
 

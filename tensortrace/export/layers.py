@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tensortrace.errors import UsageError
-from tensortrace.records import Call, Step, Tensor
+from tensortrace.records import Call, Module, Step, Tensor
 
 if TYPE_CHECKING:
     from tensortrace.run import Run, StepRecords
@@ -58,7 +58,7 @@ def module_rows(run: Run, number: int, worst: Mapping[str, str]) -> tuple[list[R
     records = run.step(number)
     calls = _forward_calls(records)
     here = _Here(
-        run, records, calls, _columns(records.summary), _grad_norms(records), worst
+        run.modules, records, calls, _columns(records.summary), _grad_norms(records), worst
     )  # fmt: skip
     return [_row(here, path) for path in calls or here.columns], bool(calls)
 
@@ -67,7 +67,7 @@ def module_rows(run: Run, number: int, worst: Mapping[str, str]) -> tuple[list[R
 class _Here:
     """What one step says, by module path."""
 
-    run: Run
+    modules: Mapping[str, Module]
     records: StepRecords
     calls: Mapping[str, Sequence[Call]]
     columns: Mapping[str, Mapping[str, Any]]
@@ -76,7 +76,7 @@ class _Here:
 
 
 def _row(here: _Here, path: str) -> Row:
-    module, calls = here.run.modules.get(path), here.calls.get(path, [])
+    module, calls = here.modules.get(path), here.calls.get(path, [])
     column = here.columns.get(path, {})
     tensors = here.records.tensors
     outputs = [tensors[id] for call in calls for _, id in call.outputs if id in tensors]
@@ -84,7 +84,8 @@ def _row(here: _Here, path: str) -> Row:
     output_rms, grad_norm = column.get("output_rms"), here.grad_norms.get(path)
     if output_rms is None:
         output_rms = max((rms for t in outputs if (rms := _rms(t)) is not None), default=None)
-    if grad_norm is None and column.get("param_grad_rms") is not None:
+    if grad_norm is None and parameters and column.get("param_grad_rms") is not None:
+        # What an unfinished or thinned step has; one that froze some parameters it overestimates.
         grad_norm = column["param_grad_rms"] * parameters**0.5
     return Row(
         path=path,

@@ -84,7 +84,7 @@ def _tree(run: Run, rows: Sequence[Row]) -> list[str]:
             above.pop()
         parent = above[-1] if above else ""
         alias = modules[path].alias if path in modules else None
-        name = path[len(parent) + 1 :] if parent else shown_path(run, path)
+        name = path[len(parent) + 1 :] if parent else shown_path(modules, path)
         labels.append("  " * len(above) + (alias or name))
         above.append(path)
     return labels

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,8 @@ def report_json(
     if isinstance(run, (str, Path)):
         from tensortrace.run import open_run
 
-        run = open_run(run)
+        with closing(open_run(run)) as opened:
+            return report_json(opened, step=step, modules=modules)
     return render_json(gather([run], step=step, modules=modules))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,10 @@ def render_report(
     if isinstance(run, (str, Path)):
         from tensortrace.run import open_run
 
-        run = open_run(run)
+        with closing(open_run(run)) as opened:
+            return render_report(
+                opened, width=width, colour=colour, step=step, modules=modules, notes=notes
+            )
     return render(
         gather([run], step=step, modules=modules), width=width, colour=colour, notes=notes
     )

@@ -87,13 +87,16 @@ def test_a_finding_on_a_parameter_matches_by_the_name_of_it(tmp_path: Path) -> N
 def test_a_glob_matches_the_path_the_alias_and_the_class_of_the_root(tmp_path: Path) -> None:
     block = Module(step=0, path="Net.Block", cls="Block", alias="blocks.0")
     run = make(tmp_path, Module(step=0, path="", cls="Net"), block, make_step(0))
-    assert matches(run, "", ["Net"])
-    assert matches(run, "Net.Block", ["blocks.*"])
-    assert matches(run, "Net.Block", ["x", "Net.*"])
-    assert not matches(run, "Net.Block", ["net.*"])
-    assert not matches(run, None, ["*"])
-    assert matches(run, None, [])
-    assert (shown_path(run, "gone"), shown_path(run, "Net.Block")) == ("gone", "blocks.0")
+    assert matches(run.modules, "", ["Net"])
+    assert matches(run.modules, "Net.Block", ["blocks.*"])
+    assert matches(run.modules, "Net.Block", ["x", "Net.*"])
+    assert not matches(run.modules, "Net.Block", ["net.*"])
+    assert not matches(run.modules, None, ["*"])
+    assert matches(run.modules, None, [])
+    assert (shown_path(run.modules, "gone"), shown_path(run.modules, "Net.Block")) == (
+        "gone",
+        "blocks.0",
+    )
 
 
 def counts_calls() -> Check:
@@ -125,7 +128,7 @@ def test_checks_run_again_find_by_the_saved_log_alone(tmp_path: Path) -> None:
     assert (seen, found.again, found.problems) == ([0, 1, 2], True, [])
 
 
-def test_a_log_longer_than_what_is_read_at_once_is_counted_whole(tmp_path: Path) -> None:
+def test_a_log_longer_than_its_head_and_tail_is_counted_whole(tmp_path: Path) -> None:
     steps = [make_step(i, repeats={"TT101-1": 1} if i > 1100 else {}) for i in range(1200)]
     records = [make_finding(step=0), *steps, make_finding(step=1199, id="last")]
     run = make(tmp_path, *sorted(records, key=lambda record: record.step))

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tensortrace.errors import UsageError
 from tensortrace.export.contents import Found, gather
+from tensortrace.export.report_json import render_json
 from tensortrace.export.text import render, render_report
 from tensortrace.records import (
     Call,
@@ -187,13 +192,16 @@ def test_a_finding_on_the_first_line_of_a_function_has_one_neighbour(tmp_path: P
     assert "> 1 | def f():\n              2 |     return 1\n" in text
 
 
-def test_the_same_finding_on_two_ranks_is_shown_once(tmp_path: Path) -> None:
+def test_the_same_finding_on_two_ranks_is_shown_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     runs = []
     for rank in range(3):
         records = [make_header(rank=rank, world_size=3), *make_calls(0), make_step(0),
                    make_finding(step=1, id=f"TT101-{rank}", module="head" if rank == 2 else ""),
                    make_step(1)]  # fmt: skip
-        runs.append(open_run(write_log(tmp_path / f"log.rank{rank}.jsonl", records)))
+        runs.append(open_run(write_log(Path(f"log.rank{rank}.jsonl"), records)))
     text = render(gather(runs))
     assert "at        ranks 0, 1, step 1" in text
     assert "at        rank 2, step 1, forward, head" in text
@@ -256,6 +264,25 @@ def test_hostile_text_is_shown_and_never_obeyed(tmp_path: Path, payload: str) ->
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured).split() == plain.split()
     if payload.startswith(("[", ":", "{")):
         assert plain.count(payload) > 15
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner,
+                                                                max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+EVIDENCE_KEYS = ["profile", "between", "between_lines", "inputs", "placed", "x"]
+
+
+@given(evidence=st.dictionaries(st.sampled_from(EVIDENCE_KEYS), json_values))
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def test_any_evidence_can_be_shown(tmp_path_factory: Any, evidence: dict[str, Any]) -> None:
+    log = tmp_path_factory.mktemp("run") / "log.jsonl"
+    run = open_run(write_log(log, make_run([*make_calls(0), make_step(0)])))
+    found = Found([make_finding(step=0, evidence=evidence)])
+    assert not FORBIDDEN.search(render(gather([run], [found])))
+    json.loads(render_json(gather([run], [found])))
 
 
 def test_the_check_for_hostile_text_can_fail() -> None:
