@@ -1,0 +1,279 @@
+"""The viewer's first screen: walk a run step by step, from a finding to its cause.
+
+Three classes, each what the one before it cannot know: `Frame` draws a place in a run, `Reader`
+reads the log beside it, `Viewer` does what the keys say.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+from textual.app import SystemCommand
+from textual.binding import BindingType
+from textual.screen import Screen
+
+from tensortrace.records import Severity
+from tensortrace.run import Run, open_run
+from tensortrace.tui import findings
+from tensortrace.tui.background import Reader
+from tensortrace.tui.bindings import KEYS, bindings
+from tensortrace.tui.layout import PANES
+from tensortrace.tui.panes import Pane
+from tensortrace.tui.screens import Help, Prompt
+from tensortrace.tui.theme import ASCII, THEME, UNICODE, Glyphs
+from tensortrace.tui.timeline import Timeline
+
+
+class Viewer(Reader):
+    """The program: one method for each action of the table in `bindings`."""
+
+    BINDINGS: ClassVar[list[BindingType]] = bindings()
+
+    def on_mount(self) -> None:
+        """Open at the first error and start to read in the background."""
+        self.register_theme(THEME)
+        self.theme = THEME.name
+        self.set_class(self.glyphs is ASCII, "-ascii")
+        self.arrange()
+        self.take_findings()
+        first = findings.first_error(self.found)
+        if self.start is not None:
+            self.go_to(self.start, 0)
+        elif first is not None:
+            self.go_to_finding(first)
+        else:
+            self.go_to(self.log_.first_step(), 0)
+        self.pane("calls").focus()
+        self.start_reading()
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Offer every key of the table by its name in the palette."""
+        for key in KEYS:
+            if key.action != "command_palette":
+                title = key.help[0].upper() + key.help[1:]
+                yield SystemCommand(title, f"key {key.shown}", self.runner(key.action))
+
+    def runner(self, action: str) -> Callable[[], object]:
+        """Make a callable that runs an action by its name, for the palette."""
+        return partial(self.call_later, self.run_action, action)
+
+    @property
+    def active(self) -> Pane:
+        """The pane that has the focus; the table if none has."""
+        return self.focused if isinstance(self.focused, Pane) else self.pane("calls")
+
+    # ---- move
+
+    def action_move(self, lines: int) -> None:
+        """Move the cursor or scroll by lines."""
+        self.active.move_by(lines)
+
+    def action_page(self, pages: float) -> None:
+        """Move by pages."""
+        self.active.move_page(pages)
+
+    def action_top(self) -> None:
+        """Go to the first line."""
+        self.active.move_end(False)
+
+    def action_bottom(self) -> None:
+        """Go to the last line."""
+        self.active.move_end(True)
+
+    # ---- walk
+
+    def action_step(self, steps: int) -> None:
+        """Go to a step before or after, at the same place in it."""
+        self.following = False
+        self.go_to(self.number + steps)
+
+    def action_finding(self, direction: int) -> None:
+        """Go to the next or previous finding."""
+        self.walk_findings(direction, None)
+
+    def action_warning(self, direction: int) -> None:
+        """Go to the next or previous warning."""
+        self.walk_findings(direction, "warning")
+
+    def walk_findings(self, direction: int, only: Severity | None) -> None:
+        """Go to a finding; the one that the cursor came to last counts as here."""
+        current = self.at_finding
+        row = self.row
+        if current is not None and (row is None or current not in row.findings):
+            current = None
+        found = findings.neighbour(self.found, current, self.here, direction, only)
+        if found is None:
+            what = only or "finding"
+            self.tell(f"no {'next' if direction > 0 else 'previous'} {what}")
+            return
+        self.following = False
+        self.go_to_finding(found)
+
+    def action_ask_step(self) -> None:
+        """Ask for a step number."""
+        self.query_one(Prompt).ask(":", "step number, then enter")
+
+    def action_ask_search(self) -> None:
+        """Ask for a text to search."""
+        self.query_one(Prompt).ask("/", "text to search in the log, then enter")
+
+    def action_hit(self, direction: int) -> None:
+        """Go to the next or previous hit of the search."""
+        if self.term:
+            self.find(direction)
+        else:
+            self.action_ask_search()
+
+    def on_prompt_answered(self, message: Prompt.Answered) -> None:
+        """Go to the step, or start the search."""
+        self.active_or_table()
+        if message.sign == "/":
+            if message.text:
+                self.term, self.hit = message.text, None
+                self.find(1)
+            return
+        text = message.text.removeprefix("step").strip()
+        if not text:
+            return
+        if not (text.isascii() and text.isdigit()):
+            self.tell(f"{text} is not a step number", "warning")
+            return
+        self.following = False
+        number = int(text[:18])
+        first, last = self.log_.first_step(), self.log_.last_step()
+        if not first <= number <= last:
+            self.tell(f"this log has steps {first} to {last}", "warning")
+        self.go_to(number)
+
+    def on_prompt_left(self) -> None:
+        """Give the focus back."""
+        self.active_or_table()
+
+    def active_or_table(self) -> None:
+        """Give the focus to the table, or to the pane that is shown alone."""
+        self.pane(self.zoom or "calls").focus()
+
+    # ---- panes
+
+    def action_open(self) -> None:
+        """Open the detail of the row; in the findings pane, go to the finding."""
+        if self.active.id == "findings":
+            self.open_finding(self.active.cursor or 0)
+        elif self.active.id == "calls":
+            if not self.pane("detail").display:
+                self.zoom = "detail"
+                self.arrange()
+                self.call_after_refresh(self.draw_detail)
+            self.pane("detail").focus()
+
+    def action_leave(self) -> None:
+        """Cancel a search, else leave a pane that is alone, else go back to the table."""
+        if self.cancel_search():
+            self.tell("search given up")
+            return
+        if self.zoom is not None:
+            self.zoom = None
+            self.arrange()
+            self.call_after_refresh(self.redraw)
+        self.pane("calls").focus()
+
+    def action_pane(self, direction: int) -> None:
+        """Give the focus to the next visible pane."""
+        shown = [name for name in PANES if self.pane(name).display]
+        at = next((i for i, name in enumerate(shown) if name == self.active.id), 0)
+        self.pane(shown[(at + direction) % len(shown)]).focus()
+
+    def action_source(self) -> None:
+        """Show the source pane, or hide it."""
+        self.source_wanted = not self.pane("source").display
+        self.zoom = None
+        self.arrange()
+        self.call_after_refresh(self.redraw)
+
+    def action_zoom(self) -> None:
+        """Show the active pane alone, or all again."""
+        active = next(name for name in PANES if name == self.active.id)
+        self.zoom = None if self.zoom is not None else active
+        self.arrange()
+        self.call_after_refresh(self.redraw)
+
+    # ---- other
+
+    def action_copy(self) -> None:
+        """Copy the record of the row as JSON: control characters are escaped in it."""
+        if self.row is not None and self.row.record is not None:
+            self.copy_to_clipboard(msgspec.json.encode(self.row.record).decode("utf-8", "replace"))
+            self.tell("copied the record as JSON")
+
+    def action_follow(self) -> None:
+        """Follow the run that is being written, or stay."""
+        if not self.log_.live:
+            self.tell("this run has ended: there is nothing to follow")
+            return
+        self.following = not self.following
+        if self.following:
+            self.go_to(self.log_.last_step())
+            self.pane("calls").move_end(True)
+        self.draw_top()
+
+    def action_help(self) -> None:
+        """Show all keys."""
+        self.push_screen(Help())
+
+    # ---- what the panes tell
+
+    def on_pane_moved(self, message: Pane.Moved) -> None:
+        """Show the detail of the row that the cursor came to."""
+        if message.pane.id == "calls":
+            self.anchor = self.row
+            self.draw_detail()
+
+    def on_pane_opened(self, message: Pane.Opened) -> None:
+        """A click on the selected item opens it."""
+        if message.pane.id == "findings":
+            self.open_finding(message.at)
+        elif message.pane.id == "calls":
+            self.action_open()
+
+    def open_finding(self, at: int) -> None:
+        """Go to a finding of the findings pane."""
+        if at < len(self.found):
+            self.go_to_finding(self.found[at])
+            self.pane("calls").focus()
+
+    def on_timeline_picked(self, message: Timeline.Picked) -> None:
+        """Go to the step that was clicked."""
+        self.following = False
+        self.go_to(message.number)
+
+
+def choose_glyphs() -> Glyphs:
+    """Take plain ASCII where standard output cannot carry more."""
+    try:
+        UNICODE.bars.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return ASCII
+    return UNICODE
+
+
+def view(path_or_run: str | Path | Run, step: int | None = None, mouse: bool = True) -> int:
+    """Open the viewer and stay in it until the user quits.
+
+    Args:
+        path_or_run: a log, or a run that is open already.
+        step: where to open; None means at the first error, else at the first step.
+        mouse: whether the terminal sends mouse clicks to the viewer instead of selecting text.
+    Returns:
+        An exit code: 0, or 1 if the viewer itself failed.
+    Raises:
+        LogError: the path is no log.
+    """
+    run = path_or_run if isinstance(path_or_run, Run) else open_run(path_or_run)
+    app = Viewer(run, step, choose_glyphs())
+    app.run(mouse=mouse)
+    return app.return_code or 0

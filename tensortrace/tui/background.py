@@ -1,0 +1,205 @@
+"""What the viewer reads in threads: the whole log once, its growth, the timeline, a search."""
+
+from __future__ import annotations
+
+import time
+
+from textual.worker import Worker, get_current_worker
+
+from tensortrace.log import CHUNK
+from tensortrace.records import Finding, Module, Step
+from tensortrace.run import Run
+from tensortrace.tui import findings, search
+from tensortrace.tui.frame import Frame
+from tensortrace.tui.rows import Row
+from tensortrace.tui.theme import UNICODE, Glyphs
+from tensortrace.tui.timeline import Timeline
+
+POLL_S, IDLE_AFTER_S, IDLE_EVERY = 0.2, 10.0, 5
+# The screen is told of progress ten times a second at most.
+TELL_EVERY_S = 0.1
+# Between two megabytes the reader's lock is free for a moment, or a key would wait for the end:
+# a lock that is released and taken again at once is not handed to the thread that waits.
+BREATHE_S = 0.0005
+SUMMARIES_AT_ONCE = 16
+
+
+class Reader(Frame):
+    """The part of the viewer that works beside the screen."""
+
+    def __init__(self, log: Run, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
+        super().__init__(log, step, glyphs)
+        # Steps that the timeline asked for last, and those that have no step line.
+        self.wanted: frozenset[int] = frozenset()
+        self.absent: set[int] = set()
+        self.changed_at, self.ticks = 0.0, 0
+        self.told_notice: str | None = None
+        self.term = ""
+        self.hit: search.Hit | None = None
+        self.hit_row: Row | None = None
+        self.searching: Worker[None] | None = None
+
+    def start_reading(self) -> None:
+        """Read the whole log in a thread and look for growth from time to time."""
+        self.changed_at = time.monotonic()
+        self.run_worker(self.read_all, thread=True, exclusive=True, group="index")
+        self.set_interval(POLL_S, self.poll)
+        self.tell_notice()
+
+    def read_all(self) -> None:
+        """Index the log; runs in a thread."""
+        worker = get_current_worker()
+        told = time.monotonic()
+        for _ in self.log_.index(cancelled=lambda: worker.is_cancelled):
+            if time.monotonic() - told > TELL_EVERY_S:
+                told = time.monotonic()
+                self.call_from_thread(self.take_findings)
+            time.sleep(BREATHE_S)
+        if not worker.is_cancelled:
+            self.call_from_thread(self.take_findings)
+
+    def take_findings(self) -> None:
+        """Show what the reader has found so far."""
+        held = findings.in_order(self.log_.findings)
+        self.modules = self.log_.modules
+        if held != self.found:
+            self.found, self.marks = held, findings.worst_by_step(held)
+            if self.at_finding in held:
+                self.pane("findings").cursor = held.index(self.at_finding)
+        self.draw_findings()
+        self.draw_top()
+
+    # ---- growth
+
+    def poll(self) -> None:
+        """Look at the file: five times a second, once a second when nothing has come for long."""
+        self.ticks += 1
+        idle = time.monotonic() - self.changed_at > IDLE_AFTER_S
+        if idle and self.ticks % IDLE_EVERY:
+            return
+        if not self.log_.refresh():
+            if idle:
+                self.draw_top()
+            return
+        self.changed_at = time.monotonic()
+        if self.log_.indexed < 1:
+            self.run_worker(self.read_all, thread=True, exclusive=True, group="index")
+        self.tell_notice()
+        self.take_findings()
+        self.grow()
+
+    def grow(self) -> None:
+        """Show what came: the last step if the run is followed, else the same place."""
+        last = self.log_.last_step()
+        if self.following:
+            self.go_to(last)
+            self.pane("calls").move_end(True)
+        elif self.number >= last or self.rows.step.summary is None:
+            self.go_to(self.number)
+
+    def tell_notice(self) -> None:
+        """Say once that the log was truncated, replaced or damaged."""
+        if self.log_.notice != self.told_notice:
+            self.told_notice = self.log_.notice
+            self.summaries.clear()
+            self.absent.clear()
+            self.wanted = frozenset()
+            if self.log_.notice:
+                self.tell(self.log_.notice, "warning")
+
+    # ---- timeline
+
+    def draw_top(self) -> None:
+        """Draw the first line and the timeline, and read what the timeline lacks."""
+        super().draw_top()
+        self.want_summaries(self.screen_stack[0].query_one(Timeline).shown)
+
+    def want_summaries(self, shown: range) -> None:
+        """Read the step lines that the timeline lacks, the nearest first, in a thread."""
+        last = self.log_.last_step()
+        missing = [n for n in shown if n not in self.summaries and (n < last or not self.log_.live)]
+        wanted = frozenset(missing) - self.absent
+        if wanted and wanted != self.wanted:
+            self.wanted = wanted
+            blocks = sorted(
+                {n // SUMMARIES_AT_ONCE for n in wanted},
+                key=lambda block: abs(block * SUMMARIES_AT_ONCE - self.number),
+            )
+            self.run_worker(
+                lambda: self.read_summaries(blocks), thread=True, exclusive=True, group="timeline"
+            )
+
+    def read_summaries(self, blocks: list[int]) -> None:
+        """Read step lines block by block; runs in a thread."""
+        worker = get_current_worker()
+        for block in blocks:
+            if worker.is_cancelled:
+                return
+            numbers = range(block * SUMMARIES_AT_ONCE, (block + 1) * SUMMARIES_AT_ONCE)
+            steps = self.log_.summaries(numbers.start, numbers.stop)
+            self.call_from_thread(self.take_summaries, numbers, steps)
+
+    def take_summaries(self, numbers: range, steps: list[Step]) -> None:
+        """Draw step lines that came; those that the log lacks are not asked for again."""
+        self.summaries.update((step.step, step) for step in steps)
+        self.absent |= {n for n in numbers if n not in self.summaries}
+        self.draw_top()
+
+    # ---- search
+
+    def find(self, direction: int) -> None:
+        """Search on from the cursor in a thread; a hit moves the cursor."""
+        self.cancel_search()
+        self.tell(f"searching for {self.term} (esc cancels)")
+        start = self.hit.offset if self.hit and self.hit_row is self.row else None
+        start = self.rows.offset(self.pane("calls").cursor or 0) if start is None else start
+        self.searching = self.run_worker(
+            lambda: self.search_from(start, direction), thread=True, exclusive=True, group="search"
+        )
+
+    def search_from(self, here: int, direction: int) -> None:
+        """Search to one end of the log, then from the other end back to here; runs in a thread."""
+        worker, file, term = get_current_worker(), self.log_._file, self.term
+        stop = file.complete(file.size())
+        line_end = file.read(here, CHUNK).find(b"\n") + 1 + here
+        look = search.find_next if direction > 0 else search.find_previous
+        around = [(line_end, stop), (0, line_end)]
+        if direction < 0:
+            around = [(0, here), (here, stop)]
+        for wrapped, (low, high) in enumerate(around):
+            hit = look(file, term, low, high, lambda: worker.is_cancelled)
+            if worker.is_cancelled:
+                return
+            if hit is not None:
+                self.call_from_thread(self.take_hit, hit, bool(wrapped))
+                return
+        self.call_from_thread(self.take_hit, None, False)
+
+    def take_hit(self, hit: search.Hit | None, wrapped: bool) -> None:
+        """Go to what was found."""
+        self.searching = None
+        self.hit = hit
+        if hit is None:
+            self.tell(f"{self.term}: nowhere in this log", "warning")
+            return
+        if isinstance(hit.record, Finding):
+            self.go_to_finding(hit.record)
+        else:
+            self.go_to(hit.record.step, 0)
+            at = self.rows.at_offset(hit.offset)
+            if isinstance(hit.record, Module):
+                at = self.rows.find_module(hit.record.path)
+            self.pane("calls").move_to(at or 0)
+            self.anchor = self.row
+            self.draw_detail()
+        self.hit_row = self.row
+        if wrapped:
+            self.tell("went round the end of the log")
+
+    def cancel_search(self) -> bool:
+        """Give up a search; False if there was none."""
+        running, self.searching = self.searching, None
+        if running is None:
+            return False
+        running.cancel()
+        return True

@@ -1,0 +1,82 @@
+"""Every key of the viewer, in one table: the bindings, the help and the footer are made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.binding import Binding, BindingType
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What some keys do: `keys` as Textual names them, `shown` as a person does.
+
+    `footer` is the short label in the footer, empty to leave the key out of it.
+    """
+
+    keys: str
+    shown: str
+    action: str
+    help: str
+    group: str
+    footer: str = ""
+
+
+KEYS = (
+    Key("j,down", "j ↓", "move(1)", "next line", "Move"),
+    Key("k,up", "k ↑", "move(-1)", "previous line", "Move"),
+    Key("space,pagedown", "space pgdn", "page(1)", "next page", "Move"),
+    Key("b,pageup", "b pgup", "page(-1)", "previous page", "Move"),
+    Key("ctrl+d", "ctrl+d", "page(0.5)", "half a page down", "Move"),
+    Key("ctrl+u", "ctrl+u", "page(-0.5)", "half a page up", "Move"),
+    Key("g,home", "g home", "top", "first line", "Move"),
+    Key("G,end", "G end", "bottom", "last line", "Move"),
+    Key("right_square_bracket", "]", "step(1)", "next step, same place", "Walk", "Step+"),
+    Key("left_square_bracket", "[", "step(-1)", "previous step, same place", "Walk", "Step-"),
+    Key("e", "e", "finding(1)", "next finding", "Walk", "Finding"),
+    Key("E", "E", "finding(-1)", "previous finding", "Walk"),
+    Key("w", "w", "warning(1)", "next warning", "Walk"),
+    Key("W", "W", "warning(-1)", "previous warning", "Walk"),
+    Key("colon", ":", "ask_step", "go to a step by its number", "Walk", "Go to"),
+    Key("slash", "/", "ask_search", "search the whole log", "Search", "Search"),
+    Key("n", "n", "hit(1)", "next hit", "Search"),
+    Key("N", "N", "hit(-1)", "previous hit", "Search"),
+    Key("enter", "enter", "open", "open the detail of the line", "Panes"),
+    Key("escape", "esc", "leave", "back, close, cancel a search", "Panes"),
+    Key("tab", "tab", "pane(1)", "next pane", "Panes"),
+    Key("shift+tab", "shift+tab", "pane(-1)", "previous pane", "Panes"),
+    Key("s", "s", "source", "show or hide the source", "Panes", "Source"),
+    Key("z", "z", "zoom", "one pane alone, and back", "Panes"),
+    Key("y", "y", "copy", "copy the record as JSON", "Other"),
+    Key("equals_sign", "=", "follow", "follow a live run, or pause", "Other"),
+    Key("question_mark,f1", "? F1", "help", "this help", "Other", "Help"),
+    Key("ctrl+p", "ctrl+p", "command_palette", "all commands by name", "Other"),
+    Key("q", "q", "quit", "quit", "Other", "Quit"),
+)
+
+
+def bindings() -> list[BindingType]:
+    """Make Textual's bindings of the table."""
+    return [
+        Binding(
+            key.keys,
+            key.action,
+            key.footer or key.help,
+            show=bool(key.footer),
+            key_display=key.shown.split()[0],
+            priority=key.keys.startswith(("tab", "shift+tab")),
+        )
+        for key in KEYS
+    ]
+
+
+def help_lines() -> list[tuple[str, str]]:
+    """List the keys for a person: ``(keys, what they do)``, groups as ``(name, "")``."""
+    lines: list[tuple[str, str]] = []
+    group = ""
+    for key in KEYS:
+        if key.group != group:
+            group = key.group
+            lines.append((group, ""))
+        lines.append((key.shown, key.help))
+    return lines

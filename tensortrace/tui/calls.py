@@ -1,0 +1,116 @@
+"""The table of a step's calls: which columns fit, and a row as one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+
+from tensortrace.records import Module
+from tensortrace.tui.cells import Cells, cells
+from tensortrace.tui.rows import StepRows
+from tensortrace.tui.theme import UNICODE, Glyphs, Styled, fit
+
+SHORT_SECTIONS = {
+    "forward": "fwd", "backward": "bwd", "optimizer": "opt", "loss": "loss", "step": "step",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Column widths in cells for a pane's width; 0 leaves a column out."""
+
+    seq: int
+    section: int
+    name: int
+    shape: int
+    dtype: int
+    mean: int
+    std: int
+    norm: int
+    time: int
+    health: int
+
+
+def columns(width: int) -> Columns:
+    """Choose the columns for a width; the name takes what the others leave."""
+    number = 8 if width >= 64 else 0
+    wide = width >= 96
+    fixed = {
+        "seq": 5 if width >= 60 else 4,
+        "section": (10 if wide else 5) if width >= 50 else 0,
+        "shape": (20 if wide else 14) if width >= 56 else 0,
+        "dtype": 5 if width >= 64 else 0,
+        "mean": 9 if wide else number,
+        "std": 9 if wide else number,
+        "norm": 9 if width >= 88 else 0,
+        "time": 8 if wide else 0,
+        "health": 9,
+    }
+    return Columns(name=max(8, width - 2 - sum(fixed.values())), **fixed)
+
+
+def head_line(width: int, glyphs: Glyphs = UNICODE) -> Styled:
+    """The titles of the columns."""
+    at = columns(width)
+    text = fit(" seq", at.seq + 1, glyphs, right=True) + " " + fit("phase", at.section, glyphs)
+    text += fit("module or op", at.name, glyphs)
+    text += fit(" shape", at.shape, glyphs) + fit(" type", at.dtype, glyphs)
+    for title in ("mean", "std", "norm", "time"):
+        text += fit(title, getattr(at, title), glyphs, right=True)
+    return [(text + fit(" health", at.health, glyphs), "faint")]
+
+
+def row_line(
+    rows: StepRows,
+    at: int,
+    modules: Mapping[str, Module],
+    width: int,
+    *,
+    here: bool = False,
+    first: bool = False,
+    glyphs: Glyphs = UNICODE,
+) -> Styled:
+    """Write a row as a line of a width.
+
+    The phase word stands where its section begins and, with `first`, on the topmost visible line,
+    so that one always sees where in the step one is.
+    """
+    row = rows[at]
+    held = cells(row, rows.tensor, modules)
+    layout = columns(width)
+    opens = first or at == 0 or rows[at - 1].section != row.section
+    section = row.section if layout.section > 5 else SHORT_SECTIONS.get(row.section, row.section)
+    line: Styled = [
+        (glyphs.cursor if here else " ", ""),
+        (fit(held.seq, layout.seq, glyphs, right=True) + " ", "faint"),
+        (fit(section if opens else "", layout.section), "section"),
+    ]
+    room = layout.name
+    numbers = _numbers(held, layout, glyphs)
+    if not held.shape and not held.time:
+        room, numbers = room + cell_len(numbers), ""
+    indent = " " * min(2 * row.depth, layout.name // 3)
+    name = indent + held.name
+    style = "op" if getattr(row.record, "op", None) else "strong" if opens else "name"
+    line.append((fit(name, min(room, cell_len(name)), glyphs), style))
+    left = room - min(room, cell_len(name))
+    line.append((fit(f"  {held.kind}" if held.kind and left > 5 else "", left, glyphs), "faint"))
+    line.append((numbers, ""))
+    line.append((fit(f" {held.health}", layout.health, glyphs), held.style))
+    return line
+
+
+def _numbers(held: Cells, at: Columns, glyphs: Glyphs) -> str:
+    shape = held.shape if cell_len(held.shape) < at.shape else held.shape.replace(", ", ",")
+    text = fit(" " + shape, at.shape, glyphs) if at.shape else ""
+    text += fit(" " + held.dtype, at.dtype, glyphs) if at.dtype else ""
+    for number, width in (
+        (held.mean, at.mean),
+        (held.std, at.std),
+        (held.norm, at.norm),
+        (held.time, at.time),
+    ):
+        text += fit(number, width, glyphs, right=True) if width else ""
+    return text

@@ -1,0 +1,208 @@
+"""A row as text: what a record is, its tensor's numbers, its health; every string escaped here.
+
+Pure functions; only rows that are drawn are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tensortrace.records import (
+    Action,
+    Call,
+    Finding,
+    Line,
+    Module,
+    Optimizer,
+    Param,
+    Record,
+    Step,
+    Tensor,
+)
+from tensortrace.text import escape, location_text, number_text, shape_text, short_dtype
+from tensortrace.tui.rows import Lookup, Row
+from tensortrace.tui.theme import SEVERITY_GLYPH
+
+# The largest finite numbers of the narrow floats: half of it is worth a word (TT501 decides).
+FLOAT_MAX = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4e38}
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The text of a row, escaped; `name` may take the room of what is empty."""
+
+    seq: str
+    section: str
+    name: str
+    kind: str
+    shape: str
+    dtype: str
+    mean: str
+    std: str
+    norm: str
+    time: str
+    health: str
+    style: str
+
+
+def shown_tensor(record: Record | None, tensor_of: Lookup) -> Tensor | None:
+    """The tensor that a row shows: the output; backward, the gradient that arrived."""
+    match record:
+        case (
+            Call(phase="backward", inputs=first, outputs=second)
+            | Call(outputs=first, inputs=second)
+        ):
+            for _, number in (*first, *second):
+                found = tensor_of(number)
+                if found is not None:
+                    return found
+        case Param(value=value):
+            return value
+        case Action(tensor=int(number)):
+            return tensor_of(number)
+    return None
+
+
+def health(tensor: Tensor | None) -> tuple[str, str]:
+    """Say how a tensor is in a sign with a word, and a style: ``("x nan", "error")``."""
+    if tensor is None:
+        return "", ""
+    top = max(abs(tensor.max or 0.0), abs(tensor.min or 0.0))
+    words = (
+        (tensor.nan, "x nan", "error"),
+        (tensor.posinf or tensor.neginf, "x inf", "error"),
+        (tensor.unmeasured is not None, "? none", "faint"),
+        (not tensor.numel, "? empty", "faint"),
+        (tensor.max is None, "? none", "faint"),
+        (top > FLOAT_MAX.get(tensor.dtype, float("inf")) / 2, "! big", "warning"),
+        (tensor.zeros == tensor.numel, "0 zero", "ok"),
+    )
+    return next(((word, style) for holds, word, style in words if holds), (". ok", "ok"))
+
+
+def worst_health(record: Record | None, tensor_of: Lookup) -> tuple[str, str]:
+    """The health of all that a record holds: one bad output among good ones is bad."""
+    held = [shown_tensor(record, tensor_of)]
+    if isinstance(record, Call):
+        held += [tensor_of(number) for _, number in (*record.outputs, *record.inputs)]
+    if isinstance(record, Param):
+        held.append(record.grad)
+    words = [health(tensor) for tensor in held if tensor is not None]
+    for sign in ("x", "!"):
+        bad = next((word for word in words if word[0].startswith(sign)), None)
+        if bad is not None:
+            return bad
+    return words[0] if words else ("", "")
+
+
+def cells(row: Row, tensor_of: Lookup, modules: Mapping[str, Module]) -> Cells:
+    """Write a row: every string of the log that it shows is escaped here."""
+    record = row.record
+    tensor = shown_tensor(record, tensor_of)
+    word, style = worst_health(record, tensor_of)
+    if isinstance(record, Call) and record.exception is not None:
+        word, style = "x raised", "error"
+    if row.findings:
+        first = next(f for f in row.findings if f.severity == row.severity)
+        style = first.severity
+        word = f"{SEVERITY_GLYPH[first.severity]} {escape(first.code)}"
+    name, kind = name_of(row, modules)
+    host_ns = getattr(record, "host_ns", 0)
+    return Cells(
+        seq="" if row.seq is None else str(row.seq),
+        section=row.section,
+        name=name,
+        kind=kind,
+        shape=shape_text(tensor.shape) if tensor else "",
+        dtype=short_dtype(tensor.dtype) if tensor else "",
+        mean=number_text(tensor.mean) if tensor else "",
+        std=number_text(tensor.std) if tensor else "",
+        norm=number_text(tensor.norm) if tensor else "",
+        time=duration_text(host_ns) if host_ns else "",
+        health=word,
+        style=style,
+    )
+
+
+def name_of(row: Row, modules: Mapping[str, Module]) -> tuple[str, str]:
+    """Name a row in two texts: what it is, and more about it (class, values)."""
+    named = "damaged line", ""
+    match row.record:
+        case Call() as call:
+            named = _call_name(call, row.inside, modules)
+        case Param() as param:
+            ratio = number_text(param.update_ratio)
+            told = "no gradient" if param.grad is None else f"update {ratio}"
+            named = escape(param.name), told if param.changed else "not written"
+        case Optimizer() as optimizer:
+            rates = " ".join(map(number_text, optimizer.lr[:4]))
+            told = f"lr {rates or '-'}, grad norm {number_text(optimizer.grad_norm)}"
+            named = f"{escape(optimizer.cls)}.step", told + ", skipped" * optimizer.skipped
+        case Action() as action:
+            named = escape(action.action), _action_text(action)
+        case Line() as line:
+            told = ", ".join(f"{escape(name)} = {escape(text)}" for name, text in line.changed)
+            code = escape((line.location.code or "").strip())
+            named = code or location_text(line.location), told
+        case Step() as step:
+            named = "end of step", _step_text(step)
+        case Finding() as finding:
+            named = escape(finding.check), escape(finding.message)
+    return named
+
+
+def _call_name(call: Call, inside: str | None, modules: Mapping[str, Module]) -> tuple[str, str]:
+    module = modules.get(call.module) if call.module is not None else None
+    notes = [f"#{call.nth + 1}"] if call.nth else []
+    notes += ["recomputed"] if call.recompute else []
+    notes += ["replayed"] if call.replay else []
+    notes += [f"raised {escape(call.exception)}"] if call.exception is not None else []
+    if call.op is not None:
+        return escape(call.op), " ".join(notes)
+    path = call.module or ""
+    cls = escape(module.cls) if module is not None else ""
+    if inside and path.startswith(f"{inside}."):
+        path = path[len(inside) + 1 :]
+    if module is not None and module.alias is not None:
+        notes.append(f"= {escape(module.alias)}")
+    return (escape(path), " ".join([cls, *notes])) if path else (cls or "(root)", " ".join(notes))
+
+
+def _action_text(action: Action) -> str:
+    detail = action.detail
+    match action.action:
+        case "loss":
+            return _plain(detail.get("value"))
+        case "clip":
+            return (
+                f"norm {_plain(detail.get('total_norm'))}, limit {_plain(detail.get('max_norm'))}"
+            )
+        case "fetch":
+            waited = detail.get("host_ns")
+            return duration_text(waited) if isinstance(waited, int) else ""
+    told = ", ".join(f"{escape(str(k))} {_plain(v)}" for k, v in detail.items())
+    return " ".join(part for part in (escape(action.of or ""), told) if part)
+
+
+def _plain(value: object) -> str:
+    """Write a value of a detail: short if it is a number, else escaped and one line."""
+    if isinstance(value, float):
+        return number_text(value)
+    return escape(str(value)) if value is not None else "-"
+
+
+def _step_text(step: Step) -> str:
+    told = [f"loss {number_text(step.loss)}", f"grad norm {number_text(step.grad_norm)}"]
+    told += [f"lr {number_text(step.lr[0])}"] if step.lr else []
+    told += ["skipped"] if step.skipped else []
+    told += [f"{count} more of {escape(name)}" for name, count in step.repeats.items()]
+    return ", ".join(told)
+
+
+def duration_text(host_ns: int) -> str:
+    """Write a time on the host: ``12 µs``, ``3.1 ms``, ``1.2 s``."""
+    for unit, scale in (("s", 1e9), ("ms", 1e6)):
+        if host_ns >= scale:
+            return f"{host_ns / scale:.3g} {unit}"
+    return f"{host_ns / 1e3:.0f} µs"

@@ -1,0 +1,297 @@
+"""The detail of a row as lines: the finding there, every tensor's statistics, gradient, source.
+
+Pure: it takes records and a width and gives styled lines; every string of the log is escaped here.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+
+from tensortrace.records import (
+    Action,
+    Call,
+    Finding,
+    Line,
+    Location,
+    Module,
+    Optimizer,
+    Param,
+    Record,
+    Source,
+    Step,
+    Tensor,
+)
+from tensortrace.text import (
+    escape,
+    location_text,
+    module_text,
+    number_text,
+    shape_text,
+    short_dtype,
+)
+from tensortrace.tui.cells import duration_text, health, name_of
+from tensortrace.tui.rows import Row, StepRows
+from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
+
+# A message or text of the log is shown up to here; the whole of it is in the log.
+LONGEST = 4000
+TABLE_WIDTH = 100
+
+
+def detail_lines(
+    row: Row,
+    held: StepRows,
+    modules: Mapping[str, Module],
+    source: Source | None,
+    width: int,
+    *,
+    glyphs: Glyphs = UNICODE,
+) -> list[Styled]:
+    """Tell everything about a row, the most important first.
+
+    Args:
+        source: the stored function that holds the row's line, for a snippet of three lines.
+        width: in terminal cells; long texts wrap to it.
+    """
+    lines: list[Styled] = []
+    for finding in row.findings:
+        lines += finding_lines(finding, modules, width)
+    record = row.record
+    lines.append(_headline(row, modules))
+    lines += stat_lines(_tensors(row, held), width)
+    lines += [[("  " + text, "")] for text in _facts(record)]
+    location = location_of(row)
+    if location is not None:
+        lines.append([(location_text(location), "strong"), _in_function(location)])
+        lines += snippet(location, source, 1, glyphs)
+    return lines
+
+
+def location_of(row: Row) -> Location | None:
+    """The user's source line of a row: its own, or that of a finding at it."""
+    location = getattr(row.record, "location", None)
+    if isinstance(location, Location):
+        return location
+    return next((f.location for f in row.findings if f.location is not None), None)
+
+
+def finding_lines(finding: Finding, modules: Mapping[str, Module], width: int) -> list[Styled]:
+    """Tell a finding: headline, why, what to do, how sure the place is, the chain of causes."""
+    glyph = SEVERITY_GLYPH[finding.severity]
+    head = f"{glyph} {escape(finding.code)} {escape(finding.check)}: "
+    lines: list[Styled] = [
+        [(line, finding.severity)] for line in wrap(head, finding.message, width)
+    ]
+    cls = _cls(finding.module, modules)
+    place = ["outside every module" if finding.module is None else module_text(finding.module, cls)]
+    place += [escape(part) for part in (finding.op, finding.param) if part]
+    lines.append([("  at   ", "faint"), (", ".join(place), "")])
+    lines += _labelled("why", finding.explanation, width)
+    lines += _labelled("fix", finding.fix, width)
+    placed = finding.evidence.get("placed")
+    if isinstance(placed, str):
+        lines += _labelled("how", f"place is {placed}", width)
+    for link in finding.chain:
+        where = location_text(link.location)
+        lines.append([("  from ", "faint"), (f"#{link.seq} {escape(link.op or '-')}  {where}", "")])
+    return lines
+
+
+def _labelled(label: str, text: str, width: int) -> list[Styled]:
+    first, *rest = wrap(" " * 7, text, width) or [""]
+    return [[(f"  {label:<5}", "faint"), (first[7:], "")], *([(line, "")] for line in rest)]
+
+
+def wrap(head: str, text: str, width: int) -> list[str]:
+    """Escape a text, put a head before it and break it into lines that hang under the head."""
+    if len(text) > LONGEST:
+        text = text[:LONGEST] + f" … {len(text) - LONGEST} more characters"
+    lines: list[str] = []
+    for line in text.splitlines() or [""]:
+        lines += textwrap.wrap(
+            ("       " if lines else head) + escape(line),
+            max(20, width),
+            subsequent_indent="       ",
+            drop_whitespace=False,
+            break_on_hyphens=False,
+        )
+    return lines
+
+
+def _cls(path: str | None, modules: Mapping[str, Module]) -> str | None:
+    module = modules.get(path) if path is not None else None
+    return None if module is None else escape(module.cls)
+
+
+def _in_function(location: Location) -> tuple[str, str]:
+    return (f"  in {escape(location.function)}", "faint")
+
+
+def _headline(row: Row, modules: Mapping[str, Module]) -> Styled:
+    record = row.record
+    name, more = name_of(row, modules)
+    if isinstance(record, Call) and record.module is not None and record.op is None:
+        name = module_text(record.module, _cls(record.module, modules))
+    line: Styled = [(name, "strong"), (f"  {more}" if more else "", "op")]
+    if isinstance(record, Call):
+        told: list[str] = [record.phase]
+        told += [duration_text(record.host_ns)] if record.host_ns else []
+        told += ["training" if record.training else "eval"] if record.training is not None else []
+        told += [] if record.grad_enabled else ["no grad"]
+        told += [f"autocast {escape(record.autocast)}"] if record.autocast else []
+        told += [f"in {module_text(record.module)}"] if record.op and record.module else []
+        line.append(("  " + ", ".join(told), "faint"))
+    return line
+
+
+def _tensors(row: Row, held: StepRows) -> Iterator[tuple[str, Tensor]]:
+    """Name every tensor of a row: outputs, the gradients that reached them, inputs."""
+    match row.record:
+        case Call(phase="backward") as call:
+            yield from _named(call.inputs, held, "grad of ")
+            yield from _named(call.outputs, held, "grad to ")
+        case Call() as call:
+            yield from _named(call.outputs, held, "")
+            for other in held.step.backward_of(call.seq):
+                if other.phase == "backward":
+                    yield from _named(other.inputs, held, "grad of ")
+            yield from _named(call.inputs, held, "")
+        case Param(value=value, grad=grad):
+            yield "value", value
+            if grad is not None:
+                yield "gradient", grad
+        case Action() as action:
+            tensor = held.tensor(action.tensor)
+            if tensor is not None:
+                yield escape(action.action), tensor
+
+
+def _named(
+    names: Iterable[tuple[str, int]], held: StepRows, prefix: str
+) -> Iterator[tuple[str, Tensor]]:
+    for name, number in names:
+        tensor = held.tensor(number)
+        if tensor is not None:
+            yield prefix + escape(name), tensor
+
+
+def stat_lines(tensors: Iterable[tuple[str, Tensor]], width: int) -> list[Styled]:
+    """Tell what tensors were: one line each where there is room for a table, else two."""
+    held = list(tensors)
+    if not held:
+        return []
+    if width < TABLE_WIDTH:
+        return [line for name, tensor in held for line in _stat_pair(name, tensor)]
+    wide = min(24, max(len(name) for name, _ in held))
+    shapes = max(5, *(min(24, len(shape_text(tensor.shape))) for _, tensor in held))
+    titles = ["nan", "inf", "zeros", "min", "max", "mean", "std", "norm"]
+    room = min(9, (width - wide - shapes - 20) // len(titles))
+    head = f"  {'':<{wide}}  {'shape':<{shapes}} dtype " + "".join(f"{t:>{room}}" for t in titles)
+    lines: list[Styled] = [[(head, "faint")]]
+    for name, tensor in held:
+        numbers = [tensor.nan, tensor.posinf + tensor.neginf, tensor.zeros, tensor.min]
+        texts = [number_text(n) if isinstance(n, float) or n is None else str(n) for n in numbers]
+        texts += [number_text(n) for n in (tensor.max, tensor.mean, tensor.std, tensor.norm)]
+        word, style = health(tensor)
+        shape = fit(shape_text(tensor.shape), shapes)
+        line: Styled = [(f"  {fit(name, wide)}  {shape} {short_dtype(tensor.dtype):<5} ", "")]
+        for at, text in enumerate(texts):
+            bad = at < 2 and text != "0"
+            line.append((text.rjust(room), "error" if bad else ""))
+        line.append((f"  {word}{_lineage(tensor)}", style))
+        lines.append(line)
+    return lines
+
+
+def _stat_pair(name: str, tensor: Tensor) -> list[Styled]:
+    word, style = health(tensor)
+    first: Styled = [
+        ("  " + name, "strong"),
+        (f" {shape_text(tensor.shape)} {short_dtype(tensor.dtype)} {escape(tensor.device)}", ""),
+        (f"  {word}", style),
+        (_lineage(tensor), "faint"),
+    ]
+    bad = f"nan {tensor.nan} inf {tensor.posinf + tensor.neginf}"
+    rest = "  ".join(
+        f"{label} {number_text(value)}"
+        for label, value in (("mean", tensor.mean), ("std", tensor.std), ("norm", tensor.norm))
+    )
+    ends = f"{number_text(tensor.min)}/{number_text(tensor.max)}"
+    return [
+        first,
+        [
+            ("    " + bad, "error" if tensor.nonfinite else ""),
+            (f"  zero {tensor.zeros}  min/max {ends}  {rest}", ""),
+        ],
+    ]
+
+
+def _lineage(tensor: Tensor) -> str:
+    told = [f"unmeasured: {escape(tensor.unmeasured)}"] if tensor.unmeasured else []
+    told += [escape(tensor.grad_fn)] if tensor.grad_fn else []
+    told += [f"view of {tensor.view_of}"] if tensor.view_of is not None else []
+    told += [f"changed in place, was {tensor.previous}"] if tensor.previous is not None else []
+    told += [f"from step {tensor.from_step}"] if tensor.from_step is not None else []
+    return "  " + ", ".join(told) if told else ""
+
+
+def _facts(record: Record | None) -> list[str]:
+    """What a record says beside its tensors, as plain lines."""
+    match record:
+        case Param() as param:
+            ratio = number_text(param.update_ratio)
+            return [
+                f"update norm {number_text(param.update_norm)}, update/value {ratio}, "
+                f"measured on {param.sampled} elements"
+                if param.changed
+                else "the optimizer did not write it"
+            ]
+        case Optimizer() as optimizer:
+            rates = ", ".join(map(number_text, optimizer.lr))
+            return [
+                f"optimizer {optimizer.index}, update {optimizer.update}, lr {rates or '-'}",
+                f"gradient norm over all parameters {number_text(optimizer.grad_norm)}, "
+                f"{optimizer.no_grad} without a gradient",
+            ]
+        case Action() as action:
+            return [f"{escape(str(k))}: {escape(str(v)[:200])}" for k, v in action.detail.items()]
+        case Line() as line:
+            return [f"{escape(name)} = {escape(text)}" for name, text in line.changed]
+        case Step() as step:
+            return [
+                f"loss {number_text(step.loss)}, gradient norm {number_text(step.grad_norm)}, "
+                f"update {step.update}",
+                f"{duration_text(step.host_ns)} on the host, {step.records} records, "
+                f"{step.dropped} dropped",
+            ]
+    return []
+
+
+def snippet(
+    location: Location, source: Source | None, around: int, glyphs: Glyphs = UNICODE
+) -> list[Styled]:
+    """Source lines around a location with a sign at it, from the text that the log keeps.
+
+    Without a stored function only the line of the location itself is shown, if it was stored.
+    """
+    if source is None:
+        return [_code(location.line, location.code, True, glyphs)] if location.code else []
+    text = source.text.splitlines()
+    first = max(source.first_line, location.line - around)
+    last = min(source.first_line + len(text) - 1, location.line + around)
+    return [
+        _code(number, text[number - source.first_line], number == location.line, glyphs)
+        for number in range(first, last + 1)
+    ]
+
+
+def _code(number: int, text: str, here: bool, glyphs: Glyphs) -> Styled:
+    sign = glyphs.cursor if here else " "
+    style = "mark" if here else ""
+    return [(f"{sign} {number:>4} ", "error" if here else "faint"), (escape(text[:1000]), style)]
+
+
+def source_title(location: Location | None) -> str:
+    """Name the file and line that the source pane shows."""
+    return "Source" if location is None else f"Source {clip(location_text(location), 60)}"

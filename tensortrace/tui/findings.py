@@ -1,0 +1,93 @@
+"""The list of findings: three lines each, and the walk from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tensortrace.records import Finding, Module, Severity
+from tensortrace.text import escape, module_text
+from tensortrace.tui.rows import SEVERITIES
+from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip
+
+LINES = 3
+
+
+def finding_line(
+    finding: Finding,
+    part: int,
+    modules: Mapping[str, Module],
+    width: int,
+    *,
+    here: bool = False,
+    glyphs: Glyphs = UNICODE,
+) -> Styled:
+    """Write one of the three lines of a finding: what, where, the message."""
+    sign = glyphs.cursor if here and part == 0 else " "
+    if part == 0:
+        head = f"{SEVERITY_GLYPH[finding.severity]} {escape(finding.code)}"
+        check = clip(escape(finding.check), max(0, width - len(head) - 14), glyphs)
+        return [(sign, ""), (head, finding.severity), (f" step {finding.step} ", ""), (check, "op")]
+    if part == 1:
+        module = modules.get(finding.module) if finding.module is not None else None
+        where = module_text(finding.module, module.cls if module else None)
+        told = escape(finding.param) if finding.param else where
+        if finding.op:
+            told = escape(finding.op) if finding.module is None else f"{where} {escape(finding.op)}"
+        return [("   ", ""), (clip(told, width - 3, glyphs), "")]
+    return [("   ", ""), (clip(escape(finding.message[:500]), width - 3, glyphs), "faint")]
+
+
+def position(finding: Finding) -> tuple[int, int]:
+    """Where a finding is in the run; one without a place in its step comes after the others."""
+    return finding.step, finding.seq if finding.seq is not None else 1 << 62
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort findings by their place in the run."""
+    return sorted(findings, key=position)
+
+
+def neighbour(
+    findings: Sequence[Finding],
+    current: Finding | None,
+    here: tuple[int, int],
+    direction: int,
+    only: Severity | None = None,
+) -> Finding | None:
+    """The next (+1) or previous (-1) finding, None past the end.
+
+    Args:
+        findings: in order.
+        current: the finding that the cursor came to last, if it is still there.
+        here: (step, seq) of the cursor.
+        only: skip the other severities.
+    """
+    if current is not None and current in findings:
+        at = findings.index(current) + direction
+        rest = findings[at:] if direction > 0 else findings[: at + 1][::-1] if at >= 0 else []
+    elif direction > 0:
+        rest = [f for f in findings if position(f) > here]
+    else:
+        rest = [f for f in findings if position(f) < here][::-1]
+    return next((f for f in rest if only in (None, f.severity)), None)
+
+
+def count_by_severity(findings: Iterable[Finding]) -> dict[Severity, int]:
+    """Count findings, worst first, without the severities that there are none of."""
+    found = [finding.severity for finding in findings]
+    return {severity: found.count(severity) for severity in SEVERITIES if severity in found}
+
+
+def worst_by_step(findings: Iterable[Finding]) -> dict[int, Severity]:
+    """The worst severity of each step that has a finding."""
+    marks: dict[int, Severity] = {}
+    for finding in findings:
+        held = marks.get(finding.step)
+        if held is None or SEVERITIES.index(finding.severity) < SEVERITIES.index(held):
+            marks[finding.step] = finding.severity
+    return marks
+
+
+def first_error(findings: Sequence[Finding]) -> Finding | None:
+    """The first finding that is an error."""
+    return next((finding for finding in findings if finding.severity == "error"), None)

@@ -1,0 +1,212 @@
+"""The screen of the viewer: its panes, the place in the run that they show, drawing them."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.app import App, ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.widgets import Footer
+
+from tensortrace.records import Finding, Module, Severity, Step
+from tensortrace.run import Run
+from tensortrace.text import escape, number_text
+from tensortrace.tui import detail, findings
+from tensortrace.tui.calls import head_line, row_line
+from tensortrace.tui.cells import name_of
+from tensortrace.tui.header import Headline, headline, program_of, state_of
+from tensortrace.tui.layout import PANES, PaneName, arrange
+from tensortrace.tui.panes import Pane
+from tensortrace.tui.rows import Row, StepRows
+from tensortrace.tui.screens import Prompt
+from tensortrace.tui.theme import UNICODE, Glyphs, Styled
+from tensortrace.tui.timeline import Timeline, window
+
+# Source lines above and below the marked one in the source pane.
+AROUND = 200
+
+
+class Frame(App[int]):
+    """The run, the place in it and the panes that draw it.
+
+    Args:
+        log: what is read; nothing is ever written to it.
+        step: where to open; None means at the first error, else at the first step.
+        glyphs: the signs to draw with.
+    """
+
+    CSS_PATH = "app.tcss"
+    TITLE = "tensortrace"
+
+    def __init__(self, log: Run, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
+        super().__init__()
+        self.log_, self.glyphs, self.start = log, glyphs, step
+        self.number = log.first_step()
+        self.rows = StepRows(log.step(self.number))
+        # The row that the user chose: the cursor stays on its place from step to step.
+        self.anchor: Row | None = None
+        self.modules: dict[str, Module] = log.modules
+        self.found: list[Finding] = []
+        self.marks: dict[int, Severity] = {}
+        self.at_finding: Finding | None = None
+        self.summaries: dict[int, Step] = {}
+        self.zoom: PaneName | None = None
+        self.source_wanted: bool | None = None
+        self.following = False
+
+    # ---- building the screen
+
+    def compose(self) -> ComposeResult:
+        """Put the panes where `layout.arrange` shows or hides them."""
+        yield Headline()
+        yield Timeline(self.glyphs)
+        with Horizontal(id="main"):
+            yield Pane("findings", "Findings", height=findings.LINES)
+            with Vertical(id="right"):
+                yield Pane("calls", "Step", sticky=1)
+                with Horizontal(id="bottom"):
+                    yield Pane("detail", "Detail", cursor=False)
+                    yield Pane("source", "Source", cursor=False)
+        yield Prompt()
+        yield Footer(show_command_palette=False)
+
+    def pane(self, name: PaneName) -> Pane:
+        """One of the four panes."""
+        return self.screen_stack[0].query_one(f"#{name}", Pane)
+
+    def arrange(self) -> None:
+        """Show the panes that there is room for."""
+        main = self.screen_stack[0]
+        held = arrange(self.size.width, self.size.height, self.zoom, self.source_wanted)
+        for name in PANES:
+            self.pane(name).display = name in held.visible
+        bottom = main.query_one("#bottom")
+        bottom.display = bool(held.visible & {"detail", "source"})
+        bottom.styles.height = held.bottom if "calls" in held.visible else "1fr"
+        main.query_one("#right").display = held.visible != {"findings"}
+        main.query_one("#findings").styles.width = 36 if "calls" in held.visible else "1fr"
+        main.query_one(Timeline).styles.height = held.timeline
+        if isinstance(self.focused, Pane) and self.focused.id not in held.visible:
+            self.pane(next(name for name in PANES if name in held.visible)).focus()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Choose the panes again and fill them for the new width."""
+        if self.screen_stack[0].query(Timeline):
+            self.arrange()
+            self.call_after_refresh(self.redraw)
+
+    # ---- the place in the run
+
+    def go_to(self, number: int, at: int | None = None) -> None:
+        """Show a step; the cursor stays at the same place in it unless `at` says where."""
+        number = max(self.log_.first_step(), min(number, self.log_.last_step()))
+        near = self.pane("calls").cursor or 0
+        self.number = number
+        self.rows = StepRows(self.log_.step(number))
+        summary = self.rows.step.summary
+        if summary is not None:
+            self.summaries[number] = summary
+        self.draw_calls(self.rows.find(self.anchor, near) if at is None else at)
+        if at is not None:
+            self.anchor = self.row
+        self.draw_top()
+        self.draw_detail()
+
+    def go_to_finding(self, finding: Finding) -> None:
+        """Show the step of a finding with the cursor on its row."""
+        self.at_finding = finding
+        number = max(self.log_.first_step(), min(finding.step, self.log_.last_step()))
+        self.go_to(number, StepRows(self.log_.step(number)).find_finding(finding))
+        if finding in self.found:
+            self.pane("findings").place(self.found.index(finding))
+
+    @property
+    def row(self) -> Row | None:
+        """The row under the cursor."""
+        at = self.pane("calls").cursor or 0
+        return self.rows[at] if at < len(self.rows) else None
+
+    @property
+    def here(self) -> tuple[int, int]:
+        """(step, seq) of the cursor; a row without seq is at the end of its step."""
+        row = self.row
+        return self.number, row.seq if row is not None and row.seq is not None else 1 << 62
+
+    # ---- drawing
+
+    def redraw(self) -> None:
+        """Draw everything around the table again, at the same place."""
+        self.draw_findings()
+        self.draw_top()
+        self.draw_detail()
+
+    def draw_calls(self, cursor: int) -> None:
+        """Hand the table its rows; it draws only those that are visible."""
+        table, held, modules = self.pane("calls"), self.rows, self.modules
+
+        def draw(at: int, part: int, width: int, here: bool) -> Styled:
+            if at < 0:
+                return head_line(width, self.glyphs)
+            top = at == round(table.scroll_y)
+            return row_line(held, at, modules, width, here=here, first=top, glyphs=self.glyphs)
+
+        summary = held.step.summary
+        told = ", still open" if summary is None else "" if summary.full else ", calls not kept"
+        table.set_title(f"Step {self.number}{told}" if len(held) else "No step yet")
+        table.show(len(held), draw, cursor)
+
+    def draw_findings(self) -> None:
+        """Hand the findings pane what is known so far."""
+        pane, held, modules = self.pane("findings"), self.found, self.modules
+
+        def draw(at: int, part: int, width: int, here: bool) -> Styled:
+            return findings.finding_line(
+                held[at], part, modules, width, here=here, glyphs=self.glyphs
+            )
+
+        reading = "" if self.log_.indexed >= 1 else f", {self.log_.indexed:.0%} read"
+        pane.set_title((f"Findings {len(held)}" if held else "No findings") + reading)
+        pane.show(len(held), draw, pane.cursor or 0)
+
+    def draw_top(self) -> None:
+        """Draw the first line and the timeline."""
+        first, last = self.log_.first_step(), self.log_.last_step()
+        summary = self.summaries.get(self.number)
+        line = headline(
+            program=program_of(self.log_),
+            rank=(self.log_.header.rank, self.log_.header.world_size),
+            step=(self.number, last),
+            loss=number_text(summary.loss if summary else None),
+            findings=findings.count_by_severity(self.found),
+            state=state_of(self.log_, following=self.following),
+            width=self.size.width,
+        )
+        self.screen_stack[0].query_one(Headline).show(line)
+        shown = window(self.number, first, last, max(1, self.size.width - 2))
+        timeline = self.screen_stack[0].query_one(Timeline)
+        timeline.show(self.summaries, self.marks, self.number, shown)
+
+    def draw_detail(self) -> None:
+        """Draw the detail and the source of the row under the cursor."""
+        row, pane, source_pane = self.row, self.pane("detail"), self.pane("source")
+        if row is None:
+            pane.show(0, lambda *_: [])
+            source_pane.show(0, lambda *_: [])
+            return
+        location = detail.location_of(row)
+        source = self.log_.source(location.file, location.line) if location else None
+        # A pane that was hidden has no width yet; it is drawn again when it has.
+        width = max(20, (pane.size.width or self.size.width - 2) - 1)
+        lines = detail.detail_lines(row, self.rows, self.modules, source, width, glyphs=self.glyphs)
+        pane.set_title(f"Detail: {name_of(row, self.modules)[0]}")
+        pane.show(len(lines), lambda at, part, width, here: lines[at])
+        code = detail.snippet(location, source, AROUND, self.glyphs) if location else []
+        source_pane.set_title(detail.source_title(location))
+        source_pane.show(len(code), lambda at, part, width, here: code[at])
+        if location is not None and source is not None:
+            above = location.line - max(source.first_line, location.line - AROUND)
+            source_pane.move_to(max(0, above - source_pane.size.height // 2))
+
+    def tell(self, text: str, severity: str = "information") -> None:
+        """Show a short message that may hold text of the log."""
+        kind = "warning" if severity == "warning" else "information"
+        self.notify(escape(text), severity=kind, markup=False, timeout=4)  # type: ignore[arg-type]

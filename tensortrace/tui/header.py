@@ -1,0 +1,90 @@
+"""The first line of the screen: run, rank, step, loss, findings, and how the run stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from textual.strip import Strip
+from textual.widget import Widget
+
+from tensortrace.records import Severity
+from tensortrace.run import Run
+from tensortrace.text import escape
+from tensortrace.tui.theme import STYLES, Styled, clip
+
+
+class Headline(Widget):
+    """One line, drawn from pieces."""
+
+    def __init__(self) -> None:
+        super().__init__(id="headline")
+        self._line: Styled = []
+
+    def show(self, line: Styled) -> None:
+        """Draw another line."""
+        self._line = line
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """Draw the line."""
+        base = self.rich_style
+        pieces = [Segment(text, base + STYLES[style]) for text, style in self._line]
+        return Strip(pieces).crop_extend(0, self.size.width, base)
+
+
+def program_of(run: Run) -> str:
+    """Name the run: the script that ran, else the file."""
+    script = run.header.argv[0] if run.header.argv else ""
+    return escape(PurePath(script).name or run.path.name)
+
+
+def state_of(run: Run, *, following: bool) -> tuple[str, str]:
+    """Say how the run stands, in words and the style to show them in."""
+    if run.end is not None:
+        if run.end.why == "exit":
+            return "ended", "bar-faint"
+        failure = run.end.failure
+        what = escape(failure.type) if failure is not None else run.end.why
+        return f"ended: {what[:30]}", "bar-error"
+    if run.live:
+        return "LIVE" if following else "LIVE, paused", "bar-live"
+    lost = f", {run.lost_bytes} bytes lost" if run.lost_bytes else ", no end"
+    return f"cut{lost}", "bar-error"
+
+
+def headline(
+    *,
+    program: str,
+    rank: tuple[int, int],
+    step: tuple[int, int],
+    loss: str,
+    findings: Mapping[Severity, int],
+    state: tuple[str, str],
+    width: int,
+) -> Styled:
+    """Write the first line of the screen: run, rank, step, loss, findings, how the run stands.
+
+    Args:
+        state: the words ("LIVE", "ended", "cut") and the style they are shown in.
+    """
+    words, style = state
+    number, last = step
+    pieces: Styled = [(f" {program}", "bar-strong")]
+    if rank[1] > 1:
+        pieces.append((f"  rank {rank[0]}/{rank[1]}", "bar"))
+    pieces += [("  step ", "bar-faint"), (f"{number}/{last}", "bar")]
+    pieces += [("  loss ", "bar-faint"), (loss, "bar-error" if loss in ("NaN", "inf") else "bar")]
+    told = [f"{count} {name}s"[: None if count != 1 else -1] for name, count in findings.items()]
+    bad = "bar-error" if findings.get("error") else "bar"
+    pieces.append(("  " + (", ".join(told) if told else "no findings"), bad))
+    used = sum(cell_len(text) for text, _ in pieces)
+    room = width - used - len(words) - 3
+    if room < 0:
+        program = clip(program, max(4, cell_len(program) + room))
+        pieces[0] = (f" {program}", "bar-strong")
+        room = max(0, width - sum(cell_len(text) for text, _ in pieces) - len(words) - 3)
+    pieces += [(" " * room, "bar"), (f" {words} ", style), (" ", "bar")]
+    return pieces

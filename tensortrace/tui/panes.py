@@ -1,0 +1,181 @@
+"""A pane of lines on the screen: virtual, so that only the visible lines are ever made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.segment import Segment
+from textual import events
+from textual.cache import LRUCache
+from textual.content import Content
+from textual.geometry import Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from tensortrace.text import escape
+from tensortrace.tui.theme import CURSOR, CURSOR_BLURRED, STYLES, Styled
+
+# Makes line `part` of item `at` for a width, with the cursor on it or not.
+Draw = Callable[[int, int, int, bool], Styled]
+KEPT_STRIPS = 1000
+# Items that stay in sight above and below the cursor.
+AROUND = 2
+
+
+class Pane(ScrollView, inherit_bindings=False, can_focus=True):
+    """A list of items of `height` lines each, with a cursor or (`cursor=None`) without.
+
+    Args:
+        title: the static title; what comes from a log goes through `set_title`.
+        sticky: lines at the top that stay, drawn as item -1.
+    """
+
+    class Moved(Message):
+        """The cursor is on another item."""
+
+        def __init__(self, pane: Pane, at: int) -> None:
+            super().__init__()
+            self.pane, self.at = pane, at
+
+    class Opened(Message):
+        """An item was opened: Enter, or a click on the item that the cursor is on."""
+
+        def __init__(self, pane: Pane, at: int) -> None:
+            super().__init__()
+            self.pane, self.at = pane, at
+
+    def __init__(
+        self, name: str, title: str, *, height: int = 1, sticky: int = 0, cursor: bool = True
+    ) -> None:
+        super().__init__(id=name)
+        self.border_title = Content(title)
+        self.item_height, self.sticky = height, sticky
+        self.cursor: int | None = 0 if cursor else None
+        self.count = 0
+        self._draw: Draw = lambda at, part, width, here: []
+        self._strips: LRUCache[tuple[int, int, int, bool], Strip] = LRUCache(KEPT_STRIPS)
+
+    def set_title(self, text: str) -> None:
+        """Name the pane; the text is escaped and is never markup."""
+        self.border_title = Content(escape(text))
+
+    def show(self, count: int, draw: Draw, cursor: int = 0, *, keep: bool = False) -> None:
+        """Show items; with `keep` the scroll position stays where the cursor allows it."""
+        self.count, self._draw = count, draw
+        self._strips.clear()
+        self._resize_content()
+        if self.cursor is not None:
+            self.cursor = max(0, min(cursor, count - 1))
+            self.call_after_refresh(self._reveal)
+            self._reveal()
+        elif not keep:
+            self.scroll_to(y=0, animate=False)
+        self.refresh()
+
+    def _resize_content(self) -> None:
+        height = self.count * self.item_height + self.sticky
+        self.virtual_size = Size(self.size.width, height)
+
+    def on_resize(self) -> None:
+        """Draw for the new width; the cursor stays in sight."""
+        self._strips.clear()
+        self._resize_content()
+        self.call_after_refresh(self._reveal)
+
+    def move_to(self, at: int) -> None:
+        """Put the cursor on an item, or scroll there in a pane without a cursor."""
+        if self.cursor is None:
+            self.scroll_to(y=at, animate=False)
+            return
+        at = max(0, min(at, self.count - 1))
+        if at == self.cursor or self.count == 0:
+            return
+        self.cursor = at
+        self._reveal()
+        self.refresh()
+        self.post_message(self.Moved(self, at))
+
+    def place(self, at: int) -> None:
+        """Put the cursor on an item without telling anybody."""
+        self.cursor = max(0, min(at, self.count - 1))
+        self._reveal()
+        self.refresh()
+
+    def move_by(self, lines: int) -> None:
+        """Move the cursor, or scroll, by some items."""
+        at = round(self.scroll_y) if self.cursor is None else self.cursor
+        self.move_to(at + lines)
+
+    def move_page(self, pages: float) -> None:
+        """Move by a share of what is visible."""
+        visible = max(1, (self.size.height - self.sticky) // self.item_height - 1)
+        lines = max(1, round(visible * abs(pages)))
+        self.move_by(lines if pages > 0 else -lines)
+
+    def move_end(self, last: bool) -> None:
+        """Go to the first or the last item."""
+        self.move_to(self.count if last else 0)
+
+    def _reveal(self) -> None:
+        """Scroll the cursor into sight with a little around it; far jumps put it in the middle."""
+        if self.cursor is None:
+            return
+        height, page = self.item_height, max(1, self.size.height - self.sticky)
+        top, y = round(self.scroll_y), self.cursor * height
+        around = min(AROUND * height, max(0, (page - height) // 2))
+        if top + around <= y <= top + page - height - around:
+            return
+        if y < top - page or y > top + 2 * page:
+            top = y - page // 2
+        else:
+            top = y - around if y < top + around else y + height + around - page
+        self.scroll_to(y=max(0, min(top, self.count * height - page)), animate=False, force=True)
+
+    def render_line(self, y: int) -> Strip:
+        """Draw one visible line."""
+        width = self.size.width
+        line = y - self.sticky
+        if line < 0:
+            return self._strip(-1, y, width, False)
+        at, part = divmod(line + round(self.scroll_y), self.item_height)
+        if at >= self.count:
+            return Strip.blank(width, self.rich_style)
+        return self._strip(at, part, width, at == self.cursor)
+
+    def _strip(self, at: int, part: int, width: int, here: bool) -> Strip:
+        base = self.rich_style
+        key = (at, part, width, here and self.has_focus)
+        strip = self._strips.get(key) if not here else None
+        if strip is None:
+            over = CURSOR if self.has_focus else CURSOR_BLURRED
+            pieces = [
+                # The rows are escaped where they are made; this is the last gate to the terminal.
+                Segment(escape(text), base + STYLES[style] + over if here else base + STYLES[style])
+                for text, style in self._draw(at, part, width, here)
+            ]
+            strip = Strip(pieces).crop_extend(0, width, base + over if here else base)
+            if not here:
+                self._strips[key] = strip
+        return strip
+
+    def on_focus(self) -> None:
+        """The cursor line looks different with and without the focus."""
+        self.refresh()
+
+    def on_blur(self) -> None:
+        """The cursor line looks different with and without the focus."""
+        self.refresh()
+
+    def on_click(self, event: events.Click) -> None:
+        """Select the item under the pointer; a click on the selected one opens it."""
+        y = event.get_content_offset(self)
+        if y is None or self.cursor is None or y.y < self.sticky:
+            return
+        at = (y.y - self.sticky + round(self.scroll_y)) // self.item_height
+        if at >= self.count:
+            return
+        if at == self.cursor:
+            self.post_message(self.Opened(self, at))
+        else:
+            self.move_to(at)

@@ -1,0 +1,239 @@
+"""Records of a step as rows of the table, decoded when they are asked for.
+
+A step is walked in log order: forward calls, loss, backward calls, optimizer, parameters. A `Row`
+holds its record and its place; `cells` writes the text of those that are drawn.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from textual.cache import LRUCache
+
+from tensortrace.records import (
+    Action,
+    Call,
+    Finding,
+    Line,
+    Optimizer,
+    Param,
+    Record,
+    Severity,
+    Step,
+    Tensor,
+)
+from tensortrace.run import StepRecords
+
+# The kinds of lines that are rows.
+SHOWN = ("call", "param", "optimizer", "action", "line", "step")
+KEPT_ROWS = 4000
+# Bounds on looking for a section, a place or a root, so that no step takes long.
+LOOK_BACK, LOOK_AROUND, DEEPEST = 50, 3000, 200
+_SEQ = re.compile(rb'"seq":(\d{1,18})')
+Lookup = Callable[[int | None], Tensor | None]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record of the step, where it stands: `section` is its phase word, `depth` its nesting."""
+
+    record: Record | None
+    section: str
+    depth: int = 0
+    inside: str | None = None
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def seq(self) -> int | None:
+        """The number of the record within its step; None for a finding."""
+        return getattr(self.record, "seq", None)
+
+    @property
+    def severity(self) -> Severity | None:
+        """The worst severity among the findings here."""
+        return worst(self.findings)
+
+
+def site_of(record: Record | None) -> tuple[object, ...]:
+    """What stays the same from step to step, so that the cursor can stay on it."""
+    match record:
+        case Call():
+            return ("call", record.phase, record.module, record.op, record.nth)
+        case Param():
+            return ("param", record.name)
+        case Optimizer():
+            return ("optimizer", record.index)
+        case Action():
+            return ("action", record.action, record.of)
+        case Line():
+            return ("line", record.location)
+    return (type(record).__name__,)
+
+
+def worst(findings: Sequence[Finding]) -> Severity | None:
+    """The worst severity among findings."""
+    found = {finding.severity for finding in findings}
+    return next((severity for severity in SEVERITIES if severity in found), None)
+
+
+class StepRows(Sequence[Row]):
+    """The rows of a step, in log order; a row is decoded when it is asked for.
+
+    Findings that have no record of their own in the step come last, as rows themselves.
+    """
+
+    def __init__(self, step: StepRecords) -> None:
+        self.step = step
+        self._lines: list[int] = step.indices(*SHOWN).tolist()
+        self._rows: LRUCache[int, Row] = LRUCache(KEPT_ROWS)
+        self._tensors: LRUCache[int, Tensor | None] = LRUCache(KEPT_ROWS)
+        self._places: dict[int, list[Finding]] = {}
+        self._loose: list[Finding] = []
+        for finding in step.findings:
+            at = self._place(finding)
+            if at is None:
+                self._loose.append(finding)
+            else:
+                self._places.setdefault(at, []).append(finding)
+
+    def __len__(self) -> int:
+        return len(self._lines) + len(self._loose)
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Row]: ...
+    def __getitem__(self, at: int | slice) -> Row | list[Row]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        row = self._rows.get(at)
+        if row is None:
+            row = self._rows[at] = self._make(at)
+        return row
+
+    def _make(self, at: int) -> Row:
+        if at >= len(self._lines):
+            finding = self._loose[at - len(self._lines)]
+            return Row(finding, "step", findings=(finding,))
+        record = self.record(at)
+        depth, inside = self._nesting(record)
+        return Row(record, self._section(at), depth, inside, tuple(self._places.get(at, ())))
+
+    def record(self, at: int) -> Record | None:
+        """Decode the record of a row, None if its line is damaged."""
+        return self.step.record(self._lines[at])
+
+    def offset(self, at: int) -> int:
+        """Where the line of a row begins in the log, in bytes."""
+        line = self._lines[min(at, len(self._lines) - 1)] if self._lines else 0
+        return int(self.step.raw[line])
+
+    def at_offset(self, offset: int) -> int | None:
+        """The row whose line begins at a byte of the log."""
+        line = int(self.step.raw.searchsorted(offset))
+        at = bisect_left(self._lines, line)
+        return at if at < len(self._lines) and self._lines[at] == line else None
+
+    def at_seq(self, seq: int | None) -> int | None:
+        """The row of a seq: the records of a step are written in its order."""
+        if seq is None:
+            return None
+        at = bisect_left(range(len(self._lines)), seq, key=self._seq)
+        return at if at < len(self._lines) and self._seq(at) == seq else None
+
+    def _seq(self, at: int) -> int:
+        found = _SEQ.search(self.step.line(self._lines[at]))
+        return int(found[1]) if found else 0
+
+    def tensor(self, number: int | None) -> Tensor | None:
+        """The tensor of an id."""
+        if number is None:
+            return None
+        if number not in self._tensors:
+            self._tensors[number] = self.step.tensor(number)
+        return self._tensors[number]
+
+    def _place(self, finding: Finding) -> int | None:
+        at = self.at_seq(finding.seq)
+        if at is None and finding.param is not None:
+            for i in range(len(self._lines)):
+                if self.step.kind(self._lines[i]) == "param":
+                    record = self.record(i)
+                    if isinstance(record, Param) and record.name == finding.param:
+                        return i
+        return at
+
+    def _section(self, at: int) -> str:
+        for i in range(at, max(-1, at - LOOK_BACK), -1):
+            section = section_of(self.record(i))
+            if section is not None:
+                return section
+        return "forward"
+
+    def _nesting(self, record: Record | None) -> tuple[int, str | None]:
+        """How deep a call is, and the path of the module that it ran inside."""
+        depth, inside = 0, None
+        while isinstance(record, Call) and record.parent is not None and depth < DEEPEST:
+            at = self.at_seq(record.parent)
+            record = None if at is None else self.record(at)
+            if not isinstance(record, Call):
+                break
+            depth += 1
+            inside = record.module if inside is None else inside
+        return depth, inside
+
+    def find(self, row: Row | None, near: int) -> int:
+        """Where the same place as a row of another step is: the nearest to a position."""
+        if not len(self):
+            return 0
+        near = max(0, min(near, len(self) - 1))
+        if row is None:
+            return near
+        for away in range(min(len(self), LOOK_AROUND)):
+            for at in (near + away, near - away):
+                if 0 <= at < len(self) and site_of(self._record_of(at)) == site_of(row.record):
+                    return at
+        return near
+
+    def _record_of(self, at: int) -> Record | None:
+        return self.record(at) if at < len(self._lines) else self[at].record
+
+    def find_finding(self, finding: Finding) -> int:
+        """The row that shows a finding; 0 if none does."""
+        for at, held in self._places.items():
+            if any(other.id == finding.id for other in held):
+                return at
+        loose = [other.id for other in self._loose]
+        return len(self._lines) + loose.index(finding.id) if finding.id in loose else 0
+
+    def find_module(self, path: str) -> int:
+        """The first call of a module; 0 if there is none."""
+        for at, line in enumerate(self._lines):
+            if self.step.kind(line) == "call":
+                record = self.record(at)
+                if isinstance(record, Call) and record.module == path and record.op is None:
+                    return at
+        return 0
+
+
+def section_of(record: Record | None) -> str | None:
+    """The phase word of a record, None if it belongs to whatever it stands in."""
+    match record:
+        case Call(phase=phase):
+            return phase
+        case Param() | Optimizer():
+            return "optimizer"
+        case Action(action="loss"):
+            return "loss"
+        case Action(action="clip" | "unscale"):
+            return "optimizer"
+        case Step():
+            return "step"
+    return None

@@ -1,0 +1,97 @@
+"""What comes over the main screen: the help, and the line that asks for a step or a text."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.widgets import Input, Static
+
+from tensortrace.tui.bindings import help_lines
+
+SIGNS = (
+    ("x", "error, NaN or infinite"),
+    ("!", "warning, near the range of the dtype"),
+    ("i", "note"),
+    (".", "ok"),
+    ("0", "all zeros"),
+    ("?", "empty, or not measured"),
+)
+
+
+def help_text() -> Content:
+    """Write the help page from the table of keys."""
+    parts: list[Content | str | tuple[str, str]] = []
+    for shown, told in help_lines():
+        parts.append((f"{shown}\n", "bold") if not told else f"  {shown:<14}{told}\n")
+    parts.append(("Signs\n", "bold"))
+    parts += [f"  {sign:<14}{told}\n" for sign, told in SIGNS]
+    parts.append(
+        "\nThe viewer only reads the log: no network, no pickle, no file of yours is opened."
+    )
+    return Content.assemble(*parts)
+
+
+class Help(ModalScreen[None]):
+    """All keys and signs; any of the closing keys goes back."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q,escape,question_mark,f1,enter", "dismiss", "Close", show=False)
+    ]
+
+    def compose(self) -> ComposeResult:
+        """One scrolling page."""
+        with VerticalScroll(id="help") as page:
+            page.border_title = Content("Keys")
+            yield Static(help_text())
+
+
+class Prompt(Input):
+    """The line at the bottom that asks for something; Esc takes it away."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Cancel", show=False)]
+
+    class Answered(Message):
+        """The user pressed Enter: what was asked (":" or "/"), and the text."""
+
+        def __init__(self, sign: str, text: str) -> None:
+            super().__init__()
+            self.sign, self.text = sign, text
+
+    class Left(Message):
+        """The user gave up the question."""
+
+    def __init__(self) -> None:
+        super().__init__(id="prompt", compact=True, select_on_focus=False)
+        self.sign = ":"
+        self.display = False
+
+    def ask(self, sign: str, hint: str) -> None:
+        """Show the line with a sign in front and take the focus."""
+        self.sign = sign
+        self.value = ""
+        self.placeholder = f"{sign} {hint}"
+        self.display = True
+        self.focus()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Hand on the answer."""
+        event.stop()
+        self.display = False
+        self.post_message(self.Answered(self.sign, event.value.strip()))
+
+    def action_cancel(self) -> None:
+        """Give up."""
+        self.display = False
+        self.post_message(self.Left())
+
+    def on_blur(self, event: events.Blur) -> None:
+        """A click elsewhere gives up too."""
+        if self.display:
+            self.action_cancel()

@@ -1,0 +1,96 @@
+"""Colours, style names and glyphs of the viewer.
+
+A line on the screen is a list of ``(text, style name)`` pieces: plain data that tests read without
+a terminal. Colours are of the Okabe-Ito palette (blue against orange, told apart by every kind of
+colour vision) and only repeat what a glyph or a word already says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.cells import cell_len, set_cell_size
+from rich.style import Style
+from textual.theme import Theme
+
+from tensortrace.records import Severity
+
+# One line of the screen: pieces of escaped text, each with a name out of STYLES.
+Styled = list[tuple[str, str]]
+
+ORANGE, SKY, YELLOW, VERMILLION = "#e69f00", "#56b4e9", "#f0e442", "#ff7f2a"
+BACKGROUND, PANEL, TEXT, FAINT, RULE = "#11151a", "#1b222b", "#e3e8ee", "#93a1b0", "#3b4856"
+
+THEME = Theme(
+    name="tensortrace",
+    primary=SKY,
+    secondary=SKY,
+    accent=ORANGE,
+    warning=YELLOW,
+    error=VERMILLION,
+    success=SKY,
+    foreground=TEXT,
+    background=BACKGROUND,
+    surface=BACKGROUND,
+    panel=PANEL,
+    dark=True,
+    variables={"border": SKY, "border-blurred": RULE, "footer-key-foreground": SKY},
+)
+
+STYLES = {
+    "": Style(),
+    "faint": Style(color=FAINT),
+    "head": Style(color=FAINT, underline=True),
+    "strong": Style(bold=True),
+    "name": Style(color=TEXT),
+    "op": Style(color="#a9d6f5"),
+    "section": Style(color=SKY, bold=True),
+    "ok": Style(color=SKY),
+    "note": Style(color=SKY, bold=True),
+    "warning": Style(color=YELLOW, bold=True),
+    "error": Style(color=VERMILLION, bold=True),
+    "here": Style(color=BACKGROUND, bgcolor=SKY, bold=True),
+    "mark": Style(color=TEXT, bgcolor="#5a3410", bold=True),
+    "bar": Style(color=TEXT, bgcolor=PANEL),
+    "bar-strong": Style(color=SKY, bgcolor=PANEL, bold=True),
+    "bar-faint": Style(color=FAINT, bgcolor=PANEL),
+    "bar-error": Style(color=VERMILLION, bgcolor=PANEL, bold=True),
+    "bar-live": Style(color=BACKGROUND, bgcolor=ORANGE, bold=True),
+}
+
+# Laid over the selected line; the cursor glyph says the same without colour.
+CURSOR = Style(bgcolor="#1d4f73", bold=True)
+CURSOR_BLURRED = Style(bgcolor="#2a3440")
+
+
+@dataclass(frozen=True, slots=True)
+class Glyphs:
+    """The signs the viewer draws with; every set has the same meaning."""
+
+    bars: str
+    cursor: str
+    unknown: str
+    more: str
+    arrow: str
+    rule: str
+    here: str
+
+
+UNICODE = Glyphs(bars="▁▂▃▄▅▆▇█", cursor="▶", unknown="·", more="…", arrow="→", rule="─", here="▲")
+ASCII = Glyphs(bars="_.,-:=+#", cursor=">", unknown=" ", more="~", arrow="->", rule="-", here="^")
+
+SEVERITY_GLYPH: dict[Severity, str] = {"error": "x", "warning": "!", "note": "i"}
+
+
+def clip(text: str, width: int, glyphs: Glyphs = UNICODE) -> str:
+    """Cut a text to a width in terminal cells, with a sign where something is missing."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, max(0, width - 1)) + glyphs.more if width > 0 else ""
+
+
+def fit(text: str, width: int, glyphs: Glyphs = UNICODE, *, right: bool = False) -> str:
+    """Cut or pad a text to exactly a width in terminal cells."""
+    text = clip(text, width, glyphs)
+    padding = " " * (width - cell_len(text))
+    return padding + text if right else text + padding

@@ -1,0 +1,159 @@
+"""The step timeline: one cell a step around the current one, height = gradient norm or loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.segment import Segment
+from textual import events
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from tensortrace.records import Severity, Step, from_scalar
+from tensortrace.text import number_text
+from tensortrace.tui.theme import SEVERITY_GLYPH, STYLES, UNICODE, Glyphs, Styled
+
+
+def window(current: int, first: int, last: int, width: int) -> range:
+    """Choose the steps that are shown: at most `width`, the current one near the middle."""
+    width = max(1, width)
+    start = max(first, min(current - width // 2, last - width + 1))
+    return range(start, min(last, start + width - 1) + 1)
+
+
+def cell_width(steps: int, width: int) -> int:
+    """How many columns a cell has: a short run gets wider cells, easier to see and to click."""
+    return max(1, min(4, width // max(1, steps)))
+
+
+def heights(values: Sequence[float | None], levels: int) -> list[int | None]:
+    """Scale numbers to ``0 .. levels - 1``, None for what is unknown or not finite.
+
+    The scale is logarithmic where the largest is over 100 times the smallest and all are positive.
+    """
+    finite = [v for v in values if v is not None and math.isfinite(v)]
+    if not finite:
+        return [None] * len(values)
+    low, high = min(finite), max(finite)
+    log = low > 0 and high / low > 100
+    if log:
+        low, high = math.log(low), math.log(high)
+    scaled: list[int | None] = []
+    for value in values:
+        if value is None or not math.isfinite(value):
+            scaled.append(None)
+        elif high == low:
+            scaled.append(levels // 2)
+        else:
+            share = ((math.log(value) if log else value) - low) / (high - low)
+            scaled.append(min(levels - 1, int(share * levels)))
+    return scaled
+
+
+def quantity(steps: Mapping[int, Step], shown: range) -> tuple[str, list[float | None]]:
+    """Choose what the heights mean: the gradient norm if any shown step has one, else the loss."""
+    known = [steps.get(number) for number in shown]
+    norms = [from_scalar(step.grad_norm) if step else None for step in known]
+    if any(norm is not None for norm in norms):
+        return "grad norm", norms
+    return "loss", [from_scalar(step.loss) if step else None for step in known]
+
+
+def timeline_lines(
+    steps: Mapping[int, Step],
+    marks: Mapping[int, Severity],
+    current: int,
+    shown: range,
+    glyphs: Glyphs = UNICODE,
+    *,
+    wide: int = 1,
+) -> list[Styled]:
+    """Draw the cells and, below them, what they mean: two lines.
+
+    Args:
+        steps: the step lines that are known; others are drawn as unknown.
+        marks: the worst severity of the findings of a step; errors and warnings replace the bar.
+        wide: columns of a cell.
+    """
+    what, values = quantity(steps, shown)
+    cells: Styled = [(" ", "")]
+    for number, value, height in zip(shown, values, heights(values, len(glyphs.bars)), strict=True):
+        text, style = glyphs.unknown, "faint"
+        if height is not None:
+            text, style = glyphs.bars[height], "ok"
+        elif value is not None:
+            text, style = "x", "error"
+        severity = marks.get(number)
+        if severity in ("error", "warning"):
+            text, style = SEVERITY_GLYPH[severity], severity
+        gap = text if height is not None and severity is None else " "
+        cells.append((text + gap * (wide - 1), "here" if number == current else style))
+    at = (current - shown.start) * wide
+    return [cells, _axis(what, values, current, shown, at=at, glyphs=glyphs)]
+
+
+def _axis(
+    what: str,
+    values: Sequence[float | None],
+    current: int,
+    shown: range,
+    *,
+    at: int,
+    glyphs: Glyphs,
+) -> Styled:
+    finite = [v for v in values if v is not None and math.isfinite(v)]
+    label = f"{glyphs.here} {current}"
+    extent = f"{number_text(min(finite))} to {number_text(max(finite))}" if finite else "unknown"
+    told = f"{what} {extent}, steps {shown.start}-{shown.stop - 1}"
+    if at >= len(told) + 3:
+        return [(f" {told.ljust(at)}", "faint"), (label, "ok")]
+    return [(" " * (at + 1), ""), (label, "ok"), (f"   {told}", "faint")]
+
+
+class Timeline(Widget):
+    """The timeline on the screen; a click on a cell asks for its step."""
+
+    DEFAULT_CSS = "Timeline { height: 2; }"
+
+    class Picked(Message):
+        """A step was clicked."""
+
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self.number = number
+
+    def __init__(self, glyphs: Glyphs) -> None:
+        super().__init__(id="timeline")
+        self.glyphs = glyphs
+        self.shown, self.wide = range(0), 1
+        self._lines: list[Styled] = []
+
+    def show(
+        self, steps: Mapping[int, Step], marks: Mapping[int, Severity], current: int, shown: range
+    ) -> None:
+        """Draw the steps of a range."""
+        self.shown = shown
+        self.wide = cell_width(len(shown), self.size.width - 2)
+        self._lines = timeline_lines(steps, marks, current, shown, self.glyphs, wide=self.wide)
+        self.refresh()
+
+    def column_of(self, number: int) -> int:
+        """The first column of the cell of a step."""
+        return 1 + (number - self.shown.start) * self.wide
+
+    def render_line(self, y: int) -> Strip:
+        """Draw one of the two lines."""
+        width = self.size.width
+        if y >= len(self._lines):
+            return Strip.blank(width, self.rich_style)
+        base = self.rich_style
+        pieces = [Segment(text, base + STYLES[style]) for text, style in self._lines[y]]
+        return Strip(pieces).crop_extend(0, width, base)
+
+    def on_click(self, event: events.Click) -> None:
+        """Ask for the step under the pointer."""
+        at = (event.x - 1) // self.wide
+        if 0 <= at < len(self.shown):
+            self.post_message(self.Picked(self.shown[at]))

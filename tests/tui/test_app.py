@@ -1,0 +1,312 @@
+"""The viewer by its keys: where each of them leads."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from tensortrace.log import encode
+from tensortrace.records import Call, End, Step
+from tensortrace.run import open_run
+from tensortrace.tui.app import Viewer
+from tensortrace.tui.bindings import KEYS
+from tests.builders import write_log
+from tests.tui.samples import BAD_STEP, make_finding, make_log, make_open_run, records
+
+Opened = AbstractAsyncContextManager[tuple[Viewer, Pilot[Any]]]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Callable[..., Opened]:
+    @asynccontextmanager
+    async def open_it(
+        size: tuple[int, int] = (120, 40), step: int | None = None, **sample: Any
+    ) -> AsyncIterator[tuple[Viewer, Pilot[Any]]]:
+        app = Viewer(make_open_run(tmp_path, **sample), step)
+        async with app.run_test(size=size, notifications=True) as pilot:
+            await settle(app, pilot)
+            yield app, pilot
+
+    return open_it
+
+
+async def settle(app: Viewer, pilot: Pilot[Any]) -> None:
+    await app.workers.wait_for_complete()
+    await pilot.pause()
+
+
+def text_of(app: Viewer) -> str:
+    """What is on the screen, as text."""
+    strips = app.screen._compositor.render_strips()
+    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
+
+
+async def test_it_opens_at_the_first_error_with_its_row_selected(opened: Any) -> None:
+    async with opened() as (app, _):
+        assert app.number == BAD_STEP
+        assert app.row.seq == 10
+        assert "log makes 12 of 640 elements -inf" in text_of(app)
+        assert "use log_softmax" in text_of(app)
+
+
+async def test_a_run_without_errors_opens_at_its_first_step(opened: Any) -> None:
+    async with opened(bad=None) as (app, _):
+        assert app.number == 0
+        assert app.pane("calls").cursor == 0
+
+
+async def test_a_step_that_was_asked_for_goes_before_the_first_error(opened: Any) -> None:
+    async with opened(step=2) as (app, _):
+        assert app.number == 2
+
+
+async def test_the_rows_walk_forward_loss_backward_optimizer(opened: Any) -> None:
+    async with opened(step=0) as (app, _):
+        sections = list(dict.fromkeys(row.section for row in app.rows))
+        assert sections == ["forward", "loss", "backward", "optimizer", "step"]
+
+
+async def test_brackets_walk_the_steps_and_stay_at_the_same_place(opened: Any) -> None:
+    async with opened(step=2) as (app, pilot):
+        await pilot.press("j", "j", "j", "right_square_bracket")
+        assert (app.number, app.row.record.module) == (3, "stem.conv")
+        await pilot.press("left_square_bracket", "left_square_bracket")
+        assert (app.number, app.row.record.module) == (1, "stem.conv")
+
+
+async def test_steps_end_at_both_ends_of_the_run(opened: Any) -> None:
+    async with opened(step=9) as (app, pilot):
+        await pilot.press("right_square_bracket")
+        assert app.number == 9
+        await pilot.press("colon", *"0", "enter", "left_square_bracket")
+        assert app.number == 0
+
+
+async def test_e_walks_the_findings_and_w_only_the_warnings(opened: Any) -> None:
+    async with opened(step=0) as (app, pilot):
+        await pilot.press("e")
+        assert (app.number, app.row.record.name) == (3, "blocks.0.mlp.weight")
+        await pilot.press("e")
+        assert (app.number, app.row.seq) == (BAD_STEP, 10)
+        await pilot.press("e")
+        assert (app.number, app.row.seq) == (BAD_STEP, 10)
+        assert "no next finding" in text_of(app)
+        await pilot.press("W")
+        assert app.number == 3
+        await pilot.press("E")
+        assert "no previous finding" in text_of(app)
+
+
+async def test_colon_goes_to_a_step_and_refuses_what_is_no_number(opened: Any) -> None:
+    async with opened(step=0) as (app, pilot):
+        await pilot.press("colon", *"step 6", "enter")
+        assert app.number == 6
+        await pilot.press("colon", *"abc", "enter")
+        await pilot.pause()
+        assert app.number == 6
+        assert "abc is not a step number" in text_of(app)
+        await pilot.press("colon", *"99", "enter")
+        assert app.number == 9
+
+
+async def test_escape_in_the_prompt_gives_the_focus_back(opened: Any) -> None:
+    async with opened() as (app, pilot):
+        await pilot.press("colon", "5", "escape")
+        assert app.number == BAD_STEP
+        assert app.focused is app.pane("calls")
+
+
+async def test_a_search_runs_through_the_log_and_round_its_end(opened: Any) -> None:
+    async with opened(step=8, bad=None) as (app, pilot):
+        await pilot.press("slash", *"blocks.0.mlp", "enter")
+        await settle(app, pilot)
+        assert (app.number, app.row.record.module) == (8, "blocks.0.mlp")
+        seen = []
+        for _ in range(4):
+            await pilot.press("n")
+            await settle(app, pilot)
+            seen.append((app.number, app.row.seq))
+        assert seen == [(8, 14), (8, 21), (9, 7), (9, 14)]
+        await pilot.press("N")
+        await settle(app, pilot)
+        assert (app.number, app.row.seq) == (9, 7)
+
+
+async def test_a_search_without_a_hit_says_so(opened: Any) -> None:
+    async with opened() as (app, pilot):
+        await pilot.press("slash", *"zebra", "enter")
+        await settle(app, pilot)
+        assert "zebra: nowhere in this log" in text_of(app)
+
+
+async def test_a_search_finds_a_class_and_shows_its_first_call(opened: Any) -> None:
+    async with opened(step=0) as (app, pilot):
+        await pilot.press("slash", *"layernorm", "enter")
+        await settle(app, pilot)
+        assert app.row.record.module == "blocks.0.norm"
+
+
+async def test_enter_gives_the_detail_the_focus_and_escape_takes_it_back(opened: Any) -> None:
+    async with opened() as (app, pilot):
+        await pilot.press("enter")
+        assert app.focused is app.pane("detail")
+        await pilot.press("escape")
+        assert app.focused is app.pane("calls")
+
+
+async def test_tab_goes_round_the_visible_panes(opened: Any) -> None:
+    async with opened(size=(160, 40)) as (app, pilot):
+        seen = []
+        for _ in range(4):
+            await pilot.press("tab")
+            seen.append(app.focused.id)
+        assert seen == ["detail", "source", "findings", "calls"]
+        await pilot.press("shift+tab")
+        assert app.focused.id == "findings"
+
+
+async def test_s_shows_and_hides_the_source_with_its_line_marked(opened: Any) -> None:
+    async with opened(size=(80, 24)) as (app, pilot):
+        assert not app.pane("source").display
+        await pilot.press("s")
+        await pilot.pause()
+        assert "▶   14     " in text_of(app).replace("\n", " ")
+        await pilot.press("s")
+        assert not app.pane("source").display
+
+
+async def test_z_shows_one_pane_alone(opened: Any) -> None:
+    async with opened() as (app, pilot):
+        await pilot.press("z")
+        assert [p for p in ("findings", "calls", "detail") if app.pane(p).display] == ["calls"]
+        await pilot.press("escape")
+        assert app.pane("detail").display
+
+
+async def test_y_copies_the_record_as_a_line_of_the_log(opened: Any) -> None:
+    async with opened() as (app, pilot):
+        await pilot.press("y")
+        assert app.clipboard.encode() == encode(app.row.record).strip()
+
+
+async def test_help_lists_every_key_and_closes(opened: Any) -> None:
+    async with opened(size=(100, 60)) as (app, pilot):
+        await pilot.press("question_mark")
+        text = text_of(app)
+        assert all(key.shown in text and key.help in text for key in KEYS)
+        await pilot.press("q")
+        assert len(app.screen_stack) == 1
+        await pilot.press("f1", "escape")
+        assert len(app.screen_stack) == 1
+
+
+async def test_q_quits(opened: Any) -> None:
+    async with opened() as (app, pilot):
+        await pilot.press("q")
+        assert app._exit
+
+
+async def test_the_palette_offers_the_commands_by_name(opened: Any) -> None:
+    async with opened(step=0) as (app, pilot):
+        await pilot.press("ctrl+p", *"last line")
+        await pilot.pause()
+        await app.workers.wait_for_complete()
+        await pilot.press("enter")
+        await settle(app, pilot)
+        assert app.pane("calls").cursor == len(app.rows) - 1
+
+
+async def test_a_click_selects_a_row_a_step_and_a_finding(opened: Any) -> None:
+    async with opened(step=0) as (app, pilot):
+        await pilot.click("#calls", offset=(10, 4))
+        assert app.pane("calls").cursor == 2
+        await pilot.click("#findings", offset=(5, 5))
+        await pilot.click("#findings", offset=(5, 5))
+        await pilot.pause()
+        assert app.number == BAD_STEP
+
+
+async def test_a_click_on_the_timeline_goes_to_its_step(opened: Any) -> None:
+    async with opened(step=0) as (app, pilot):
+        await pilot.click("#timeline", offset=(app.query_one("#timeline").column_of(4), 0))
+        await pilot.pause()
+        assert app.number == 4
+
+
+async def test_a_growing_log_is_shown_and_followed(tmp_path: Path) -> None:
+    whole = list(records(steps=3, bad=None))
+    later = [record for record in whole if record.step == 2]
+    path = write_log(tmp_path / "log.jsonl", [r for r in whole if r.step < 2])
+    app = Viewer(open_run(path))
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        assert "LIVE" in text_of(app)
+        await pilot.press("equals_sign")
+        with path.open("ab") as file:
+            file.write(b"".join(map(encode, later)))
+        app.poll()
+        await settle(app, pilot)
+        assert app.number == 2
+        assert isinstance(app.row.record, Step)
+        with path.open("ab") as file:
+            file.write(encode(End(step=2, why="exit")))
+        app.poll()
+        await pilot.pause()
+        assert "ended" in text_of(app)
+
+
+async def test_a_log_that_is_truncated_is_told(tmp_path: Path) -> None:
+    path = make_log(tmp_path)
+    app = Viewer(open_run(path))
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: whole.index(b"\n", len(whole) // 3) + 1])
+        app.poll()
+        await settle(app, pilot)
+        assert "truncated" in text_of(app)
+        assert app.number <= app.log_.last_step()
+
+
+async def test_a_finding_without_a_place_has_a_row_of_its_own(tmp_path: Path) -> None:
+    loose = make_finding(9, None, message="the loss does not move", op=None, location=None)
+    app = Viewer(make_open_run(tmp_path, loose, bad=None))
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        assert app.number == 9
+        assert app.row.record == loose
+
+
+async def test_a_header_alone_is_a_screen_without_steps(tmp_path: Path) -> None:
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", [])))
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await pilot.press("j", "right_square_bracket", "e", "enter", "s", "y", "G", "n", "escape")
+        assert "No step yet" in text_of(app)
+
+
+@pytest.mark.parametrize("size", [(40, 10), (80, 24), (120, 40), (200, 60), (10, 3)])
+async def test_every_key_works_at_every_size(opened: Any, size: tuple[int, int]) -> None:
+    async with opened(size=size) as (app, pilot):
+        for key in KEYS:
+            if key.action not in ("quit", "command_palette"):
+                for name in key.keys.split(","):
+                    await pilot.press(name)
+                    if name in ("colon", "slash", "question_mark", "f1"):
+                        await pilot.press("escape")
+        await settle(app, pilot)
+        assert app.return_code in (None, 0)
+
+
+async def test_resizing_keeps_the_place(opened: Any) -> None:
+    async with opened(size=(200, 60)) as (app, pilot):
+        for width, height in [(40, 10), (120, 40), (80, 24), (3, 2), (200, 60)]:
+            await pilot.resize_terminal(width, height)
+            await pilot.pause()
+        assert isinstance(app.row.record, Call)
+        assert app.row.seq == 10
+        assert "x TT101" in text_of(app)
