@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tensortrace.checks import FINDINGS_PER_CODE as MOST
+from tensortrace.checks import HELD, Draft, Engine, all_checks, check, explain, select, steadiness
+from tensortrace.errors import UsageError
+from tensortrace.records import Action, Call, Param
+from tests.builders import make_call, make_header, make_run
+from tests.checks import call, closing, find, loss, module, nan, ok, op, optimizer, param, row
+
+EVERY = all_checks()
+
+
+@check("TT990", "always", severity="warning", when="step")
+def always(step, memory, *, limit=3, name="x", on=True):
+    """Find something in every step.
+
+    Symptom:    it is there
+    Threshold:  none, but for `limit`
+    Source:     chosen here
+    Fix:        do nothing
+                at all
+    Misses:     nothing
+    """
+    yield Draft(message=f"{limit} {name} {on}", module="a")
+
+
+def run(engine, steps):
+    return [f for step in steps for f in engine.feed(closing(step))]
+
+
+def test_one_cause_is_one_finding_and_the_rest_is_counted():
+    engine = Engine([always])
+    found = run(engine, range(4))
+    assert [(f.id, f.step) for f in found] == [("TT990-1", 0)]
+    assert engine.take_repeats() == {"TT990-1": 3}
+    assert engine.take_repeats() == {}
+
+
+def test_explanation_and_fix_come_from_the_docstring_unless_the_draft_has_them():
+    (found,) = run(Engine([always]), [0])
+    assert (found.explanation, found.fix) == ("it is there", "do nothing at all")
+    assert (found.severity, found.check, found.code) == ("warning", "always", "TT990")
+
+
+def test_a_cause_that_becomes_more_severe_is_told_again():
+    @check("TT991", "worse")
+    def worse(step, memory):
+        yield Draft(message="", severity=("note", "error", "warning")[step.number])
+
+    found = run(Engine([worse]), range(3))
+    assert [(f.id, f.severity) for f in found] == [("TT991-1", "note"), ("TT991-2", "error")]
+
+
+def test_what_follows_from_a_finding_is_only_counted():
+    @check("TT991", "after")
+    def after(step, memory):
+        yield Draft(message="", follows="TT1-1")
+
+    engine = Engine([after])
+    assert run(engine, range(2)) == []
+    assert engine.take_repeats() == {"TT1-1": 2}
+
+
+def test_findings_of_one_code_and_severity_are_bounded_and_counted_after_that():
+    @check("TT991", "many")
+    def many(step, memory):
+        yield Draft(message="", cause=str(step.number))
+
+    engine = Engine([many])
+    assert len(run(engine, range(MOST + 7))) == MOST
+    assert engine.take_repeats() == {f"TT991-{MOST}": 7}
+
+
+def test_a_check_that_raises_stops_alone_and_says_so():
+    @check("TT000", "broken")
+    def broken(step, memory):
+        yield Draft(message="first")
+        raise ValueError("no such luck")
+
+    engine = Engine([broken, always])
+    assert [f.code for f in run(engine, range(3))] == ["TT000", "TT990"]
+    assert len(engine.problems) == 1
+    assert "TT000 broken stopped at step 0: ValueError: no such luck" in engine.problems[0]
+
+
+def test_checks_run_after_those_that_they_look_at():
+    seen = []
+
+    def make(code, *after):
+        @check(code, code.lower(), after=after)
+        def one(step, memory):
+            seen.append(code)
+            yield from ()
+
+        return one
+
+    run(Engine([make("TT1", "TT3"), make("TT2"), make("TT3", "TT9")]), [0])
+    assert seen == ["TT3", "TT1", "TT2"]
+
+
+def test_gate_checks_run_at_each_gate_and_at_the_end_with_the_fresh_calls():
+    seen = []
+
+    @check("TT991", "gate", when="gate")
+    def gate(step, memory):
+        seen.append(([c.seq for c in step.calls[step.fresh :]], step.summary is not None))
+        yield from ()
+
+    engine = Engine([gate])
+    gated = Action(step=0, seq=3, action="gate")
+    for record in [make_call(1), make_call(2), gated, make_call(4), optimizer(5), closing()]:
+        engine.feed(record)
+    assert seen == [([1, 2], False), ([4], False), ([], True)]
+
+
+def test_a_step_of_many_records_is_not_held_without_bound():
+    longest = []
+
+    @check("TT991", "gate", when="gate")
+    def gate(step, memory):
+        longest.append((len(step.calls), len(step.tensors)))
+        yield from ()
+
+    engine = Engine([gate])
+    for i in range(5 * HELD):
+        engine.feed(make_call(i, inputs=[("x", i)], tensors=[ok(i)]))
+    assert longest == [(2 * HELD, 2 * HELD), (2 * HELD, 4 * HELD)]
+
+
+def test_settings_are_read_as_the_type_of_the_default():
+    settings = {"TT990.limit": "7", "always.name": 5, "TT990.on": "false"}
+    (found,) = run(Engine([always], settings), [0])
+    assert found.message == "7 5 False"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("TT202.rato", 1, "Closest: 'TT202.ratio'"),
+        ("vanishing-gradient.ratios", 1, "Closest: 'vanishing-gradient.ratio'"),
+        ("nothing", 1, "no setting named 'nothing'"),
+        ("TT202.ratio", "much", "TT202.ratio is 'much', not a value of type float"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_says_what_to_write(name, value, says):
+    with pytest.raises(UsageError, match=says):
+        Engine(EVERY, {name: value})
+
+
+def test_settings_of_a_known_check_that_does_not_run_are_accepted():
+    Engine(select(["TT101"]), {"TT202.ratio": 0.1})
+
+
+def test_select_takes_codes_names_and_prefixes():
+    codes = [c.code for c in EVERY]
+    assert [c.code for c in select(None)] == codes
+    assert [c.code for c in select(["tt1"])] == [c for c in codes if c.startswith("TT1")]
+    assert [c.code for c in select(["vanishing-gradient", "TT101"])] == ["TT101", "TT202"]
+    assert "TT101" not in [c.code for c in select(None, ignore=["nonfinite-forward"])]
+    with pytest.raises(UsageError, match=r"no check named 'vanishing'.*'vanishing-gradient'"):
+        select(["vanishing"])
+    with pytest.raises(UsageError):
+        select([""])
+
+
+@pytest.mark.parametrize("one", EVERY, ids=lambda c: c.code)
+def test_every_check_documents_itself(one):
+    page = one.doc
+    assert page.summary.endswith(".")
+    assert all([page.symptom, page.threshold, page.source, page.fix, page.misses])
+    assert all(f"`{name}`" in page.threshold or name in page.threshold for name in one.thresholds)
+    assert all(value is not None for value in one.thresholds.values())
+    text = explain(one)
+    assert one.code in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert all(f"{one.code}.{name}" in text for name in one.thresholds)
+
+
+def test_codes_and_names_are_unique():
+    assert len({c.code for c in EVERY}) == len({c.name for c in EVERY}) == len(EVERY) >= 9
+
+
+@pytest.mark.parametrize("one", EVERY, ids=lambda c: c.code)
+def test_every_check_is_silent_on_an_empty_run(one):
+    assert find([], one.code) == []
+    assert find([closing()], one.code) == []
+    assert find([call(1, "", [], []), optimizer(2), closing()], one.code) == []
+
+
+def test_checks_need_no_torch():
+    code = (
+        "import sys; from tensortrace.checks import Engine; Engine(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_steadiness_tells_an_even_rise_from_a_jump():
+    assert steadiness([1, 2, 4, 8]) == (1.0, pytest.approx(1 / 3))
+    assert steadiness([1, 1, 1, 8]) == (1 / 3, 1.0)
+    assert steadiness([8, 4, 2]) == (0.0, 1.0)
+
+
+def _long_run():
+    """Forty steps with a NaN at step 12, spoilt parameters after it and a shrinking gradient."""
+    for step in range(40):
+        bad = step >= 12
+        tensor = nan if bad else ok
+        yield module("a", "weight", step=step)
+        source = nan(1, from_step=step - 1) if step > 12 else ok(1, min=0.0, zeros=2)
+        yield op(1, "log", [1], [2], [source, tensor(2)], step=step)
+        yield call(2, "a", [2], [3], [tensor(3)], step=step)
+        yield loss(3, "NaN" if bad else 1.0, 3, step=step)
+        yield optimizer(
+            4, step=step, grad_norm="NaN" if bad else 1.0, parameters=[] if not step else None
+        )
+        yield param(5, "a.weight", nan(9) if step > 12 else ok(9), step=step,
+                    grad=nan(10) if bad else ok(10), update_norm="NaN" if bad else 0.1)  # fmt: skip
+        decay = {str(i): 10.0 ** (i if step > 20 else 0) for i in range(6)}
+        for path in decay:
+            yield module(path, "weight", step=step)
+        yield closing(step, grad_norm=1.0, loss=1.0, modules=row(param_grad_rms=decay))
+
+
+def test_a_thinned_log_gives_the_findings_of_the_live_run():
+    everything = make_run(_long_run())
+    live = find(everything)
+    assert {f.code for f in live} == {"TT101", "TT202"} | {"TT401"}
+    full = {0, 39} | {f.step for f in live} | {f.step - 1 for f in live} | set(range(0, 40, 10))
+    thinned = [r for r in everything if r.step in full or not isinstance(r, Call | Param)]
+    assert len(thinned) < len(everything)
+    assert find(thinned) == live
+
+
+def test_an_earlier_run_of_the_engine_in_the_log_is_not_looked_at():
+    live = find(_long_run())
+    assert find([*_long_run(), *live]) == live
+
+
+def test_header_and_unknown_order_are_no_problem():
+    engine = Engine()
+    assert engine.feed(make_header()) == []
+    assert engine.feed(closing(5)) == []
+    assert engine.feed(optimizer(1, step=7)) == []
+    assert engine.problems == []
