@@ -141,7 +141,7 @@ class Call(Record, frozen=True, kw_only=True, tag="call"):
     `tensors` describes those that no earlier line of the step described. `host_ns` is the time on
     the host, children included. A backward call has the gradients that arrived as `inputs` (named
     "output[0]" after the output they belong to) and those it made as `outputs` (named after the
-    input or parameter they belong to).
+    input or parameter they belong to); `node` is the autograd node, for ops.
     """
 
     seq: int
@@ -151,6 +151,7 @@ class Call(Record, frozen=True, kw_only=True, tag="call"):
     forward: int | None = None
     module: str | None = None
     op: str | None = None
+    node: str | None = None
     nth: int = 0
     recompute: bool = False
     replay: bool = False

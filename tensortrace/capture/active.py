@@ -1,0 +1,51 @@
+"""The one slot that names the recorder at work, and what each thread remembers.
+
+The hooks themselves are stateless functions: they look the recorder up here. A hook object with
+attributes of its own would make Dynamo recompile (mechanism: guards on mutating attributes).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tensortrace.capture.modules import OpenCall
+    from tensortrace.capture.recorder import Recorder
+
+
+class Slot:
+    """Holds the recorder that hooks report to; None makes every hook a no-op."""
+
+    __slots__ = ("recorder",)
+
+    def __init__(self) -> None:
+        self.recorder: Recorder | None = None
+
+
+class ThreadState(threading.local):
+    """What one thread is inside of.
+
+    `stack` are the module calls it is in. While `busy` is positive our own code runs and nothing is
+    recorded; while `handling` is positive an op outside modules is being called, and torch itself
+    puts the function mode back when that op returns.
+    """
+
+    def __init__(self) -> None:
+        self.stack: list[OpenCall] = []
+        self.busy = 0
+        self.handling = 0
+
+
+slot = Slot()
+here = ThreadState()
+
+
+def _forget() -> None:
+    slot.recorder = None
+
+
+# A forked child (a DataLoader worker) must neither record nor write.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

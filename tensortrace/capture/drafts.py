@@ -1,0 +1,155 @@
+"""Records in the making: all is known but the statistics, which are still on their device."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+from tensortrace.capture.stats import Stats
+from tensortrace.capture.tensors import TensorDraft
+from tensortrace.records import (
+    Action,
+    Call,
+    Optimizer,
+    Param,
+    Record,
+    Scalar,
+    Tensor,
+    to_scalar,
+)
+
+
+class Draft(Protocol):
+    """Something that becomes a record once statistics are known."""
+
+    step: int
+    seq: int
+
+    def record(self, stats: list[Stats]) -> Record:
+        """The finished record."""
+
+
+class CallDraft:
+    """One call; `fields` as in `records.Call`."""
+
+    __slots__ = ("fields", "seq", "step", "tensors")
+
+    def __init__(self, step: int, seq: int, fields: dict[str, Any]) -> None:
+        self.step, self.seq, self.fields = step, seq, fields
+        self.tensors: list[TensorDraft] = []
+
+    def record(self, stats: list[Stats]) -> Call:
+        """The finished call."""
+        return Call(
+            step=self.step,
+            seq=self.seq,
+            tensors=[draft.record(stats) for draft in self.tensors],
+            **self.fields,
+        )
+
+
+class ActionDraft:
+    """One action; the values of `scalars` are put into its detail under their keys."""
+
+    __slots__ = ("fields", "scalars", "seq", "step")
+
+    def __init__(self, step: int, seq: int, fields: dict[str, Any]) -> None:
+        self.step, self.seq, self.fields = step, seq, fields
+        self.scalars: dict[str, int] = {}
+
+    def record(self, stats: list[Stats]) -> Action:
+        """The finished action."""
+        detail = dict(self.fields.pop("detail", {}))
+        for key, ticket in self.scalars.items():
+            detail[key] = scalar_of(stats[ticket])
+        return Action(step=self.step, seq=self.seq, detail=detail, **self.fields)
+
+
+class ParamDraft:
+    """One parameter at an optimizer step; the tickets of its update come after the step."""
+
+    __slots__ = ("changed", "fields", "grad", "numel", "seq", "step", "update", "value", "weight")
+
+    def __init__(
+        self, step: int, seq: int, fields: dict[str, Any], value: TensorDraft, grad: TensorDraft
+    ) -> None:
+        self.step, self.seq, self.fields = step, seq, fields
+        self.value, self.grad = value, grad
+        self.changed = True
+        self.numel = 0
+        # Tickets: norm of the sampled change, norm of the sampled value.
+        self.update: int | None = None
+        self.weight: int | None = None
+
+    def record(self, stats: list[Stats]) -> Param:
+        """The finished parameter; the update norm is scaled from the sample to all elements."""
+        norm = ratio = None
+        if self.update is not None and self.weight is not None:
+            change, weight = _value(stats[self.update]), _value(stats[self.weight])
+            if change is not None and weight is not None:
+                sampled = max(1, int(self.fields.get("sampled", 1)))
+                norm = to_scalar(change * math.sqrt(self.numel / sampled))
+                ratio = to_scalar(change / weight) if weight else None
+        return Param(
+            step=self.step,
+            seq=self.seq,
+            value=self.value.record(stats),
+            grad=self.grad.record(stats),
+            update_norm=norm,
+            update_ratio=ratio,
+            changed=self.changed,
+            **self.fields,
+        )
+
+
+class OptimizerDraft:
+    """One optimizer step: the gate. Its gradient norm is over all gradients that it holds.
+
+    The parameters' own records follow when the step is over; what they were before it is resolved
+    here, with the gate.
+    """
+
+    __slots__ = ("fields", "grads", "seq", "step", "values")
+
+    def __init__(
+        self,
+        step: int,
+        seq: int,
+        fields: dict[str, Any],
+        grads: list[TensorDraft],
+        values: list[TensorDraft],
+    ) -> None:
+        self.step, self.seq, self.fields = step, seq, fields
+        self.grads, self.values = grads, values
+
+    def record(self, stats: list[Stats]) -> Optimizer:
+        """The finished optimizer record."""
+        for draft in self.values:
+            draft.record(stats)
+        norm = total_norm([draft.record(stats) for draft in self.grads])
+        return Optimizer(step=self.step, seq=self.seq, grad_norm=norm, **self.fields)
+
+
+def total_norm(grads: list[Tensor]) -> Scalar | None:
+    """The L2 norm over several tensors; None unless each was measured."""
+    if not grads or any(g.unmeasured for g in grads):
+        return None
+    if any(g.nan for g in grads):
+        return "NaN"
+    if any(g.nonfinite for g in grads):
+        return "Infinity"
+    return to_scalar(math.hypot(*(g.norm or 0.0 for g in grads)))
+
+
+def scalar_of(s: Stats) -> Scalar | None:
+    """The value of a tensor of one element, as the log writes it."""
+    value = _value(s)
+    return None if value is None else to_scalar(value)
+
+
+def _value(s: Stats) -> float | None:
+    if s.nan:
+        return math.nan
+    if s.posinf:
+        return math.inf
+    return -math.inf if s.neginf else s.min

@@ -1,0 +1,308 @@
+"""Gradients: prehooks on the autograd nodes of module outputs, tensor hooks on parameters.
+
+A node prehook sees the gradient after the user's own tensor hooks, pickles silently, and works
+with autograd.grad; a tensor hook on a non-leaf would warn on pickling, and a full backward hook
+would change the program. A parameter has a tensor hook, since holding its AccumulateGrad node
+would pin the stream that it was made on. A hook knows numbers and names only: a reference to a
+tensor or node would keep the graph alive.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tensortrace.capture.active import here, slot
+from tensortrace.capture.drafts import CallDraft
+from tensortrace.capture.tensors import TensorDraft
+
+if TYPE_CHECKING:
+    from torch.autograd.graph import Node
+    from torch.utils.hooks import RemovableHandle
+
+    from tensortrace.capture.modules import OpenCall
+    from tensortrace.capture.recorder import Recorder
+
+_no_functions = torch._C.DisableTorchFunction
+_is_functorch = torch._C._functorch.is_functorch_wrapped_tensor
+_sequence_nr = torch._C._autograd._get_sequence_nr
+_ACCUMULATE = 2**63  # AccumulateGrad nodes count from here
+
+
+class OutputProbe:
+    """Reports the gradient that arrives at one output of one node."""
+
+    __slots__ = ("nr", "serial", "sites", "step", "tensor")
+
+    def __init__(self, serial: int, step: int, nr: int, tensor: int) -> None:
+        self.serial, self.step, self.nr, self.tensor = serial, step, nr, tensor
+        # (seq, module path, output name, nth) of each call that returned the tensor, inner first.
+        self.sites: list[tuple[int, str, str, int]] = []
+
+    def __call__(self, grads: tuple[torch.Tensor | None, ...]) -> None:
+        """Take the gradients of all outputs of the node; ours may be None."""
+        recorder = _listening(self.serial)
+        if recorder is None:
+            return
+        with _no_functions():
+            here.busy += 1
+            try:
+                grad = grads[self.nr] if self.nr < len(grads) else None
+                if grad is not None:
+                    self._report(recorder, grad)
+            except Exception as error:
+                recorder.fault("gradients", error)
+            finally:
+                here.busy -= 1
+
+    def _report(self, recorder: Recorder, grad: torch.Tensor) -> None:
+        same_step = self.step == recorder.step
+        number, draft = recorder.tensors.gradient(grad, self.tensor if same_step else None)
+        for i, (seq, path, name, nth) in enumerate(reversed(self.sites)):
+            call = CallDraft(
+                recorder.step,
+                recorder.next_seq(),
+                {
+                    "update": recorder.update,
+                    "phase": "backward",
+                    "forward": seq if same_step else None,
+                    "module": path,
+                    "nth": nth,
+                    "inputs": [(name, number)],
+                },
+            )
+            if i == 0:
+                call.tensors.append(draft)
+            recorder.pend(call)
+        recorder.backward_seen = True
+
+
+class ParameterProbe:
+    """Reports the gradient that a backward pass makes for one parameter."""
+
+    __slots__ = ("key", "name", "path", "serial")
+
+    def __init__(self, serial: int, key: int, path: str, name: str) -> None:
+        self.serial, self.key, self.path, self.name = serial, key, path, name
+
+    def __call__(self, grad: torch.Tensor) -> None:
+        """Take the gradient that this backward pass adds to the parameter's."""
+        recorder = _listening(self.serial)
+        if recorder is None:
+            return
+        with _no_functions():
+            here.busy += 1
+            try:
+                number, draft = recorder.tensors.gradient(grad, None)
+                fields: dict[str, Any] = {
+                    "update": recorder.update,
+                    "phase": "backward",
+                    "module": self.path,
+                    "outputs": [(self.name, number)],
+                }
+                call = CallDraft(recorder.step, recorder.next_seq(), fields)
+                call.tensors.append(draft)
+                recorder.pend(call)
+                recorder.parameters.saw_gradient(self.key, grad, draft)
+                recorder.backward_seen = True
+            except Exception as error:
+                recorder.fault("gradients", error)
+            finally:
+                here.busy -= 1
+
+
+class NodeProbe:
+    """Reports one autograd node of an op outside modules: gradients that arrived and were made."""
+
+    __slots__ = ("fields", "serial", "step")
+
+    def __init__(self, serial: int, step: int, fields: dict[str, Any]) -> None:
+        self.serial, self.step, self.fields = serial, step, fields
+
+    def __call__(
+        self, made: tuple[torch.Tensor | None, ...], arrived: tuple[torch.Tensor | None, ...]
+    ) -> None:
+        """Take what the node made for its inputs, and what had arrived for its outputs."""
+        recorder = _listening(self.serial)
+        if recorder is None:
+            return
+        with _no_functions():
+            here.busy += 1
+            try:
+                self._report(recorder, made, arrived)
+            except Exception as error:
+                recorder.fault("gradients", error)
+            finally:
+                here.busy -= 1
+
+    def _report(
+        self,
+        recorder: Recorder,
+        made: tuple[torch.Tensor | None, ...],
+        arrived: tuple[torch.Tensor | None, ...],
+    ) -> None:
+        fields = {**self.fields, "update": recorder.update, "phase": "backward"}
+        if self.step != recorder.step:
+            fields["forward"] = None
+        call = CallDraft(recorder.step, recorder.next_seq(), fields)
+        for role, grads, name in (("inputs", arrived, "output"), ("outputs", made, "input")):
+            named: list[tuple[str, int]] = []
+            for i, grad in enumerate(grads):
+                if isinstance(grad, torch.Tensor):
+                    number, draft = recorder.tensors.gradient(grad, None)
+                    named.append((f"{name}[{i}]", number))
+                    call.tensors.append(draft)
+            fields[role] = named
+        recorder.pend(call)
+        recorder.backward_seen = True
+
+
+def watch_output(
+    recorder: Recorder, tensor: torch.Tensor, number: int, call: OpenCall, name: str
+) -> None:
+    """Report the gradient of a module's output when it arrives. Hot."""
+    if not recorder.on["gradients"] or _is_functorch(tensor):
+        return
+    try:
+        if tensor._is_view() and tensor._version:
+            return  # reading its grad_fn would build a node that the graph does not use
+        node = tensor.grad_fn
+    except RuntimeError:
+        return
+    if node is None:
+        return
+    nr = tensor.output_nr
+    # Node.metadata lives on the node itself: the same tensor returned by nested modules is
+    # measured once. Keying a table of ours by the node would keep its graph alive.
+    metadata: dict[Any, Any] = node.metadata  # type: ignore[assignment]
+    key = ("tensortrace", nr)
+    probe = metadata.get(key)
+    if probe is None or probe.serial != recorder.serial or probe.step != call.step:
+        probe = metadata[key] = OutputProbe(recorder.serial, call.step, nr, number)
+        node.register_prehook(probe)
+    probe.sites.append((call.seq, call.path, name, call.nth))
+
+
+def watch_nodes(
+    recorder: Recorder, result: torch.Tensor, since: int, fields: dict[str, Any]
+) -> None:
+    """Report every node that an op outside modules has just made, when it runs backward."""
+    if not recorder.on["gradients"] or _is_functorch(result):
+        return
+    try:
+        if result._is_view() and result._version:
+            return
+        root = result.grad_fn
+    except RuntimeError:
+        return
+    todo: list[Node | None] = [root]
+    while todo:
+        node = todo.pop()
+        if node is None or not since <= node._sequence_nr() < _ACCUMULATE:
+            continue
+        metadata: dict[Any, Any] = node.metadata  # type: ignore[assignment]
+        if metadata.get("tensortrace") == recorder.serial:
+            continue
+        metadata["tensortrace"] = recorder.serial
+        named = {**fields, "node": node.name()}
+        node.register_hook(NodeProbe(recorder.serial, recorder.step, named))
+        todo.extend(parent for parent, _ in node.next_functions)
+
+
+def next_sequence_nr() -> int:
+    """The sequence number that the next autograd node of this thread gets."""
+    return int(_sequence_nr())
+
+
+class _Watched:
+    __slots__ = ("handle", "name", "path", "pointer", "tensor", "version")
+
+    def __init__(self, handle: RemovableHandle, path: str, name: str) -> None:
+        self.handle, self.path, self.name = handle, path, name
+        self.pointer = self.version = -1
+        self.tensor: TensorDraft | None = None
+
+
+class Parameters:
+    """The parameters met so far: their names, their hooks, their last gradient.
+
+    Keyed by identity. No reference to a parameter is kept, weak ones included: torch refuses to
+    swap a tensor that has weak references.
+    """
+
+    def __init__(self) -> None:
+        self._watched: dict[int, _Watched] = {}
+
+    def watch(self, parameter: nn.Parameter, path: str, name: str, serial: int) -> None:
+        """Hook a parameter once. Hot."""
+        entry = self._watched.get(id(parameter))
+        if entry is not None and _is_hooked(parameter, entry):
+            return
+        probe = ParameterProbe(serial, id(parameter), path, name)
+        handle = parameter.register_hook(probe)  # type: ignore[no-untyped-call]
+        self._watched[id(parameter)] = _Watched(handle, path, name)
+
+    def name_of(self, parameter: torch.Tensor) -> tuple[str, str] | None:
+        """(module path, local name) of a parameter, None if no module that ran owns it."""
+        entry = self._watched.get(id(parameter))
+        if entry is None or not _is_hooked(parameter, entry):
+            return None
+        return entry.path, entry.name
+
+    def saw_gradient(self, key: int, grad: torch.Tensor, tensor: TensorDraft) -> None:
+        """Remember what a backward pass delivered, to know it again as ``.grad``."""
+        entry = self._watched.get(key)
+        if entry is not None and grad.layout is torch.strided:
+            entry.pointer, entry.version, entry.tensor = _pointer(grad), grad._version, tensor
+
+    def gradient_seen(self, parameter: torch.Tensor, grad: torch.Tensor) -> TensorDraft | None:
+        """The description of ``.grad`` if it is, unchanged, what the last backward delivered."""
+        entry = self._watched.get(id(parameter))
+        if entry is None or entry.tensor is None or grad.layout is not torch.strided:
+            return None
+        if entry.pointer != _pointer(grad) or entry.version != grad._version or not entry.pointer:
+            return None
+        return entry.tensor
+
+    def forget_gradients(self) -> None:
+        """Drop what belongs to the step that ended."""
+        for entry in self._watched.values():
+            entry.tensor = None
+
+    def remove(self) -> None:
+        """Take every hook away."""
+        for entry in self._watched.values():
+            entry.handle.remove()
+        self._watched.clear()
+
+
+def watch_parameters(recorder: Recorder, module: nn.Module, path: str) -> None:
+    """Report the gradients of a module's own parameters. Hot."""
+    if not recorder.on["gradients"]:
+        return
+    for name, parameter in module._parameters.items():
+        if parameter is None or not parameter.requires_grad or not parameter.is_leaf:
+            continue
+        if not _is_functorch(parameter):
+            recorder.parameters.watch(parameter, path, name, recorder.serial)
+
+
+def _is_hooked(parameter: torch.Tensor, entry: _Watched) -> bool:
+    hooks = parameter._backward_hooks
+    return hooks is not None and entry.handle.hooks_dict_ref() is hooks
+
+
+def _pointer(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0  # a subclass without storage
+
+
+def _listening(serial: int) -> Recorder | None:
+    recorder = slot.recorder
+    if recorder is None or recorder.serial != serial or here.busy or not recorder.on["gradients"]:
+        return None
+    return recorder

@@ -1,0 +1,53 @@
+"""The first line of a log: what runs, where, with which versions and settings."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tensortrace.records import FORMAT, FORMAT_VERSION, Header
+from tensortrace.version import __version__
+
+
+def make_header(options: dict[str, Any]) -> Header:
+    """Describe the process as it is now; changes nothing and starts no device."""
+    return Header(
+        step=0,
+        format=FORMAT,
+        version=FORMAT_VERSION,
+        run_id=uuid.uuid4().hex,
+        time_ns=time.time_ns(),
+        argv=list(sys.argv),
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        tensortrace=__version__,
+        hostname=socket.gethostname(),
+        pid=os.getpid(),
+        cwd=str(Path.cwd()),
+        rank=_number("RANK", 0),
+        world_size=_number("WORLD_SIZE", 1),
+        seed=torch.initial_seed(),
+        deterministic={
+            "algorithms": torch.are_deterministic_algorithms_enabled(),
+            "cudnn": bool(torch.backends.cudnn.deterministic),
+            "cudnn_benchmark": bool(torch.backends.cudnn.benchmark),
+            "tf32": bool(torch.backends.cuda.matmul.allow_tf32),
+        },
+        kernel="torch",
+        options=options,
+    )
+
+
+def _number(variable: str, default: int) -> int:
+    try:
+        return int(os.environ.get(variable, default))
+    except ValueError:
+        return default

@@ -1,0 +1,248 @@
+"""Finished records on their way out: checks see all of them, the log gets those of its tier.
+
+Every step writes its step line, findings, actions and optimizer records; full steps write all the
+rest. A step that turns out to have a finding is full, and so is the one before it, whose records
+are kept in memory until then. What was left out is counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Container
+from typing import Literal
+
+import msgspec
+
+from tensortrace.capture.summary import StepSummary
+from tensortrace.checks import Engine
+from tensortrace.errors import LogError
+from tensortrace.log import Sink
+from tensortrace.records import (
+    Action,
+    End,
+    Failure,
+    Finding,
+    Header,
+    Module,
+    Optimizer,
+    Record,
+    Severity,
+    Source,
+    Step,
+)
+
+_LEAN = (Header, Module, Source, Action, Optimizer, Finding, Step, End)
+_FIRST_FULL = 20
+# Shares of max_bytes after which full steps stop, then everything but findings and the end.
+_FULL_SHARE = 0.8
+_LEAN_SHARE = 0.95
+
+
+def is_full(step: int, every: int | Literal["auto"], steps: Container[int] | None) -> bool:
+    """Whether a step writes all its records.
+
+    "auto": steps 0 to 19, then 1 in 10 up to 200, 1 in 100 up to 2000, and so on, so that the log
+    grows with the logarithm of the run.
+    """
+    if steps is not None and step not in steps:
+        return False
+    if every != "auto":
+        return step % every == 0
+    if steps is not None or step < _FIRST_FULL:
+        return True
+    stride = 10
+    while step >= 20 * stride:
+        stride *= 10
+    return step % stride == 0
+
+
+class Journal:
+    """Feed the checks, choose what to write, and write it.
+
+    Args:
+        sink: where finished records go.
+        engine: the checks.
+        full: says whether a step is full.
+        max_bytes: what the log may grow to.
+        on_finding: called with each finding as it is made.
+        warn: called once with a sentence when something is lost.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        engine: Engine,
+        *,
+        full: Callable[[int], bool],
+        max_bytes: int,
+        on_finding: Callable[[Finding], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.sink = sink
+        self.engine = engine
+        self.is_full = full
+        self._max_bytes = max_bytes
+        self._on_finding = on_finding
+        self._warn = warn
+        self.full = full(0)
+        self.findings: list[Finding] = []
+        self.counts: dict[Severity, int] = {"error": 0, "warning": 0, "note": 0}
+        self.steps = 0
+        self.written = self.thinned = self.dropped = 0
+        self.writable = True
+        self._over_budget = False
+        self._summary = StepSummary()
+        self._held: list[Record] = []
+        self._before: list[Record] = []
+        self._thinned_in_step = 0
+        self._started_ns = time.perf_counter_ns()
+        self._reported_problems = 0
+
+    def take(self, records: list[Record]) -> None:
+        """Take finished records of the step in flight, in order."""
+        found = False
+        for record in records:
+            self._summary.add(record)
+            self._held.append(record)
+            for finding in self.engine.feed(record):
+                found = True
+                self._keep(finding)
+        self._report_problems()
+        if found and not self.full:
+            self._upgrade()
+        if self.full:
+            self._write_held()
+            if found:
+                self.flush()
+
+    def close_step(self, *, number: int, seq: int, update: int, host_ns: int) -> None:
+        """Write the step line and begin the next step."""
+        step = self._summary.step(
+            number=number, seq=seq, update=update, host_ns=host_ns, time_ns=time.time_ns()
+        )
+        step = msgspec.structs.replace(
+            step, full=self.full, repeats=self.engine.take_repeats(), dropped=self._leave_out()
+        )
+        self.take([step])
+        if not self.full:
+            self._write_lean()
+        else:
+            self._before = []
+        self.flush()
+        self.steps += 1
+        self._summary = StepSummary()
+        self._thinned_in_step = 0
+        self.full = self.is_full(number + 1)
+
+    def part(self) -> None:
+        """Write what a very long step holds so far; only a thin step must let go of its calls."""
+        if not self.full:
+            self._write_lean()
+            self._before = []
+        self._summary.forget_tensors()
+
+    def end(
+        self, *, step: int, update: int, why: Literal["exit", "exception", "interrupt"],
+        failure: Failure | None,
+    ) -> None:  # fmt: skip
+        """Write the last line."""
+        self._write_held()
+        end = End(
+            step=step,
+            why=why,
+            steps=self.steps,
+            updates=update,
+            findings=dict(self.counts),
+            records=self.written,
+            thinned=self.thinned,
+            dropped=self.dropped,
+            elapsed_ns=time.perf_counter_ns() - self._started_ns,
+            failure=failure,
+        )
+        for finding in self.engine.feed(end):
+            self._keep(finding)
+            self._write(finding)
+        self._write(end)
+        self.flush()
+
+    def write(self, record: Record) -> None:
+        """Write one record past the tiers: the header."""
+        self.engine.feed(record)
+        self._write(record)
+
+    def flush(self) -> None:
+        """Hand the buffered bytes to the operating system."""
+        if self.writable:
+            self._try(self.sink.flush)
+
+    def _keep(self, finding: Finding) -> None:
+        self._held.append(finding)
+        self._summary.add(finding)
+        self.findings.append(finding)
+        self.counts[finding.severity] += 1
+        self._on_finding(finding)
+
+    def _report_problems(self) -> None:
+        problems = self.engine.problems
+        for problem in problems[self._reported_problems :]:
+            self._warn(f"a check failed and is off: {problem}")
+        self._reported_problems = len(problems)
+
+    def _upgrade(self) -> None:
+        """The step has a finding: it becomes full, and so does the one before."""
+        self.full = True
+        self.thinned -= len(self._before)
+        for record in self._before:
+            self._write(record)
+        self._before = []
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, []
+        for record in held:
+            self._write(record)
+
+    def _write_lean(self) -> None:
+        held, self._held = self._held, []
+        rest: list[Record] = []
+        for record in held:
+            if isinstance(record, _LEAN):
+                self._write(record)
+            else:
+                rest.append(record)
+        self._before = rest
+        self.thinned += len(rest)
+
+    def _leave_out(self) -> int:
+        """How many records of this step its tier leaves out."""
+        if self.full:
+            return self._thinned_in_step
+        return sum(not isinstance(record, _LEAN) for record in self._held)
+
+    def _write(self, record: Record) -> None:
+        if not self.writable:
+            self.dropped += 1
+            return
+        if self.sink.nbytes > self._max_bytes * _FULL_SHARE and not self._fits(record):
+            self.dropped += 1
+            self._thinned_in_step += 1
+            return
+        self.written += 1
+        self._try(lambda: self.sink.write(record))
+
+    def _fits(self, record: Record) -> bool:
+        if not self._over_budget:
+            self._over_budget = True
+            self._warn(
+                f"the log has grown to {self.sink.nbytes:,} bytes and max_bytes is "
+                f"{self._max_bytes:,}: from here on it keeps step lines and findings only"
+            )
+        if isinstance(record, (Finding, End)):
+            return True
+        return isinstance(record, _LEAN) and self.sink.nbytes < self._max_bytes * _LEAN_SHARE
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except LogError as error:
+            self.writable = False
+            self._warn(f"the log is lost from here on, training goes on: {error}")

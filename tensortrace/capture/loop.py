@@ -1,0 +1,247 @@
+"""What a training loop does that no hook shows: wrappers around a few methods of torch's.
+
+Fetching data, zeroing and clipping gradients, scaling the loss, switching between training and
+evaluation, loading a state dict. Each wrapper calls the original with the arguments that it got and
+looks the recorder up in the slot, so that one left in place by somebody else is inert.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.amp import grad_scaler
+from torch.nn.utils import clip_grad
+from torch.utils.data import dataloader
+
+from tensortrace.capture import optimizers
+from tensortrace.capture.active import here, slot
+from tensortrace.capture.flatten import tensors_in
+
+if TYPE_CHECKING:
+    from tensortrace.capture.recorder import Recorder
+
+_no_functions = torch._C.DisableTorchFunction
+_Call = Callable[[], Any]
+# Reports a call: gets the recorder, the arguments, the frame's depth and the call itself.
+_Report = Callable[["Recorder", tuple[Any, ...], dict[str, Any], _Call], Any]
+
+
+class Patches:
+    """The wrappers in place; `remove` puts the originals back."""
+
+    def __init__(self) -> None:
+        self._done: list[tuple[Any, str, Any, Any]] = []
+        for owner, name, report in _targets():
+            original = owner.__dict__.get(name)
+            if original is None:
+                continue  # another torch version
+            wrapper = _wrap(original, report)
+            setattr(owner, name, wrapper)
+            self._done.append((owner, name, original, wrapper))
+
+    def remove(self) -> None:
+        """Put back what was there, unless somebody else has wrapped it since."""
+        for owner, name, original, wrapper in reversed(self._done):
+            if owner.__dict__.get(name) is wrapper:
+                setattr(owner, name, original)
+        self._done.clear()
+
+
+def _targets() -> list[tuple[Any, str, _Report]]:
+    scaler = grad_scaler.GradScaler
+    return [
+        (dataloader._BaseDataLoaderIter, "__next__", _fetch),
+        (torch.optim.Optimizer, "zero_grad", _zero_grad),
+        (nn.Module, "zero_grad", _zero_grad),
+        (nn.Module, "train", _train),
+        (nn.Module, "load_state_dict", _load_state_dict),
+        (clip_grad, "_get_total_norm", _silently),
+        (clip_grad, "_clip_grads_with_norm_", _clip_norm),
+        (clip_grad, "_group_tensors_by_device_and_dtype", _clip_value),
+        (scaler, "scale", _scale),
+        (scaler, "unscale_", _unscale),
+        (scaler, "step", _scaler_step),
+        (scaler, "update", _silently),
+    ]
+
+
+def _wrap(original: Callable[..., Any], report: _Report) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        recorder = slot.recorder
+        if torch.compiler.is_compiling() or recorder is None or here.busy:
+            return original(*args, **kwargs)
+        if not recorder.on["loop"]:
+            return original(*args, **kwargs)
+        return report(recorder, args, kwargs, lambda: original(*args, **kwargs))
+
+    return wrapper
+
+
+class _Ours:
+    """Our own code runs: nothing in it is recorded, and its failure is a fault, not the user's."""
+
+    __slots__ = ("guard", "recorder")
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def __enter__(self) -> None:
+        self.guard = _no_functions()
+        self.guard.__enter__()
+        here.busy += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        here.busy -= 1
+        self.guard.__exit__(None, None, None)
+        if isinstance(error, Exception):
+            self.recorder.fault("loop", error)
+            return True
+        return False
+
+
+def _quietly(call: _Call) -> Any:
+    """Call torch without recording the ops it makes."""
+    here.busy += 1
+    try:
+        return call()
+    finally:
+        here.busy -= 1
+
+
+def _silently(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    return _quietly(call)
+
+
+def _fetch(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    started = time.perf_counter_ns()
+    batch = _quietly(call)  # collating and the dataset's own ops are no ops of the step
+    outside = not here.stack and torch._C._current_graph_task_id() == -1
+    if recorder.owns_thread() and outside:
+        with _Ours(recorder):
+            recorder.fetched(time.perf_counter_ns() - started, sys._getframe(2))
+        recorder.raise_if_stopped()
+    return batch
+
+
+def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    result = _quietly(call)
+    with _Ours(recorder):
+        owner = args[0]
+        set_to_none = kwargs.get("set_to_none", args[1] if len(args) > 1 else True)
+        optimizer = None
+        if isinstance(owner, torch.optim.Optimizer):
+            optimizer = recorder.optimizers.index_of(owner)
+        recorder.action(
+            "zero_grad",
+            of=type(owner).__name__,
+            optimizer=optimizer,
+            frame=sys._getframe(2),
+            detail={"set_to_none": bool(set_to_none)},
+        )
+    return result
+
+
+def _train(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    module = args[0]
+    before = module.training
+    result = _quietly(call)  # the children's own calls of train() are part of this one
+    mode = kwargs.get("mode", args[1] if len(args) > 1 else True)
+    if before != mode:
+        with _Ours(recorder):
+            recorder.action(
+                "train" if mode else "eval",
+                of=recorder.names.known(module) or type(module).__name__,
+                frame=sys._getframe(2),
+            )
+    return result
+
+
+def _load_state_dict(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    result = _quietly(call)
+    with _Ours(recorder):
+        given = len(args[1]) if len(args) > 1 else len(kwargs.get("state_dict", ()))
+        missing = list(getattr(result, "missing_keys", ()))
+        unexpected = list(getattr(result, "unexpected_keys", ()))
+        recorder.action(
+            "load_state_dict",
+            of=recorder.names.known(args[0]) or type(args[0]).__name__,
+            frame=sys._getframe(2),
+            detail={
+                "matched": given - len(unexpected),
+                "missing": len(missing),
+                "unexpected": len(unexpected),
+                "examples": [*missing[:5], *unexpected[:5]],
+            },
+        )
+    return result
+
+
+def _clip_norm(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    with _Ours(recorder):
+        max_norm = kwargs.get("max_norm", args[1] if len(args) > 1 else None)
+        total = kwargs.get("total_norm", args[2] if len(args) > 2 else None)
+        recorder.clipped_by(
+            float(max_norm) if isinstance(max_norm, (int, float)) else None,
+            total if isinstance(total, torch.Tensor) else None,
+            sys._getframe(2),
+        )
+    return _quietly(call)
+
+
+def _clip_value(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    frame = sys._getframe(2)
+    if frame.f_code.co_name == "clip_grad_value_":
+        with _Ours(recorder):
+            value = frame.f_locals.get("clip_value")
+            recorder.action("clip", frame=frame, detail={"value": value})
+            recorder.clipped = True
+    return _quietly(call)
+
+
+def _scale(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    scaler = args[0]
+    if scaler.is_enabled():
+        with _Ours(recorder):
+            outputs = args[1] if len(args) > 1 else kwargs.get("outputs")
+            recorder.loss_scaled(tensors_in(outputs, "loss"), scaler, sys._getframe(2))
+    return _quietly(call) if scaler.is_enabled() else call()
+
+
+def _unscale(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    result = _quietly(call)
+    if args[0].is_enabled():
+        with _Ours(recorder):
+            recorder.action("unscale", frame=sys._getframe(2))
+    return result
+
+
+def _scaler_step(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    scaler = args[0]
+    optimizer = args[1] if len(args) > 1 else kwargs.get("optimizer")
+    if not scaler.is_enabled() or not isinstance(optimizer, torch.optim.Optimizer):
+        return call()
+    frame = sys._getframe(2)
+    with _Ours(recorder):
+        recorder.scaler_begins()
+    before = recorder.update
+    # Not quietly: the optimizer's own hooks must fire inside.
+    result = call()
+    if recorder.update == before and recorder.on["optimizers"]:
+        with _Ours(recorder):
+            optimizers.begin_step(recorder, optimizer, frame, skipped=True)
+            recorder.stepped = True
+        recorder.raise_if_stopped()
+    return result

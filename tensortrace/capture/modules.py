@@ -1,0 +1,288 @@
+"""Module calls: one stateless pair of global forward hooks.
+
+Never a full backward hook: it puts an autograd function around every module's output, which breaks
+in-place ops and changes results. The forward hook is registered with ``always_call`` so that a
+forward that raises is closed too; it gets four arguments normally and three after an exception.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from tensortrace.capture import ops
+from tensortrace.capture.active import here, slot
+from tensortrace.capture.drafts import CallDraft
+from tensortrace.capture.flatten import tensors_in
+from tensortrace.capture.gradients import watch_output, watch_parameters
+from tensortrace.capture.tensors import TensorDraft
+from tensortrace.records import Location
+
+if TYPE_CHECKING:
+    from tensortrace.capture.recorder import Recorder
+
+_in_backward = torch._C._current_graph_task_id  # -1 outside every backward
+_no_functions = torch._C.DisableTorchFunction
+_clock = time.perf_counter_ns
+# How non-reentrant checkpointing ends a recomputation early: nothing went wrong.
+_EARLY_STOP = "_StopRecomputationError"
+
+
+class OpenCall:
+    """A module call that has been entered and not yet left."""
+
+    __slots__ = (
+        "autocast",
+        "forward",
+        "frame",
+        "grad_enabled",
+        "inputs",
+        "location",
+        "module",
+        "nth",
+        "path",
+        "recompute",
+        "seq",
+        "started_ns",
+        "step",
+        "tensors",
+        "wanted",
+    )
+
+    def __init__(self, module: nn.Module, path: str, frame: FrameType) -> None:
+        self.module, self.path, self.frame = module, path, frame
+        self.seq = self.step = -1
+        self.wanted = False
+        self.location: Location | None = None
+        self.inputs: list[tuple[str, int]] = []
+        self.tensors: list[TensorDraft] = []
+        self.nth = 0
+        self.recompute = False
+        self.forward: int | None = None
+        self.grad_enabled = True
+        self.autocast: str | None = None
+        self.started_ns = 0
+
+
+class ModuleHooks:
+    """The registered pair; `remove` leaves torch as it was."""
+
+    def __init__(self) -> None:
+        # A compiled module warns if there are global hooks, since those see it twice. Ours know
+        # that, and a warning that is an error would break the program.
+        self._has_any = torch_module._has_any_global_hook
+        torch_module._has_any_global_hook = _has_other_hooks
+        self._handles = [
+            torch_module.register_module_forward_pre_hook(_before),
+            torch_module.register_module_forward_hook(_after, with_kwargs=True, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Take both hooks away."""
+        for handle in self._handles:
+            handle.remove()
+            # torch forgets this table when a global hook is removed.
+            torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)
+        self._handles.clear()
+        if torch_module._has_any_global_hook is _has_other_hooks:
+            torch_module._has_any_global_hook = self._has_any
+
+
+def _has_other_hooks() -> bool:
+    tables = (
+        torch_module._global_backward_pre_hooks,
+        torch_module._global_backward_hooks,
+        torch_module._global_forward_pre_hooks,
+        torch_module._global_forward_hooks,
+    )
+    return any(hook not in (_before, _after) for table in tables for hook in table.values())
+
+
+def _before(module: nn.Module, args: tuple[Any, ...]) -> None:
+    if torch.compiler.is_compiling():
+        return
+    recorder = slot.recorder
+    if recorder is None or here.busy or not recorder.on["modules"]:
+        return
+    if torch._C._get_tracing_state() is not None:
+        return  # torch.jit.trace would write our kernels into its graph
+    with _no_functions():
+        here.busy += 1
+        try:
+            _enter(recorder, module, args, sys._getframe(1))
+        except Exception as error:
+            recorder.fault("modules", error)
+        finally:
+            here.busy -= 1
+    recorder.raise_if_stopped()
+
+
+def _after(*hook_args: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    recorder = slot.recorder
+    if recorder is None or here.busy or not here.stack:
+        return
+    with _no_functions():
+        here.busy += 1
+        try:
+            _leave(recorder, hook_args)
+        except Exception as error:
+            recorder.fault("modules", error)
+        finally:
+            here.busy -= 1
+            if not here.stack and not here.handling and recorder.owns_thread():
+                ops.mode_on()
+
+
+def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: FrameType) -> None:
+    stack = here.stack
+    if stack:
+        _drop_stale(stack, frame)
+    if not stack:
+        if recorder.owns_thread() and not here.handling:
+            ops.mode_off()
+        if _in_backward() == -1:
+            recorder.outermost_call(module)
+    names = recorder.names
+    path = names.known(module)
+    if path is None:
+        if not stack:
+            path = names.name_outermost(module)
+        else:
+            path = names.name_inside(module, stack[0].module, stack[-1].path, recorder.step)
+        recorder.take_aliases()
+    call = OpenCall(module, path, frame)
+    stack.append(call)
+    call.wanted = recorder.wants(path)
+    if not call.wanted:
+        return
+    call.step = recorder.step
+    call.seq = recorder.next_seq()
+    call.location = recorder.sources.locate_frame(frame)
+    _link(recorder, call)
+    call.grad_enabled = torch.is_grad_enabled()
+    if torch._C._is_any_autocast_enabled():
+        call.autocast = _autocast_text()
+    recorder.module_called(module, path)
+    for name, tensor in tensors_in(args, "input"):
+        number, draft = recorder.tensors.identify(tensor)
+        call.inputs.append((name, number))
+        if draft is not None:
+            call.tensors.append(draft)
+    call.started_ns = _clock()
+
+
+def _link(recorder: Recorder, call: OpenCall) -> None:
+    """Number the call, or find the forward call that a checkpoint recomputes."""
+    seqs = recorder.calls_of_step.setdefault(call.path, [])
+    if _in_backward() != -1 and seqs:
+        call.recompute = True
+        # Recomputation runs backwards over the calls of the step.
+        done = recorder.recomputed.get(call.path, 0)
+        recorder.recomputed[call.path] = done + 1
+        call.forward = seqs[max(len(seqs) - 1 - done, 0)]
+        call.nth = max(len(seqs) - 1 - done, 0)
+        return
+    call.nth = len(seqs)
+    seqs.append(call.seq)
+
+
+def _drop_stale(stack: list[OpenCall], frame: FrameType) -> None:
+    """Drop calls that were left by a KeyboardInterrupt, for which torch runs no hook."""
+    while stack:
+        above: FrameType | None = frame.f_back
+        top = stack[-1].frame
+        while above is not None and above is not top:
+            above = above.f_back
+        if above is not None:
+            return
+        stack.pop()
+
+
+def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
+    module, stack = hook_args[0], here.stack
+    for i in range(len(stack) - 1, -1, -1):
+        if stack[i].module is module:
+            break
+    else:
+        return  # entered before the trace began
+    call = stack[i]
+    failed = len(hook_args) != 4
+    error = sys.exc_info()[1] if failed else None
+    if error is not None and type(error).__name__ != _EARLY_STOP:
+        recorder.remember_failure(error, stack[-1].path)
+    parent = stack[i - 1].seq if i and stack[i - 1].wanted else None
+    del stack[i:]
+    if not call.wanted or not recorder.on["modules"]:
+        return
+    ended_ns = _clock()
+    fields: dict[str, Any] = {
+        "update": recorder.update,
+        "parent": parent,
+        "module": call.path,
+        "nth": call.nth,
+        "training": module.training,
+        "grad_enabled": call.grad_enabled,
+        "location": call.location,
+        "host_ns": ended_ns - call.started_ns,
+    }
+    if call.recompute:
+        fields["recompute"] = True
+        fields["forward"] = call.forward
+    if call.autocast is not None:
+        fields["autocast"] = call.autocast
+    if not recorder.owns_thread():
+        fields["thread"] = recorder.thread_number()
+    if recorder.on_cuda:
+        fields["allocated"] = torch.cuda.memory_allocated()
+    draft = CallDraft(call.step, call.seq, fields)
+    draft.tensors = call.tensors
+    if failed:
+        if error is not None and type(error).__name__ != _EARLY_STOP:
+            fields["exception"] = type(error).__name__
+    else:
+        _, _, kwargs, output = hook_args
+        _describe(recorder, call, draft, kwargs, output)
+    fields["inputs"] = call.inputs
+    recorder.pend(draft)
+
+
+def _describe(
+    recorder: Recorder, call: OpenCall, draft: CallDraft, kwargs: dict[str, Any], output: Any
+) -> None:
+    # Keyword arguments reach a global hook only now, after the call.
+    for key, value in kwargs.items():
+        for name, tensor in tensors_in(value, key):
+            number, described = recorder.tensors.identify(tensor)
+            call.inputs.append((name, number))
+            if described is not None:
+                draft.tensors.append(described)
+    outputs: list[tuple[str, int]] = []
+    for name, tensor in tensors_in(
+        output if isinstance(output, (tuple, list)) else (output,), "output"
+    ):
+        number, described = recorder.tensors.identify(tensor)
+        outputs.append((name, number))
+        if described is not None:
+            draft.tensors.append(described)
+        if tensor.requires_grad:
+            watch_output(recorder, tensor, number, call, name)
+    draft.fields["outputs"] = outputs
+    if call.module._parameters and call.grad_enabled:
+        watch_parameters(recorder, call.module, call.path)
+
+
+def _autocast_text() -> str | None:
+    on = [
+        f"{device}:{str(torch.get_autocast_dtype(device)).removeprefix('torch.')}"
+        for device in ("cpu", "cuda")
+        if torch.is_autocast_enabled(device)
+    ]
+    return ",".join(on) or None

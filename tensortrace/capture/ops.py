@@ -1,0 +1,236 @@
+"""Ops outside modules: losses, metrics, data preparation, seen op by op.
+
+One stateless function mode, which is off the stack from the entry of the outermost module to its
+exit and while an optimizer steps: inside it would cost a microsecond a call and turn the fused
+transformer paths off. It goes to the bottom of the stack, so that a mode of the user's that spans
+a module call still pops itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._C import (
+    _get_function_stack_at,
+    _len_torch_function_stack,
+    _pop_torch_function_stack,
+    _push_on_torch_function_stack,
+)
+from torch.overrides import TorchFunctionMode
+
+from tensortrace.capture.active import here, slot
+from tensortrace.capture.drafts import CallDraft
+from tensortrace.capture.flatten import tensors_in
+from tensortrace.capture.gradients import next_sequence_nr, watch_nodes
+
+if TYPE_CHECKING:
+    from tensortrace.capture.recorder import Recorder
+
+_no_functions = torch._C.DisableTorchFunction
+# Calls that compute nothing worth a record, by name.
+_SILENT = frozenset({
+    "__get__", "__set__", "__len__", "__repr__", "__str__", "__format__", "__hash__", "__bool__",
+    "__int__", "__float__", "__index__", "__iter__", "__deepcopy__", "__reduce_ex__", "__dir__",
+    "__contains__", "__array__", "__dlpack__", "__dlpack_device__", "__setstate__", "size", "dim",
+    "ndimension", "stride", "numel", "nelement", "is_floating_point", "is_complex",
+    "is_contiguous", "is_same_size", "is_pinned", "is_inference", "is_shared", "is_tensor",
+    "is_storage", "requires_grad_", "data_ptr", "get_device", "item", "tolist", "numpy",
+    "storage", "storage_offset", "untyped_storage", "element_size", "detach", "detach_",
+    "register_hook", "retain_grad", "_is_view", "_set_grad_enabled", "has_names",
+    "register_post_accumulate_grad_hook", "_is_zerotensor", "is_conj", "is_neg", "is_set_to",
+    "type_as", "share_memory_", "pin_memory", "record_stream", "manual_seed", "set_printoptions",
+    "broadcast_shapes", "result_type", "can_cast", "promote_types", "is_grad_enabled",
+    "get_default_dtype",
+})  # fmt: skip
+_SILENT_PREFIXES = ("_foreach", "_amp", "_record_function", "_fused", "__torch", "is_autocast")
+_BACKWARD = frozenset({"backward", "grad"})
+# Python's operators under the names of the functions that they call.
+_OPERATORS = {
+    "__rdiv__": "div", "__rtruediv__": "div", "__truediv__": "div", "__rsub__": "sub",
+    "__rpow__": "pow", "__pow__": "pow", "__rmatmul__": "matmul", "__matmul__": "matmul",
+    "__radd__": "add", "__rmul__": "mul", "__getitem__": "getitem", "__setitem__": "setitem",
+    "__eq__": "eq", "__ne__": "ne", "__lt__": "lt", "__gt__": "gt", "__le__": "le", "__ge__": "ge",
+    "__and__": "and", "__or__": "or", "__xor__": "xor", "__invert__": "invert",
+    "__rfloordiv__": "floor_divide", "__floordiv__": "floor_divide", "linalg_vector_norm": "norm",
+}  # fmt: skip
+# With grad off, larger tensors are described without statistics: an exponential moving average
+# over all weights would otherwise read every parameter several times a step.
+_LARGEST_WITHOUT_GRAD = 65_536
+
+
+class OutsideMode(TorchFunctionMode):
+    """Shows every torch function called outside modules. No attributes: Dynamo guards on them."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call `func` and report it."""
+        if torch.compiler.is_compiling():
+            return func(*args, **(kwargs or {}))
+        recorder = slot.recorder
+        name = getattr(func, "__name__", "")
+        if (
+            recorder is None
+            or here.busy
+            or name in _SILENT
+            or name.startswith(_SILENT_PREFIXES)
+            or not recorder.on["ops"]
+        ):
+            return func(*args, **(kwargs or {}))
+        # A module that func calls must not put the mode back: torch does when this returns.
+        here.handling += 1
+        try:
+            if name in _BACKWARD and getattr(func, "__module__", "").startswith("torch."):
+                return _run_backward(recorder, name, func, args, kwargs or {})
+            return _run(recorder, _OPERATORS.get(name, name), func, args, kwargs or {})
+        finally:
+            here.handling -= 1
+
+
+_MODE = OutsideMode()
+
+
+def mode_on() -> None:
+    """Put the mode at the bottom of this thread's stack."""
+    depth = _len_torch_function_stack()
+    if depth == 0:
+        _push_on_torch_function_stack(_MODE)
+        return
+    above = [_pop_torch_function_stack() for _ in range(depth)]
+    _push_on_torch_function_stack(_MODE)
+    for mode in reversed(above):
+        if mode is not _MODE:
+            _push_on_torch_function_stack(mode)
+
+
+def mode_off() -> None:
+    """Take the mode off this thread's stack, wherever it is."""
+    depth = _len_torch_function_stack()
+    if depth and _get_function_stack_at(depth - 1) is _MODE:
+        _pop_torch_function_stack()
+        return
+    if not any(_get_function_stack_at(i) is _MODE for i in range(depth)):
+        return
+    above = [_pop_torch_function_stack() for _ in range(depth)]
+    for mode in reversed(above):
+        if mode is not _MODE:
+            _push_on_torch_function_stack(mode)
+
+
+def _run(
+    recorder: Recorder, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+) -> Any:
+    draft = None
+    with _no_functions():
+        here.busy += 1
+        try:
+            draft = _begin(recorder, name, args, kwargs)
+            since = next_sequence_nr()
+        except Exception as error:
+            recorder.fault("ops", error)
+        finally:
+            here.busy -= 1
+    try:
+        result = func(*args, **kwargs)
+    except Exception as error:
+        if draft is not None:
+            draft.fields["exception"] = type(error).__name__
+            recorder.pend(draft)
+        raise
+    if draft is not None:
+        with _no_functions():
+            here.busy += 1
+            try:
+                _end(recorder, draft, result, since)
+            except Exception as error:
+                recorder.fault("ops", error)
+            finally:
+                here.busy -= 1
+        recorder.raise_if_stopped()
+    return result
+
+
+def _begin(
+    recorder: Recorder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> CallDraft | None:
+    recorder.op_called()
+    grad_enabled = torch.is_grad_enabled()
+    fields: dict[str, Any] = {
+        "update": recorder.update,
+        "op": name,
+        "grad_enabled": grad_enabled,
+        "location": recorder.sources.locate_frame(sys._getframe(3)),
+    }
+    draft = CallDraft(recorder.step, recorder.next_seq(), fields)
+    # Inputs are measured before the call: an in-place op overwrites them.
+    fields["inputs"] = _identify(
+        recorder, draft, tensors_in((*args, *kwargs.values()), "input"), grad_enabled
+    )
+    return draft
+
+
+def _end(recorder: Recorder, draft: CallDraft, result: Any, since: int) -> None:
+    fields = draft.fields
+    outputs = tensors_in(result if isinstance(result, (tuple, list)) else (result,), "output")
+    if not outputs and not fields["inputs"]:
+        return  # nothing with tensors: a setting, a seed, a dtype query
+    for _, tensor in outputs:
+        if tensor.requires_grad:
+            watch_nodes(
+                recorder,
+                tensor,
+                since,
+                {"op": fields["op"], "forward": draft.seq, "location": fields["location"]},
+            )
+    fields["outputs"] = _identify(recorder, draft, outputs, fields["grad_enabled"])
+    recorder.pend(draft)
+
+
+def _identify(
+    recorder: Recorder,
+    draft: CallDraft,
+    tensors: list[tuple[str, torch.Tensor]],
+    grad_enabled: bool,
+) -> list[tuple[str, int]]:
+    named = []
+    for name, tensor in tensors:
+        measure = grad_enabled or _is_small(tensor)
+        number, described = recorder.tensors.identify(tensor, measure)
+        named.append((name, number))
+        if described is not None:
+            draft.tensors.append(described)
+    return named
+
+
+def _is_small(tensor: torch.Tensor) -> bool:
+    try:
+        return bool(tensor.numel() <= _LARGEST_WITHOUT_GRAD)
+    except RuntimeError:
+        return False
+
+
+def _run_backward(
+    recorder: Recorder, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+) -> Any:
+    with _no_functions():
+        here.busy += 1
+        try:
+            if name == "backward":
+                losses = tensors_in(args[0] if args else kwargs.get("tensors"), "loss")
+                recorder.loss_seen(losses, recorder.sources.locate_frame(sys._getframe(2)))
+        except Exception as error:
+            recorder.fault("ops", error)
+        finally:
+            here.busy -= 1
+    try:
+        return func(*args, **kwargs)
+    finally:
+        if name == "backward":
+            recorder.backward_finished()

@@ -1,0 +1,266 @@
+"""Optimizer steps: the gate before the weights move, and how far they moved.
+
+Updates are measured on a fixed strided sample of each parameter, so that no copy of the weights is
+ever made.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import weakref
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from tensortrace.capture import ops
+from tensortrace.capture.active import here, slot
+from tensortrace.capture.drafts import OptimizerDraft, ParamDraft
+from tensortrace.capture.tensors import TensorDraft
+from tensortrace.capture.unwrap import plain, quiet
+
+if TYPE_CHECKING:
+    from tensortrace.capture.recorder import Recorder
+
+SAMPLE = 65_536
+_no_functions = torch._C.DisableTorchFunction
+
+
+class StepInFlight:
+    """An optimizer step between its two hooks."""
+
+    __slots__ = ("frame", "index", "optimizer", "samples")
+
+    def __init__(self, optimizer: Optimizer, index: int, frame: FrameType) -> None:
+        self.optimizer, self.index, self.frame = optimizer, index, frame
+        # Each parameter that has a gradient, its draft, its version and a copy of its sample.
+        self.samples: list[tuple[torch.Tensor, ParamDraft, int, torch.Tensor | None]] = []
+
+
+class OptimizerHooks:
+    """The registered pair; `remove` leaves torch as it was."""
+
+    def __init__(self) -> None:
+        self._handles = [
+            register_optimizer_step_pre_hook(_before),
+            register_optimizer_step_post_hook(_after),
+        ]
+
+    def remove(self) -> None:
+        """Take both hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+class Optimizers:
+    """The optimizers met so far, numbered by their first step."""
+
+    def __init__(self) -> None:
+        self._met: list[weakref.ref[Optimizer]] = []
+        self._held: dict[int, list[str]] = {}
+
+    def index_of(self, optimizer: Optimizer) -> int:
+        """The number of an optimizer in this run."""
+        for i, ref in enumerate(self._met):
+            if ref() is optimizer:
+                return i
+        self._met.append(weakref.ref(optimizer))
+        return len(self._met) - 1
+
+    def newly_held(self, index: int, names: list[str]) -> list[str] | None:
+        """The names that it holds, if they are not what they were."""
+        if self._held.get(index) == names:
+            return None
+        self._held[index] = names
+        return names
+
+
+def _before(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    if torch.compiler.is_compiling():
+        return None
+    recorder = slot.recorder
+    if recorder is None or here.busy or not recorder.on["optimizers"]:
+        return None
+    changed = None
+    with _no_functions():
+        here.busy += 1
+        try:
+            if not recorder.optimizer_running():
+                begin_step(recorder, optimizer, sys._getframe(1))
+                changed = _gate_closure(recorder, args, kwargs)
+        except Exception as error:
+            recorder.fault("optimizers", error)
+        finally:
+            here.busy -= 1
+    recorder.raise_if_stopped()
+    if recorder.owns_thread():
+        ops.mode_off()
+    return changed
+
+
+def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if torch.compiler.is_compiling():
+        return
+    recorder = slot.recorder
+    if recorder is None or here.busy:
+        return
+    running = recorder.stepping
+    if running is None or running.optimizer is not optimizer:
+        return
+    with _no_functions():
+        here.busy += 1
+        try:
+            finish_step(recorder, running)
+        except Exception as error:
+            recorder.fault("optimizers", error)
+        finally:
+            here.busy -= 1
+            recorder.stepping = None
+            if recorder.owns_thread() and not here.stack and not here.handling:
+                ops.mode_on()
+
+
+def begin_step(
+    recorder: Recorder, optimizer: Optimizer, frame: FrameType, skipped: bool = False
+) -> None:
+    """Record the optimizer and its parameters as they are, and decide the gate."""
+    index = recorder.optimizers.index_of(optimizer)
+    running = StepInFlight(optimizer, index, frame)
+    seq = recorder.next_seq()
+    names: list[str] = []
+    grads: list[TensorDraft] = []
+    values: list[TensorDraft] = []
+    no_grad = 0
+    for g, group in enumerate(optimizer.param_groups):
+        for i, parameter in enumerate(group["params"]):
+            path, name = recorder.parameters.name_of(parameter) or (None, f"group{g}.{i}")
+            full_name = f"{path}.{name}" if path else name
+            names.append(full_name)
+            if parameter.grad is None:
+                no_grad += 1
+                continue
+            fields = {"update": recorder.update, "optimizer": index, "name": full_name}
+            if path is not None:
+                fields["module"] = path
+            param = _draft_parameter(recorder, parameter, fields)
+            grads.append(param.grad)
+            values.append(param.value)
+            if skipped:
+                param.changed = False
+                recorder.pend(param)
+            else:
+                sample = _sample(parameter)
+                running.samples.append((parameter, param, parameter._version, sample))
+    fields = {
+        "update": recorder.update,
+        "index": index,
+        "cls": type(optimizer).__name__,
+        "lr": [_rate(group.get("lr")) for group in optimizer.param_groups],
+        "skipped": skipped,
+        "no_grad": no_grad,
+        "parameters": recorder.optimizers.newly_held(index, names),
+        "location": recorder.sources.locate_frame(frame),
+    }
+    recorder.pend(OptimizerDraft(recorder.step, seq, fields, grads, values))
+    if not skipped:
+        recorder.stepping = running
+    recorder.gate()
+
+
+def finish_step(recorder: Recorder, running: StepInFlight) -> None:
+    """Measure how far the parameters moved; the numbers travel with the next gate."""
+    changes: list[torch.Tensor] = []
+    drafts: list[ParamDraft] = []
+    with quiet():
+        for parameter, draft, version, before in running.samples:
+            draft.changed = parameter._version != version
+            after = _sample(parameter)
+            if before is None or after is None or before.shape != after.shape:
+                continue
+            draft.fields["sampled"] = before.numel()
+            draft.numel = parameter.numel()
+            drafts.append(draft)
+            changes += [_norm(after - before), _norm(before)]
+    tickets = recorder.queue.add_scalars(changes)
+    for i, draft in enumerate(drafts):
+        draft.update, draft.weight = tickets[2 * i], tickets[2 * i + 1]
+    for _, draft, _, _ in running.samples:
+        draft.step, draft.seq = recorder.step, recorder.next_seq()
+        recorder.pend(draft)
+    recorder.update += 1
+    recorder.stepped = True
+
+
+def _draft_parameter(
+    recorder: Recorder, parameter: torch.Tensor, fields: dict[str, Any]
+) -> ParamDraft:
+    table = recorder.tensors
+    full = recorder.full
+    _, value = table.gradient(parameter, None, measure=full)
+    grad = parameter.grad
+    assert grad is not None
+    seen = recorder.parameters.gradient_seen(parameter, grad)
+    if seen is None:
+        _, seen = table.gradient(grad, None, measure=full or not recorder.clipped)
+    return ParamDraft(recorder.step, recorder.next_seq(), fields, value, seen)
+
+
+def _gate_closure(
+    recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Wrap the closure, so that each evaluation (LBFGS makes many) is seen and gated."""
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if not callable(closure):
+        return None
+
+    def evaluate() -> Any:
+        owner = recorder.owns_thread() and slot.recorder is recorder
+        if owner:
+            ops.mode_on()
+        try:
+            loss = closure()
+        finally:
+            if owner:
+                ops.mode_off()
+        recorder.gate_safely()
+        recorder.raise_if_stopped()
+        return loss
+
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": evaluate}
+    return (args[0], evaluate, *args[2:]), kwargs
+
+
+def _sample(parameter: torch.Tensor) -> torch.Tensor | None:
+    """A copy of at most `SAMPLE` elements, evenly strided; None where it cannot be had."""
+    with quiet():
+        dense = plain(parameter)
+        if isinstance(dense, str) or not dense.is_floating_point() or not dense.numel():
+            return None
+        try:
+            flat = dense.view(-1) if dense.is_contiguous() else dense.reshape(-1)
+            return flat[:: math.ceil(flat.numel() / SAMPLE)].clone()
+        except RuntimeError:
+            return None
+
+
+def _norm(x: torch.Tensor) -> torch.Tensor:
+    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    norm: torch.Tensor = torch.linalg.vector_norm(x, dtype=wide)
+    return norm
+
+
+def _rate(lr: Any) -> float:
+    """A learning rate as a number; one that lives on a device is not read (it would sync)."""
+    if isinstance(lr, torch.Tensor):
+        return float(lr) if lr.device.type == "cpu" else math.nan
+    return float(lr) if isinstance(lr, (int, float)) else math.nan

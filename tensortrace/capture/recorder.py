@@ -1,0 +1,448 @@
+"""The live half of a run: what every hook reports to.
+
+Hooks turn what they see into drafts, whose statistics are still on their device. At a gate one
+transfer brings the statistics over, drafts become records, and the journal takes them: there the
+checks run, while the weights are still what they were.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensortrace.capture.active import here, slot
+from tensortrace.capture.drafts import ActionDraft, Draft
+from tensortrace.capture.gradients import Parameters
+from tensortrace.capture.journal import Journal
+from tensortrace.capture.names import ModuleNames
+from tensortrace.capture.optimizers import Optimizers, StepInFlight
+from tensortrace.capture.source import SourceLines
+from tensortrace.capture.stats import Stats, StatsQueue
+from tensortrace.capture.tensors import TensorTable, dtype_name
+from tensortrace.errors import TraceStoppedError
+from tensortrace.records import Action, ActionName, Finding, Location, Module, ParameterInfo, Record
+
+# A step is handed on in parts of this many records, so that nothing is held without bound.
+PART = 20_000
+PARTS = ("modules", "gradients", "ops", "optimizers", "loop", "gate")
+
+
+@dataclass(slots=True)
+class _Ready:
+    """A record that needs no statistics."""
+
+    step: int
+    seq: int
+    finished: Record
+
+    def record(self, stats: list[Stats]) -> Record:
+        return self.finished
+
+
+@dataclass(slots=True)
+class _StepMark:
+    """Where a step ends among the drafts."""
+
+    step: int
+    seq: int
+    update: int
+    host_ns: int
+
+
+class Recorder:
+    """Counts steps and updates, numbers what happens, and hands records to the journal.
+
+    Args:
+        journal: takes the finished records.
+        queue: computes statistics.
+        names: the module paths.
+        sources: finds the user's lines.
+        wanted: glob patterns of the module paths to record; None records all.
+        owner: the trace whose run this is; a nested block joins it.
+        should_stop: whether a finding stops the program.
+        warn: told once of each thing that goes wrong in the tracer itself.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        queue: StatsQueue,
+        names: ModuleNames,
+        sources: SourceLines,
+        wanted: Iterable[str] | None,
+        owner: object,
+        should_stop: Callable[[Finding], bool],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.journal, self.queue, self.names, self.sources = journal, queue, names, sources
+        self.owner = owner
+        # Tells the hooks of this recorder from those that an earlier one left on a graph.
+        self.serial = time.monotonic_ns()
+        self.tensors = TensorTable(queue)
+        self.parameters = Parameters()
+        self.optimizers = Optimizers()
+        self.on = dict.fromkeys(PARTS, True)
+        self._patterns = None if wanted is None else list(wanted)
+        self._wanted: dict[str, bool] = {}
+        self._should_stop = should_stop
+        self._warn = warn
+        self._lock = threading.RLock()
+        self._pending: list[Draft | _StepMark] = []
+        self._threads: dict[int, int] = {}
+        self._thread = threading.get_ident()
+        self._described: dict[str, tuple[int, bool, tuple[bool, ...]]] = {}
+        self._failure: tuple[int, str] | None = None
+        self._stop: Finding | None = None
+        self.compiled_modules = 0
+        self.step = self.update = self._seq = 0
+        self.manual = False
+        self.loader_seen = self._module_seen = False
+        self.stepping: StepInFlight | None = None
+        # Of the step in flight:
+        self.full = True
+        self.holds_call = self.stepped = self.clipped = self._loss_scaled = False
+        self.backward_seen = self.backward_done = self.on_cuda = False
+        self.calls_of_step: dict[str, list[int]] = {}
+        self.recomputed: dict[str, int] = {}
+        self._without_grad: set[int] = set()
+        self._begin_step()
+
+    # ---- what hooks ask
+
+    def next_seq(self) -> int:
+        """The next number in the order of this step."""
+        seq = self._seq
+        self._seq = seq + 1
+        return seq
+
+    def pend(self, draft: Draft) -> None:
+        """Take a draft; it becomes a record at the next gate."""
+        self._pending.append(draft)
+        if len(self._pending) >= PART:
+            self.hand_on()
+            self.journal.part()
+
+    def own_thread(self) -> None:
+        """Make the current thread the one whose loop is followed."""
+        self._thread = threading.get_ident()
+
+    def owns_thread(self) -> bool:
+        """Whether this is the thread that entered the trace."""
+        return threading.get_ident() == self._thread
+
+    def thread_number(self) -> int:
+        """0 for the thread that entered the trace, 1 and up for others as they are met."""
+        ident = threading.get_ident()
+        if ident == self._thread:
+            return 0
+        return self._threads.setdefault(ident, len(self._threads) + 1)
+
+    def wants(self, path: str) -> bool:
+        """Whether the calls of a module are recorded. Hot."""
+        if self._patterns is None:
+            return True
+        wanted = self._wanted.get(path)
+        if wanted is None:
+            wanted = any(fnmatch.fnmatchcase(path, pattern) for pattern in self._patterns)
+            self._wanted[path] = wanted
+        return wanted
+
+    def optimizer_running(self) -> bool:
+        """Whether an optimizer is inside its step; one that raised there is not any more."""
+        if self.stepping is None:
+            return False
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame is self.stepping.frame:
+                return True
+            frame = frame.f_back
+        self.stepping = None
+        return False
+
+    # ---- what hooks tell
+
+    def outermost_call(self, module: nn.Module) -> None:
+        """A module is about to be called outside every other: maybe a gate, maybe a new step."""
+        grad_enabled = torch.is_grad_enabled()
+        if self.owns_thread() and not self.optimizer_running():
+            if self.backward_seen:
+                self.gate(write_action=True)
+            turn_over = (
+                self.stepped
+                or self.backward_done
+                or (not grad_enabled and id(module) in self._without_grad)
+            )
+            if turn_over and self.holds_call and not (self.manual or self.loader_seen):
+                self.close_step()
+        if not grad_enabled:
+            self._without_grad.add(id(module))
+        self.holds_call = self._module_seen = True
+
+    def op_called(self) -> None:
+        """An op is about to be called outside modules: a program without modules has steps too."""
+        followed = self._module_seen or self.manual or self.loader_seen
+        if self.stepped and not followed and self.owns_thread() and not self.optimizer_running():
+            self.close_step()
+            self.holds_call = True
+
+    def fetched(self, host_ns: int, frame: FrameType) -> None:
+        """A DataLoader has handed out a batch: the step before it is over."""
+        self.loader_seen = True
+        if self.holds_call and not self.manual:
+            self.close_step()
+        self.action("fetch", frame=frame, detail={"host_ns": host_ns})
+
+    def module_called(self, module: nn.Module, path: str) -> None:
+        """Describe a module at its first call and when it changes. Hot."""
+        own = module._parameters
+        grads = tuple(p is not None and p.requires_grad for p in own.values()) if own else ()
+        state = (id(module), module.training, grads)
+        if self._described.get(path) == state:
+            return
+        first = path not in self._described
+        self._described[path] = state
+        if first:
+            self._note_compiled(module)
+        cls = type(module)
+        code = getattr(getattr(cls, "forward", None), "__code__", None)
+        record = Module(
+            step=self.step,
+            path=path,
+            cls=cls.__name__,
+            training=module.training,
+            parameters=[
+                ParameterInfo(
+                    name, tuple(p.shape), dtype_name(p.dtype), str(p.device), p.requires_grad
+                )
+                for name, p in own.items()
+                if p is not None and not nn.parameter.is_lazy(p)
+            ],
+            forward=self.sources.locate_code(code) if code is not None else None,
+        )
+        self.pend(_Ready(self.step, self.next_seq(), record))
+
+    def _note_compiled(self, module: nn.Module) -> None:
+        inner = module._modules.get("_orig_mod")
+        if inner is not None:
+            count = sum(1 for _ in inner.modules())
+        else:
+            count = sum(child._compiled_call_impl is not None for child in module.children())
+        if count:
+            self.compiled_modules += count
+            self.action("compiled", of=type(module).__name__, detail={"modules": count})
+
+    def take_aliases(self) -> None:
+        """Write down better paths that were learnt."""
+        for path, better in self.names.take_aliases():
+            record = Module(step=self.step, path=path, cls="", alias=better)
+            self.pend(_Ready(self.step, self.next_seq(), record))
+
+    def action(
+        self,
+        name: ActionName,
+        *,
+        frame: FrameType | None = None,
+        location: Location | None = None,
+        of: str | None = None,
+        optimizer: int | None = None,
+        detail: dict[str, Any] | None = None,
+        tensor: int | None = None,
+    ) -> ActionDraft:
+        """Record something that the loop did."""
+        if frame is not None:
+            location = self.sources.locate_frame(frame)
+        fields: dict[str, Any] = {
+            "update": self.update,
+            "action": name,
+            "of": of,
+            "optimizer": optimizer,
+            "location": location,
+            "detail": detail or {},
+            "tensor": tensor,
+        }
+        draft = ActionDraft(self.step, self.next_seq(), fields)
+        self.pend(draft)
+        return draft
+
+    def loss_seen(self, losses: list[tuple[str, torch.Tensor]], location: Location | None) -> None:
+        """Backward is about to run on these tensors."""
+        if self._loss_scaled:
+            self._loss_scaled = False  # what entered the scaler is the loss; this is a multiple
+            return
+        self._record_losses(losses, location)
+
+    def loss_scaled(
+        self, losses: list[tuple[str, torch.Tensor]], scaler: Any, frame: FrameType
+    ) -> None:
+        """A GradScaler is about to scale these tensors."""
+        self._record_losses(losses, self.sources.locate_frame(frame))
+        self._loss_scaled = True
+        scale = self.action("scale", frame=frame)
+        if isinstance(scaler._scale, torch.Tensor):
+            scale.scalars["scale"] = self.queue.add_scalars([scaler._scale])[0]
+        else:
+            scale.fields["detail"] = {"scale": float(scaler._init_scale)}
+
+    def _record_losses(
+        self, losses: list[tuple[str, torch.Tensor]], location: Location | None
+    ) -> None:
+        for _, tensor in losses:
+            detail = {"shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype)}
+            known = self.tensors.id_of(tensor)
+            action = self.action("loss", location=location, tensor=known, detail=detail)
+            if tensor.numel() == 1:
+                action.scalars["value"] = self.queue.add_scalars([tensor])[0]
+
+    def backward_finished(self) -> None:
+        """A call of backward() has returned."""
+        self.backward_done = self.holds_call = True
+        self.backward_seen = True
+
+    def clipped_by(
+        self, max_norm: float | None, total_norm: torch.Tensor | None, frame: FrameType
+    ) -> None:
+        """Gradients are about to be clipped by their total norm."""
+        clip = self.action("clip", frame=frame, detail={"max_norm": max_norm})
+        if total_norm is not None and total_norm.numel() == 1:
+            clip.scalars["total_norm"] = self.queue.add_scalars([total_norm])[0]
+        self.clipped = True
+
+    def scaler_begins(self) -> None:
+        """A GradScaler is about to decide whether its optimizer steps."""
+        if self.backward_seen:
+            self.gate(write_action=True)
+
+    def remember_failure(self, error: BaseException, path: str) -> None:
+        """An exception passes through modules; the first to see it is the innermost."""
+        if self._failure is None or self._failure[0] != id(error):
+            self._failure = (id(error), path)
+
+    def failed_module(self, error: BaseException) -> str | None:
+        """The innermost module that an exception came from."""
+        if self._failure is not None and self._failure[0] == id(error):
+            return self._failure[1]
+        # KeyboardInterrupt runs no hook: what it left on the stack says where it struck.
+        return here.stack[-1].path if here.stack else None
+
+    def fault(self, part: str, error: Exception) -> None:
+        """Our own failure: one warning, a line in the log, and that part of the tracing stops."""
+        if isinstance(error, TraceStoppedError):
+            raise error
+        if not self.on.get(part, False):
+            return
+        self.on[part] = False
+        text = "".join(traceback.format_exception(error))[-8000:]
+        detail = {"where": part, "error": repr(error)[:500], "traceback": text}
+        record = Action(step=self.step, seq=self.next_seq(), action="tracer_error", detail=detail)
+        self._pending.append(_Ready(self.step, record.seq, record))
+        self._warn(
+            f"tracing of {part} stopped after an error of tensortrace's own; your program goes on "
+            f"unchanged, the traceback is in the log: {error!r:.300}"
+        )
+
+    # ---- steps and gates
+
+    def _begin_step(self) -> None:
+        self.full = self.journal.full if self.step == 0 else self.journal.is_full(self.step)
+        self.on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self._seq = 0
+        self._started_ns = time.perf_counter_ns()
+        self.tensors.begin_step(self.step)
+        self.parameters.forget_gradients()
+        self.calls_of_step.clear()
+        self.recomputed.clear()
+        self._without_grad.clear()
+        self.holds_call = self.stepped = self.clipped = self._loss_scaled = False
+        self.backward_seen = self.backward_done = False
+
+    def close_step(self) -> None:
+        """End the step in flight and begin the next."""
+        with self._lock:
+            elapsed = time.perf_counter_ns() - self._started_ns
+            self._pending.append(_StepMark(self.step, self.next_seq(), self.update, elapsed))
+            # On CUDA what was measured after the gate travels with the next one: one sync a gate.
+            if not self.on_cuda:
+                self.hand_on()
+            self.step += 1
+            self._begin_step()
+
+    def gate(self, write_action: bool = False) -> None:
+        """Decide all that is known so far, before the program goes on."""
+        if write_action:
+            self.action("gate")
+        self.backward_seen = False
+        if self.on["gate"]:
+            self.hand_on()
+
+    def gate_safely(self) -> None:
+        """A gate from user code, where nothing of ours may raise."""
+        here.busy += 1
+        try:
+            with torch._C.DisableTorchFunction():
+                self.gate(write_action=True)
+        except Exception as error:
+            self.fault("gate", error)
+        finally:
+            here.busy -= 1
+
+    def hand_on(self) -> None:
+        """Turn drafts into records and give them to the journal."""
+        with self._lock:
+            pending, self._pending = self._pending, []
+            stats = self.queue.resolve()
+            before = len(self.journal.findings)
+            batch: list[Draft] = []
+            for item in pending:
+                if isinstance(item, _StepMark):
+                    self._hand_on_batch(batch, stats)
+                    batch = []
+                    self.journal.close_step(
+                        number=item.step, seq=item.seq, update=item.update, host_ns=item.host_ns
+                    )
+                else:
+                    batch.append(item)
+            self._hand_on_batch(batch, stats)
+            for finding in self.journal.findings[before:]:
+                if self._stop is None and self._should_stop(finding):
+                    self._stop = finding
+
+    def _hand_on_batch(self, batch: list[Draft], stats: list[Stats]) -> None:
+        if not batch:
+            return
+        batch.sort(key=_order)
+        records = [draft.record(stats) for draft in batch]
+        step = batch[0].step
+        self.journal.take([*self.sources.take_sources(step), *records])
+
+    def raise_if_stopped(self) -> None:
+        """Raise what `stop_on` asked for, in the thread whose loop is followed. Hot."""
+        if self._stop is not None and self.owns_thread():
+            finding, self._stop = self._stop, None
+            raise TraceStoppedError(finding)
+
+    def settle(self) -> None:
+        """Close the step in flight, if anything happened in it, and hand on everything."""
+        if self.holds_call:
+            self.close_step()
+        self.hand_on()
+
+    def release(self) -> None:
+        """Let go of every hook on tensors."""
+        self.parameters.remove()
+        if slot.recorder is self:
+            slot.recorder = None
+
+
+def _order(draft: Draft) -> int:
+    return draft.seq

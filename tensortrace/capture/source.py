@@ -1,0 +1,133 @@
+"""The user's own frame: which source line a call comes from, and the text around it."""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import sys
+import sysconfig
+from pathlib import Path
+from types import CodeType, FrameType, TracebackType
+
+import torch
+
+from tensortrace.records import Location, Source
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# Frames of these are never the user's; the demo lives in our package but plays the user.
+_FOREIGN = tuple(
+    str(folder) + "/" for folder in (Path(torch.__file__).resolve().parent, _PACKAGE / "capture")
+)
+_STDLIB = str(Path(sysconfig.get_paths()["stdlib"]).resolve()) + "/"
+_TYPED_IN = ("<stdin>", "<string>", "<ipython", "<doctest", "<console>", "<input>", "<python-input")
+_LONGEST_SOURCE = 100_000
+
+
+class SourceLines:
+    """Find the user's frame fast, and collect the text of each function met once.
+
+    Args:
+        keep_text: whether to collect source text at all.
+    """
+
+    def __init__(self, keep_text: bool = True) -> None:
+        self._foreign: dict[str, bool] = {}
+        self._locations: dict[tuple[CodeType, int], Location] = {}
+        self._met: set[CodeType] = set()
+        self._fresh: list[CodeType] = []
+        self._keep_text = keep_text
+
+    def is_user(self, code: CodeType) -> bool:
+        """Whether code is the user's: not torch's, not ours, not the standard library's."""
+        foreign = self._foreign.get(code.co_filename)
+        if foreign is None:
+            foreign = self._foreign[code.co_filename] = _is_foreign(code.co_filename)
+        return not foreign
+
+    def locate(self, depth: int) -> Location | None:
+        """The location of the nearest user frame, from `depth` frames above the caller. Hot."""
+        return self.locate_frame(sys._getframe(depth + 1))
+
+    def locate_frame(self, frame: FrameType | None) -> Location | None:
+        """The location of the nearest user frame, from this frame upwards. Hot."""
+        foreign = self._foreign
+        while frame is not None:
+            code = frame.f_code
+            known = foreign.get(code.co_filename)
+            if known is False or (known is None and self.is_user(code)):
+                key = (code, frame.f_lineno)
+                location = self._locations.get(key)
+                return location if location is not None else self._meet(key)
+            frame = frame.f_back
+        return None
+
+    def locate_traceback(self, traceback: TracebackType | None) -> Location | None:
+        """The innermost user line of a traceback, with its text."""
+        found = None
+        while traceback is not None:
+            if self.is_user(traceback.tb_frame.f_code):
+                found = (traceback.tb_frame.f_code, traceback.tb_lineno)
+            traceback = traceback.tb_next
+        if found is None:
+            return None
+        return with_code(self._locations.get(found) or self._meet(found))
+
+    def locate_code(self, code: CodeType) -> Location | None:
+        """Where a function of the user's is defined."""
+        if not self.is_user(code):
+            return None
+        return Location(code.co_filename, code.co_firstlineno, _name(code))
+
+    def _meet(self, key: tuple[CodeType, int]) -> Location:
+        code, line = key
+        location = Location(code.co_filename, line or code.co_firstlineno, _name(code))
+        self._locations[key] = location
+        if self._keep_text and code not in self._met:
+            self._met.add(code)
+            self._fresh.append(code)
+        return location
+
+    def take_sources(self, step: int) -> list[Source]:
+        """The text of the functions met since the last call, as records."""
+        if not self._fresh:
+            return []
+        fresh, self._fresh = self._fresh, []
+        return [found for code in fresh if (found := _read_source(code, step)) is not None]
+
+
+def with_code(location: Location | None) -> Location | None:
+    """Add the text of the line, where it can be read."""
+    if location is None or location.code is not None:
+        return location
+    text = linecache.getline(location.file, location.line).strip()
+    return Location(location.file, location.line, location.function, text[:500] or None)
+
+
+def _name(code: CodeType) -> str:
+    return str(getattr(code, "co_qualname", code.co_name))  # co_qualname: Python 3.11
+
+
+def _is_foreign(filename: str) -> bool:
+    if filename.startswith("<"):
+        return not filename.startswith(_TYPED_IN)
+    path = filename if filename.startswith("/") else str(Path(filename).resolve())
+    if path.startswith(_FOREIGN):
+        return True
+    inside = path.startswith(str(_PACKAGE) + "/")
+    if inside:
+        return Path(path).name != "demo.py"
+    return path.startswith(_STDLIB) and "site-packages" not in path
+
+
+def _read_source(code: CodeType, step: int) -> Source | None:
+    try:
+        if code.co_name == "<module>":
+            lines, first = linecache.getlines(code.co_filename), 1
+        else:
+            lines, first = inspect.getsourcelines(code)
+    except (OSError, TypeError, IndexError, SyntaxError):
+        return None
+    if not lines:
+        return None
+    text = "".join(lines)[:_LONGEST_SOURCE]
+    return Source(step=step, file=code.co_filename, name=_name(code), first_line=first, text=text)

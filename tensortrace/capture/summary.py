@@ -1,0 +1,179 @@
+"""What the step line says: one row of numbers per module, gathered as records pass."""
+
+from __future__ import annotations
+
+import math
+
+from tensortrace.records import (
+    Action,
+    Call,
+    Finding,
+    ModuleColumns,
+    Optimizer,
+    Param,
+    Record,
+    Scalar,
+    Step,
+    Tensor,
+    from_scalar,
+)
+
+
+class _Row:
+    __slots__ = ("bias_ratio", "flags", "grad", "output", "param_grad", "ratio", "zeros")
+
+    def __init__(self) -> None:
+        self.output: float | None = None
+        self.zeros: float | None = None
+        self.grad: float | None = None
+        self.param_grad: float | None = None
+        self.ratio: float | None = None
+        self.bias_ratio: float | None = None
+        self.flags = ""
+
+
+class StepSummary:
+    """Gathers a step line from the records of one step."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, _Row] = {}
+        self._tensors: dict[int, Tensor] = {}
+        self._scale = 1.0
+        self._loss: Scalar | None = None
+        self._clip_norm: Scalar | None = None
+        self._optimizer: Optimizer | None = None
+        self._lr: list[float] = []
+        self.records = 0
+
+    def add(self, record: Record) -> None:
+        """Take in the next record of the step. Hot."""
+        self.records += 1
+        if isinstance(record, Call):
+            self._add_call(record)
+        elif isinstance(record, Param):
+            self._add_param(record)
+        elif isinstance(record, Optimizer):
+            self._optimizer = record
+            self._lr = [*self._lr, *record.lr]
+        elif isinstance(record, Action):
+            self._add_action(record)
+        elif isinstance(record, Finding) and record.module is not None:
+            _flag(self._row(record.module), "f")
+
+    def forget_tensors(self) -> None:
+        """Drop descriptions that no later part of the step needs."""
+        self._tensors.clear()
+
+    def _row(self, path: str) -> _Row:
+        row = self._rows.get(path)
+        if row is None:
+            row = self._rows[path] = _Row()
+        return row
+
+    def _add_call(self, call: Call) -> None:
+        self._tensors.update((tensor.id, tensor) for tensor in call.tensors)
+        if call.module is None or call.op is not None:
+            return
+        row = self._row(call.module)
+        if call.phase == "forward":
+            for _, number in call.outputs:
+                made = self._tensors.get(number)
+                if made is not None and _is_float(made):
+                    row.output = _larger(row.output, _rms(made))
+                    if made.numel and not made.unmeasured:
+                        row.zeros = _larger(row.zeros, made.zeros / made.numel)
+                    _flag_nonfinite(row, made)
+            return
+        for _, number in call.inputs:
+            tensor = self._tensors.get(number)
+            if tensor is not None:
+                row.grad = _larger(row.grad, _rms(tensor), self._scale)
+                _flag_nonfinite(row, tensor)
+        for _, number in call.outputs:
+            tensor = self._tensors.get(number)
+            if tensor is not None:
+                row.param_grad = _larger(row.param_grad, _rms(tensor), self._scale)
+                _flag_nonfinite(row, tensor)
+
+    def _add_param(self, param: Param) -> None:
+        if param.module is None or param.update_ratio is None:
+            return
+        ratio = from_scalar(param.update_ratio)
+        if ratio is None or not math.isfinite(ratio):
+            return
+        row = self._row(param.module)
+        # A weight that starts at zero has no scale yet: ratios of 1-d parameters count only where
+        # a module has no others.
+        if len(param.value.shape or ()) > 1:
+            row.ratio = _larger(row.ratio, ratio)
+        else:
+            row.bias_ratio = _larger(row.bias_ratio, ratio)
+
+    def _add_action(self, action: Action) -> None:
+        if action.action == "loss":
+            self._loss = action.detail.get("value", self._loss)
+        elif action.action == "scale":
+            scale = from_scalar(action.detail.get("scale"))
+            if scale and math.isfinite(scale):
+                self._scale = scale
+        elif action.action == "clip" and action.detail.get("total_norm") is not None:
+            self._clip_norm = action.detail["total_norm"]
+
+    def step(self, *, number: int, seq: int, update: int, host_ns: int, time_ns: int) -> Step:
+        """The step line, but for what the journal counts."""
+        rows = self._rows.values()
+        optimizer = self._optimizer
+        norm = self._clip_norm
+        if norm is None and optimizer is not None:
+            norm = optimizer.grad_norm
+        return Step(
+            step=number,
+            seq=seq,
+            update=update,
+            time_ns=time_ns,
+            host_ns=host_ns,
+            loss=self._loss,
+            grad_norm=norm,
+            lr=self._lr,
+            skipped=bool(optimizer and optimizer.skipped),
+            records=self.records,
+            modules=ModuleColumns(
+                path=list(self._rows),
+                output_rms=[row.output for row in rows],
+                zero_frac=[row.zeros for row in rows],
+                grad_rms=[row.grad for row in rows],
+                param_grad_rms=[row.param_grad for row in rows],
+                update_ratio=[row.bias_ratio if row.ratio is None else row.ratio for row in rows],
+                flags=[row.flags for row in rows],
+            ),
+        )
+
+
+def _rms(tensor: Tensor) -> float | None:
+    finite = tensor.numel - tensor.nonfinite
+    if tensor.norm is None or finite <= 0:
+        return None
+    return tensor.norm / math.sqrt(finite)
+
+
+def _larger(old: float | None, new: float | None, scale: float = 1.0) -> float | None:
+    if new is None:
+        return old
+    new = float(f"{new / scale:.6g}")  # six digits are what a series needs, at a third of the bytes
+    return new if old is None or new > old else old
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.dtype.startswith(("float", "bfloat", "complex"))
+
+
+def _flag_nonfinite(row: _Row, tensor: Tensor) -> None:
+    if tensor.nan:
+        _flag(row, "n")
+    if tensor.posinf or tensor.neginf:
+        _flag(row, "i")
+
+
+def _flag(row: _Row, letter: str) -> None:
+    if letter not in row.flags:
+        row.flags += letter

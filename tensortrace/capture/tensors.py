@@ -1,0 +1,196 @@
+"""Tensor ids: the same tensor, unchanged, has the same id all through a step.
+
+A tensor is recognised by weak reference and version, so no tensor is kept alive for its id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from typing import Any
+
+import torch
+
+from tensortrace.capture.stats import Stats, StatsQueue
+from tensortrace.records import Tensor
+
+_DTYPE_NAMES: dict[torch.dtype, str] = {}
+
+
+class TensorDraft:
+    """A described tensor whose statistics are still in the queue."""
+
+    __slots__ = ("done", "fields", "ticket")
+
+    def __init__(self, fields: dict[str, Any], ticket: int | None) -> None:
+        self.fields = fields
+        self.ticket = ticket
+        self.done: Tensor | None = None if ticket is not None else Tensor(**fields)
+
+    def record(self, stats: list[Stats]) -> Tensor:
+        """The finished description; `stats` is what the queue resolved to."""
+        if self.done is None:
+            self.done = self._finish(stats[self.ticket or 0])
+        return self.done
+
+    def _finish(self, s: Stats) -> Tensor:
+        return Tensor(
+            **self.fields,
+            nan=s.nan,
+            posinf=s.posinf,
+            neginf=s.neginf,
+            zeros=s.zeros,
+            min=s.min,
+            max=s.max,
+            mean=s.mean,
+            std=s.std,
+            norm=s.norm,
+            unmeasured=s.unmeasured,
+        )
+
+
+class _Known:
+    __slots__ = ("id", "ref", "step", "version")
+
+    def __init__(self, ref: weakref.ref[torch.Tensor], version: int, id: int, step: int) -> None:
+        self.ref, self.version, self.id, self.step = ref, version, id, step
+
+
+class TensorTable:
+    """Number the tensors of a step and queue their statistics.
+
+    Args:
+        queue: where statistics are computed; a tensor is reduced when it is first described.
+    """
+
+    def __init__(self, queue: StatsQueue) -> None:
+        self._queue = queue
+        self._known: dict[int, _Known] = {}
+        self._next = 0
+        self._step = 0
+
+    def begin_step(self, step: int) -> None:
+        """Start the ids again; remember only what is still alive."""
+        self._step = step
+        self._next = 0
+        if self._known:
+            self._known = {k: e for k, e in self._known.items() if e.ref() is not None}
+
+    def identify(
+        self, tensor: torch.Tensor, measure: bool = True
+    ) -> tuple[int, TensorDraft | None]:
+        """The id of a tensor, and its description if this is the first time in the step. Hot."""
+        version = _version(tensor)
+        entry = self._known.get(id(tensor))
+        previous = from_step = None
+        if entry is not None and entry.ref() is tensor:
+            if entry.step == self._step:
+                if entry.version == version:
+                    return entry.id, None
+                previous = entry.id
+            else:
+                from_step = entry.step
+        number = self._next
+        self._next = number + 1
+        # A subclass without weak references gets a new id each time.
+        with contextlib.suppress(TypeError):
+            self._known[id(tensor)] = _Known(weakref.ref(tensor), version, number, self._step)
+        fields = describe(tensor, number)
+        if previous is not None:
+            fields["previous"] = previous
+        if from_step is not None:
+            fields["from_step"] = from_step
+        base = self._base_id(tensor)
+        if base is not None:
+            fields["view_of"] = base
+        return number, self._draft(tensor, fields, measure)
+
+    def id_of(self, tensor: torch.Tensor) -> int | None:
+        """The id of a tensor that was described in this step and has not changed since."""
+        entry = self._known.get(id(tensor))
+        if entry is None or entry.ref() is not tensor or entry.step != self._step:
+            return None
+        return entry.id if entry.version == _version(tensor) else None
+
+    def gradient(
+        self, grad: torch.Tensor, grad_of: int | None, measure: bool = True
+    ) -> tuple[int, TensorDraft]:
+        """Describe a gradient; it is a tensor of the engine's that is not met again."""
+        number = self._next
+        self._next = number + 1
+        fields = describe(grad, number)
+        if grad_of is not None:
+            fields["grad_of"] = grad_of
+        return number, self._draft(grad, fields, measure)
+
+    def _draft(self, tensor: torch.Tensor, fields: dict[str, Any], measure: bool) -> TensorDraft:
+        if measure:
+            return TensorDraft(fields, self._queue.add(tensor))
+        fields["unmeasured"] = "not asked"
+        return TensorDraft(fields, None)
+
+    def _base_id(self, tensor: torch.Tensor) -> int | None:
+        try:
+            base = tensor._base if tensor._is_view() else None
+        except RuntimeError:
+            return None
+        entry = self._known.get(id(base)) if base is not None else None
+        if entry is not None and entry.ref() is base and entry.step == self._step:
+            return entry.id
+        return None
+
+
+def describe(tensor: torch.Tensor, number: int) -> dict[str, Any]:
+    """What a tensor is, without its values; keys as in `records.Tensor`, defaults left out."""
+    fields: dict[str, Any] = {"id": number, "dtype": dtype_name(tensor.dtype)}
+    try:
+        shape = tuple(tensor.shape)
+        fields["numel"] = tensor.numel()
+        # Symbolic shapes (a compiler tracing, a jagged dim) are no numbers yet.
+        fields["shape"] = shape if all(type(n) is int for n in shape) else None
+        if tensor.layout is torch.strided and not tensor.is_contiguous():
+            fields["stride"] = tensor.stride()
+    except (RuntimeError, TypeError, NotImplementedError):
+        fields["shape"] = None
+        fields["numel"] = 0
+    if type(fields["numel"]) is not int:
+        fields["numel"] = 0
+    try:
+        device = tensor.device
+        if device.type != "cpu":
+            fields["device"] = str(device)
+        if tensor.requires_grad:
+            fields["requires_grad"] = True
+            fields["grad_fn"] = grad_fn_name(tensor)
+        if tensor.is_leaf:
+            fields["is_leaf"] = True
+    except (RuntimeError, TypeError, NotImplementedError):
+        pass  # a subclass that refuses to tell: what is known stands
+    return fields
+
+
+def grad_fn_name(tensor: torch.Tensor) -> str | None:
+    """The name of the node that made a tensor; None for a leaf and where torch refuses to say."""
+    try:
+        # Reading the grad_fn of a view whose base changed in place would build a new node.
+        if tensor._is_view() and tensor._version:
+            return None
+        node = tensor.grad_fn
+    except RuntimeError:
+        return None  # a view made in no_grad whose base was then modified in place
+    return node.name() if node is not None else None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """PyTorch's name of a dtype without the prefix: ``float32``."""
+    name = _DTYPE_NAMES.get(dtype)
+    if name is None:
+        name = _DTYPE_NAMES[dtype] = str(dtype).removeprefix("torch.")
+    return name
+
+
+def _version(tensor: torch.Tensor) -> int:
+    try:
+        return tensor._version
+    except RuntimeError:
+        return 0  # inference tensors do not track versions

@@ -1,0 +1,516 @@
+"""`trace()`: one object that is a context manager and a decorator.
+
+One object is one run. While it is active its recorder sits in the slot and hooks are in place; a
+decorated function keeps its hooks registered between calls (registering them anew makes Dynamo
+recompile) and only empties the slot.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import inspect
+import os
+import sys
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Container,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+)
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, TypeVar, overload
+
+import torch
+from torch import nn
+
+from tensortrace.capture import ops
+from tensortrace.capture.active import here, slot
+from tensortrace.capture.header import make_header
+from tensortrace.capture.journal import Journal, is_full
+from tensortrace.capture.loop import Patches
+from tensortrace.capture.modules import ModuleHooks
+from tensortrace.capture.names import ModuleNames
+from tensortrace.capture.optimizers import OptimizerHooks
+from tensortrace.capture.options import Options, parse_options
+from tensortrace.capture.recorder import Recorder
+from tensortrace.capture.source import SourceLines, with_code
+from tensortrace.capture.stats import StatsQueue
+from tensortrace.checks import Engine
+from tensortrace.errors import TraceStoppedError, UsageError
+from tensortrace.log import LogWriter, open_sink
+from tensortrace.records import Failure, Finding
+from tensortrace.text import escape, finding_text
+
+F = TypeVar("F", bound=Callable[..., Any])
+StopOn = str | Callable[[Finding], object] | None
+Out = str | os.PathLike[str] | BinaryIO | Callable[[Any], object]
+
+
+class Trace:
+    """A run being traced; made by `trace`."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._recorder: Recorder | None = None
+        self._joined: Trace | None = None
+        self._attached: list[Any] = []
+        self._depth = 0
+        self._decorates = False
+        self._stance: Any = None
+        self._end_mark: int | None = None
+        self._warned: set[str] = set()
+        self._off = os.environ.get("TENSORTRACE", "").lower() in ("off", "0", "false", "no")
+
+    # ---- what the user asks
+
+    def step(self) -> None:
+        """Say that one turn of the loop is over; from now on only this ends a step."""
+        if self._joined is not None:
+            self._joined.step()
+        elif self._recorder is not None and slot.recorder is self._recorder:
+            self._recorder.manual = True
+            with self._ours("gate"):
+                self._recorder.close_step()
+            self._recorder.raise_if_stopped()
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found so far, in order."""
+        if self._joined is not None:
+            return self._joined.findings
+        return list(self._recorder.journal.findings) if self._recorder is not None else []
+
+    @property
+    def ok(self) -> bool:
+        """Whether no error was found so far."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def path(self) -> Path | None:
+        """The log file; None before the run begins and where `out` is no path."""
+        if self._joined is not None:
+            return self._joined.path
+        sink = self._recorder.journal.sink if self._recorder is not None else None
+        return sink.path if isinstance(sink, LogWriter) else None
+
+    def report(self) -> str:
+        """The report of the log so far, as plain text."""
+        if self._joined is not None:
+            return self._joined.report()
+        path = self.path
+        if self._recorder is None or path is None:
+            raise UsageError("report() needs a log file: the run has not begun, or out= is no path")
+        from tensortrace.export.text import render_report
+        from tensortrace.run import open_run
+
+        if slot.recorder is self._recorder:
+            with self._ours("gate"):
+                self._recorder.hand_on()
+        self._recorder.journal.flush()
+        return render_report(open_run(path))
+
+    def close(self) -> None:
+        """End the run and take every hook away; a decorated function is no longer traced."""
+        if self._recorder is None:
+            return
+        self._finish("exit", None)
+        self._detach()
+        self._recorder.journal.sink.close()
+        self._off = True
+        atexit.unregister(self.close)
+
+    # ---- context manager
+
+    def __enter__(self) -> Trace:  # noqa: PYI034 a nested block is its outer one's
+        if self._off:
+            return self
+        outer = slot.recorder.owner if slot.recorder is not None else None
+        if isinstance(outer, Trace) and outer is not self:
+            self._joined = outer
+            outer._depth += 1
+            return self
+        self._joined = None
+        self._depth += 1
+        if self._depth == 1:
+            try:
+                self._begin()
+            except BaseException:
+                self._depth = 0
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._joined is not None:
+            # Blocks may end in any order (two generators): the last one out closes the run.
+            self._joined.__exit__(kind, error, traceback)
+            return
+        if self._recorder is None or self._depth == 0:
+            return
+        self._depth -= 1
+        if self._depth:
+            return
+        self._pause()
+        if not self._decorates or error is not None:
+            self._settle()
+            self._finish(_reason(error), self._failure(error, traceback))
+        if not self._decorates:
+            self._detach()
+            self._say_goodbye()
+        if error is None:
+            self._recorder.raise_if_stopped()
+
+    # ---- decorator
+
+    def __call__(self, function: F) -> F:
+        """Trace every call of a function, method, generator or async function as one step."""
+        if inspect.isclass(function) or not callable(function):
+            raise UsageError(
+                f"@trace decorates functions, and {function!r:.80} is none; decorate its method, "
+                "or use `with trace():` around the loop"
+            )
+        if self._off:
+            return function
+        self._decorates = True
+        wrapper: Any
+        if inspect.iscoroutinefunction(function):
+
+            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+                return await _Driven(self, function(*args, **kwargs))
+
+        elif inspect.isasyncgenfunction(function):
+
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                return self._drive_async_generator(function(*args, **kwargs))
+
+        elif inspect.isgeneratorfunction(function):
+
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                return self._drive_generator(function(*args, **kwargs))
+
+        else:
+
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    result = function(*args, **kwargs)
+                    self._turn_over()
+                return result
+
+        return functools.wraps(function)(wrapper)  # type: ignore[return-value]
+
+    def _drive_generator(self, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """Trace a generator while it runs, not while it is suspended; each item is a step."""
+        send: Callable[[], Any] = functools.partial(next, generator)
+        while True:
+            try:
+                with self:
+                    try:
+                        item = send()
+                    except StopIteration as stop:
+                        self._turn_over()
+                        return stop.value
+                    self._turn_over()
+            except GeneratorExit:
+                return None
+            try:
+                sent = yield item
+                send = functools.partial(generator.send, sent)
+            except GeneratorExit:
+                generator.close()
+                raise
+            except BaseException as error:
+                send = functools.partial(generator.throw, error)
+
+    async def _drive_async_generator(
+        self, generator: AsyncGenerator[Any, Any]
+    ) -> AsyncGenerator[Any, Any]:
+        """As `_drive_generator`, for an async one."""
+        step: Any = generator.__anext__()
+        while True:
+            try:
+                item = await _Driven(self, step)
+            except StopAsyncIteration:
+                return
+            try:
+                step = generator.asend((yield item))
+            except GeneratorExit:
+                await generator.aclose()
+                raise
+            except BaseException as error:
+                step = generator.athrow(error)
+
+    def _turn_over(self) -> None:
+        recorder = self._recorder
+        if recorder is not None and self._depth == 1 and slot.recorder is recorder:
+            recorder.manual = True
+            if recorder.holds_call or recorder.journal.steps == 0:
+                with self._ours("gate"):
+                    recorder.close_step()
+            recorder.raise_if_stopped()
+
+    # ---- lifecycle
+
+    def _begin(self) -> None:
+        if self._recorder is None:
+            self._recorder = self._make_recorder()
+            if self._decorates:
+                atexit.register(self.close)
+        elif self._end_mark is not None:
+            self._reopen()
+        if not self._attached:
+            self._attached = [ModuleHooks(), OptimizerHooks(), Patches()]
+        if self._options.compiled == "eager":
+            self._stance = torch.compiler.set_stance("force_eager")
+            self._stance.__enter__()
+        here.stack.clear()
+        self._recorder.own_thread()
+        slot.recorder = self._recorder
+        ops.mode_on()
+
+    def _make_recorder(self) -> Recorder:
+        options = self._options
+        engine = Engine(options.checks, options.settings)
+        sink = open_sink(options.out)
+        journal = Journal(
+            sink,
+            engine,
+            full=lambda step: is_full(step, options.every, options.steps),
+            max_bytes=options.max_bytes,
+            on_finding=self._tell,
+            warn=self._warn,
+        )
+        journal.write(make_header(options.as_json()))
+        journal.flush()
+        return Recorder(
+            journal,
+            queue=StatsQueue(options.stats),
+            names=ModuleNames(options.model),
+            sources=SourceLines(keep_text=options.source),
+            wanted=options.modules,
+            owner=self,
+            should_stop=options.should_stop,
+            warn=self._warn,
+        )
+
+    def _pause(self) -> None:
+        """Stop listening; hooks stay where they are."""
+        ops.mode_off()
+        slot.recorder = None
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
+
+    def _settle(self) -> None:
+        recorder = self._recorder
+        if recorder is not None:
+            with self._ours("gate"):
+                recorder.settle()
+            here.stack.clear()
+
+    def _finish(
+        self, why: Literal["exit", "exception", "interrupt"], failure: Failure | None
+    ) -> None:
+        recorder = self._recorder
+        if recorder is None or self._end_mark is not None:
+            return
+        with self._ours("gate"):
+            if isinstance(recorder.journal.sink, LogWriter):
+                self._end_mark = recorder.journal.sink.nbytes
+            else:
+                self._end_mark = -1
+            last = max(recorder.step - 1, 0)
+            recorder.journal.end(step=last, update=recorder.update, why=why, failure=failure)
+
+    def _reopen(self) -> None:
+        """The block is entered again: the run goes on, so its end line goes."""
+        recorder = self._recorder
+        assert recorder is not None
+        sink = recorder.journal.sink
+        if isinstance(sink, LogWriter) and self._end_mark is not None:
+            sink.truncate(self._end_mark)
+        self._end_mark = None
+
+    def _detach(self) -> None:
+        for part in reversed(self._attached):
+            part.remove()
+        self._attached.clear()
+        if self._recorder is not None:
+            self._recorder.release()
+
+    def _failure(
+        self, error: BaseException | None, traceback: TracebackType | None
+    ) -> Failure | None:
+        recorder = self._recorder
+        if error is None or recorder is None or isinstance(error, (GeneratorExit, SystemExit)):
+            return None
+        try:
+            message = str(error)[:2000]
+        except Exception:
+            message = "(its message cannot be read)"
+        return Failure(
+            type=type(error).__name__,
+            message=message,
+            module=recorder.failed_module(error),
+            location=with_code(recorder.sources.locate_traceback(traceback)),
+        )
+
+    @contextlib.contextmanager
+    def _ours(self, part: str) -> Generator[None, None, None]:
+        """Our own code runs: nothing in it is recorded, and its failure is never the user's."""
+        recorder = self._recorder
+        here.busy += 1
+        try:
+            with torch._C.DisableTorchFunction():
+                yield
+        except TraceStoppedError:
+            raise
+        except Exception as error:
+            if recorder is not None:
+                recorder.fault(part, error)
+        finally:
+            here.busy -= 1
+
+    # ---- words on stderr
+
+    def _tell(self, finding: Finding) -> None:
+        if finding.severity != "note":
+            _say(finding_text(finding))
+
+    def _warn(self, sentence: str) -> None:
+        if sentence not in self._warned:
+            self._warned.add(sentence)
+            _say(f"tensortrace: {escape(sentence)}")
+
+    def _say_goodbye(self) -> None:
+        recorder = self._recorder
+        if recorder is None:
+            return
+        journal = recorder.journal
+        counts = ", ".join(
+            f"{n} {severity}{'s' * (n != 1)}" for severity, n in journal.counts.items() if n
+        )
+        steps = f"{journal.steps} step{'s' * (journal.steps != 1)}"
+        line = f"tensortrace: {steps}, {counts or 'nothing found'}"
+        path = self.path
+        if path is not None:
+            line += f"; open with: tensortrace view {_relative(path)}"
+        if recorder.compiled_modules:
+            line += (
+                f" ({recorder.compiled_modules} compiled modules not visible; "
+                'compiled="eager" shows them)'
+            )
+        _say(line)
+
+
+class _Driven:
+    """Await something, tracing only while it runs and not while it is suspended."""
+
+    __slots__ = ("awaited", "trace")
+
+    def __init__(self, trace: Trace, awaited: Coroutine[Any, Any, Any]) -> None:
+        self.trace, self.awaited = trace, awaited
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        inner = self.awaited.__await__()
+        send: Callable[[], Any] = functools.partial(next, inner)
+        while True:
+            with self.trace:
+                try:
+                    waited = send()
+                except StopIteration as stop:
+                    self.trace._turn_over()
+                    return stop.value
+            try:
+                sent = yield waited
+                send = functools.partial(_send, inner, sent)
+            except BaseException as error:
+                send = functools.partial(inner.throw, error)
+
+
+def _send(inner: Generator[Any, Any, Any], value: Any) -> Any:
+    return next(inner) if value is None else inner.send(value)
+
+
+@overload
+def trace(function: F, /) -> F: ...  # type: ignore[overload-overlap]
+@overload
+def trace(
+    out: Out = ...,
+    *,
+    model: nn.Module | None = ...,
+    level: Literal["module", "op"] = ...,
+    lines: bool = ...,
+    every: int | Literal["auto"] = ...,
+    steps: int | Container[int] | None = ...,
+    modules: str | Iterable[str] | None = ...,
+    stats: Literal["full", "minmax", "none"] = ...,
+    checks: str | Iterable[str] | Mapping[str, Any] | None = ...,
+    stop_on: StopOn = ...,
+    narrow: bool = ...,
+    compiled: Literal["boundary", "eager"] = ...,
+    source: bool = ...,
+    max_bytes: int = ...,
+) -> Trace: ...
+def trace(*positional: Any, **options: Any) -> Any:
+    """Trace a PyTorch program: ``with trace(): ...``, ``@trace`` or ``@trace("run.jsonl", ...)``.
+
+    Args:
+        out: the log's path, a binary file, or (by keyword) a callable that gets each record.
+        model: the module whose paths are plain; otherwise the first one called.
+        level: "module". "op" comes with a later version.
+        lines: comes with a later version.
+        every: which steps write all their records: "auto" (0 to 19, then 1 in 10, 1 in 100, ...)
+            or every n-th. Checks see every step.
+        steps: only these steps write all their records: a number, a range, a set.
+        modules: glob patterns of module paths to record, such as "encoder.*".
+        stats: "full"; "minmax" leaves out zeros, mean, std and norm; "none" measures nothing.
+        checks: codes, prefixes or names to run, or {"TT202.ratio": 100.0} to set thresholds.
+        stop_on: "error", "warning", a code, or a callable that gets each finding and returns
+            true to stop: `TraceStoppedError` is raised before the optimizer moves the weights.
+        narrow: comes with a later version; accepted, since it changes no result.
+        compiled: "boundary" leaves compiled modules compiled and sees only their outside;
+            "eager" runs them uncompiled inside the block, so that all is seen.
+        source: whether the text of traced functions is stored in the log.
+        max_bytes: what the log may grow to; beyond it only findings are written.
+
+    Raises:
+        UsageError: an option that makes no sense, a file that is not a log in the log's place.
+    """
+    if len(positional) == 1 and not options and _is_function(positional[0]):
+        return Trace(parse_options())(positional[0])
+    return Trace(parse_options(*positional, **options))
+
+
+def _is_function(value: Any) -> bool:
+    return inspect.isroutine(value) or inspect.isclass(value)
+
+
+def _reason(error: BaseException | None) -> Literal["exit", "exception", "interrupt"]:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupt"
+    if error is None or isinstance(error, (GeneratorExit, SystemExit)):
+        return "exit"
+    return "exception"
+
+
+def _say(text: str) -> None:
+    # stderr may be closed or None: then nobody is there to read it.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _relative(path: Path) -> str:
+    try:
+        return escape(str(path.resolve().relative_to(Path.cwd())))
+    except (ValueError, OSError):
+        return escape(str(path))
