@@ -2,9 +2,9 @@
 
 Kaiming initialisation is right for a ReLU layer and wrong for a ReLU recurrence: the gradient grows
 with every turn, 16 of them are harmless and 64 are not. You will see the norm of the gradient, how
-often it is above what it was before, and the step where the longer sequences begin.
+many times it is what it was, soon after the longer sequences begin at step 25.
 
-Expect: TT201 rnn step 25
+Expect: TT201 rnn step 27
 """
 
 import sys
@@ -35,7 +35,7 @@ def main():
     images, labels = (torch.from_numpy(array) for array in load_digits())
     pixels = images.flatten(1).unsqueeze(2) / 16
     model = PixelReader()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
     with trace(*sys.argv[1:]):
         for step, batch in enumerate(torch.randperm(len(pixels)).split(32)):
             x = pixels[batch] if step >= WARM_UP else pixels[batch, -16:]

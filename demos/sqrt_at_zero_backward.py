@@ -4,7 +4,7 @@ The square root is finite at 0, so every forward value and the loss are fine. It
 is infinite, and infinity times the zero in front of it is NaN. You will see a finding in the
 backward pass, at the line of the square root, in the first step that has such a pair.
 
-Expect: TT102 sqrt step 20
+Expect: TT102 sqrt step 47
 """
 
 import sys

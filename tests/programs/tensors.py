@@ -8,6 +8,7 @@ from torch import nn
 from tests.programs import backward, batch, grads, linear, program, relu_net
 
 NESTED = r"The PyTorch API of nested tensors is in prototype stage"
+QUANTIZED = r"torch\.quantize_per_tensor, .* are deprecated"
 
 
 @program()
@@ -34,12 +35,12 @@ class Quantize(nn.Module):
         return torch.quantize_per_tensor(x, 0.1, 0, torch.quint8)
 
 
-@program()
+@program(QUANTIZED)
 def quantized():
     return [Quantize()(batch()).dequantize()]
 
 
-@program("torch.ao.quantization is deprecated")
+@program(QUANTIZED, "torch.ao.quantization is deprecated")
 def quant_dynamic():
     model = torch.ao.quantization.quantize_dynamic(relu_net(), {nn.Linear}, dtype=torch.qint8)
     return [model(batch())]

@@ -1,0 +1,78 @@
+"""Every demo runs in a process of its own and is held to the `Expect:` lines of its docstring.
+
+A line reads `Expect: CODE PLACE step N`, one for each error or warning in the log, in order, or
+`Expect: nothing`. The place is the parameter, else the module, else the op; `(root)` is the model.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tensortrace.records import Finding
+from tensortrace.run import open_run
+
+ROOT = Path(__file__).parent.parent
+DEMOS = sorted((ROOT / "demos").glob("*.py"))
+LONGEST = 60
+
+
+def docstring(demo: Path) -> str:
+    return ast.get_docstring(ast.parse(demo.read_text("utf-8"))) or ""
+
+
+def expected(demo: Path) -> list[str]:
+    lines = re.findall(r"^Expect: (.+)$", docstring(demo), re.MULTILINE)
+    return [] if lines == ["nothing"] else lines
+
+
+def found(finding: Finding) -> str:
+    place = finding.param or (
+        finding.module or "(root)" if finding.module is not None else finding.op
+    )
+    return f"{finding.code} {place or '-'} step {finding.step}"
+
+
+def run(demo: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, "-W", "error", demo, "run.jsonl"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("demo", DEMOS, ids=lambda demo: demo.stem)
+def test_demo_finds_what_it_expects_and_nothing_else(demo: Path, tmp_path: Path) -> None:
+    done = run(demo, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    log = open_run(tmp_path / "run.jsonl")
+    assert log.end is not None
+    assert log.end.why == "exit"
+    serious = [finding for finding in log.findings if finding.severity != "note"]
+    assert [found(finding) for finding in serious] == expected(demo)
+    for finding in serious:
+        assert finding.message in done.stderr
+
+
+@pytest.mark.parametrize("demo", DEMOS, ids=lambda demo: demo.stem)
+def test_demo_is_short_and_says_last_what_to_expect(demo: Path) -> None:
+    assert len(demo.read_text("utf-8").splitlines()) <= LONGEST
+    assert re.search(r"\n\n(Expect: .+\n?)+$", docstring(demo)), "no Expect line at the end"
+
+
+def test_demos_cover_faults_and_healthy_programs() -> None:
+    codes = {line.split()[0] for demo in DEMOS for line in expected(demo)}
+    assert codes >= {"TT101", "TT102", "TT201", "TT202", "TT401"}
+    assert sum(expected(demo) == [] for demo in DEMOS) >= 4
