@@ -257,7 +257,8 @@ def demo(arguments: argparse.Namespace) -> int:
     """Train on the digits with a planted fault."""
     from tensortrace.demo import main as run_demo
 
-    return run_demo(view=arguments.view, out=arguments.keep)
+    code = run_demo(out=arguments.keep)
+    return main(["view", arguments.keep]) if arguments.view else code
 
 
 def open_logs(path: Path | None, opened: ExitStack) -> list[Run]:

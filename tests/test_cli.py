@@ -255,16 +255,18 @@ def test_the_viewer_gets_the_run_the_step_and_the_mouse(
     assert seen == [(Path("log.jsonl"), 2, False), (Path("log.jsonl"), None, True)]
 
 
-def test_the_demo_is_told_where_the_log_goes_and_whether_to_view_it(
+def test_the_demo_is_told_where_the_log_goes_and_the_log_is_viewed_on_request(
     run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[object] = []
     demo = types.ModuleType("tensortrace.demo")
-    demo.main = lambda view, out: seen.append((view, out)) or 0  # type: ignore[attr-defined, func-returns-value]
+    demo.main = lambda out: print(f"to {out}") or 0  # type: ignore[attr-defined, func-returns-value]
     monkeypatch.setitem(sys.modules, "tensortrace.demo", demo)
-    assert run("demo")[0] == 0
-    assert run("demo", "--view", "--keep", "x.jsonl")[0] == 0
-    assert seen == [(False, "log.jsonl"), (True, "x.jsonl")]
+    assert run("demo") == (0, "to log.jsonl\n", "")
+    write_log(Path("x.jsonl"), make_canonical())
+    code, out, err = run("demo", "--view", "--keep", "x.jsonl")
+    assert code == 1
+    assert out.startswith("to x.jsonl\nlog       x.jsonl\n")
+    assert "no terminal" in err
 
 
 def test_a_reader_that_went_away_is_no_reason_to_complain(log: Path) -> None:

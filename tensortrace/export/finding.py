@@ -22,6 +22,8 @@ STYLES: Mapping[Severity, str] = {"error": "bold red", "warning": "yellow", "not
 # Columns of the longest bar, and how much of a list is worth reading.
 BAR = 24
 LISTED = 8
+# A longer profile shows so many of its first and last rows.
+ENDS = 20
 
 
 def labelled(rows: Iterable[tuple[str, RenderableType]], indent: int = 2) -> Table:
@@ -47,13 +49,14 @@ def show_finding(one: Shown, *, ranks: bool) -> RenderableType:
     rows: list[tuple[str, RenderableType]] = [("at", harmless(_place(one, ranks)))]
     if finding.location is not None:
         rows.append(("source", _source(one.run, finding.location)))
-    if finding.explanation:
+    # Some checks say why in the message already.
+    if finding.explanation and finding.explanation not in finding.message:
         rows.append(("why", harmless(finding.explanation)))
     evidence = _evidence(one)
     if evidence is not None:
         rows.append(("evidence", evidence))
     if finding.chain:
-        rows.append(("chain", _chain(finding.chain)))
+        rows.append(("chain", _chain(one.run, finding.chain)))
     if finding.fix:
         rows.append(("fix", harmless(finding.fix)))
     if one.later:
@@ -79,7 +82,7 @@ def _place(one: Shown, ranks: bool) -> str:
 
 def _source(run: Run, location: Location) -> Text:
     """Show a line of the user's with its two neighbours, from the log."""
-    text = Text(f"{location_text(location)} in {escape(location.function)}")
+    text = Text(f"{place_text(run, location)} in {escape(location.function)}")
     source = run.source(location.file, location.line)
     if source is None:
         lines = [(location.line, location.code.strip())] if location.code else []
@@ -189,20 +192,49 @@ def _profile(
     grid.add_column(overflow="fold")
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(no_wrap=True)
-    for name, number in pairs:
+    left_out = len(pairs) - 2 * ENDS
+    for i, (name, number) in enumerate(pairs):
+        if left_out > 0 and ENDS <= i < len(pairs) - ENDS:
+            if i == ENDS:
+                grid.add_row(Text(f"({left_out} more)", "dim"))
+            continue
         share = (math.log10(abs(number)) - low) / (high - low) if number and high > low else 1.0
         bar = "#" * (1 + round(share * (BAR - 1))) if number else ""
         grid.add_row(harmless(shown_path(modules, name)), number_text(number), Text(bar, "dim"))
     return Group(Text(f"{title} (bars: log scale)"), grid)
 
 
-def _chain(chain: Sequence[ChainLink]) -> Text:
+def _chain(run: Run, chain: Sequence[ChainLink]) -> Text:
+    """List what led to it, cause first; a source line is shown where it first comes."""
     text = Text()
+    before = None
     for i, link in enumerate(chain):
         what = [escape(link.op)] if link.op else []
         what += [f"call #{link.seq}"] if link.seq is not None else []
-        what += [location_text(link.location)] if link.location else []
-        if link.location and link.location.code:
-            what.append(escape(link.location.code.strip()))
+        if link.location:
+            place = link.location.file, link.location.line
+            what.append(place_text(run, link.location))
+            code = _code(run, link.location) if place != before else ""
+            what += [escape(code)] if code else []
+            before = place
         text.append(("\n" if i else "") + f"{i + 1}. " + "  ".join(what))
     return text
+
+
+def _code(run: Run, location: Location) -> str:
+    """The text of a source line, from the location itself or the stored source."""
+    if location.code:
+        return location.code.strip()
+    source = run.source(location.file, location.line)
+    lines = source.text.split("\n") if source else []
+    at = location.line - source.first_line if source else 0
+    return lines[at].strip() if at < len(lines) else ""
+
+
+def place_text(run: Run, location: Location) -> str:
+    """Write a place as `file:line`, the file as seen from the folder where the run began."""
+    folder = run.header.cwd.rstrip("/\\")
+    text = location_text(location)
+    start = escape(folder)
+    inside = folder and text.startswith((f"{start}/", f"{start}\\"))
+    return text[len(start) + 1 :] if inside else text

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from tensortrace.export.contents import Found, step_lines
-from tensortrace.text import location_text
+from tensortrace.export.finding import place_text
 
 if TYPE_CHECKING:
     from tensortrace.run import Run
@@ -71,7 +71,7 @@ def ended_text(run: Run) -> str:
     if end.why == "exit" or failure is None:
         return f"{end.why} {after}"
     inside = f" in module {failure.module}" if failure.module else ""
-    at = f" at {location_text(failure.location)}" if failure.location else ""
+    at = f" at {place_text(run, failure.location)}" if failure.location else ""
     message = f": {failure.message}" if failure.message else ""
     return f"exception {after}: {failure.type}{inside}{at}{message}"
 

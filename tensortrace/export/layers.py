@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tensortrace.errors import UsageError
-from tensortrace.records import Call, Module, Step, Tensor
+from tensortrace.records import Call, Module, Scalar, Step, Tensor
 
 if TYPE_CHECKING:
     from tensortrace.run import Run, StepRecords
@@ -21,7 +21,8 @@ class Row:
     `shape` and `dtype` are of the first output of the first call, `parameters` counts elements of
     its own parameters, `output_rms` is over finite elements, `grad_norm` is the L2 norm over its
     own parameters, `update_ratio` the largest over them, `host_ns` the sum over `calls` (children
-    included). `flag` is the worst that is known: a finding's code, "NaN", "inf" or "".
+    included). `flag` is the worst that is known: a finding's code, "NaN" or "inf" of an
+    output, "NaN grad" or "inf grad", "".
     """
 
     path: str
@@ -32,7 +33,7 @@ class Row:
     parameters: int = 0
     output_rms: float | None = None
     grad_norm: float | None = None
-    update_ratio: float | None = None
+    update_ratio: Scalar | None = None
     host_ns: int | None = None
     flag: str = ""
 
@@ -57,9 +58,14 @@ def module_rows(run: Run, number: int, worst: Mapping[str, str]) -> tuple[list[R
         raise UsageError(f"no step {number} in {run.path}: it has {has}.")
     records = run.step(number)
     calls = _forward_calls(records)
-    here = _Here(
-        run.modules, records, calls, _columns(records.summary), _grad_norms(records), worst
-    )  # fmt: skip
+    # A step line has no room for a ratio that is no number; the parameter's own line has.
+    broken = {
+        param.module: param.update_ratio
+        for param in records.params
+        if param.module is not None and isinstance(param.update_ratio, str)
+    }
+    columns, norms = _columns(records.summary), _grad_norms(records)
+    here = _Here(run.modules, records, calls, columns, norms, worst, broken)
     return [_row(here, path) for path in calls or here.columns], bool(calls)
 
 
@@ -73,6 +79,7 @@ class _Here:
     columns: Mapping[str, Mapping[str, Any]]
     grad_norms: Mapping[str, float]
     worst: Mapping[str, str]
+    broken_updates: Mapping[str, Scalar]
 
 
 def _row(here: _Here, path: str) -> Row:
@@ -96,7 +103,7 @@ def _row(here: _Here, path: str) -> Row:
         parameters=parameters,
         output_rms=output_rms,
         grad_norm=grad_norm,
-        update_ratio=column.get("update_ratio"),
+        update_ratio=here.broken_updates.get(path, column.get("update_ratio")),
         host_ns=sum(call.host_ns for call in calls) if calls else None,
         flag=here.worst.get(path) or _nonfinite(column.get("flags", ""), outputs),
     )
@@ -113,9 +120,13 @@ def _forward_calls(records: StepRecords) -> dict[str, list[Call]]:
 
 
 def _nonfinite(flags: str, outputs: Sequence[Tensor]) -> str:
-    if "n" in flags or any(t.nan for t in outputs):
+    """Name what is not finite; the flags are of outputs and gradients alike."""
+    if any(t.nan for t in outputs):
         return "NaN"
-    return "inf" if "i" in flags or any(t.posinf or t.neginf for t in outputs) else ""
+    if any(t.nonfinite for t in outputs):
+        return "inf"
+    flag = "NaN" if "n" in flags else "inf" if "i" in flags else ""
+    return f"{flag} grad" if flag and outputs else flag
 
 
 def _columns(line: Step | None) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tensortrace.checks import Check, Draft, StepView, check
@@ -19,7 +20,14 @@ from tensortrace.export.contents import (
 from tensortrace.records import Module, Record
 from tensortrace.run import Run, open_run
 from tests.builders import make_call, make_run
-from tests.export.canonical import make_calls, make_canonical, make_finding, make_step, write_log
+from tests.export.canonical import (
+    make_calls,
+    make_canonical,
+    make_finding,
+    make_param,
+    make_step,
+    write_log,
+)
 
 
 def make(tmp_path: Path, *records: Record) -> Run:
@@ -151,3 +159,23 @@ def test_rms_and_gradient_norm_stand_in_where_the_step_has_no_line_yet(tmp_path:
     # norm / sqrt(numel) = 0.5 for every tensor that make_tensor makes.
     assert rows["encoder.0"].output_rms == pytest.approx(0.5)
     assert rows["encoder.0"].grad_norm is None
+
+
+def test_a_gradient_that_is_not_finite_is_told_from_an_output(tmp_path: Path) -> None:
+    flags = {"": "n", "encoder": "i", "encoder.0": "ni", "encoder.1": "f", "head": ""}
+    step = make_step(0)
+    columns = msgspec.structs.replace(step.modules, flags=[flags[p] for p in step.modules.path])
+    line = msgspec.structs.replace(step, modules=columns)
+    whole = gather([make(tmp_path, *make_calls(0), line)])
+    assert [row.flag for row in whole.rows] == ["NaN grad", "inf grad", "NaN grad", "", ""]
+    thinned = gather([make(tmp_path, line)])
+    assert [row.flag for row in thinned.rows] == ["NaN", "inf", "NaN", "", ""]
+
+
+def test_an_update_that_is_no_number_is_taken_from_the_parameter(tmp_path: Path) -> None:
+    param = make_param(0, "encoder.1.weight", (8, 4), 1.5)
+    broken = msgspec.structs.replace(param, update_ratio="NaN")
+    run = make(tmp_path, *make_calls(0), broken, make_step(0))
+    rows = {row.path: row for row in gather([run]).rows}
+    assert rows["encoder.1"].update_ratio == "NaN"
+    assert rows["encoder.0"].update_ratio == 1e-3

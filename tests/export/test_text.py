@@ -218,6 +218,33 @@ def test_a_check_that_failed_is_named(canonical: Path) -> None:
     assert "checks    run again over this log; 2 of 3 steps are whole" in text
 
 
+def test_a_long_profile_shows_its_ends_and_counts_the_rest(tmp_path: Path) -> None:
+    profile = [[f"layers.{i}", 2.0**-i] for i in range(100)]
+    text = report(tmp_path, make_finding(step=0, evidence={"profile": profile}))
+    assert text.count("layers.") == 40
+    assert "layers.19 " in text
+    assert "(60 more)" in text
+    assert "layers.80 " in text
+
+
+def test_a_reason_that_the_message_gives_is_not_given_twice(tmp_path: Path) -> None:
+    finding = make_finding(step=0, message="it is -inf: log of 0", explanation="log of 0")
+    assert "why" not in report(tmp_path, finding)
+
+
+def test_files_are_named_from_the_folder_of_the_run(tmp_path: Path) -> None:
+    inside = Location("/home/me/net/model.py", 3, "f", "x = 1")
+    outside = Location("/home/metoo/model.py", 4, "f", "y = 2")
+    chain = [ChainLink(1, 1, "a", inside), ChainLink(2, 2, "b", inside),
+             ChainLink(3, 3, "c", outside)]  # fmt: skip
+    header = make_header(cwd="/home/me")
+    text = report(tmp_path, header, make_finding(step=0, location=inside, chain=chain))
+    assert "source    net/model.py:3 in f" in text
+    assert "1. a  call #1  net/model.py:3  x = 1\n" in text
+    assert "2. b  call #2  net/model.py:3\n" in text
+    assert "3. c  call #3  /home/metoo/model.py:4  y = 2\n" in text
+
+
 def test_a_long_list_of_evidence_says_how_much_is_left_out(tmp_path: Path) -> None:
     text = report(tmp_path, make_finding(step=0, evidence={"layers": list(range(20))}))
     assert "layers: 0, 1, 2, 3, 4, 5, 6, 7, and 12 more" in text
