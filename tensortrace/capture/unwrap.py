@@ -5,14 +5,21 @@ A hot path: `plain` is called for every traced tensor.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from types import TracebackType
 
 import torch
 from torch._C import DispatchKey, DispatchKeySet
 
-__all__ = ["is_dense_cpu", "plain", "quiet"]
+__all__ = [
+    "HAS_DOUBLE", "blocks", "distinct", "extent", "is_backed", "is_dense_cpu", "plain", "quiet",
+]  # fmt: skip
 
-_functorch = torch._C._functorch  # type: ignore[attr-defined]
+HAS_DOUBLE = {"cpu", "cuda"}
+_WIDE = {torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64}
+
+_functorch = torch._C._functorch
 _dispatch_keys = torch._C._dispatch_keys
 
 
@@ -36,7 +43,6 @@ _HIDDEN = _hidden_keys()
 # The dispatch keys of an ordinary dense tensor: whoever has another one (functorch, Python, sparse,
 # quantized, nested, meta, negative or conjugate view, zero tensor, functional) is looked at closer.
 _DENSE_CPU = _dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
-_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 
 
 class quiet:
@@ -52,7 +58,7 @@ class quiet:
         self._function = torch._C.DisableTorchFunction()
         self._keys = torch._C._ExcludeDispatchKeyGuard(_HIDDEN)
         self._function.__enter__()
-        self._keys.__enter__()
+        self._keys.__enter__()  # type: ignore[no-untyped-call]
         torch._C._set_grad_enabled(False)
 
     def __exit__(
@@ -84,14 +90,14 @@ def plain(tensor: torch.Tensor) -> torch.Tensor | str:
         "functorch", "meta", "mkldnn", "nested", "no storage", "quantized", "subclass X".
     """
     if is_dense_cpu(tensor):
-        return tensor if _is_backed(tensor) else "no storage"
+        return tensor if not tensor.numel() or is_backed(tensor) else "no storage"
     if _functorch.is_legacy_batchedtensor(tensor):
         return "functorch"
     if _functorch.is_functorch_wrapped_tensor(tensor):
         return plain(_functorch.get_unwrapped(tensor))
     if _dispatch_keys(tensor).has(DispatchKey.Python):
         return _inside_subclass(tensor)
-    if torch._is_functional_tensor(tensor):  # type: ignore[attr-defined]
+    if torch._is_functional_tensor(tensor):
         return "functional"
     return _dense(tensor)
 
@@ -116,7 +122,7 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor | str:
         return plain(tensor.values())
     if tensor._is_zerotensor():
         return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
-    return tensor if _is_backed(tensor) else "no storage"
+    return tensor if not tensor.numel() or is_backed(tensor) else "no storage"
 
 
 def _unreadable(tensor: torch.Tensor) -> str | None:
@@ -130,13 +136,61 @@ def _unreadable(tensor: torch.Tensor) -> str | None:
     return None
 
 
-def _is_backed(tensor: torch.Tensor) -> bool:
-    """FSDP frees a parameter by shrinking its storage to nothing; reading it would crash."""
-    if tensor.numel() == 0:
-        return True
-    last = tensor.storage_offset()
+def extent(tensor: torch.Tensor) -> int:
+    """Count the elements of memory from the first that a strided tensor uses to the last."""
     if tensor.is_contiguous():
-        last += tensor.numel()
+        return tensor.numel()
+    return 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def is_backed(tensor: torch.Tensor) -> bool:
+    """Say whether the memory of a non-empty tensor is there.
+
+    FSDP frees a parameter by shrinking its storage to nothing; to read it would crash the process.
+    """
+    end = tensor.storage_offset() + extent(tensor)
+    return end * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def distinct(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Take one of each expanded dim: the tensor that is really there, and how many times it is."""
+    times = 1
+    if 0 in tensor.stride():
+        for dim in reversed(range(tensor.ndim)):
+            if tensor.stride(dim) == 0 and tensor.shape[dim] > 1:
+                times *= tensor.shape[dim]
+                tensor = tensor.select(dim, 0)
+    return tensor, times
+
+
+def blocks(tensor: torch.Tensor, limit: int) -> Iterator[torch.Tensor]:
+    """Cut a tensor into flat contiguous pieces of f32 or f64, in whatever order is cheapest."""
+    if not tensor.is_contiguous():
+        tensor = tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
+    n = tensor.numel()
+    if tensor.is_contiguous():
+        flat = tensor.view(-1)
+        for start in range(0, n, limit):
+            yield _real(flat if n <= limit else flat.narrow(0, start, min(limit, n - start)))
+    elif n <= limit:
+        yield _real(tensor.contiguous().view(-1))
     else:
-        last += 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return last * tensor.element_size() <= tensor.untyped_storage().nbytes()
+        # Cut along the outermost dim; where one slice of it is still too large, cut that.
+        inner = n // tensor.shape[0]
+        for part in torch.split(tensor, max(1, limit // inner)):
+            yield from blocks(part if inner <= limit else part[0], limit)
+
+
+def _real(block: torch.Tensor) -> torch.Tensor:
+    dtype = block.dtype
+    if dtype is torch.float32 or dtype is torch.float64:
+        return block.resolve_neg()
+    if not dtype.is_complex:
+        wide = dtype in _WIDE and block.device.type in HAS_DOUBLE
+        return block.to(torch.float64 if wide else torch.float32)
+    pairs = torch.view_as_real(block.resolve_conj().resolve_neg())
+    if dtype is torch.complex32:
+        pairs = pairs.float()
+    real, imag = pairs.unbind(-1)
+    # The modulus of (nan, inf) is inf by C's hypot; what the user has is a NaN.
+    return torch.hypot(real, imag).masked_fill_(real.isnan() | imag.isnan(), math.nan)
