@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TensortraceError as error:
         return _complain(str(error))
     except OSError as error:
+        if error.filename is None:
+            _stop_writing()
         return _complain(f"{error.strerror or error}: {error.filename or 'standard output'}")
 
 
@@ -74,11 +76,8 @@ def _complain(sentence: str) -> int:
 
 def _stop_writing() -> None:
     """Point stdout at nothing, so that the interpreter's last flush does not complain either."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, sys.stdout.fileno())
-    finally:
-        os.close(nothing)
+    with Path(os.devnull).open("wb") as nothing, suppress(OSError, ValueError):
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):

@@ -279,6 +279,17 @@ def test_a_reader_that_went_away_is_no_reason_to_complain(log: Path) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a full disk")
+def test_a_full_disk_is_one_sentence(log: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "report"], stdout=full, stderr=subprocess.PIPE, env=environment(),
+            check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == b"tensortrace: No space left on device: standard output\n"
+
+
 def test_a_terminal_without_unicode_gets_escapes(log: Path) -> None:
     write_log(log, make_run([make_finding(message="größer", step=0), make_step(0)]))
     done = subprocess.run(

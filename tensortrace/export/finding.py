@@ -211,13 +211,15 @@ def _chain(run: Run, chain: Sequence[ChainLink]) -> Text:
     for i, link in enumerate(chain):
         what = [escape(link.op)] if link.op else []
         what += [f"call #{link.seq}"] if link.seq is not None else []
+        code = ""
         if link.location:
             place = link.location.file, link.location.line
             what.append(place_text(run, link.location))
             code = _code(run, link.location) if place != before else ""
-            what += [escape(code)] if code else []
             before = place
         text.append(("\n" if i else "") + f"{i + 1}. " + "  ".join(what))
+        if code:
+            text.append(f"\n   {escape(code)}", "dim")
     return text
 
 

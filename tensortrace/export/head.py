@@ -36,8 +36,8 @@ def head_lines(run: Run, found: Found, *, first: bool = True) -> Iterator[tuple[
         )
     yield "steps", steps_text(run)
     yield "ended", ended_text(run)
-    if lost := lost_text(run):
-        yield "lost", lost
+    if missing := missing_text(run):
+        yield "missing", missing
     if found.again:
         yield "checks", f"run again over this log; {kept_text(run)}"
     for problem in found.problems:
@@ -76,7 +76,7 @@ def ended_text(run: Run) -> str:
     return f"exception {after}: {failure.type}{inside}{at}{message}"
 
 
-def lost_text(run: Run) -> str:
+def missing_text(run: Run) -> str:
     """Say what is not in the log although it happened; empty if nothing."""
     parts = []
     if run.end is not None and run.end.thinned:

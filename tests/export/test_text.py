@@ -240,9 +240,9 @@ def test_files_are_named_from_the_folder_of_the_run(tmp_path: Path) -> None:
     header = make_header(cwd="/home/me")
     text = report(tmp_path, header, make_finding(step=0, location=inside, chain=chain))
     assert "source    net/model.py:3 in f" in text
-    assert "1. a  call #1  net/model.py:3  x = 1\n" in text
-    assert "2. b  call #2  net/model.py:3\n" in text
-    assert "3. c  call #3  /home/metoo/model.py:4  y = 2\n" in text
+    assert "1. a  call #1  net/model.py:3\n               x = 1\n" in text
+    assert "2. b  call #2  net/model.py:3\n            3. c" in text
+    assert "3. c  call #3  /home/metoo/model.py:4\n               y = 2\n" in text
 
 
 def test_a_long_list_of_evidence_says_how_much_is_left_out(tmp_path: Path) -> None:
