@@ -254,17 +254,16 @@ class Parameters:
     def saw_gradient(self, key: int, grad: torch.Tensor, tensor: TensorDraft) -> None:
         """Remember what a backward pass delivered, to know it again as ``.grad``."""
         entry = self._watched.get(key)
-        if entry is not None and grad.layout is torch.strided:
+        if entry is not None:
             entry.pointer, entry.version, entry.tensor = _pointer(grad), grad._version, tensor
 
     def gradient_seen(self, parameter: torch.Tensor, grad: torch.Tensor) -> TensorDraft | None:
         """The description of ``.grad`` if it is, unchanged, what the last backward delivered."""
         entry = self._watched.get(id(parameter))
-        if entry is None or entry.tensor is None or grad.layout is not torch.strided:
+        if entry is None or entry.tensor is None:
             return None
-        if entry.pointer != _pointer(grad) or entry.version != grad._version or not entry.pointer:
-            return None
-        return entry.tensor
+        same = entry.pointer == _pointer(grad) and entry.version == grad._version
+        return entry.tensor if same and entry.pointer else None
 
     def forget_gradients(self) -> None:
         """Drop what belongs to the step that ended."""
@@ -282,11 +281,18 @@ def watch_parameters(recorder: Recorder, module: nn.Module, path: str) -> None:
     """Report the gradients of a module's own parameters. Hot."""
     if not recorder.on["gradients"]:
         return
-    for name, parameter in module._parameters.items():
+    for name, parameter in own_parameters(module).items():
         if parameter is None or not parameter.requires_grad or not parameter.is_leaf:
             continue
         if not _is_functorch(parameter):
             recorder.parameters.watch(parameter, path, name, recorder.serial)
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The parameters that a module itself registered. Hot."""
+    own = module._parameters
+    # A scripted module's table is no dict and cannot be asked the same way.
+    return own if isinstance(own, dict) else dict(module.named_parameters(recurse=False))
 
 
 def _is_hooked(parameter: torch.Tensor, entry: _Watched) -> bool:
@@ -294,11 +300,14 @@ def _is_hooked(parameter: torch.Tensor, entry: _Watched) -> bool:
     return hooks is not None and entry.handle.hooks_dict_ref() is hooks
 
 
-def _pointer(tensor: torch.Tensor) -> int:
+def _pointer(grad: torch.Tensor) -> int:
+    """Where a gradient lies; 0 where that tells nothing: subclasses, sparse, meta, batched."""
+    if type(grad) is not torch.Tensor or grad.layout is not torch.strided:
+        return 0
     try:
-        return tensor.data_ptr()
+        return grad.data_ptr()
     except RuntimeError:
-        return 0  # a subclass without storage
+        return 0
 
 
 def _listening(serial: int) -> Recorder | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -116,15 +117,13 @@ class _Dropper:
 
 def unwrapped(module: nn.Module) -> nn.Module | None:
     """What a wrapper holds; None if the module is no wrapper."""
+    # A scripted module's table is no dict, and scripted modules wrap nothing.
+    table: Any = module._modules
+    if not isinstance(table, dict):
+        return None
     if type(module).__name__ in _PARALLEL:
-        inner = module._modules.get("module")
-        if inner is not None:
-            return inner
-    for name in _WRAPPERS:
-        inner = module._modules.get(name)
-        if inner is not None:
-            return inner
-    return None
+        return table.get("module")
+    return next((table[name] for name in _WRAPPERS if name in table), None)
 
 
 def _walk(root: nn.Module, root_path: str) -> Iterator[tuple[str, nn.Module]]:

@@ -72,7 +72,7 @@ class OutsideMode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Call `func` and report it."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return func(*args, **(kwargs or {}))
         recorder = slot.recorder
         name = getattr(func, "__name__", "")

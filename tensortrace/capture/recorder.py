@@ -22,9 +22,9 @@ from torch import nn
 
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.drafts import ActionDraft, Draft
-from tensortrace.capture.gradients import Parameters
+from tensortrace.capture.gradients import Parameters, own_parameters
 from tensortrace.capture.journal import Journal
-from tensortrace.capture.names import ModuleNames
+from tensortrace.capture.names import ModuleNames, unwrapped
 from tensortrace.capture.optimizers import Optimizers, StepInFlight
 from tensortrace.capture.source import SourceLines
 from tensortrace.capture.stats import Stats, StatsQueue
@@ -205,7 +205,7 @@ class Recorder:
 
     def module_called(self, module: nn.Module, path: str) -> None:
         """Describe a module at its first call and when it changes. Hot."""
-        own = module._parameters
+        own = own_parameters(module)
         grads = tuple(p is not None and p.requires_grad for p in own.values()) if own else ()
         state = (id(module), module.training, grads)
         if self._described.get(path) == state:
@@ -233,11 +233,14 @@ class Recorder:
         self.pend(_Ready(self.step, self.next_seq(), record))
 
     def _note_compiled(self, module: nn.Module) -> None:
-        inner = module._modules.get("_orig_mod")
+        inner = unwrapped(module) if type(module).__name__ == "OptimizedModule" else None
         if inner is not None:
             count = sum(1 for _ in inner.modules())
         else:
-            count = sum(child._compiled_call_impl is not None for child in module.children())
+            count = sum(
+                getattr(child, "_compiled_call_impl", None) is not None
+                for child in module.children()
+            )
         if count:
             self.compiled_modules += count
             self.action("compiled", of=type(module).__name__, detail={"modules": count})
