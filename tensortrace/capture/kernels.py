@@ -18,8 +18,8 @@ import torch
 from tensortrace.capture.unwrap import HAS_DOUBLE, extent
 
 __all__ = [
-    "BOUNDS", "FULL", "NUMPY", "SMALL", "Kernels", "Row", "as_array", "block_rows", "device_row",
-    "host_row", "small_row",
+    "BOUNDS", "FULL", "NUMPY", "SMALL", "SNAPSHOT", "Kernels", "Row", "as_array", "block_rows",
+    "device_row", "host_row", "small_row",
 ]  # fmt: skip
 
 # What a kernel returns for one block of elements: nan, posinf, neginf, zeros, how many are finite,
@@ -28,6 +28,8 @@ Row = tuple[int, int, int, int, int, float, float, float, float, float]
 
 # Below this NumPy on the memory wins; and OpenBLAS starts threads for a dot of more than 10,000.
 SMALL = 8192
+# Tensors on a device of so few elements are copied as they are and reduced on the host.
+SNAPSHOT = 2048
 _DOUBLE = np.dtype(np.float64)
 _ONES = np.ones(SMALL)
 
@@ -165,15 +167,15 @@ BOUNDS: Kernels = (_small_bounds, _block_bounds)
 def device_row(block: torch.Tensor) -> torch.Tensor:
     """Reduce a flat f32 or f64 tensor without a branch on its values, so without a sync.
 
-    What comes back is for `host_row`: of one element it is the element itself. Where nothing wider
-    is there to sum in, the numbers are scaled by the largest first, so that no square overflows or
-    vanishes.
+    What comes back is for `host_row`: of few elements it is a copy of them, one kernel instead of
+    thirty. Where nothing wider is there to sum in, the numbers are scaled by the largest first, so
+    that no square overflows or vanishes.
     """
     wide = torch.float64 if block.device.type in HAS_DOUBLE else torch.float32
-    if block.numel() == 1:
+    if block.numel() <= SNAPSHOT:
         return block.to(wide, copy=True)
-    nan = block.isnan().sum()
-    posinf, neginf, zeros = ((block == x).sum() for x in (math.inf, -math.inf, 0.0))
+    nan = block.isnan().sum(dtype=wide)
+    posinf, neginf, zeros = ((block == x).sum(dtype=wide) for x in (math.inf, -math.inf, 0.0))
     low = block.nan_to_num(math.inf, math.inf, math.inf).amin()
     high = block.nan_to_num(-math.inf, -math.inf, -math.inf).amax()
     values = block.nan_to_num(0.0, 0.0, 0.0)
@@ -191,15 +193,15 @@ def device_row(block: torch.Tensor) -> torch.Tensor:
     return torch.stack([part.to(wide) for part in parts])
 
 
-def host_row(numbers: list[float], n: int) -> Row:
+def host_row(numbers: Any, n: int) -> Row:
     """Finish on the host what `device_row` began: the same row as from the other kernels.
 
     The elements that are not finite were taken as zeros, so each left ``shift ** 2`` in `spread`.
     """
-    if n == 1:
-        return small_row(np.array(numbers))
+    if n <= SNAPSHOT:
+        return small_row(numbers)
     nan, posinf, neginf, zeros = map(int, numbers[:4])
-    low, high, scale, norm, total, shift, spread = numbers[4:]
+    low, high, scale, norm, total, shift, spread = numbers[4:].tolist()
     count = n - nan - posinf - neginf
     if not count:
         return nan, posinf, neginf, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0

@@ -22,12 +22,15 @@ from tensortrace.capture.unwrap import plain, quiet
 INF, NAN = math.inf, math.nan
 
 
-@pytest.fixture(params=["host", "device", "device in small blocks", "host in small blocks"])
+@pytest.fixture(
+    params=["host", "device", "device snapshots", "device in small blocks", "host in small blocks"]
+)
 def way(request, monkeypatch):
     """Every tensor takes this way to its numbers, the branch-free kernels included."""
     if request.param.startswith("device"):
         monkeypatch.setattr(kernels, "SMALL", 0)
         monkeypatch.setattr(module, "_HOST", frozenset())
+        monkeypatch.setattr(kernels, "SNAPSHOT", 40 if "snapshots" in request.param else 0)
     if request.param == "device in small blocks":
         monkeypatch.setattr(module, "_DEVICE_BYTES", 7 * 4)
     if request.param == "host in small blocks":
@@ -205,6 +208,7 @@ def test_small_arrays_agree_with_the_oracle(values, small):
         patch.setattr(kernels, "SMALL", small)
         if not small:
             patch.setattr(module, "_HOST", frozenset())
+            patch.setattr(kernels, "SNAPSHOT", 0)
         assert_same(summarize(tensor), want)
 
 
@@ -223,7 +227,7 @@ LARGE = {
 @pytest.mark.parametrize("dtype", FLOATS[:2] + FLOATS[3:])
 @pytest.mark.parametrize("make", LARGE.values(), ids=LARGE)
 def test_many_elements_lose_no_precision(make, dtype):
-    tensor = make(300_001).to(dtype)
+    tensor = make(100_001).to(dtype)
     assert_same(summarize(tensor), oracle(tensor))
 
 
@@ -507,3 +511,20 @@ def test_quiet_blocks_nest_and_restore():
     with Counting() as dispatch:
         torch.ones(2)
     assert dispatch.count == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_syncs_once_however_many_tensors():
+    tensors = [values.cuda() for values in (*VALUES.values(), *EXTREMES.values())]
+    tensors += [make(100_001).cuda() for make in LARGE.values()]
+    queue = StatsQueue()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for tensor in tensors:
+            queue.add(tensor)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for got, tensor in zip(queue.resolve(), tensors, strict=True):
+        assert_same(got, oracle(tensor.cpu()))
