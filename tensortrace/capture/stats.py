@@ -48,7 +48,7 @@ _OFF = Stats(unmeasured="off")
 _HUGE = sys.float_info.max
 
 # Larger CPU tensors are read in blocks: what a pass leaves in cache serves the next one.
-_BLOCK = 1 << 20
+_BLOCK = 1 << 19
 # A device reduces so many bytes at once: its temporaries are up to four times as many.
 _DEVICE_BYTES = 1 << 24
 _HOST = {"cpu"}
