@@ -105,6 +105,15 @@ def test_the_json_report_is_one_document(log: Path, run) -> None:
     assert json.loads(out)["findings"][0]["code"] == "TT101"
 
 
+def test_a_log_from_a_pipe_is_reported(log: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "report", "-"], input=log.read_bytes(), capture_output=True, check=False,
+        env=environment(),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert b"error TT101" in done.stdout
+
+
 def test_notes_are_counted_and_shown_on_request(log: Path, run) -> None:
     assert "note TT105" not in run("report")[1]
     assert "note TT105" in run("report", "--notes")[1]
@@ -259,7 +268,7 @@ def test_the_demo_is_told_where_the_log_goes_and_the_log_is_viewed_on_request(
     run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     demo = types.ModuleType("tensortrace.demo")
-    demo.main = lambda out: print(f"to {out}") or 0  # type: ignore[attr-defined, func-returns-value]
+    demo.main = lambda out: print(f"to {out}") or 0  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensortrace.demo", demo)
     assert run("demo") == (0, "to log.jsonl\n", "")
     write_log(Path("x.jsonl"), make_canonical())
