@@ -85,7 +85,7 @@ REASONS: dict[str, tuple[str, str]] = {
         (_EXP, "exp exp2 expm1 sinh cosh"),
         (_ARC, "acos asin arccos arcsin atanh arctanh erfinv"),
         (_SOFTMAX, "softmax logsoftmax scaleddotproductattention"),
-        (_LOSS, "crossentropy nllloss binarycrossentropy kldiv ctcloss"),
+        (_LOSS, "crossentropy nllloss nll binarycrossentropy bce kldiv ctcloss"),
         (_SUM, "matmul mm bmm addmm baddbmm linear conv1d conv2d conv3d einsum sum cumsum mul add "
                "sub prod norm linalgvectornorm square rmatmul iadd imul"),
         (_STD, "std var stdmean varmean"),
@@ -241,7 +241,7 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     call, tensor = origin.call, origin.tensor
     where = call.op or module_text(call.module, _cls(step, call.module))
     inputs = [(n, step.tensors[i]) for n, i in call.inputs if i in step.tensors]
-    why, fix = _reason(call, [t for _, t in inputs])
+    why, fix = _reason(call, _cls(step, call.module), [t for _, t in inputs])
     made = f"{where} made {count_text(tensor)} from finite inputs"
     evidence: dict[str, Any] = {
         "placed": "direct" if call.op else "module",
@@ -283,12 +283,13 @@ def _cls(step: StepView, path: str | None) -> str | None:
     return module.cls if module else None
 
 
-def _reason(call: Call, inputs: list[Tensor]) -> tuple[str, str | None]:
+def _reason(call: Call, cls: str | None, inputs: list[Tensor]) -> tuple[str, str | None]:
     """Say in one sentence why this op makes what is not finite, and what to write instead."""
-    if call.op is None:
+    word = plain_op(call.op) if call.op else (cls or "").lower().removesuffix("loss")
+    # A module has more reasons than its op (its weights), unless it is the op and nothing else.
+    if call.op is None and REASONS.get(word) not in (_SOFTMAX, _LOSS):
         why = "what went into this module is finite, what came out is not"
         return f"{why}: its weights, or an operation in its own forward", None
-    word = plain_op(call.op)
     if word not in REASONS or not inputs:
         return "finite values went in, others came out: outside its domain or over its range", None
     # The argument to blame is the divisor, else the first.

@@ -24,7 +24,7 @@ def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draf
                 seen through what its module makes (TT101)
     """
     if memory.get("step") != step.number:
-        memory.update(step=step.number, seen=-1)
+        memory.update(step=step.number, seen=-1, poisoned=step.poisoned)
     bad: list[tuple[Param, str, Scalar | None, bool]] = []
     for param in step.params:
         if param.seq <= memory["seen"]:
@@ -45,12 +45,14 @@ def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draf
     bad.sort(key=lambda one: one[3])
     param, what, number, mask = bad[0]
     more = f", and {len(bad) - 1} more parameters" if len(bad) > 1 else ""
-    # A module that is blamed for NaN from finite inputs has them from its weights.
-    blamed = {f.module for f in step.causes if f.code == "TT101" and f.step == step.number}
-    cause = not step.poisoned and param.value.nonfinite and param.module in blamed
+    # Bad before anything else was: then what forward shows follows from this, although the weights
+    # are known only after the gate that showed it.
+    earlier = any(f.code < "TT2" and f.severity != "note" and f.step < step.number
+                  for f in step.findings)  # fmt: skip
+    first = bool(param.value.nonfinite) and not memory["poisoned"] and not earlier
     yield Draft(
         message=f"{param.name} {what}{more}", severity="note" if mask else "error",
-        follows=None if cause or mask else step.blamed(), cause="mask" if mask else "parameters",
+        follows=None if first or mask else step.blamed(), cause="mask" if mask else "parameters",
         phase="optimizer", module=param.module, param=param.name, seq=param.seq,
         tensor=param.value.id, value=number, limit=0,
         evidence={"placed": "direct", "parameters": [p.name for p, *_ in bad[:20]]},

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from tests.checks import brief, closing, find, module, optimizer, row
+
+
+def steps(count=10, *, held=("a.weight",), rms=1.0, ratio=0.01, lr=(0.1,), **changes):
+    for path in "ab":
+        yield module(path, "weight", grad=changes.get("grad", True),
+                     training=changes.get("training", True))  # fmt: skip
+    for step in range(count):
+        rates = lr(step) if callable(lr) else list(lr)
+        yield optimizer(step=step, lr=rates, parameters=list(held) if not step else None,
+                        skipped=changes.get("skipped", False))  # fmt: skip
+        columns = row(param_grad_rms={"a": 1.0, "b": rms}, update_ratio={"a": 0.01, "b": ratio})
+        yield closing(step, modules=columns)
+
+
+BOTH = ("a.weight", "b.weight")
+
+
+def test_parameters_in_no_optimizer_are_told_after_four_steps():
+    (found,) = find(steps(), "TT401")
+    assert brief([found]) == [("TT401", "warning", "b")]
+    assert (found.step, found.param) == (3, "b.weight")
+    assert "1 parameters have gradients and are in no optimizer" in found.message
+
+
+def test_three_steps_are_not_enough_and_the_number_is_a_setting():
+    assert find(steps(3), "TT401") == []
+    assert len(find(steps(3), "TT401", updates=3)) == 1
+
+
+def test_parameters_that_are_held_and_do_not_move_are_told():
+    (found,) = find(steps(held=BOTH, ratio=0.0), "TT401")
+    assert "held by an optimizer with lr > 0 and do not change" in found.message
+    assert found.param == "b.weight"
+    assert "bfloat16" in found.fix
+
+
+def test_a_healthy_run_is_silent():
+    assert find(steps(held=BOTH), "TT401") == []
+    assert find(steps(held=BOTH, ratio=None), "TT401") == []
+
+
+def test_what_nobody_means_to_train_is_silent():
+    assert find(steps(grad=False), "TT401") == []
+    assert find(steps(rms=None), "TT401") == []  # target network, teacher
+    assert find(steps(training=False), "TT401") == []
+    assert find(steps(held=BOTH, ratio=0.0, skipped=True), "TT401") == []
+
+
+def test_two_optimizers_hold_together():
+    def gan():
+        yield from (module(path, "weight") for path in "ab")
+        for step in range(20):
+            mine = step % 2
+            held = [f"{'ab'[mine]}.weight"] if step < 2 else None
+            yield optimizer(step=step, index=mine, parameters=held)
+            moved = {"a": 0.0 if mine else 0.1, "b": 0.1 if mine else 0.0}
+            columns = row(param_grad_rms={"a": 1.0, "b": 1.0}, update_ratio=moved)
+            yield closing(step, modules=columns)
+
+    assert find(gan(), "TT401") == []
+
+
+def test_a_rate_of_zero_is_told_after_more_than_twenty_steps_and_a_warm_up_is_not():
+    still = steps(21, held=BOTH, ratio=0.0, lr=(0.0,))
+    (found,) = find(still, "TT401")
+    assert (found.step, found.value, found.limit) == (20, 21, 20)
+    assert find(steps(20, held=BOTH, ratio=0.0, lr=(0.0,)), "TT401") == []
+    warm_up = steps(30, held=BOTH, lr=lambda s: [s * 0.01])
+    assert find(warm_up, "TT401") == []
+    frozen_group = steps(30, held=BOTH, ratio=0.0, lr=(0.1, 0.0))
+    assert find(frozen_group, "TT401") == []

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from tensortrace.records import Action, Call, Location
+from tests.checks import brief, call, closing, find, loss, module, nan, ok, op, optimizer, param
+
+
+def grads(seq, of, ins, outs, tensors, *, names=("output[0]", "input[0]"), **changes):
+    return Call(step=0, seq=seq, phase="backward", forward=of, tensors=tensors,
+                inputs=[(names[0], i) for i in ins], outputs=[(names[1], i) for i in outs],
+                **changes)  # fmt: skip
+
+
+def arrived(seq, of, tensor, path):
+    """The gradient of a module's output."""
+    return grads(seq, of, [tensor.id], [], [tensor], module=path)
+
+
+def made(seq, tensor, path, name="weight"):
+    """The gradient of a parameter."""
+    return grads(seq, None, [], [tensor.id], [tensor], names=("", name), module=path)
+
+
+ROOT = Location("loss.py", 3, "distance", "return d.sqrt()")
+FORWARD = [
+    call(1, "net", [1], [4], [ok(1), ok(4)]),
+    call(2, "net.a", [1], [2], [ok(2)], parent=1),
+    call(3, "net.b", [3], [4], [ok(3)], parent=1),
+    op(4, "sqrt", [4], [5], [ok(5)], location=ROOT),
+    loss(5, 1.0, 5),
+]
+BAD = made(30, nan(30), "net.b")
+
+
+def node(bad_in=False, bad_out=True):
+    return grads(
+        10, 4, [10], [11], [nan(10) if bad_in else ok(10), nan(11) if bad_out else ok(11)],
+        op="sqrt", location=ROOT,
+    )  # fmt: skip
+
+
+def test_names_the_op_outside_modules_and_the_line_of_its_forward():
+    (found,) = find([*FORWARD, node(), BAD, optimizer(grad_norm="NaN")], "TT102")
+    assert brief([found]) == [("TT102", "error", "sqrt")]
+    assert found.location == ROOT
+    assert found.evidence["placed"] == "direct"
+    assert "the backward of sqrt made 1 NaN of 4 from finite gradients" in found.message
+    assert "infinity times a zero gradient" in found.explanation
+    assert [link.seq for link in found.chain] == [4, 10]
+
+
+def test_finite_gradients_are_silent_and_so_is_a_large_norm():
+    fine = [*FORWARD, node(bad_out=False), made(30, ok(30), "net.b")]
+    assert find([*fine, optimizer(grad_norm=1e30), closing()], "TT102") == []
+    assert find([*fine, optimizer(grad_norm="Infinity"), closing()], "TT102") == []
+
+
+def test_a_bad_gradient_at_a_tensor_blames_the_module_that_took_it():
+    records = [
+        *FORWARD, arrived(10, 1, ok(10), "net"), arrived(11, 3, ok(11), "net.b"),
+        arrived(12, 2, nan(12, grad_of=2), "net.a"), made(13, nan(13), "net.a"),
+    ]  # fmt: skip
+    taken = [*FORWARD[:2], call(3, "net.b", [2], [4], [], parent=1), *records[3:], optimizer()]
+    (found,) = find(taken, "TT102")
+    assert brief([found]) == [("TT102", "error", "net.b")]
+    assert found.evidence["placed"] == "module"
+
+
+def test_a_bad_gradient_between_two_modules_blames_the_code_of_their_parent():
+    records = [
+        module("net", cls="Net"), *FORWARD,
+        arrived(10, 1, ok(10), "net"), arrived(11, 3, ok(11), "net.b"),
+        arrived(12, 2, nan(12, grad_of=2), "net.a"), made(13, nan(13), "net.a"), optimizer(),
+    ]  # fmt: skip
+    (found,) = find(records, "TT102")
+    assert brief([found]) == [("TT102", "error", "net")]
+    assert found.evidence["between"] == ["net.a", "net.b"]
+    assert "between the exit of net.a and the entry of net.b" in found.message
+
+
+def test_a_bad_parameter_gradient_blames_its_module():
+    records = [*FORWARD, arrived(10, 3, ok(10), "net.b"), BAD, optimizer()]
+    (found,) = find(records, "TT102")
+    assert (found.module, found.param, found.seq) == ("net.b", "weight", 30)
+
+
+def test_a_gradient_that_reaches_no_parameter_is_a_note_at_the_end():
+    records = [*FORWARD, node(), optimizer()]
+    assert find(records, "TT102") == []
+    assert brief(find([*records, closing()], "TT102")) == [("TT102", "note", "sqrt")]
+
+
+def test_a_step_that_a_scaler_skipped_is_one_note():
+    found = []
+    scale = Action(step=0, seq=6, action="scale", detail={"scale": 65536.0})
+    records = [*FORWARD, scale, node(), BAD, optimizer(grad_norm="NaN", skipped=True), closing()]
+    found = find(records, "TT102")
+    assert brief(found) == [("TT102", "note", "sqrt")]
+    assert "scale 65536.0" in found[0].message
+
+
+def test_under_a_scaler_only_a_step_that_was_taken_is_an_error():
+    scale = Action(step=0, seq=6, action="scale", detail={"scale": 65536.0})
+    taken = [*FORWARD, scale, node(), BAD, optimizer(grad_norm="NaN")]
+    assert find(taken, "TT102") == []
+    assert brief(find([*taken, closing()], "TT102")) == [("TT102", "error", "sqrt")]
+    no_optimizer = [*FORWARD, scale, node(), BAD, closing()]
+    assert brief(find(no_optimizer, "TT102")) == [("TT102", "note", "sqrt")]
+
+
+def test_what_a_forward_finding_explains_is_only_counted():
+    records = [
+        op(1, "log", [1], [2], [ok(1), nan(2)]), loss(2, "NaN", 2),
+        grads(3, 1, [10], [11], [ok(10), nan(11)], op="log"), BAD, optimizer(grad_norm="NaN"),
+        closing(),
+    ]  # fmt: skip
+    assert [f.code for f in find(records)] == ["TT101"]
+
+
+def test_a_gradient_that_only_the_optimizer_saw_is_told_at_the_end():
+    records = [optimizer(grad_norm="NaN"), param(1001, "a.weight", ok(1), grad=nan(2)), closing()]
+    (found,) = find(records, "TT102")
+    assert (found.param, found.evidence["placed"]) == ("a.weight", "parameter only")

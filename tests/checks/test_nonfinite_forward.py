@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+
+from tensortrace.records import Action, Call, Location
+from tests.checks import brief, call, closing, find, loss, module, nan, ok, op, optimizer
+
+
+def inf(id, **changes):
+    return ok(id, posinf=1, **changes)
+
+
+def mask(id, **changes):
+    return ok(id, neginf=2, **changes)
+
+
+def bad_log(seq=1, **changes):
+    return op(seq, "log", [1], [2], [ok(1, 640, zeros=12, min=0.0), mask(2, numel=640)], **changes)
+
+
+def test_names_the_op_its_numbers_and_its_line():
+    records = [bad_log(), op(2, "mean", [2], [3], [mask(3)]), loss(3, "-Infinity", 3), optimizer()]
+    (found,) = find(records, "TT101")
+    assert brief([found]) == [("TT101", "error", "log")]
+    assert "log made 2 -inf of 640 from finite inputs" in found.message
+    assert "12 zeros out of 640 (min 0)" in found.message
+    assert (found.seq, found.tensor, found.value, found.limit) == (1, 2, 2, 0)
+    assert found.location == Location("train.py", 12, "main", "loss = model(x)")
+    assert found.evidence["placed"] == "direct"
+    assert "clamp_min" in found.fix
+
+
+def test_is_told_at_the_gate_and_once():
+    gate = [bad_log(), loss(2, "Infinity", 2), optimizer()]
+    assert len(find(gate, "TT101")) == 1
+    assert len(find([*gate, closing()], "TT101")) == 1
+
+
+def test_the_same_cause_in_a_later_step_is_only_counted():
+    steps = [[bad_log(step=s), loss(2, "NaN", 2, step=s), closing(s)] for s in range(3)]
+    assert [f.step for f in find(chain.from_iterable(steps), "TT101")] == [0]
+
+
+def test_a_clean_step_is_silent():
+    records = [op(1, "log", [1], [2], [ok(1), ok(2)]), loss(2, 1.0, 2), optimizer(), closing()]
+    assert find(records, "TT101") == []
+
+
+def test_bad_inputs_are_not_its_fault():
+    records = [op(1, "exp", [1], [2], [nan(1), nan(2)]), loss(2, "NaN", 2), optimizer(), closing()]
+    assert find(records, "TT101") == []
+
+
+@pytest.mark.parametrize("name", ["masked_fill", "torch.Tensor.__setitem__", "full", "empty_like"])
+def test_fills_and_memory_as_it_was_are_no_origin(name):
+    records = [op(1, name, [1], [2], [ok(1), nan(2)]), loss(2, "NaN", 2), optimizer(), closing()]
+    assert find(records, "TT101") == []
+
+
+def test_a_mask_that_is_consumed_is_silent_and_a_fully_masked_row_is_the_softmax():
+    masked = op(1, "masked_fill", [1], [2], [ok(1), mask(2)])
+    healthy = [masked, op(2, "softmax", [2], [3], [ok(3)]), loss(3, 1.0, 3), optimizer(), closing()]
+    assert find(healthy, "TT101") == []
+    sick = [masked, op(2, "softmax", [2], [3], [nan(3)]), loss(3, "NaN", 3), optimizer()]
+    (found,) = find(sick, "TT101")
+    assert brief([found]) == [("TT101", "error", "softmax")]
+    assert "mask hides every position" in found.explanation
+
+
+def test_what_is_masked_away_is_a_note_at_the_end_of_the_step():
+    records = [bad_log(), op(2, "where", [2], [3], [ok(3)]), loss(3, 1.0, 3), optimizer()]
+    assert find(records, "TT101") == []
+    (found,) = find([*records, closing()], "TT101")
+    assert brief([found]) == [("TT101", "note", "log")]
+    assert "harmless" in found.message
+
+
+def test_the_origin_on_the_way_to_the_loss_is_told_not_the_healed_one():
+    records = [
+        bad_log(),
+        op(2, "nan_to_num", [2], [3], [ok(3)]),
+        op(3, "sqrt", [4], [5], [ok(4, min=-1.0), nan(5)]),
+        op(4, "add", [3, 5], [6], [nan(6)]),
+        loss(5, "NaN", 6),
+        optimizer(),
+        closing(),
+    ]
+    assert brief(find(records, "TT101")) == [("TT101", "error", "sqrt")]
+
+
+def test_the_first_of_two_that_reach_the_loss_is_told():
+    records = [
+        op(1, "sqrt", [1], [2], [ok(1), nan(2)]),
+        op(2, "exp", [3], [4], [ok(3), inf(4)]),
+        op(3, "add", [2, 4], [5], [nan(5)]),
+        loss(4, "NaN", 5),
+        optimizer(),
+    ]
+    assert brief(find(records, "TT101")) == [("TT101", "error", "sqrt")]
+
+
+def test_the_innermost_module_completes_first():
+    records = [
+        call(1, "", [1], [4], [ok(1), nan(4)]),
+        call(2, "block", [1], [3], [nan(3)], parent=1),
+        call(3, "block.fc", [1], [2], [nan(2)], parent=2),
+        call(4, "head", [3], [4], parent=1),
+        loss(5, "NaN", 4),
+        optimizer(),
+    ]
+    (found,) = find(records, "TT101")
+    assert brief([found]) == [("TT101", "error", "block.fc")]
+    assert found.evidence["placed"] == "module"
+
+
+def test_a_module_that_is_a_loss_gets_the_reason_of_the_loss():
+    records = [
+        module("CrossEntropyLoss", cls="CrossEntropyLoss"),
+        call(1, "CrossEntropyLoss", [1], [2], [ok(1), nan(2)]),
+        loss(2, "NaN", 2),
+        optimizer(),
+    ]
+    (found,) = find(records, "TT101")
+    assert "ignored" in found.explanation
+
+
+def test_a_fault_between_two_children_is_the_parents_with_both_lines():
+    a, b = Location("net.py", 5, "forward"), Location("net.py", 7, "forward")
+    records = [
+        module("", cls="Net"),
+        call(1, "", [1], [4], [ok(1), nan(4)]),
+        call(2, "a", [1], [2], [ok(2)], parent=1, location=a),
+        call(3, "b", [3], [4], [nan(3)], parent=1, location=b),
+        loss(5, "NaN", 4),
+        optimizer(),
+    ]
+    (found,) = find(records, "TT101")
+    assert found.module == ""
+    assert found.evidence["between"] == ["a", "b"]
+    assert found.evidence["between_lines"] == ["net.py:5", "net.py:7"]
+    assert (
+        "the code of Net made 1 NaN of 4 between the exit of a and the entry of b" in found.message
+    )
+    assert "net.py:5 to net.py:7" in found.message
+
+
+def test_a_fault_before_the_first_child_and_after_the_last_one():
+    before = [
+        call(1, "net", [1], [3], [ok(1), nan(3)]),
+        call(2, "net.a", [2], [3], [nan(2)], parent=1),
+        loss(5, "NaN", 3),
+        optimizer(),
+    ]
+    (found,) = find(before, "TT101")
+    assert (found.module, found.evidence["between"]) == ("net", [None, "net.a"])
+    after = [
+        call(1, "net", [1], [3], [ok(1), nan(3)]),
+        call(2, "net.a", [1], [2], [ok(2)], parent=1),
+        loss(5, "NaN", 3),
+        optimizer(),
+    ]
+    (found,) = find(after, "TT101")
+    assert (found.module, found.evidence["between"]) == ("net", ["net.a", None])
+
+
+def test_a_state_from_an_earlier_step_is_not_made_here():
+    records = [
+        call(1, "net", [1], [3], [ok(1), nan(3)]),
+        call(2, "net.a", [2], [3], [nan(2, from_step=3)], parent=1),
+        loss(5, "NaN", 3),
+        optimizer(),
+        closing(),
+    ]
+    assert find(records, "TT101") == []
+
+
+def test_without_a_loss_the_output_of_the_model_is_the_judge():
+    sick = [call(1, "net", [1], [2], [ok(1), nan(2)]), closing()]
+    assert brief(find(sick, "TT101")) == [("TT101", "error", "net")]
+    healed = [sick[0], op(2, "nan_to_num", [2], [3], [ok(3)]), closing()]
+    assert brief(find(healed, "TT101")) == [("TT101", "note", "net")]
+    banned = [call(1, "net", [1], [2], [ok(1), mask(2)]), closing()]
+    assert brief(find(banned, "TT101")) == [("TT101", "note", "net")]
+    metric = [op(1, "div", [1], [2], [ok(1), nan(2)]), closing()]
+    assert brief(find(metric, "TT101")) == [("TT101", "note", "div")]
+
+
+def backward(seq, of, ins, outs, tensors, **changes):
+    return Call(step=0, seq=seq, phase="backward", forward=of, tensors=tensors,
+                inputs=[("output[0]", i) for i in ins], outputs=[("input[0]", i) for i in outs],
+                **changes)  # fmt: skip
+
+
+def test_masked_in_forward_and_nan_in_its_own_backward_is_an_error():
+    records = [
+        bad_log(),
+        op(2, "where", [2], [3], [ok(3)]),
+        loss(3, 1.0, 3),
+        backward(4, 1, [10], [11], [ok(10), nan(11)], op="log"),
+        optimizer(),
+    ]
+    assert brief(find(records, "TT101")) == [("TT101", "error", "log")]
+
+
+def test_a_gradient_that_another_op_spoils_leaves_the_mask_a_note():
+    records = [
+        bad_log(),
+        op(2, "where", [2], [3], [ok(3)]),
+        op(3, "sqrt", [3], [4], [ok(4)]),
+        loss(4, 1.0, 4),
+        backward(5, 3, [10], [11], [ok(10), nan(11)], op="sqrt"),
+        optimizer(),
+    ]
+    assert find(records, "TT101") == []
+
+
+def test_under_a_scaler_a_bad_gradient_is_no_damage_and_a_bad_loss_is():
+    scale = Action(step=0, seq=2, action="scale", detail={"scale": 65536.0})
+    overflow = [
+        op(1, "mul", [1], [2], [ok(1), inf(2)]),
+        loss(2, 1.0, 1),
+        scale,
+        backward(4, 1, [10], [11], [ok(10), inf(11)], op="mul"),
+        optimizer(),
+        closing(),
+    ]
+    assert brief(find(overflow, "TT101")) == [("TT101", "note", "mul")]
+    assert brief(find([bad_log(), scale, loss(3, "NaN", 2), optimizer()], "TT101")) == [
+        ("TT101", "error", "log")
+    ]
+
+
+def test_after_the_parameters_went_bad_all_follows_until_weights_are_loaded():
+    first = [bad_log(), loss(2, "NaN", 2), optimizer(grad_norm="NaN"), closing()]
+    later = [call(1, "fc", [1], [2], [ok(1), nan(2)], step=1), loss(2, "NaN", 2, step=1),
+             optimizer(step=1), closing(1)]  # fmt: skip
+    assert brief(find([*first, *later], "TT101")) == [("TT101", "error", "log")]
+    load = Action(step=1, seq=0, action="load_state_dict")
+    assert brief(find([*first, load, *later], "TT101")) == [
+        ("TT101", "error", "log"),
+        ("TT101", "error", "fc"),
+    ]
+
+
+def test_a_skipped_step_does_not_spoil_the_parameters():
+    first = [bad_log(), loss(2, "NaN", 2), optimizer(grad_norm="NaN", skipped=True), closing()]
+    later = [
+        call(1, "fc", [1], [2], [ok(1), nan(2)], step=1),
+        loss(2, "NaN", 2, step=1),
+        closing(1),
+    ]
+    assert len(find([*first, *later], "TT101")) == 2
+
+
+def test_recomputed_and_replayed_calls_are_not_counted_again():
+    records = [
+        op(1, "log", [1], [2], [ok(1), nan(2)], recompute=True),
+        op(2, "log", [1], [2], replay=True),
+        loss(3, "NaN"),
+        optimizer(),
+        closing(),
+    ]
+    assert find(records, "TT101") == []
+
+
+def test_the_chain_goes_back_to_the_cause_and_is_cut():
+    records = [op(i, f"op{i}", [i], [i + 1], [ok(i)]) for i in range(1, 12)]
+    records += [op(12, "log", [12], [13], [ok(12), nan(13)]), loss(13, "NaN", 13), optimizer()]
+    (found,) = find(records, "TT101")
+    assert [link.op for link in found.chain] == [f"op{i}" for i in range(5, 12)] + ["log"]
+    (found,) = find(records, "TT101", chain=2)
+    assert [(link.seq, link.tensor) for link in found.chain] == [(11, 12), (12, 13)]
+
+
+def test_notes_of_the_same_layer_over_and_over_are_one():
+    records = [
+        op(i, "log", [i], [100 + i], [ok(i), mask(100 + i)], module=f"layers.{i}")
+        for i in range(1, 13)
+    ]
+    assert len(find([*records, loss(50, 1.0), optimizer(), closing()], "TT101")) == 1
+
+
+def test_a_division_blames_the_divisor():
+    tensors = [ok(1, numel=4), ok(2, zeros=3, min=0.0), inf(3)]
+    divide = op(1, "__truediv__", [1, 2], [3], tensors)
+    (found,) = find([divide, loss(2, "Infinity", 3), optimizer()], "TT101")
+    assert "the divisor has 3 zeros out of 4" in found.message

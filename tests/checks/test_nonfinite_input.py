@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.checks import brief, call, closing, find, loss, nan, ok, op, optimizer
+
+
+def test_nan_in_the_batch_is_an_error_and_the_only_one():
+    records = [
+        op(1, "to", [1], [2], [nan(1, 8, 3), nan(2, 8, 3)]),
+        call(2, "net", [2], [3], [nan(3)]),
+        loss(3, "NaN", 3),
+        optimizer(grad_norm="NaN"),
+        closing(),
+    ]
+    (found,) = find(records)
+    assert brief([found]) == [("TT105", "error", "to")]
+    assert found.tensor == 1
+    assert "1 NaN of 24 in the data" in found.message
+
+
+def test_infinity_in_the_batch_is_a_warning():
+    records = [call(1, "net", [1], [2], [ok(1, posinf=1), nan(2)]), loss(3, "NaN", 2), optimizer()]
+    assert brief(find(records)) == [("TT105", "warning", "net")]
+
+
+def test_missing_values_that_are_handled_are_a_note_at_the_end():
+    records = [op(1, "nan_to_num", [1], [2], [nan(1), ok(2)]), loss(3, 1.0, 2), optimizer()]
+    assert find(records) == []
+    assert brief(find([*records, closing()])) == [("TT105", "note", "nan_to_num")]
+
+
+def test_a_mask_of_minus_infinity_is_a_note():
+    records = [call(1, "net", [1], [2], [ok(1, neginf=3), ok(2)]), loss(3, 1.0), closing()]
+    assert brief(find(records)) == [("TT105", "note", "net")]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "int64"}, {"requires_grad": True}, {"from_step": 0}, {"view_of": 9},
+        {"previous": 9}, {"grad_of": 9}, {"numel": 1},
+    ],
+    ids=lambda c: next(iter(c)),
+)  # fmt: skip
+def test_what_is_no_data_is_not_looked_at(changes):
+    records = [
+        call(1, "net", [1], [2], [nan(1, **changes), nan(2)]),
+        loss(3, "NaN", 2),
+        optimizer(),
+    ]
+    assert find(records, "TT105") == []
+
+
+def test_a_tensor_that_a_call_of_the_step_made_is_no_data():
+    made = op(1, "rand", [], [1], [nan(1)])
+    records = [made, call(2, "net", [1], [2], [nan(2)]), loss(3, "NaN", 2), optimizer()]
+    assert find(records, "TT105") == []
+    records[0] = op(1, "torch.tensor", [], [1], [nan(1)])
+    assert brief(find(records, "TT105")) == [("TT105", "error", "net")]
+
+
+def test_what_enters_an_inner_module_is_left_to_the_forward_check():
+    inner = call(2, "net.a", [3], [2], [nan(3)], parent=1)
+    records = [call(1, "net", [1], [2], [ok(1), nan(2)]), inner, loss(3, "NaN", 2), optimizer()]
+    assert [f.code for f in find(records)] == ["TT101"]

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.checks import brief, closing, find, loss, nan, ok, op, optimizer
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_a_loss_that_nothing_explains_is_an_error_at_the_gate(value):
+    (found,) = find([loss(1, value), optimizer()])
+    assert brief([found]) == [("TT103", "error", None)]
+    assert (found.value, found.seq) == (value, 1)
+    assert value in found.message
+
+
+@pytest.mark.parametrize("value", [0.0, 3.4e38, -1.0, None])
+def test_a_finite_or_absent_loss_is_silent(value):
+    assert find([loss(1, value), optimizer(), closing()], "TT103") == []
+
+
+def test_what_made_it_is_named_where_it_was_seen():
+    (found,) = find([op(1, "full", [], [2], [nan(2)]), loss(2, "NaN", 2), optimizer()])
+    assert brief([found]) == [("TT103", "error", "full")]
+
+
+def test_a_forward_finding_explains_it_also_when_that_is_only_met_again():
+    steps = [
+        record
+        for s in range(3)
+        for record in (
+            op(1, "log", [1], [2], [ok(1), nan(2)], step=s), loss(2, "NaN", 2, step=s), closing(s)
+        )
+    ]  # fmt: skip
+    assert [f.code for f in find(steps)] == ["TT101"]
+
+
+def test_it_is_told_once_and_not_again_at_the_end_of_the_step():
+    assert len(find([loss(1, "NaN"), optimizer(), closing()], "TT103")) == 1
