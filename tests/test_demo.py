@@ -39,6 +39,7 @@ def test_demo_finds_its_planted_fault(
         torch.set_num_threads(threads)
 
     log = open_run("log.jsonl")
+    list(log.index())
     (finding,) = [f for f in log.findings if f.severity != "note"]
     assert (finding.code, finding.step, finding.op) == ("TT101", 31, "log")
     assert finding.location is not None

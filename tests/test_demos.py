@@ -58,6 +58,7 @@ def test_demo_finds_what_it_expects_and_nothing_else(demo: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
 
     log = open_run(tmp_path / "run.jsonl")
+    list(log.index())
     assert log.end is not None
     assert log.end.why == "exit"
     serious = [finding for finding in log.findings if finding.severity != "note"]
