@@ -42,9 +42,12 @@ def test_demo_finds_its_planted_fault(
     list(log.index())
     (finding,) = [f for f in log.findings if f.severity != "note"]
     assert (finding.code, finding.step, finding.op) == ("TT101", 31, "log")
-    assert finding.location is not None
-    assert Path(finding.location.file).name == "demo.py"
-    assert "(1 - p).log()" in (finding.location.code or "")
+    place = finding.location
+    assert place is not None
+    assert (Path(place.file).name, place.function) == ("demo.py", "cross_entropy")
+    source = log.source(place.file, place.line)
+    assert source is not None
+    assert "(1 - p).log()" in source.text.splitlines()[place.line - source.first_line]
     shown = capsys.readouterr()
     assert finding.message in shown.err
     assert "tensortrace view log.jsonl" in shown.out
