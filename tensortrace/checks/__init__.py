@@ -23,8 +23,10 @@ import textwrap
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from msgspec import structs
 
 from tensortrace.errors import UsageError
 from tensortrace.records import (
@@ -40,6 +42,7 @@ from tensortrace.records import (
     Record,
     Scalar,
     Severity,
+    Source,
     Step,
     Tensor,
 )
@@ -256,6 +259,7 @@ class Engine:
         self._checks = _in_order(chosen)
         self._memory: dict[str, dict[str, Any]] = {c.code: {} for c in self._checks}
         self._modules: dict[str, Module] = {}
+        self._sources: dict[str, list[Source]] = {}
         self._findings: list[Finding] = []
         self._reported: dict[tuple[Any, ...], Finding] = {}
         self._counts: Counter[str] = Counter()
@@ -270,6 +274,8 @@ class Engine:
         kind = type(record)
         if kind is Module:
             self._modules[record.path] = record  # type: ignore[assignment,attr-defined]
+        elif kind is Source:
+            self._sources.setdefault(record.file, []).append(record)  # type: ignore[arg-type,attr-defined]
         elif kind in (Call, Param, Optimizer, Action, Step):
             return self._take(record)  # type: ignore[arg-type]
         return []
@@ -365,12 +371,30 @@ class Engine:
             self._repeats[last] += 1
             return []
         self._counts[one.code] += 1
+        draft = replace(
+            draft,
+            location=self._with_code(draft.location),
+            chain=tuple(
+                structs.replace(link, location=self._with_code(link.location))
+                for link in draft.chain
+            ),
+        )
         finding = _finding(one, step, draft, f"{one.code}-{self._counts[one.code]}")
         self._last[one.code, severity] = (count + 1, finding.id)
         self._reported[key] = finding
         self._findings.append(finding)
         step.causes.append(finding)
         return [finding]
+
+    def _with_code(self, location: Location | None) -> Location | None:
+        """Add the text of a line, if its function was stored."""
+        if location is None or location.code is not None:
+            return location
+        for source in self._sources.get(location.file, ()):
+            lines = source.text.splitlines()
+            if 0 <= (at := location.line - source.first_line) < len(lines):
+                return structs.replace(location, code=lines[at].strip()[:200])
+        return location
 
 
 def _is_damage(finding: Finding) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
-from tensortrace.records import Module
+from tensortrace.records import Call, Module
 from tensortrace.text import module_text
 
 
@@ -57,9 +57,10 @@ def cut_off_gradient(
             if streaks[path] >= sustain:
                 cut.append(path)
     told: set[str] = memory.setdefault("told", set())
-    # Whether gradients were enabled is known from the calls alone, which only full steps write.
+    # Whether gradients were enabled, and whether an expert got any rows at all, is known from the
+    # calls alone, which only full steps write.
     enabled = {c.module for c in step.calls if c.phase == "forward" and c.op is None
-               and c.grad_enabled and c.training is not False}  # fmt: skip
+               and c.grad_enabled and c.training is not False and not _empty(step, c)}  # fmt: skip
     new = [path for path in cut if path not in told and path in enabled]
     if not new:
         return
@@ -75,6 +76,11 @@ def cut_off_gradient(
         location=next((c.location for c in step.calls if c.module == new[-1]), None),
         evidence={"modules": new, "profile": [[path, rms] for path, rms in rows]},
     )  # fmt: skip
+
+
+def _empty(step: StepView, call: Call) -> bool:
+    made = [step.tensors[id] for _, id in call.outputs if id in step.tensors]
+    return bool(made) and not any(t.numel for t in made)
 
 
 def _trainable(module: Module | None) -> set[str]:

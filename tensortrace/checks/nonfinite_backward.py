@@ -57,7 +57,7 @@ class Origin:
     direct: bool
 
 
-@check("TT102", "nonfinite-backward", severity="error", when="gate", after=("TT101", "TT104"))
+@check("TT102", "nonfinite-backward", severity="error", when="gate", after=("TT101", "TT103"))
 def nonfinite_backward(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     """A backward call makes NaN or infinity out of finite gradients.
 

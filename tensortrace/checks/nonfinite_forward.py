@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, count_text, plain_op
@@ -13,6 +13,7 @@ from tensortrace.text import location_text, module_text, number_text, short_dtyp
 
 # Origins kept of one step: the first is what counts, the rest help to find which one did harm.
 KEPT = 16
+HARMLESS = "; harmless in this step: loss and gradients stay finite"
 # Narrowing, section 3 item 7: what fills with a literal is no origin, and memory from `empty` is
 # whatever was there.
 _FILLS = (
@@ -124,20 +125,46 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
                 value masked away before any module boundary is not seen and does no harm
     """
     if memory.get("step") != step.number:
-        memory.update(step=step.number, origins=[], told=False)
+        # Of the step before, since data may be prepared after the last update. That reaches back
+        # one step only, and the step before a finding is written in full like its own.
+        before = memory["notes"] if memory.get("step") == step.number - 1 else []
+        memory.update(step=step.number, origins=[], told=False, before=before, notes=[])
     origins: list[Origin] = memory["origins"]
     if step.bad and len(origins) < KEPT:
         origins += _origins(step)[: KEPT - len(origins)]
-    if not origins or memory["told"]:
+    if memory["told"] or not (origins or memory["before"]):
         return
     damage = step.damage()
-    guilty = _guilty(step, origins, damage) if damage else None
+    guilty = _guilty(step, origins, damage) if damage and origins else None
     if guilty:
         memory["told"] = True
         yield _draft(step, guilty, damage, chain)
+    elif damage and memory["before"] and _inherits(step):
+        memory["told"] = True
+        yield _from_before(step, memory["before"][0], damage)
     elif step.summary is not None and not step.poisoned and step.blamed() is None:
-        for origin in origins:
-            yield _draft(step, origin, None, chain)
+        # 0 * -inf of a value that is a note already is no second one.
+        own = (origin for origin in origins if not step.nonfinite(origin.call.inputs))
+        memory["notes"] = [_draft(step, origin, None, chain) for origin in own]
+        yield from memory["notes"]
+
+
+def _inherits(step: StepView) -> bool:
+    """Tell whether a bad tensor that the step before made comes in from outside the modules."""
+    outer = (c for c in step.calls if c.phase == "forward" and c.parent is None)
+    return any(t.from_step == step.number - 1 for c in outer for t in step.hurt(c.inputs))
+
+
+def _from_before(step: StepView, note: Draft, damage: str) -> Draft:
+    """Make an error of a note of the step before, whose values did harm in this one."""
+    message = note.message.removesuffix(HARMLESS) + f"; made at the end of step {step.number - 1}"
+    # The seqs and tensor ids are those of another step.
+    links = tuple(ChainLink(None, None, link.op, link.location) for link in note.chain)
+    evidence = {**note.evidence, "reached": damage, "made_in_step": step.number - 1}
+    return replace(
+        note, message=message, severity="error", follows=step.blamed(), seq=None, tensor=None,
+        evidence=evidence, chain=links,
+    )  # fmt: skip
 
 
 def _origins(step: StepView) -> list[Origin]:
@@ -156,8 +183,12 @@ def _origins(step: StepView) -> list[Origin]:
                 found.append(Origin(parent, got[0], (last.get(parent.seq), call)))
             spoilt.add(parent.seq)
         if not got and call.seq not in spoilt and plain_op(call.op) not in FILLS:
+            # -inf that goes in is a mask, unless it comes from nowhere to where none belongs.
             masks = [] if made or call.seq in last else _new_masks(step, call)
-            if made or masks:
+            came = _unexplained_masks(step, parent, call) if made else []
+            if came and parent:
+                found.append(Origin(parent, came[0], (last.get(parent.seq), call)))
+            elif made or masks:
                 after = last.get(call.seq)
                 found.append(Origin(call, (made or masks)[0], (after, None) if after else None))
         if parent:
@@ -171,6 +202,18 @@ def _new_masks(step: StepView, call: Call) -> list[Tensor]:
     if any(t.neginf for t in step.nonfinite(call.inputs)):
         return []
     return [t for t in step.nonfinite(call.outputs) if t.neginf]
+
+
+def _unexplained_masks(step: StepView, parent: Call | None, call: Call) -> list[Tensor]:
+    """Pick -inf that the parent's own code handed to a module that has no use for a mask."""
+    takes_masks = re.search("softmax|attention|transformer", _cls(step, call.module) or "", re.I)
+    if parent is None or call.op or takes_masks:
+        return []
+    before = [c for c in step.calls if c.parent == parent.seq and c.seq < call.seq]
+    known = [parent.inputs, *(c.outputs for c in before)]
+    if any(t.neginf for names in known for t in step.nonfinite(names)):
+        return []
+    return [t for t in step.nonfinite(call.inputs) if t.neginf]
 
 
 def _completion_order(calls: list[Call]) -> list[Call]:
@@ -239,10 +282,12 @@ def _upstream(step: StepView, bad: list[int]) -> tuple[set[int], bool]:
 
 def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> Draft:
     call, tensor = origin.call, origin.tensor
-    where = call.op or module_text(call.module, _cls(step, call.module))
+    where = _name(step, call)
     inputs = [(n, step.tensors[i]) for n, i in call.inputs if i in step.tensors]
     why, fix = _reason(call, _cls(step, call.module), [t for _, t in inputs])
-    made = f"{where} made {count_text(tensor)} from finite inputs"
+    masks = sum(t.neginf for _, t in inputs)
+    made = f"{where} made {count_text(tensor)} from "
+    made += f"inputs with {masks} -inf" if masks else "finite inputs"
     evidence: dict[str, Any] = {
         "placed": "direct" if call.op else "module",
         "reached": damage,
@@ -261,7 +306,7 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     message = f"{made}; {why}" if call.op else made
     cause = f"{call.module} {call.op}"
     if damage is None:
-        message += "; harmless in this step: loss and gradients stay finite"
+        message += HARMLESS
     return Draft(
         message=message, follows=step.poisoned, severity="error" if damage else "note",
         # The same layer over and over is one note.
@@ -273,9 +318,13 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
 
 
 def _end(step: StepView, call: Call | None, otherwise: str, side: str) -> str:
-    return (
-        side + (call.op or module_text(call.module, _cls(step, call.module))) if call else otherwise
-    )
+    return side + _name(step, call) if call else otherwise
+
+
+def _name(step: StepView, call: Call) -> str:
+    cls = _cls(step, call.module)
+    path = module_text(call.module, cls)
+    return call.op or (f"{path} ({cls})" if call.module and cls else path)
 
 
 def _cls(step: StepView, path: str | None) -> str | None:
@@ -296,6 +345,8 @@ def _reason(call: Call, cls: str | None, inputs: list[Tensor]) -> tuple[str, str
     divides = word in ("div", "truediv", "divide", "floordivide", "remainder")
     tensor = inputs[-1] if divides and len(inputs) > 1 else inputs[0]
     why, fix = REASONS[word]
+    if tensor.neginf and REASONS[word] is _SUM:
+        return f"0 * -inf and inf - inf are NaN; it got {tensor.neginf} -inf", _SOFTMAX[1]
     text = why.format(
         zeros=tensor.zeros, numel=tensor.numel, min=number_text(tensor.min),
         max=number_text(tensor.max), dtype=short_dtype(tensor.dtype),

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, finite
-from tensortrace.records import ChainLink
+from tensortrace.records import Call, ChainLink
 
 
 @check(
-    "TT103", "nonfinite-loss", severity="error", when="gate",
-    after=("TT101", "TT102", "TT104", "TT105"),
+    "TT103", "nonfinite-loss", severity="error", when="gate", after=("TT101", "TT104", "TT105"),
 )  # fmt: skip
 def nonfinite_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     """The loss is NaN or infinite, and no call that was seen made it so.
@@ -33,16 +32,32 @@ def nonfinite_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
         value = action.detail.get("value")
         if finite(value):
             continue
-        maker = next((c for c in reversed(step.calls) if c.phase == "forward" and action.tensor
-                      in {id for _, id in c.outputs}), None)  # fmt: skip
-        by = f", made by {maker.op or maker.module or 'the model'}" if maker else ""
+        trail = _trail(step, action.tensor)
+        first = trail[-1] if trail else None
+        by = f"; the trail ends at {first.op or first.module or 'the model'}" if first else ""
         yield Draft(
-            message=f"the loss is {value}{by}; nothing that was seen before it explains that",
+            message=f"the loss is {value} and no finite values were seen to turn so{by}",
             cause=f"{action.location.file}:{action.location.line}" if action.location else "loss",
-            follows=step.blamed(), phase="forward", module=maker.module if maker else None,
-            op=maker.op if maker else None, seq=action.seq, tensor=action.tensor, value=value,
-            location=(maker.location if maker else None) or action.location,
-            evidence={"placed": "direct" if maker else "loss"},
-            chain=(ChainLink(maker.seq, action.tensor, maker.op or maker.module, maker.location),)
-            if maker else (),
+            follows=step.blamed(), phase="forward", module=first.module if first else None,
+            op=first.op if first else None, seq=action.seq, tensor=action.tensor, value=value,
+            location=(first.location if first else None) or action.location,
+            evidence={"placed": "direct" if first else "loss"},
+            chain=tuple(ChainLink(c.seq, c.outputs[0][1], c.op or c.module, c.location)
+                        for c in reversed(trail)),
         )  # fmt: skip
+
+
+def _trail(step: StepView, tensor: int | None) -> list[Call]:
+    """Follow bad tensors back from the loss, at most eight calls, to one with clean inputs."""
+    trail: list[Call] = []
+    while tensor is not None and len(trail) < 8:
+        before = trail[-1].seq if trail else None
+        makers = [c for c in step.calls if c.phase == "forward"
+                  and any(id == tensor for _, id in c.outputs)
+                  and (before is None or c.seq < before)]  # fmt: skip
+        if not makers:
+            break
+        trail.append(makers[-1])
+        behind = step.nonfinite(makers[-1].inputs)
+        tensor = behind[0].id if behind else None
+    return trail

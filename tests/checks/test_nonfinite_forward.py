@@ -287,3 +287,34 @@ def test_a_division_blames_the_divisor():
     divide = op(1, "__truediv__", [1, 2], [3], tensors)
     (found,) = find([divide, loss(2, "Infinity", 3), optimizer()], "TT101")
     assert "the divisor has 3 zeros out of 4" in found.message
+
+
+def test_minus_infinity_from_nowhere_is_the_parents_unless_a_softmax_gets_it():
+    def run(cls):
+        return [
+            module("net.b", cls=cls),
+            call(1, "net", [1], [4], [ok(1), nan(4)]),
+            call(2, "net.a", [1], [2], [ok(2)], parent=1),
+            call(3, "net.b", [3], [4], [mask(3)], parent=1),
+            loss(5, "NaN", 4),
+            optimizer(),
+        ]
+
+    (found,) = find(run("Linear"), "TT101")
+    assert (found.module, found.evidence["between"]) == ("net", ["net.a", "net.b"])
+    (found,) = find(run("Softmax"), "TT101")
+    assert (found.module, "between" in found.evidence) == ("net.b", False)
+
+
+def test_data_spoilt_after_the_last_update_is_an_error_where_it_does_harm():
+    prepare = [op(1, "div", [1, 2], [3], [ok(1), ok(2, zeros=1), nan(3)]), closing()]
+    later = [
+        call(1, "net", [1], [2], [nan(1, from_step=0), nan(2)], step=1),
+        loss(2, "NaN", 2, step=1),
+        optimizer(step=1, grad_norm="NaN"),
+        closing(1),
+    ]
+    note, error = find([*prepare, *later])
+    assert brief([note, error]) == [("TT101", "note", "div"), ("TT101", "error", "div")]
+    assert (error.step, error.seq, error.evidence["made_in_step"]) == (1, None, 0)
+    assert "made at the end of step 0" in error.message

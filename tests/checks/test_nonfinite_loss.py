@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from tensortrace.records import Call
 from tests.checks import brief, closing, find, loss, nan, ok, op, optimizer
 
 
@@ -18,9 +19,18 @@ def test_a_finite_or_absent_loss_is_silent(value):
     assert find([loss(1, value), optimizer(), closing()], "TT103") == []
 
 
-def test_what_made_it_is_named_where_it_was_seen():
-    (found,) = find([op(1, "full", [], [2], [nan(2)]), loss(2, "NaN", 2), optimizer()])
+def test_the_trail_back_from_the_loss_names_where_it_ends():
+    records = [op(1, "full", [], [2], [nan(2)]), op(2, "mul", [2], [3], [nan(3)])]
+    (found,) = find([*records, loss(3, "NaN", 3), optimizer()])
     assert brief([found]) == [("TT103", "error", "full")]
+    assert [link.op for link in found.chain] == ["full", "mul"]
+
+
+def test_the_gradients_of_a_bad_loss_follow_from_it():
+    weight = Call(step=0, seq=4, phase="backward", module="a", outputs=[("weight", 9)],
+                  tensors=[nan(9)])  # fmt: skip
+    records = [op(1, "full", [], [2], [nan(2)]), loss(3, "NaN", 2), weight]
+    assert [f.code for f in find([*records, optimizer(grad_norm="NaN")])] == ["TT103"]
 
 
 def test_a_forward_finding_explains_it_also_when_that_is_only_met_again():
