@@ -57,11 +57,10 @@ def train(out: str) -> list[float]:
     return losses
 
 
-def main(view: bool = False, out: str = "log.jsonl") -> int:
+def main(out: str = "log.jsonl") -> int:
     """Run the demo and say how to go on.
 
     Args:
-        view: open the viewer on the log afterwards.
         out: where the log goes.
     Returns:
         The exit code, 0.
@@ -74,8 +73,4 @@ def main(view: bool = False, out: str = "log.jsonl") -> int:
     print(f"\nLoss: {losses[0]:.2f} at step 0, {losses[-1]:.2f} at step {STEPS - 1}. Go on with:")
     print(f"  tensortrace view {out}      walk the run step by step")
     print(f"  tensortrace report {out}    the findings and a table of the layers")
-    if view:
-        from tensortrace.cli import main as command_line
-
-        return command_line(["view", out])
     return 0

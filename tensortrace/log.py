@@ -271,6 +271,19 @@ class LogWriter(_Buffered):
         except OSError:  # a pipe
             return 0
 
+    def truncate(self, nbytes: int) -> None:
+        """Take back everything after the first `nbytes` written: the end line of a run that goes on.
+
+        Raises:
+            LogError: the file cannot be cut, such as a pipe.
+        """
+        self.flush()
+        try:
+            os.ftruncate(self._fd, nbytes)
+        except OSError as err:
+            raise LogError(f"cannot go on with {self._name}: {err.strerror or err}") from err
+        self.nbytes = self._flushed = nbytes
+
     def _release(self) -> None:
         with contextlib.suppress(OSError):
             os.close(self._fd)
