@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import weakref
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -95,8 +96,11 @@ def _before(
         here.busy += 1
         try:
             if not recorder.optimizer_running():
+                closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+                if callable(closure):
+                    recorder.closure_given()
+                    changed = _gate_closure(recorder, closure, args, kwargs)
                 begin_step(recorder, optimizer, sys._getframe(1))
-                changed = _gate_closure(recorder, args, kwargs)
         except Exception as error:
             recorder.fault("optimizers", error)
         finally:
@@ -215,12 +219,9 @@ def _draft_parameter(
 
 
 def _gate_closure(
-    recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    recorder: Recorder, closure: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Wrap the closure, so that each evaluation (LBFGS makes many) is seen and gated."""
-    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    if not callable(closure):
-        return None
 
     def evaluate() -> Any:
         owner = recorder.owns_thread() and slot.recorder is recorder

@@ -196,6 +196,12 @@ class Recorder:
             self.close_step()
             self.holds_call = True
 
+    def closure_given(self) -> None:
+        """An optimizer is about to step with a closure: all of a turn may happen inside it."""
+        if self.stepped and not (self.manual or self.loader_seen):
+            self.close_step()
+        self.holds_call = True
+
     def fetched(self, host_ns: int, frame: FrameType) -> None:
         """A DataLoader has handed out a batch: the step before it is over."""
         self.loader_seen = True
