@@ -3,12 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from tensortrace.checks import FINDINGS_PER_CODE as MOST
 from tensortrace.checks import HELD, Draft, Engine, all_checks, check, explain, select, steadiness
 from tensortrace.errors import UsageError
-from tensortrace.records import Action, Call, Param
+from tensortrace.records import Action, Call, ChainLink, Finding, Param
 from tests.builders import make_call, make_header, make_run
 from tests.checks import call, closing, find, loss, module, nan, ok, op, optimizer, param, row
 
@@ -45,6 +46,15 @@ def test_explanation_and_fix_come_from_the_docstring_unless_the_draft_has_them()
     (found,) = run(Engine([always]), [0])
     assert (found.explanation, found.fix) == ("it is there", "do nothing at all")
     assert (found.severity, found.check, found.code) == ("warning", "always", "TT990")
+
+
+def test_a_finding_is_what_its_line_in_the_log_gives_back():
+    @check("TT991", "tuple")
+    def with_tuple(step, memory):
+        yield Draft(message="", evidence={"shape": (2, 3)}, chain=(ChainLink(1, 2, "log", None),))
+
+    (found,) = run(Engine([with_tuple]), [0])
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Finding) == found
 
 
 def test_a_cause_that_becomes_more_severe_is_told_again():

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import msgspec
 from msgspec import structs
 
 from tensortrace.errors import UsageError
@@ -415,7 +416,8 @@ def _finding(one: Check, step: StepView, draft: Draft, id: str) -> Finding:
         op=draft.op, param=draft.param, seq=draft.seq, tensor=draft.tensor, message=draft.message,
         value=draft.value, limit=draft.limit, location=draft.location,
         explanation=page.symptom if draft.explanation is None else draft.explanation,
-        evidence=dict(draft.evidence), chain=list(draft.chain),
+        # As the log will give it back: a tuple would differ between live and saved.
+        evidence=msgspec.json.decode(msgspec.json.encode(draft.evidence)), chain=list(draft.chain),
         fix=page.fix if draft.fix is None else draft.fix,
     )  # fmt: skip
 

@@ -57,6 +57,8 @@ def cut_off_gradient(
             if streaks[path] >= sustain:
                 cut.append(path)
     told: set[str] = memory.setdefault("told", set())
+    if told.issuperset(cut):
+        return
     # Whether gradients were enabled, and whether an expert got any rows at all, is known from the
     # calls alone, which only full steps write.
     enabled = {c.module for c in step.calls if c.phase == "forward" and c.op is None
