@@ -40,14 +40,8 @@ class Viewer(Reader):
         self.theme = THEME.name
         self.set_class(self.glyphs is ASCII, "-ascii")
         self.arrange()
+        self.go_to(self.log_.first_step() if self.start is None else self.start, 0)
         self.take_findings()
-        first = findings.first_error(self.found)
-        if self.start is not None:
-            self.go_to(self.start, 0)
-        elif first is not None:
-            self.go_to_finding(first)
-        else:
-            self.go_to(self.log_.first_step(), 0)
         self.pane("calls").focus()
         self.start_reading()
 
@@ -168,7 +162,7 @@ class Viewer(Reader):
             if not self.pane("detail").display:
                 self.zoom = "detail"
                 self.arrange()
-                self.call_after_refresh(self.draw_detail)
+                self.call_after_refresh(self.want_detail)
             self.pane("detail").focus()
 
     def action_leave(self) -> None:
@@ -231,7 +225,7 @@ class Viewer(Reader):
         """Show the detail of the row that the cursor came to."""
         if message.pane.id == "calls":
             self.anchor = self.row
-            self.draw_detail()
+            self.want_detail()
 
     def on_pane_opened(self, message: Pane.Opened) -> None:
         """A click on the selected item opens it."""

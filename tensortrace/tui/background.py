@@ -53,19 +53,24 @@ class Reader(Frame):
         for _ in self.log_.index(cancelled=lambda: worker.is_cancelled):
             if time.monotonic() - told > TELL_EVERY_S:
                 told = time.monotonic()
-                self.call_from_thread(self.take_findings)
+                self.from_thread(self.take_findings)
             time.sleep(BREATHE_S)
         if not worker.is_cancelled:
-            self.call_from_thread(self.take_findings)
+            self.from_thread(self.take_findings)
 
     def take_findings(self) -> None:
         """Show what the reader has found so far."""
         held = findings.in_order(self.log_.findings)
         self.modules = self.log_.modules
-        if held != self.found:
-            self.found, self.marks = held, findings.worst_by_step(held)
-            if self.at_finding in held:
-                self.pane("findings").cursor = held.index(self.at_finding)
+        self.title_findings()
+        if held == self.found and self.log_.indexed < 1:
+            return
+        self.found, self.marks = held, findings.worst_by_step(held)
+        if self.at_finding in held:
+            self.pane("findings").cursor = held.index(self.at_finding)
+        first = findings.first_error(held)
+        if not self.touched and first is not None and first != self.at_finding:
+            self.go_to_finding(first)
         self.draw_findings()
         self.draw_top()
 
@@ -73,6 +78,8 @@ class Reader(Frame):
 
     def poll(self) -> None:
         """Look at the file: five times a second, once a second when nothing has come for long."""
+        if not self.screen_stack:
+            return
         self.ticks += 1
         idle = time.monotonic() - self.changed_at > IDLE_AFTER_S
         if idle and self.ticks % IDLE_EVERY:
@@ -136,11 +143,12 @@ class Reader(Frame):
             if worker.is_cancelled:
                 return
             numbers = range(block * SUMMARIES_AT_ONCE, (block + 1) * SUMMARIES_AT_ONCE)
+            certain = self.log_.indexed >= 1
             steps = self.log_.summaries(numbers.start, numbers.stop)
-            self.call_from_thread(self.take_summaries, numbers, steps)
+            self.from_thread(self.take_summaries, numbers if certain else range(0), steps)
 
     def take_summaries(self, numbers: range, steps: list[Step]) -> None:
-        """Draw step lines that came; those that the log lacks are not asked for again."""
+        """Draw step lines that came; those that the log surely lacks are not asked for again."""
         self.summaries.update((step.step, step) for step in steps)
         self.absent |= {n for n in numbers if n not in self.summaries}
         self.draw_top()
@@ -171,9 +179,9 @@ class Reader(Frame):
             if worker.is_cancelled:
                 return
             if hit is not None:
-                self.call_from_thread(self.take_hit, hit, bool(wrapped))
+                self.from_thread(self.take_hit, hit, bool(wrapped))
                 return
-        self.call_from_thread(self.take_hit, None, False)
+        self.from_thread(self.take_hit, None, False)
 
     def take_hit(self, hit: search.Hit | None, wrapped: bool) -> None:
         """Go to what was found."""
@@ -191,7 +199,7 @@ class Reader(Frame):
                 at = self.rows.find_module(hit.record.path)
             self.pane("calls").move_to(at or 0)
             self.anchor = self.row
-            self.draw_detail()
+            self.want_detail()
         self.hit_row = self.row
         if wrapped:
             self.tell("went round the end of the log")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from rich.cells import cell_len
 
 from tensortrace.records import Module
 from tensortrace.tui.cells import Cells, cells
 from tensortrace.tui.rows import StepRows
-from tensortrace.tui.theme import UNICODE, Glyphs, Styled, fit
+from tensortrace.tui.theme import UNICODE, Glyphs, Styled, clip, fit
 
 SHORT_SECTIONS = {
     "forward": "fwd", "backward": "bwd", "optimizer": "opt", "loss": "loss", "step": "step",
@@ -30,6 +31,7 @@ class Columns:
     std: int
     norm: int
     time: int
+    where: int
     health: int
 
 
@@ -39,14 +41,15 @@ def columns(width: int) -> Columns:
     wide = width >= 96
     fixed = {
         "seq": 5 if width >= 60 else 4,
-        "section": (10 if wide else 5) if width >= 50 else 0,
+        "section": (10 if wide else 6) if width >= 50 else 0,
         "shape": (20 if wide else 14) if width >= 56 else 0,
         "dtype": 5 if width >= 64 else 0,
         "mean": 9 if wide else number,
         "std": 9 if wide else number,
         "norm": 9 if width >= 88 else 0,
-        "time": 8 if wide else 0,
-        "health": 9,
+        "time": 9 if wide else 0,
+        "where": 24 if width >= 136 else 0,
+        "health": 10,
     }
     return Columns(name=max(8, width - 2 - sum(fixed.values())), **fixed)
 
@@ -59,7 +62,8 @@ def head_line(width: int, glyphs: Glyphs = UNICODE) -> Styled:
     text += fit(" shape", at.shape, glyphs) + fit(" type", at.dtype, glyphs)
     for title in ("mean", "std", "norm", "time"):
         text += fit(title, getattr(at, title), glyphs, right=True)
-    return [(text + fit(" health", at.health, glyphs), "faint")]
+    text += fit("  where", at.where, glyphs)
+    return [(text + fit("  health", at.health, glyphs), "faint")]
 
 
 def row_line(
@@ -78,28 +82,32 @@ def row_line(
     so that one always sees where in the step one is.
     """
     row = rows[at]
-    held = cells(row, rows.tensor, modules)
+    held = cells(row, partial(rows.tensor_near, at), modules)
     layout = columns(width)
     opens = first or at == 0 or rows[at - 1].section != row.section
-    section = row.section if layout.section > 5 else SHORT_SECTIONS.get(row.section, row.section)
+    section = row.section if layout.section >= 10 else SHORT_SECTIONS.get(row.section, row.section)
     line: Styled = [
         (glyphs.cursor if here else " ", ""),
         (fit(held.seq, layout.seq, glyphs, right=True) + " ", "faint"),
         (fit(section if opens else "", layout.section), "section"),
     ]
-    room = layout.name
-    numbers = _numbers(held, layout, glyphs)
-    if not held.shape and not held.time:
-        room, numbers = room + cell_len(numbers), ""
+    room, numbers = layout.name, _numbers(held, layout, glyphs)
+    if not held.shape:
+        time = fit(held.time, layout.time, glyphs, right=True) if layout.time else ""
+        room, numbers = room + cell_len(numbers) - cell_len(time), time
     indent = " " * min(2 * row.depth, layout.name // 3)
-    name = indent + held.name
+    name = clip(indent + held.name, room, glyphs)
     style = "op" if getattr(row.record, "op", None) else "strong" if opens else "name"
-    line.append((fit(name, min(room, cell_len(name)), glyphs), style))
-    left = room - min(room, cell_len(name))
-    line.append((fit(f"  {held.kind}" if held.kind and left > 5 else "", left, glyphs), "faint"))
-    line.append((numbers, ""))
-    line.append((fit(f" {held.health}", layout.health, glyphs), held.style))
-    return line
+    left = room - cell_len(name)
+    where = clip(held.where, max(0, layout.where - 2), glyphs)
+    return [
+        *line,
+        (name, style),
+        (fit(f"  {held.kind}" if held.kind and left > 5 else "", left, glyphs), "faint"),
+        (numbers, ""),
+        (fit(f"  {where}", layout.where, glyphs), "faint"),
+        (fit(f"  {held.health}", layout.health, glyphs), held.style),
+    ]
 
 
 def _numbers(held: Cells, at: Columns, glyphs: Glyphs) -> str:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from tensortrace.records import (
     Action,
     Call,
     Finding,
     Line,
+    Location,
     Module,
     Optimizer,
     Param,
@@ -42,6 +44,7 @@ class Cells:
     std: str
     norm: str
     time: str
+    where: str
     health: str
     style: str
 
@@ -120,6 +123,7 @@ def cells(row: Row, tensor_of: Lookup, modules: Mapping[str, Module]) -> Cells:
         std=number_text(tensor.std) if tensor else "",
         norm=number_text(tensor.norm) if tensor else "",
         time=duration_text(host_ns) if host_ns else "",
+        where=_short_place(getattr(record, "location", None)),
         health=word,
         style=style,
     )
@@ -150,6 +154,11 @@ def name_of(row: Row, modules: Mapping[str, Module]) -> tuple[str, str]:
         case Finding() as finding:
             named = escape(finding.check), escape(finding.message)
     return named
+
+
+def _short_place(location: Location | None) -> str:
+    """The file without its folder, and the line: the detail has the whole path."""
+    return "" if location is None else f"{escape(PurePath(location.file).name)}:{location.line}"
 
 
 def _call_name(call: Call, inside: str | None, modules: Mapping[str, Module]) -> tuple[str, str]:

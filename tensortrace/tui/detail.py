@@ -85,13 +85,17 @@ def finding_lines(finding: Finding, modules: Mapping[str, Module], width: int) -
     ]
     cls = _cls(finding.module, modules)
     place = ["outside every module" if finding.module is None else module_text(finding.module, cls)]
-    place += [escape(part) for part in (finding.op, finding.param) if part]
-    lines.append([("  at   ", "faint"), (", ".join(place), "")])
+    place = [escape(part) for part in (finding.op, finding.param) if part] + place
+    placed = finding.evidence.get("placed")
+    sure = f" (place is {placed})" if isinstance(placed, str) else ""
+    lines += _labelled("at", ", ".join(place) + sure, width)
+    if finding.location is not None:
+        code = escape((finding.location.code or "").strip())
+        lines.append(
+            [("  line ", "faint"), (location_text(finding.location), ""), (f"  {code}", "strong")]
+        )
     lines += _labelled("why", finding.explanation, width)
     lines += _labelled("fix", finding.fix, width)
-    placed = finding.evidence.get("placed")
-    if isinstance(placed, str):
-        lines += _labelled("how", f"place is {placed}", width)
     for link in finding.chain:
         where = location_text(link.location)
         lines.append([("  from ", "faint"), (f"#{link.seq} {escape(link.op or '-')}  {where}", "")])

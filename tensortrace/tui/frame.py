@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from textual import events
 from textual.app import App, ComposeResult
 from textual.containers import Horizontal, Vertical
+from textual.timer import Timer
 from textual.widgets import Footer
 
 from tensortrace.records import Finding, Module, Severity, Step
@@ -23,6 +26,7 @@ from tensortrace.tui.timeline import Timeline, window
 
 # Source lines above and below the marked one in the source pane.
 AROUND = 200
+DETAIL_AFTER_S = 0.03
 
 
 class Frame(App[int]):
@@ -52,6 +56,9 @@ class Frame(App[int]):
         self.zoom: PaneName | None = None
         self.source_wanted: bool | None = None
         self.following = False
+        self.detail_timer: Timer | None = None
+        # Until the user does something, the screen goes to the first error as soon as it is read.
+        self.touched = step is not None
 
     # ---- building the screen
 
@@ -94,6 +101,23 @@ class Frame(App[int]):
             self.arrange()
             self.call_after_refresh(self.redraw)
 
+    async def on_event(self, event: events.Event) -> None:
+        """Note that the user took over."""
+        if isinstance(event, events.Key | events.MouseDown | events.MouseScrollDown):
+            self.touched = True
+        await super().on_event(event)
+
+    def from_thread(self, callback: Callable[..., object], *args: object) -> None:
+        """Have the screen do something soon, if it is still there; a thread never waits for it.
+
+        `call_from_thread` waits: at the end of the program for ever.
+        """
+        self.call_later(self._if_open, callback, *args)
+
+    def _if_open(self, callback: Callable[..., object], *args: object) -> None:
+        if self.screen_stack and self.screen_stack[0].is_running:
+            callback(*args)
+
     # ---- the place in the run
 
     def go_to(self, number: int, at: int | None = None) -> None:
@@ -109,7 +133,7 @@ class Frame(App[int]):
         if at is not None:
             self.anchor = self.row
         self.draw_top()
-        self.draw_detail()
+        self.want_detail()
 
     def go_to_finding(self, finding: Finding) -> None:
         """Show the step of a finding with the cursor on its row."""
@@ -137,7 +161,7 @@ class Frame(App[int]):
         """Draw everything around the table again, at the same place."""
         self.draw_findings()
         self.draw_top()
-        self.draw_detail()
+        self.want_detail()
 
     def draw_calls(self, cursor: int) -> None:
         """Hand the table its rows; it draws only those that are visible."""
@@ -163,9 +187,14 @@ class Frame(App[int]):
                 held[at], part, modules, width, here=here, glyphs=self.glyphs
             )
 
-        reading = "" if self.log_.indexed >= 1 else f", {self.log_.indexed:.0%} read"
-        pane.set_title((f"Findings {len(held)}" if held else "No findings") + reading)
+        self.title_findings()
         pane.show(len(held), draw, pane.cursor or 0)
+
+    def title_findings(self) -> None:
+        """Say how many findings there are, and how much of the log was read for them."""
+        reading = "" if self.log_.indexed >= 1 else f", {self.log_.indexed:.0%} read"
+        told = f"Findings {len(self.found)}" if self.found else "No findings"
+        self.pane("findings").set_title(told + reading)
 
     def draw_top(self) -> None:
         """Draw the first line and the timeline."""
@@ -184,6 +213,26 @@ class Frame(App[int]):
         shown = window(self.number, first, last, max(1, self.size.width - 2))
         timeline = self.screen_stack[0].query_one(Timeline)
         timeline.show(self.summaries, self.marks, self.number, shown)
+
+    def want_detail(self) -> None:
+        """Draw the detail soon: after the table, so that a key that is held down stays quick."""
+        if self.detail_timer is None:
+            self.detail_timer = self.set_timer(DETAIL_AFTER_S, self._draw_wanted_detail)
+
+    def _draw_wanted_detail(self) -> None:
+        self.detail_timer = None
+        if not self.screen_stack:
+            return
+        if self.rows.large:
+            self.run_worker(self._read_flow, thread=True, exclusive=True, group="detail")
+        else:
+            self.draw_detail()
+
+    def _read_flow(self) -> None:
+        """Read the data flow of a large step in a thread, then draw."""
+        # Any question reads the whole of it; the next one is answered at once.
+        self.rows.step.backward_of(-1)
+        self.from_thread(self.draw_detail)
 
     def draw_detail(self) -> None:
         """Draw the detail and the source of the row under the cursor."""

@@ -13,7 +13,7 @@ from textual.widget import Widget
 from tensortrace.records import Severity
 from tensortrace.run import Run
 from tensortrace.text import escape
-from tensortrace.tui.theme import STYLES, Styled, clip
+from tensortrace.tui.theme import SEVERITY_GLYPH, STYLES, Styled, clip
 
 
 class Headline(Widget):
@@ -50,7 +50,7 @@ def state_of(run: Run, *, following: bool) -> tuple[str, str]:
         what = escape(failure.type) if failure is not None else run.end.why
         return f"ended: {what[:30]}", "bar-error"
     if run.live:
-        return "LIVE" if following else "LIVE, paused", "bar-live"
+        return "LIVE, following" if following else "LIVE", "bar-live"
     lost = f", {run.lost_bytes} bytes lost" if run.lost_bytes else ", no end"
     return f"cut{lost}", "bar-error"
 
@@ -70,21 +70,42 @@ def headline(
     Args:
         state: the words ("LIVE", "ended", "cut") and the style they are shown in.
     """
-    words, style = state
-    number, last = step
+    for short in (False, True):
+        pieces = _pieces(program, rank, step, loss, findings, short=short)
+        room = width - sum(cell_len(text) for text, _ in pieces) - len(state[0]) - 3
+        if room < 0:
+            # The name of the program gives way first, down to nothing.
+            named = clip(program, max(0, cell_len(program) + room))
+            room += cell_len(program) - cell_len(named)
+            pieces[0] = (f" {named}", "bar-strong")
+        if room >= 0:
+            break
+    return [*pieces, (" " * max(0, room), "bar"), (f" {state[0]} ", state[1]), (" ", "bar")]
+
+
+def _pieces(
+    program: str,
+    rank: tuple[int, int],
+    step: tuple[int, int],
+    loss: str,
+    findings: Mapping[Severity, int],
+    *,
+    short: bool,
+) -> Styled:
     pieces: Styled = [(f" {program}", "bar-strong")]
     if rank[1] > 1:
-        pieces.append((f"  rank {rank[0]}/{rank[1]}", "bar"))
-    pieces += [("  step ", "bar-faint"), (f"{number}/{last}", "bar")]
-    pieces += [("  loss ", "bar-faint"), (loss, "bar-error" if loss in ("NaN", "inf") else "bar")]
-    told = [f"{count} {name}s"[: None if count != 1 else -1] for name, count in findings.items()]
-    bad = "bar-error" if findings.get("error") else "bar"
-    pieces.append(("  " + (", ".join(told) if told else "no findings"), bad))
-    used = sum(cell_len(text) for text, _ in pieces)
-    room = width - used - len(words) - 3
-    if room < 0:
-        program = clip(program, max(4, cell_len(program) + room))
-        pieces[0] = (f" {program}", "bar-strong")
-        room = max(0, width - sum(cell_len(text) for text, _ in pieces) - len(words) - 3)
-    pieces += [(" " * room, "bar"), (f" {words} ", style), (" ", "bar")]
-    return pieces
+        pieces.append((f"  r{rank[0]}" if short else f"  rank {rank[0]}/{rank[1]}", "bar"))
+    told = "no findings"
+    if short:
+        told = " ".join(f"{count}{SEVERITY_GLYPH[name]}" for name, count in findings.items())
+    elif findings:
+        told = ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in findings.items())
+    return [
+        *pieces,
+        (" " if short else "  step ", "bar-faint"),
+        (f"{step[0]}/{step[1]}", "bar"),
+        (" " if short else "  loss ", "bar-faint"),
+        (loss, "bar-error" if loss in ("NaN", "inf", "-inf") else "bar"),
+        (" " if short else "  ", "bar"),
+        (told, "bar-error" if findings.get("error") else "bar"),
+    ]

@@ -31,8 +31,10 @@ from tensortrace.run import StepRecords
 # The kinds of lines that are rows.
 SHOWN = ("call", "param", "optimizer", "action", "line", "step")
 KEPT_ROWS = 4000
+# Rows from which on the data flow of a step is read in a thread: over 20 ms.
+LARGE = 2000
 # Bounds on looking for a section, a place or a root, so that no step takes long.
-LOOK_BACK, LOOK_AROUND, DEEPEST = 50, 3000, 200
+LOOK_BACK, LOOK_AROUND, DEEPEST, NEAR = 50, 3000, 200, 24
 _SEQ = re.compile(rb'"seq":(\d{1,18})')
 Lookup = Callable[[int | None], Tensor | None]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -91,6 +93,7 @@ class StepRows(Sequence[Row]):
         self.step = step
         self._lines: list[int] = step.indices(*SHOWN).tolist()
         self._rows: LRUCache[int, Row] = LRUCache(KEPT_ROWS)
+        self._records: LRUCache[int, Record | None] = LRUCache(KEPT_ROWS)
         self._tensors: LRUCache[int, Tensor | None] = LRUCache(KEPT_ROWS)
         self._places: dict[int, list[Finding]] = {}
         self._loose: list[Finding] = []
@@ -123,12 +126,16 @@ class StepRows(Sequence[Row]):
             finding = self._loose[at - len(self._lines)]
             return Row(finding, "step", findings=(finding,))
         record = self.record(at)
-        depth, inside = self._nesting(record)
+        depth, inside = self._nesting(record, at)
         return Row(record, self._section(at), depth, inside, tuple(self._places.get(at, ())))
 
     def record(self, at: int) -> Record | None:
         """Decode the record of a row, None if its line is damaged."""
-        return self.step.record(self._lines[at])
+        if at not in self._records:
+            record = self._records[at] = self.step.record(self._lines[at])
+            for tensor in record.tensors if isinstance(record, Call) else ():
+                self._tensors[tensor.id] = tensor
+        return self._records[at]
 
     def offset(self, at: int) -> int:
         """Where the line of a row begins in the log, in bytes."""
@@ -141,16 +148,26 @@ class StepRows(Sequence[Row]):
         at = bisect_left(self._lines, line)
         return at if at < len(self._lines) and self._lines[at] == line else None
 
-    def at_seq(self, seq: int | None) -> int | None:
-        """The row of a seq: the records of a step are written in its order."""
+    def at_seq(self, seq: int | None, near: int | None = None) -> int | None:
+        """The row of a seq, looked for beside `near` first: a step is written in seq order."""
         if seq is None:
             return None
+        # Seqs are dense, so a seq is nearly always this far from its neighbour.
+        if near is not None:
+            guess = near - self._seq(near) + seq
+            if 0 <= guess < len(self._lines) and self._seq(guess) == seq:
+                return guess
         at = bisect_left(range(len(self._lines)), seq, key=self._seq)
         return at if at < len(self._lines) and self._seq(at) == seq else None
 
     def _seq(self, at: int) -> int:
         found = _SEQ.search(self.step.line(self._lines[at]))
         return int(found[1]) if found else 0
+
+    @property
+    def large(self) -> bool:
+        """Whether the data flow of the step takes long to read."""
+        return len(self._lines) > LARGE
 
     def tensor(self, number: int | None) -> Tensor | None:
         """The tensor of an id."""
@@ -159,6 +176,22 @@ class StepRows(Sequence[Row]):
         if number not in self._tensors:
             self._tensors[number] = self.step.tensor(number)
         return self._tensors[number]
+
+    def tensor_near(self, at: int, number: int | None) -> Tensor | None:
+        """The tensor of an id, looked for in the rows around one: cheap, for rows on the screen.
+
+        The data flow of a whole step costs 10 ms a thousand calls; nearly always a neighbour or an
+        outer call describes the tensor. In a large step nothing else is asked.
+        """
+        if number is None:
+            return None
+        if number in self._tensors:
+            return self._tensors.get(number)
+        for i in range(max(0, at - NEAR), min(len(self._lines), at + 1)):
+            self.record(i)
+        if number in self._tensors or self.large:
+            return self._tensors.get(number)
+        return self.tensor(number)
 
     def _place(self, finding: Finding) -> int | None:
         at = self.at_seq(finding.seq)
@@ -177,11 +210,11 @@ class StepRows(Sequence[Row]):
                 return section
         return "forward"
 
-    def _nesting(self, record: Record | None) -> tuple[int, str | None]:
+    def _nesting(self, record: Record | None, at: int | None) -> tuple[int, str | None]:
         """How deep a call is, and the path of the module that it ran inside."""
         depth, inside = 0, None
         while isinstance(record, Call) and record.parent is not None and depth < DEEPEST:
-            at = self.at_seq(record.parent)
+            at = self.at_seq(record.parent, at)
             record = None if at is None else self.record(at)
             if not isinstance(record, Call):
                 break

@@ -11,7 +11,7 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.screen import ModalScreen
-from textual.widgets import Input, Static
+from textual.widgets import Footer, Input, Static
 
 from tensortrace.tui.bindings import help_lines
 
@@ -77,18 +77,23 @@ class Prompt(Input):
         self.sign = sign
         self.value = ""
         self.placeholder = f"{sign} {hint}"
-        self.display = True
+        self._show(True)
         self.focus()
+
+    def _show(self, shown: bool) -> None:
+        """Take the place of the footer, or give it back."""
+        self.display = shown
+        self.screen.query_one(Footer).display = not shown
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Hand on the answer."""
         event.stop()
-        self.display = False
+        self._show(False)
         self.post_message(self.Answered(self.sign, event.value.strip()))
 
     def action_cancel(self) -> None:
         """Give up."""
-        self.display = False
+        self._show(False)
         self.post_message(self.Left())
 
     def on_blur(self, event: events.Blur) -> None:

@@ -49,7 +49,7 @@ STYLES = {
     "note": Style(color=SKY, bold=True),
     "warning": Style(color=YELLOW, bold=True),
     "error": Style(color=VERMILLION, bold=True),
-    "here": Style(color=BACKGROUND, bgcolor=SKY, bold=True),
+    "here": Style(color=TEXT, bgcolor="#2a6f9f", bold=True),
     "mark": Style(color=TEXT, bgcolor="#5a3410", bold=True),
     "bar": Style(color=TEXT, bgcolor=PANEL),
     "bar-strong": Style(color=SKY, bgcolor=PANEL, bold=True),

@@ -17,6 +17,7 @@ from tensortrace.tui.app import Viewer
 from tensortrace.tui.bindings import KEYS
 from tests.builders import write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_log, make_open_run, records
+from tests.tui.screen import settle, text_of
 
 Opened = AbstractAsyncContextManager[tuple[Viewer, Pilot[Any]]]
 
@@ -33,17 +34,6 @@ def opened(tmp_path: Path) -> Callable[..., Opened]:
             yield app, pilot
 
     return open_it
-
-
-async def settle(app: Viewer, pilot: Pilot[Any]) -> None:
-    await app.workers.wait_for_complete()
-    await pilot.pause()
-
-
-def text_of(app: Viewer) -> str:
-    """What is on the screen, as text."""
-    strips = app.screen._compositor.render_strips()
-    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
 
 
 async def test_it_opens_at_the_first_error_with_its_row_selected(opened: Any) -> None:

@@ -1,0 +1,28 @@
+"""What a test of the screen needs: wait until all is drawn, read it as text."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from textual.pilot import Pilot
+from textual.worker import WorkerCancelled
+
+from tensortrace.tui.app import Viewer
+
+
+async def settle(app: Viewer, pilot: Pilot[Any]) -> None:
+    """Wait for the threads and for the detail, which is drawn a little after the table."""
+    while workers := [worker for worker in app.workers if not worker.is_finished]:
+        with contextlib.suppress(WorkerCancelled):  # a newer question replaces an older one
+            await workers[0].wait()
+    await pilot.pause()
+    while app.detail_timer is not None:
+        await pilot.pause()
+    await pilot.pause()
+
+
+def text_of(app: Viewer) -> str:
+    """What is on the screen, as text."""
+    strips = app.screen._compositor.render_strips()
+    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
