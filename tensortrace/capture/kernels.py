@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -111,6 +112,25 @@ def _small_row_slow(x: Any) -> Row:
     return nan, posinf, neginf, zeros, count, low, high, mean * scale, std * scale, norm * scale
 
 
+class _Scratch(threading.local):
+    """Memory to square a block in, kept: fresh pages for each would cost twice the squaring."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[torch.dtype, torch.Tensor] = {}
+
+    def like(self, block: torch.Tensor) -> torch.Tensor:
+        """A buffer with the shape and dtype of a flat block."""
+        buffer = self._buffers.get(block.dtype)
+        if buffer is None or len(buffer) < len(block):
+            # An inference tensor could not be written to outside of inference mode.
+            with torch.inference_mode(False):
+                buffer = self._buffers[block.dtype] = torch.empty(len(block), dtype=block.dtype)
+        return buffer.narrow(0, 0, len(block))
+
+
+_scratch = _Scratch()
+
+
 def block_rows(block: torch.Tensor) -> list[Row]:
     """Reduce a flat f32 or f64 CPU tensor with as few passes as possible while all is ordinary."""
     n = block.numel()
@@ -127,12 +147,12 @@ def block_rows(block: torch.Tensor) -> list[Row]:
     mean = torch.sum(block).item() / n
     # Not torch.dot or vector_norm, which are faster but off by 1e-4 for 1e6 equal numbers: sum
     # cascades.
-    squares = block.square().sum().item()
+    squares = torch.mul(block, block, out=_scratch.like(block)).sum().item()
     if not squares < math.inf:  # another thread writes to it while we read
         return _block_rows_slow(block)
     scatter = squares - n * mean * mean
     if scatter < 0.05 * squares:
-        centred = block - mean
+        centred = torch.sub(block, mean, out=_scratch.like(block))
         shift = centred.sum().item()
         scatter = centred.square_().sum().item() - shift * shift / n
     std = math.sqrt(scatter / n) if scatter > 0 else 0.0
