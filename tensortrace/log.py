@@ -272,7 +272,7 @@ class LogWriter(_Buffered):
             return 0
 
     def truncate(self, nbytes: int) -> None:
-        """Take back everything after the first `nbytes` written: the end line of a run that goes on.
+        """Take back all but the first `nbytes` written: the end line of a run that goes on.
 
         Raises:
             LogError: the file cannot be cut, such as a pipe.

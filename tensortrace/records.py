@@ -7,6 +7,7 @@ Every record carries `step`; within a step `seq` orders what happened.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import msgspec
@@ -350,9 +351,9 @@ AnyRecord = (
 
 def to_scalar(x: float) -> Scalar:
     """Write a float that may be NaN or infinite as JSON can carry it."""
-    if x - x == 0:
+    if math.isfinite(x):
         return x
-    return "NaN" if x != x else "Infinity" if x > 0 else "-Infinity"
+    return "NaN" if math.isnan(x) else "Infinity" if x > 0 else "-Infinity"
 
 
 def from_scalar(x: Scalar | None) -> float | None:

@@ -6,6 +6,7 @@ visible, so that none of them reaches a terminal.
 
 from __future__ import annotations
 
+import math
 import re
 
 from tensortrace.records import Finding, Location, Scalar
@@ -52,9 +53,9 @@ def number_text(x: Scalar | None) -> str:
     if x is None:
         return "-"
     value = float(x)
-    if value != value:
+    if math.isnan(value):
         return "NaN"
-    if value in (float("inf"), float("-inf")):
+    if math.isinf(value):
         return "inf" if value > 0 else "-inf"
     if value == 0:
         return "0"

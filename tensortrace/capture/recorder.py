@@ -69,6 +69,7 @@ class Recorder:
         sources: finds the user's lines.
         wanted: glob patterns of the module paths to record; None records all.
         owner: the trace whose run this is; a nested block joins it.
+        shows_compiled: whether compiled modules run uncompiled here, so that all is seen.
         should_stop: whether a finding stops the program.
         warn: told once of each thing that goes wrong in the tracer itself.
     """
@@ -82,6 +83,7 @@ class Recorder:
         sources: SourceLines,
         wanted: Iterable[str] | None,
         owner: object,
+        shows_compiled: bool,
         should_stop: Callable[[Finding], bool],
         warn: Callable[[str], None],
     ) -> None:
@@ -104,6 +106,7 @@ class Recorder:
         self._described: dict[str, tuple[int, bool, tuple[bool, ...]]] = {}
         self._failure: tuple[int, str] | None = None
         self._stop: Finding | None = None
+        self._shows_compiled = shows_compiled
         self.compiled_modules = 0
         self.step = self.update = self._seq = 0
         self.manual = False
@@ -218,7 +221,7 @@ class Recorder:
             return
         first = path not in self._described
         self._described[path] = state
-        if first:
+        if first and not self._shows_compiled:
             self._note_compiled(module)
         cls = type(module)
         code = getattr(getattr(cls, "forward", None), "__code__", None)
@@ -449,6 +452,7 @@ class Recorder:
     def release(self) -> None:
         """Let go of every hook on tensors."""
         self.parameters.remove()
+        self.stepping = None
         if slot.recorder is self:
             slot.recorder = None
 

@@ -298,6 +298,7 @@ class Trace:
             sources=SourceLines(keep_text=options.source),
             wanted=options.modules,
             owner=self,
+            shows_compiled=options.compiled == "eager",
             should_stop=options.should_stop,
             warn=self._warn,
         )

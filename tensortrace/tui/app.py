@@ -110,11 +110,11 @@ class Viewer(Reader):
 
     def action_ask_step(self) -> None:
         """Ask for a step number."""
-        self.query_one(Prompt).ask(":", "step number, then enter")
+        self.query_one(Prompt).ask(":")
 
     def action_ask_search(self) -> None:
         """Ask for a text to search."""
-        self.query_one(Prompt).ask("/", "text to search in the log, then enter")
+        self.query_one(Prompt).ask("/")
 
     def action_hit(self, direction: int) -> None:
         """Go to the next or previous hit of the search."""

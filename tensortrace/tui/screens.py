@@ -42,7 +42,9 @@ class Help(ModalScreen[None]):
     """All keys and signs; any of the closing keys goes back."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("q,escape,question_mark,f1,enter", "dismiss", "Close", show=False)
+        Binding("q,escape,question_mark,f1,enter", "dismiss", "Close", show=False),
+        Binding("j,space", "turn(1)", "Down", show=False),
+        Binding("k,b", "turn(-1)", "Up", show=False),
     ]
 
     def compose(self) -> ComposeResult:
@@ -50,6 +52,11 @@ class Help(ModalScreen[None]):
         with VerticalScroll(id="help") as page:
             page.border_title = Content("Keys")
             yield Static(help_text())
+
+    def action_turn(self, pages: int) -> None:
+        """Scroll where the screen is too small for the page."""
+        page = self.query_one("#help")
+        page.scroll_relative(y=pages * page.size.height // 2, animate=False)
 
 
 class Prompt(Input):
@@ -72,11 +79,10 @@ class Prompt(Input):
         self.sign = ":"
         self.display = False
 
-    def ask(self, sign: str, hint: str) -> None:
+    def ask(self, sign: str) -> None:
         """Show the line with a sign in front and take the focus."""
-        self.sign = sign
-        self.value = ""
-        self.placeholder = f"{sign} {hint}"
+        self.sign = self.value = sign
+        self.cursor_position = 1
         self._show(True)
         self.focus()
 
@@ -89,7 +95,13 @@ class Prompt(Input):
         """Hand on the answer."""
         event.stop()
         self._show(False)
-        self.post_message(self.Answered(self.sign, event.value.strip()))
+        self.post_message(self.Answered(self.sign, event.value.removeprefix(self.sign).strip()))
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Rubbing out the sign gives up, as in vi."""
+        event.stop()
+        if self.display and not event.value.startswith(self.sign):
+            self.action_cancel()
 
     def action_cancel(self) -> None:
         """Give up."""
