@@ -37,7 +37,7 @@ class Columns:
 
 def columns(width: int) -> Columns:
     """Choose the columns for a width; the name takes what the others leave."""
-    number = 8 if width >= 64 else 0
+    number = 8 if width >= 72 else 0
     wide = width >= 96
     fixed = {
         "seq": 5 if width >= 60 else 4,
@@ -99,7 +99,7 @@ def row_line(
     name = clip(indent + held.name, room, glyphs)
     style = "op" if getattr(row.record, "op", None) else "strong" if opens else "name"
     left = room - cell_len(name)
-    where = clip(held.where, max(0, layout.where - 2), glyphs)
+    where = held.where[-max(0, layout.where - 2) :]  # of a long one the line number stays
     return [
         *line,
         (name, style),

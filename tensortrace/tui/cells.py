@@ -85,17 +85,28 @@ def health(tensor: Tensor | None) -> tuple[str, str]:
 
 
 def worst_health(record: Record | None, tensor_of: Lookup) -> tuple[str, str]:
-    """The health of all that a record holds: one bad output among good ones is bad."""
-    held = [shown_tensor(record, tensor_of)]
-    if isinstance(record, Call):
-        held += [tensor_of(number) for _, number in (*record.outputs, *record.inputs)]
-    if isinstance(record, Param):
-        held.append(record.grad)
-    words = [health(tensor) for tensor in held if tensor is not None]
+    """The health of what a record made: one bad output among good ones is bad.
+
+    A bad input of good outputs is a note: a mask of -inf that attention consumes is healthy.
+    """
+    made = [shown_tensor(record, tensor_of)]
+    taken: list[Tensor | None] = []
+    match record:
+        case Call(phase="backward"):
+            made += [tensor_of(number) for _, number in (*record.inputs, *record.outputs)]
+        case Call():
+            made += [tensor_of(number) for _, number in record.outputs]
+            taken = [tensor_of(number) for _, number in record.inputs] if record.outputs else []
+        case Param(grad=grad):
+            made.append(grad)
+    words = [health(tensor) for tensor in made if tensor is not None]
     for sign in ("x", "!"):
         bad = next((word for word in words if word[0].startswith(sign)), None)
         if bad is not None:
             return bad
+    for word, _ in map(health, taken):
+        if word.startswith("x"):
+            return f"i{word[1:]} in", "note"
     return words[0] if words else ("", "")
 
 
@@ -123,7 +134,7 @@ def cells(row: Row, tensor_of: Lookup, modules: Mapping[str, Module]) -> Cells:
         std=number_text(tensor.std) if tensor else "",
         norm=number_text(tensor.norm) if tensor else "",
         time=duration_text(host_ns) if host_ns else "",
-        where=_short_place(getattr(record, "location", None)),
+        where=short_place(getattr(record, "location", None)),
         health=word,
         style=style,
     )
@@ -156,7 +167,7 @@ def name_of(row: Row, modules: Mapping[str, Module]) -> tuple[str, str]:
     return named
 
 
-def _short_place(location: Location | None) -> str:
+def short_place(location: Location | None) -> str:
     """The file without its folder, and the line: the detail has the whole path."""
     return "" if location is None else f"{escape(PurePath(location.file).name)}:{location.line}"
 

@@ -30,7 +30,7 @@ from tensortrace.text import (
     shape_text,
     short_dtype,
 )
-from tensortrace.tui.cells import duration_text, health, name_of
+from tensortrace.tui.cells import duration_text, health, name_of, short_place
 from tensortrace.tui.rows import Row, StepRows
 from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
 
@@ -92,7 +92,7 @@ def finding_lines(finding: Finding, modules: Mapping[str, Module], width: int) -
     if finding.location is not None:
         code = escape((finding.location.code or "").strip())
         lines.append(
-            [("  line ", "faint"), (location_text(finding.location), ""), (f"  {code}", "strong")]
+            [("  line ", "faint"), (short_place(finding.location), ""), (f"  {code}", "strong")]
         )
     lines += _labelled("why", finding.explanation, width)
     lines += _labelled("fix", finding.fix, width)
@@ -186,7 +186,7 @@ def stat_lines(tensors: Iterable[tuple[str, Tensor]], width: int) -> list[Styled
     if not held:
         return []
     if width < TABLE_WIDTH:
-        return [line for name, tensor in held for line in _stat_pair(name, tensor)]
+        return [line for name, tensor in held for line in _stat_block(name, tensor, width)]
     wide = min(24, max(len(name) for name, _ in held))
     shapes = max(5, *(min(24, len(shape_text(tensor.shape))) for _, tensor in held))
     titles = ["nan", "inf", "zeros", "min", "max", "mean", "std", "norm"]
@@ -208,27 +208,28 @@ def stat_lines(tensors: Iterable[tuple[str, Tensor]], width: int) -> list[Styled
     return lines
 
 
-def _stat_pair(name: str, tensor: Tensor) -> list[Styled]:
+def _stat_block(name: str, tensor: Tensor, width: int) -> list[Styled]:
+    """One tensor as a line of what it is and lines of its numbers, broken where they must be."""
     word, style = health(tensor)
-    first: Styled = [
-        ("  " + name, "strong"),
-        (f" {shape_text(tensor.shape)} {short_dtype(tensor.dtype)} {escape(tensor.device)}", ""),
-        (f"  {word}", style),
-        (_lineage(tensor), "faint"),
+    kind = f" {shape_text(tensor.shape)} {short_dtype(tensor.dtype)} {escape(tensor.device)}"
+    first: Styled = [("  " + name, "strong"), (kind, ""), (f"  {word}", style)]
+    lines: list[Styled] = [[*first, (_lineage(tensor), "faint")]]
+    bad = "error" if tensor.nonfinite else ""
+    numbers: Styled = [
+        (f"nan {tensor.nan}  inf {tensor.posinf + tensor.neginf}", bad),
+        (f"zero {tensor.zeros}", ""),
+        (f"min/max {number_text(tensor.min)}/{number_text(tensor.max)}", ""),
     ]
-    bad = f"nan {tensor.nan} inf {tensor.posinf + tensor.neginf}"
-    rest = "  ".join(
-        f"{label} {number_text(value)}"
-        for label, value in (("mean", tensor.mean), ("std", tensor.std), ("norm", tensor.norm))
-    )
-    ends = f"{number_text(tensor.min)}/{number_text(tensor.max)}"
-    return [
-        first,
-        [
-            ("    " + bad, "error" if tensor.nonfinite else ""),
-            (f"  zero {tensor.zeros}  min/max {ends}  {rest}", ""),
-        ],
-    ]
+    for label in ("mean", "std", "norm"):
+        numbers.append((f"{label} {number_text(getattr(tensor, label))}", ""))
+    used = width
+    for text, style in numbers:
+        if used + 2 + len(text) > width:
+            lines.append([("  ", "")])
+            used = 2
+        lines[-1].append((f"  {text}", style))
+        used += 2 + len(text)
+    return lines
 
 
 def _lineage(tensor: Tensor) -> str:

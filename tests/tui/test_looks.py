@@ -1,0 +1,36 @@
+"""What the screen looks like; a snapshot changes only on purpose (`pytest --snapshot-update`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from tensortrace.tui.app import Viewer
+from tensortrace.tui.theme import ASCII, UNICODE, Glyphs
+from tests.tui.samples import make_open_run
+from tests.tui.screen import settle
+
+LOOKS: dict[str, tuple[tuple[int, int], Glyphs, list[str]]] = {
+    "narrow": ((80, 24), UNICODE, []),
+    "tiny": ((40, 10), UNICODE, []),
+    "wide": ((120, 40), UNICODE, []),
+    "huge": ((200, 60), UNICODE, []),
+    "ascii": ((80, 24), ASCII, ["s"]),
+    "help": ((100, 50), UNICODE, ["question_mark"]),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_the_screen_looks_as_it_did(snap_compare: Any, tmp_path: Path, look: str) -> None:
+    size, glyphs, keys = LOOKS[look]
+    app = Viewer(make_open_run(tmp_path), glyphs=glyphs)
+
+    async def ready(pilot: Pilot[Any]) -> None:
+        await settle(app, pilot)
+        await pilot.press(*keys)
+        await settle(app, pilot)
+
+    assert snap_compare(app, terminal_size=size, run_before=ready)

@@ -1,0 +1,197 @@
+"""Rows of a step and their text, without a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tensortrace.records import Action, Module, Optimizer, Param, Record, Step
+from tensortrace.run import open_run
+from tensortrace.tui.calls import columns, head_line, row_line
+from tensortrace.tui.cells import cells, duration_text, health, worst_health
+from tensortrace.tui.detail import detail_lines, snippet, wrap
+from tensortrace.tui.rows import NEAR, StepRows
+from tensortrace.tui.theme import ASCII, Styled
+from tests.builders import HERE, make_call, make_tensor, write_log
+from tests.tui.samples import BAD_STEP, make_finding, make_open_run
+
+
+def rows_of(folder: Path, records: Iterable[Record], step: int = 0) -> StepRows:
+    return StepRows(open_run(write_log(folder / "log.jsonl", records)).step(step))
+
+
+def text(lines: Styled | list[Styled]) -> str:
+    if lines and isinstance(lines[0], list):
+        return "\n".join(text(line) for line in lines)  # type: ignore[arg-type]
+    return "".join(piece for piece, _ in lines)  # type: ignore[misc]
+
+
+def test_depth_follows_the_parents(tmp_path: Path) -> None:
+    rows = StepRows(make_open_run(tmp_path).step(0))
+    told = {row.record.module: row.depth for row in rows if row.section == "forward" and row.depth}
+    assert told["stem.conv"] == 2
+    assert told["head"] == 1
+
+
+def test_a_parent_that_the_log_lost_leaves_the_row_at_the_margin(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, [make_call(7, "a", parent=3), make_call(9, "b", parent=9)])
+    assert [row.depth for row in rows[:1]] == [0]
+    assert len(rows) == 2
+
+
+def test_only_the_rows_that_are_asked_for_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = open_run(
+        write_log(tmp_path / "log.jsonl", [make_call(i, f"m{i}") for i in range(3000)])
+    ).step(0)
+    decoded: set[int] = set()
+    plain = type(step).record
+    monkeypatch.setattr(type(step), "record", lambda s, i: (decoded.add(i), plain(s, i))[1])
+    rows = StepRows(step)
+    for at in range(2000, 2020):
+        row_line(rows, at, {}, 120)
+    assert len(rows) == 3000
+    assert decoded <= set(range(2000 - NEAR, 2021))
+
+
+def test_an_action_stands_in_the_section_around_it(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, [
+        Action(step=0, seq=1, action="fetch"),
+        make_call(2, "a"),
+        Action(step=0, seq=3, action="loss", detail={"value": 1.5}),
+        make_call(4, "a", phase="backward", forward=2),
+        Action(step=0, seq=5, action="zero_grad"),
+        Optimizer(step=0, seq=6, index=0, cls="SGD"),
+        Step(step=0, seq=7),
+    ])  # fmt: skip
+    assert [row.section for row in rows] == [
+        "forward", "forward", "loss", "backward", "backward", "optimizer", "step",
+    ]  # fmt: skip
+
+
+def test_a_finding_stands_at_its_seq_else_its_parameter_else_alone(tmp_path: Path) -> None:
+    value = make_tensor(1, 2)
+    rows = rows_of(tmp_path, [
+        make_call(1, "a"),
+        Param(step=0, seq=2, optimizer=0, name="a.weight", value=value),
+        make_finding(0, 1, id="one"),
+        make_finding(0, None, id="two", param="a.weight"),
+        make_finding(0, None, id="three"),
+        make_finding(0, 99, id="four"),
+    ])  # fmt: skip
+    assert [[f.id for f in row.findings] for row in rows] == [["one"], ["two"], ["three"], ["four"]]
+    assert [rows.find_finding(f) for row in rows for f in row.findings] == [0, 1, 2, 3]
+
+
+def test_the_same_place_is_found_in_another_step(tmp_path: Path) -> None:
+    run = make_open_run(tmp_path)
+    first, second = StepRows(run.step(0)), StepRows(run.step(1))
+    assert [second.find(first[at], 0) for at in range(len(first))] == list(range(len(first)))
+    assert second.find(None, 4) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({}, ". ok"),
+        ({"nan": 1, "posinf": 1}, "x nan"),
+        ({"neginf": 1}, "x inf"),
+        ({"zeros": 6}, "0 zero"),
+        ({"unmeasured": "meta", "max": None}, "? none"),
+        ({"numel": 0, "max": None}, "? empty"),
+        ({"dtype": "float16", "max": 33000.0}, "! big"),
+        ({"dtype": "float16", "max": 32000.0}, ". ok"),
+        ({"dtype": "int64", "max": 1e12}, ". ok"),
+    ],
+)
+def test_the_health_of_a_tensor_is_a_sign_and_a_word(changes: dict[str, Any], word: str) -> None:
+    assert health(make_tensor(1, 2, 3, **changes))[0] == word
+
+
+def test_a_bad_input_of_a_good_output_is_only_a_note() -> None:
+    tensors = {1: make_tensor(1, 2, neginf=1), 2: make_tensor(2, 2)}
+    call = make_call(1, "attn", inputs=[("mask", 1)], outputs=[("output", 2)])
+    assert worst_health(call, tensors.get) == ("i inf in", "note")
+    worse = make_call(1, "attn", inputs=[("x", 2)], outputs=[("a", 2), ("b", 1)])
+    assert worst_health(worse, tensors.get) == ("x inf", "error")
+
+
+def test_a_backward_row_shows_the_gradient_that_arrived(tmp_path: Path) -> None:
+    tensors = {1: make_tensor(1, 4, 5), 2: make_tensor(2, 4, 6)}
+    rows = rows_of(tmp_path, [
+        make_call(1, "a", phase="backward", inputs=[("output[0]", 1)], outputs=[("input", 2)]),
+    ])  # fmt: skip
+    assert cells(rows[0], tensors.get, {}).shape == "[4, 5]"
+
+
+def test_a_module_is_named_below_the_one_it_ran_in(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, [make_call(1, ""), make_call(2, "a.b", parent=1),
+                              make_call(3, "a.b.c", parent=2, nth=1)])  # fmt: skip
+    modules = {path: Module(step=0, path=path, cls="Net") for path in ("", "a.b", "a.b.c")}
+    named = [cells(row, partial(rows.tensor_near, 0), modules) for row in rows]
+    assert [(c.name, c.kind) for c in named] == [("Net", ""), ("a.b", "Net"), ("c", "Net #2")]
+
+
+@pytest.mark.parametrize("width", [8, 20, 38, 56, 64, 76, 78, 88, 96, 118, 136, 162, 198])
+def test_a_line_is_exactly_as_wide_as_its_pane(tmp_path: Path, width: int) -> None:
+    run = make_open_run(tmp_path)
+    rows = StepRows(run.step(BAD_STEP))
+    lines = [row_line(rows, at, run.modules, width, glyphs=ASCII) for at in range(len(rows))]
+    held = columns(width)
+    total = 2 + sum(getattr(held, name) for name in held.__slots__)
+    assert {len(text(line)) for line in [*lines, head_line(width)]} == {total}
+    assert total == max(width, total if width < 40 else 0)
+
+
+def test_ascii_lines_hold_nothing_else(tmp_path: Path) -> None:
+    run = make_open_run(tmp_path)
+    rows = StepRows(run.step(BAD_STEP))
+    lines = [row_line(rows, at, {}, 78, here=True, glyphs=ASCII) for at in range(len(rows))]
+    assert text(lines).replace("µ", "u").isascii()
+
+
+def test_the_detail_tells_finding_numbers_gradient_and_source(tmp_path: Path) -> None:
+    run = make_open_run(tmp_path)
+    rows = StepRows(run.step(BAD_STEP))
+    source = run.source("train.py", 12)
+    at = rows.find_module("blocks.0.mlp")
+    told = text(detail_lines(rows[at], rows, run.modules, source, 78))
+    assert "output [64, 32] f32 cpu" in told
+    assert "grad of output[0]" in told
+    assert "nan 640" in told
+    assert "▶   12         scores = model(x)" in told
+    bad = text(detail_lines(rows[rows.at_seq(10) or 0], rows, run.modules, source, 78))
+    assert bad.startswith("x TT101 nonfinite-forward: log makes 12 of 640 elements -inf")
+    assert "use log_softmax" in bad
+
+
+@pytest.mark.parametrize("width", [40, 78, 99, 100, 160])
+def test_the_numbers_of_a_tensor_are_all_there_at_every_width(tmp_path: Path, width: int) -> None:
+    run = make_open_run(tmp_path)
+    rows = StepRows(run.step(0))
+    lines = detail_lines(rows[rows.find_module("head")], rows, run.modules, None, width)
+    for number in ("0.06", "0.5", "12.5", "-2.1", "3.2", "42"):
+        assert number in text(lines)
+    assert all(len(text(line)) <= max(width, 45) for line in lines)
+
+
+def test_a_snippet_without_stored_source_is_the_line_itself() -> None:
+    assert "loss = model(x)" in text(snippet(HERE, None, 3))
+
+
+def test_a_message_without_end_is_cut_and_says_so() -> None:
+    lines = wrap("x ", "word " * 5000, 80)
+    assert len(lines) < 100
+    assert "21000 more characters" in " ".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("host_ns", "told"), [(900, "1 µs"), (12_345, "12 µs"), (3_100_000, "3.1 ms"), (2e9, "2 s")]
+)
+def test_times_carry_their_unit(host_ns: int, told: str) -> None:
+    assert duration_text(host_ns) == told

@@ -1,0 +1,153 @@
+"""Timeline, findings, search, layout, keys: the pure parts of the screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tensortrace.log import LogFile, encode, open_log
+from tensortrace.records import Record, Step
+from tensortrace.tui import findings, search
+from tensortrace.tui.bindings import KEYS, bindings
+from tensortrace.tui.header import headline
+from tensortrace.tui.layout import arrange
+from tensortrace.tui.theme import ASCII
+from tensortrace.tui.timeline import cell_width, heights, timeline_lines, window
+from tests.builders import make_call, make_run, write_log
+from tests.tui.samples import make_finding
+
+
+def test_heights_follow_the_numbers() -> None:
+    assert heights([0.0, 1.0, 2.0, None, float("nan")], 8) == [0, 4, 7, None, None]
+    assert heights([1.0, 10.0, 1000.0], 3) == [0, 1, 2]
+    assert heights([5.0, 5.0], 8) == [4, 4]
+    assert heights([], 8) == []
+
+
+@pytest.mark.parametrize(
+    ("current", "shown"),
+    [(0, range(10)), (50, range(45, 55)), (99, range(90, 100)), (3, range(10))],
+)
+def test_the_window_stays_in_the_run(current: int, shown: range) -> None:
+    assert window(current, 0, 99, 10) == shown
+
+
+def test_a_short_run_is_shown_whole_with_wider_cells() -> None:
+    assert window(1, 0, 2, 80) == range(3)
+    assert (cell_width(3, 80), cell_width(40, 80), cell_width(500, 80)) == (4, 2, 1)
+
+
+def test_a_cell_is_a_bar_a_mark_or_unknown() -> None:
+    steps = {n: Step(step=n, seq=1, loss=1.0 + n) for n in range(3)}
+    steps[3] = Step(step=3, seq=1, loss="NaN")
+    cells, axis = timeline_lines(steps, {1: "error", 2: "warning"}, 1, range(5), ASCII)
+    assert [text for text, _ in cells] == [" ", "_", "x", "!", "x", " "]
+    assert [style for _, style in cells] == ["", "ok", "here", "warning", "error", "faint"]
+    assert "^ 1" in "".join(text for text, _ in axis)
+    assert "loss 1 to 3, steps 0-4" in "".join(text for text, _ in axis)
+
+
+def test_findings_are_walked_in_the_order_of_the_run() -> None:
+    late, early = make_finding(5, 2), make_finding(3, 7, severity="warning")
+    end = make_finding(3, None, id="end", severity="note")
+    held = findings.in_order([late, end, early])
+    assert held == [early, end, late]
+    assert findings.neighbour(held, None, (0, 0), 1) == early
+    assert findings.neighbour(held, early, (3, 7), 1) == end
+    assert findings.neighbour(held, late, (5, 2), 1) is None
+    assert findings.neighbour(held, early, (3, 7), -1) is None
+    assert findings.neighbour(held, None, (9, 0), -1) == late
+    assert findings.neighbour(held, late, (5, 2), -1, "warning") == early
+    assert findings.neighbour([], None, (0, 0), 1) is None
+
+
+def test_findings_are_counted_worst_first() -> None:
+    held = [make_finding(1, severity="note"), make_finding(2), make_finding(3)]
+    assert findings.count_by_severity(held) == {"error": 2, "note": 1}
+    assert findings.worst_by_step([*held, make_finding(1)]) == dict.fromkeys((1, 2, 3), "error")
+
+
+@pytest.mark.parametrize("width", [4, 20, 40, 60, 80, 200])
+def test_the_first_line_keeps_the_step_and_the_state(width: int) -> None:
+    line = headline(
+        program="a_rather_long_name_of_a_program.py", rank=(3, 8), step=(12, 99), loss="NaN",
+        findings={"error": 2, "warning": 1}, state=("LIVE", "bar-live"), width=width,
+    )  # fmt: skip
+    text = "".join(piece for piece, _ in line)
+    assert "12/99" in text
+    assert len(text) == width or width < 40
+    if width >= 40:
+        assert "LIVE" in text
+        assert "NaN" in text
+
+
+@pytest.fixture
+def searched(tmp_path: Path) -> tuple[LogFile, list[tuple[int, Record]]]:
+    """Some 3 MB of calls; every hundredth line is of the module `needle`."""
+    records = [
+        make_call(i, "needle" if i % 100 == 0 else "hay" * 100, step=i // 1000) for i in range(6000)
+    ]
+    path = write_log(tmp_path / "log.jsonl", records)
+    offsets, at = [], 0
+    for record in make_run(records):
+        offsets.append((at, record))
+        at += len(encode(record))
+    hits = [(at, r) for at, r in offsets if getattr(r, "module", None) == "needle"]
+    return open_log(path)[0], hits
+
+
+def test_a_search_finds_every_line_forwards_and_backwards(
+    searched: tuple[LogFile, list[tuple[int, Record]]],
+) -> None:
+    file, hits = searched
+    for step in (1, -1):
+        found, low, high = [], 0, file.size()
+        look = search.find_next if step > 0 else search.find_previous
+        while hit := look(file, "NEEDLE", low, high, lambda: False):
+            found.append((hit.offset, hit.record))
+            low, high = (hit.offset + 1, high) if step > 0 else (low, hit.offset)
+            if step > 0:
+                low = hit.offset + len(encode(hit.record))
+        assert found == hits[::step]
+
+
+def test_a_search_that_is_given_up_ends_at_once(
+    searched: tuple[LogFile, list[tuple[int, Record]]],
+) -> None:
+    file, _ = searched
+    assert search.find_next(file, "needle", 0, file.size(), lambda: True) is None
+    assert search.find_previous(file, "needle", 0, file.size(), lambda: True) is None
+
+
+def test_a_search_does_not_stop_at_keys_that_nobody_sees(tmp_path: Path) -> None:
+    file, _ = open_log(write_log(tmp_path / "log.jsonl", [make_call(1, "a"), Step(step=0, seq=2)]))
+    assert search.find_next(file, "inputs", 0, file.size(), lambda: False) is None
+
+
+def test_a_search_finds_quotes_and_letters_beyond_ascii(tmp_path: Path) -> None:
+    odd = make_finding(0, 1, message='größer "als" 1')
+    file, _ = open_log(write_log(tmp_path / "log.jsonl", [make_call(1, "a"), odd]))
+    hit = search.find_next(file, 'größer "als"', 0, file.size(), lambda: False)
+    assert hit is not None
+    assert hit.record == odd
+
+
+@pytest.mark.parametrize(
+    ("size", "visible"),
+    [
+        ((40, 10), {"calls"}),
+        ((80, 24), {"calls", "detail"}),
+        ((120, 40), {"calls", "detail", "findings"}),
+        ((140, 40), {"calls", "detail", "findings", "source"}),
+        ((200, 60), {"calls", "detail", "findings", "source"}),
+    ],
+)
+def test_the_panes_follow_the_size(size: tuple[int, int], visible: set[str]) -> None:
+    assert arrange(*size, zoom=None, source=None).visible == visible
+
+
+def test_no_key_has_two_meanings_and_every_binding_is_of_the_table() -> None:
+    keys = [key for row in KEYS for key in row.keys.split(",")]
+    assert len(keys) == len(set(keys))
+    assert len(bindings()) == len(KEYS)
