@@ -32,6 +32,7 @@ _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
 # How non-reentrant checkpointing ends a recomputation early: nothing went wrong.
 _EARLY_STOP = "_StopRecomputationError"
+_FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
 class OpenCall:
@@ -44,6 +45,7 @@ class OpenCall:
         "grad_enabled",
         "inputs",
         "location",
+        "mode",
         "module",
         "nth",
         "path",
@@ -58,6 +60,7 @@ class OpenCall:
     def __init__(self, module: nn.Module, path: str, frame: FrameType) -> None:
         self.module, self.path, self.frame = module, path, frame
         self.seq = self.step = -1
+        self.mode = 0  # what its entry did to the function mode
         self.wanted = False
         self.location: Location | None = None
         self.inputs: list[tuple[str, int]] = []
@@ -137,19 +140,14 @@ def _after(*hook_args: Any) -> None:
             recorder.fault("modules", error)
         finally:
             here.busy -= 1
-            if not here.stack and not here.handling and recorder.owns_thread():
-                ops.mode_on()
 
 
 def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: FrameType) -> None:
     stack = here.stack
     if stack:
         _drop_stale(stack, frame)
-    if not stack:
-        if recorder.owns_thread() and not here.handling:
-            ops.mode_off()
-        if _in_backward() == -1:
-            recorder.outermost_call(module)
+    if not stack and _in_backward() == -1:
+        recorder.outermost_call(module)
     names = recorder.names
     path = names.known(module)
     if path is None:
@@ -159,6 +157,10 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
             path = names.name_inside(module, stack[0].module, stack[-1].path, recorder.step)
         recorder.take_aliases()
     call = OpenCall(module, path, frame)
+    if recorder.op_level:
+        call.mode = ops.enter_module(not _is_fused(module))
+    elif not stack:
+        call.mode = ops.enter_module(False)
     stack.append(call)
     call.wanted = recorder.wants(path)
     if not call.wanted:
@@ -177,6 +179,11 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
         if draft is not None:
             call.tensors.append(draft)
     call.started_ns = _clock()
+
+
+def _is_fused(module: nn.Module) -> bool:
+    """Whether a call may take a fused path that any function mode on the stack would turn off."""
+    return isinstance(module, _FUSED) and not module.training and not torch.is_grad_enabled()
 
 
 def _link(recorder: Recorder, call: OpenCall) -> None:
@@ -203,7 +210,7 @@ def _drop_stale(stack: list[OpenCall], frame: FrameType) -> None:
             above = above.f_back
         if above is not None:
             return
-        stack.pop()
+        ops.leave_module(stack.pop().mode)
 
 
 def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
@@ -218,24 +225,28 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
     error = sys.exc_info()[1] if failed else None
     if error is not None and type(error).__name__ != _EARLY_STOP:
         recorder.remember_failure(error, stack[-1].path)
-    parent = stack[i - 1].seq if i and stack[i - 1].wanted else None
-    del stack[i:]
+    ended_ns = _clock()
+    while len(stack) > i:
+        ops.leave_module(stack.pop().mode)
     if not call.wanted or not recorder.on["modules"]:
         return
-    ended_ns = _clock()
+    if call.step != recorder.step:
+        # Its step ended before it did: another thread's call, or t.step() inside a module. What it
+        # was given has its ids in that step.
+        call.step, call.seq = recorder.step, recorder.next_seq()
+        call.inputs, call.tensors = [], []
     fields: dict[str, Any] = {
         "update": recorder.update,
-        "parent": parent,
+        "parent": _parent(stack, call),
         "module": call.path,
         "nth": call.nth,
+        "recompute": call.recompute,
+        "forward": call.forward,
         "training": module.training,
         "grad_enabled": call.grad_enabled,
         "location": call.location,
         "host_ns": ended_ns - call.started_ns,
     }
-    if call.recompute:
-        fields["recompute"] = True
-        fields["forward"] = call.forward
     if call.autocast is not None:
         fields["autocast"] = call.autocast
     if not recorder.owns_thread():
@@ -252,6 +263,12 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
         _describe(recorder, call, draft, kwargs, output)
     fields["inputs"] = call.inputs
     recorder.pend(draft)
+
+
+def _parent(stack: list[OpenCall], call: OpenCall) -> int | None:
+    if not stack or not stack[-1].wanted or stack[-1].step != call.step:
+        return None
+    return stack[-1].seq
 
 
 def _describe(

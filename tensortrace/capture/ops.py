@@ -84,17 +84,35 @@ class OutsideMode(TorchFunctionMode):
             or not recorder.on["ops"]
         ):
             return func(*args, **(kwargs or {}))
-        # A module that func calls must not put the mode back: torch does when this returns.
-        here.handling += 1
-        try:
-            if name in _BACKWARD and getattr(func, "__module__", "").startswith("torch."):
-                return _run_backward(recorder, name, func, args, kwargs or {})
-            return _run(recorder, _OPERATORS.get(name, name), func, args, kwargs or {})
-        finally:
-            here.handling -= 1
+        if name in _BACKWARD and getattr(func, "__module__", "").startswith("torch."):
+            return _run_backward(recorder, name, func, args, kwargs or {})
+        return _run(recorder, _OPERATORS.get(name, name), func, args, kwargs or {})
 
 
 _MODE = OutsideMode()
+# What entering a module did to the mode.
+_UNTOUCHED, _PUT_ON, _TAKEN_OFF = 0, 1, -1
+
+
+def enter_module(wanted: bool) -> int:
+    """Switch the mode as a module call wants it; returns what `leave_module` must undo. Hot."""
+    depth = _len_torch_function_stack()
+    on = any(_get_function_stack_at(i) is _MODE for i in range(depth))
+    if on == wanted:
+        return _UNTOUCHED
+    if wanted:
+        mode_on()
+        return _PUT_ON
+    mode_off()
+    return _TAKEN_OFF
+
+
+def leave_module(change: int) -> None:
+    """Put the mode back to what it was at the entry. Hot."""
+    if change == _TAKEN_OFF:
+        mode_on()
+    elif change == _PUT_ON:
+        mode_off()
 
 
 def mode_on() -> None:
@@ -113,7 +131,7 @@ def mode_on() -> None:
 def mode_off() -> None:
     """Take the mode off this thread's stack, wherever it is."""
     depth = _len_torch_function_stack()
-    if depth and _get_function_stack_at(depth - 1) is _MODE:
+    if depth == 1 and _get_function_stack_at(0) is _MODE:
         _pop_torch_function_stack()
         return
     if not any(_get_function_stack_at(i) is _MODE for i in range(depth)):
@@ -232,5 +250,11 @@ def _run_backward(
     try:
         return func(*args, **kwargs)
     finally:
-        if name == "backward":
+        # A gradient with a graph of its own is a part of the loss that is still to come.
+        if name == "backward" or not _makes_graph(args, kwargs):
             recorder.backward_finished()
+
+
+def _makes_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    # grad(outputs, inputs, grad_outputs, retain_graph, create_graph, ...)
+    return bool(kwargs.get("create_graph", args[4] if len(args) > 4 else False))

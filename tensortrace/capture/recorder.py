@@ -25,6 +25,7 @@ from tensortrace.capture.drafts import ActionDraft, Draft
 from tensortrace.capture.gradients import Parameters, own_parameters
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.names import ModuleNames, unwrapped
+from tensortrace.capture.ops import leave_module
 from tensortrace.capture.optimizers import Optimizers, StepInFlight
 from tensortrace.capture.source import SourceLines
 from tensortrace.capture.stats import Stats, StatsQueue
@@ -69,6 +70,7 @@ class Recorder:
         sources: finds the user's lines.
         wanted: glob patterns of the module paths to record; None records all.
         owner: the trace whose run this is; a nested block joins it.
+        op_level: whether ops inside modules are recorded too.
         shows_compiled: whether compiled modules run uncompiled here, so that all is seen.
         should_stop: whether a finding stops the program.
         warn: told once of each thing that goes wrong in the tracer itself.
@@ -83,6 +85,7 @@ class Recorder:
         sources: SourceLines,
         wanted: Iterable[str] | None,
         owner: object,
+        op_level: bool,
         shows_compiled: bool,
         should_stop: Callable[[Finding], bool],
         warn: Callable[[str], None],
@@ -106,10 +109,11 @@ class Recorder:
         self._described: dict[str, tuple[int, bool, tuple[bool, ...]]] = {}
         self._failure: tuple[int, str] | None = None
         self._stop: Finding | None = None
+        self.op_level = op_level
         self._shows_compiled = shows_compiled
         self.compiled_modules = 0
         self.step = self.update = self._seq = 0
-        self.manual = False
+        self.manual = self.decorates = False
         self.loader_seen = self._module_seen = False
         self.stepping: StepInFlight | None = None
         # Of the step in flight:
@@ -170,6 +174,7 @@ class Recorder:
             if frame is self.stepping.frame:
                 return True
             frame = frame.f_back
+        leave_module(self.stepping.mode)
         self.stepping = None
         return False
 
@@ -186,7 +191,7 @@ class Recorder:
                 or self.backward_done
                 or (not grad_enabled and id(module) in self._without_grad)
             )
-            if turn_over and self.holds_call and not (self.manual or self.loader_seen):
+            if turn_over and self.holds_call and not self._counted_otherwise():
                 self.close_step()
         if not grad_enabled:
             self._without_grad.add(id(module))
@@ -194,16 +199,20 @@ class Recorder:
 
     def op_called(self) -> None:
         """An op is about to be called outside modules: a program without modules has steps too."""
-        followed = self._module_seen or self.manual or self.loader_seen
+        followed = self._module_seen or self._counted_otherwise()
         if self.stepped and not followed and self.owns_thread() and not self.optimizer_running():
             self.close_step()
             self.holds_call = True
 
     def closure_given(self) -> None:
         """An optimizer is about to step with a closure: all of a turn may happen inside it."""
-        if self.stepped and not (self.manual or self.loader_seen):
+        if self.stepped and not self._counted_otherwise():
             self.close_step()
         self.holds_call = True
+
+    def _counted_otherwise(self) -> bool:
+        """Whether something better than the optimizer says where a step ends."""
+        return self.manual or self.decorates or self.loader_seen
 
     def fetched(self, host_ns: int, frame: FrameType) -> None:
         """A DataLoader has handed out a batch: the step before it is over."""
@@ -412,7 +421,12 @@ class Recorder:
         """Turn drafts into records and give them to the journal."""
         with self._lock:
             pending, self._pending = self._pending, []
+            undone = self.tensors.take_undone()
             stats = self.queue.resolve()
+            # A call that is still open (a gate inside a module) keeps its drafts, but its tickets
+            # are good for this transfer only.
+            for draft in undone:
+                draft.record(stats)
             before = len(self.journal.findings)
             batch: list[Draft] = []
             for item in pending:
@@ -445,9 +459,13 @@ class Recorder:
 
     def settle(self) -> None:
         """Close the step in flight, if anything happened in it, and hand on everything."""
-        if self.holds_call:
+        if self.holds_call or (self.step == 0 and self._seq):
             self.close_step()
         self.hand_on()
+
+    def last_step(self) -> int:
+        """The last step that has a record: what comes after a closed step may be a few ops."""
+        return self.step if self._seq else max(self.step - 1, 0)
 
     def release(self) -> None:
         """Let go of every hook on tensors."""

@@ -65,6 +65,7 @@ class TensorTable:
 
     def __init__(self, queue: StatsQueue) -> None:
         self._queue = queue
+        self._undone: list[TensorDraft] = []
         self._known: dict[int, _Known] = {}
         self._next = 0
         self._step = 0
@@ -125,9 +126,16 @@ class TensorTable:
 
     def _draft(self, tensor: torch.Tensor, fields: dict[str, Any], measure: bool) -> TensorDraft:
         if measure:
-            return TensorDraft(fields, self._queue.add(tensor))
+            draft = TensorDraft(fields, self._queue.add(tensor))
+            self._undone.append(draft)
+            return draft
         fields["unmeasured"] = "not asked"
         return TensorDraft(fields, None)
+
+    def take_undone(self) -> list[TensorDraft]:
+        """The descriptions that wait for the queue, those of calls still open included."""
+        undone, self._undone = self._undone, []
+        return undone
 
     def _base_id(self, tensor: torch.Tensor) -> int | None:
         try:

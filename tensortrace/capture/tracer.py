@@ -273,6 +273,7 @@ class Trace:
             self._stance = torch.compiler.set_stance("force_eager")
             self._stance.__enter__()
         here.stack.clear()
+        self._recorder.decorates = self._decorates
         self._recorder.own_thread()
         slot.recorder = self._recorder
         ops.mode_on()
@@ -298,6 +299,7 @@ class Trace:
             sources=SourceLines(keep_text=options.source),
             wanted=options.modules,
             owner=self,
+            op_level=options.level == "op",
             shows_compiled=options.compiled == "eager",
             should_stop=options.should_stop,
             warn=self._warn,
@@ -329,7 +331,7 @@ class Trace:
                 self._end_mark = recorder.journal.sink.nbytes
             else:
                 self._end_mark = -1
-            last = max(recorder.step - 1, 0)
+            last = recorder.last_step()
             recorder.journal.end(step=last, update=recorder.update, why=why, failure=failure)
 
     def _reopen(self) -> None:
