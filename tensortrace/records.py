@@ -138,11 +138,12 @@ class Call(Record, frozen=True, kw_only=True, tag="call"):
 
     `parent` is the seq of the call it ran inside, `forward` the seq of the forward call that a
     backward (or recomputed) call belongs to. `module` is a path, None outside every module; `op` is
-    set for ops. A module's own call has no `op`. `inputs` and `outputs` name tensors by id;
-    `tensors` describes those that no earlier line of the step described. `host_ns` is the time on
-    the host, children included. A backward call has the gradients that arrived as `inputs` (named
-    "output[0]" after the output they belong to) and those it made as `outputs` (named after the
-    input or parameter they belong to); `node` is the autograd node, for ops.
+    set for ops, with the `arguments` that are no tensors. A module's own call has no `op`. `inputs`
+    and `outputs` name tensors by id; `tensors` describes those that no earlier line of the step
+    described. `host_ns` is the time on the host, children included. A backward call has the
+    gradients that arrived as `inputs` (named "output[0]" after the output they belong to) and those
+    it made as `outputs` (named after the input or parameter they belong to); `node` is the autograd
+    node, for ops.
     """
 
     seq: int
@@ -152,6 +153,7 @@ class Call(Record, frozen=True, kw_only=True, tag="call"):
     forward: int | None = None
     module: str | None = None
     op: str | None = None
+    arguments: dict[str, Any] = {}
     node: str | None = None
     nth: int = 0
     recompute: bool = False

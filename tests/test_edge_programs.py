@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -150,10 +150,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.parametrize("level", ["module", "op"])
 @pytest.mark.parametrize("name", parameters())
-def test_program_is_the_same_traced(name: str, tmp_path: Path) -> None:
+def test_program_is_the_same_traced(
+    name: str, level: Literal["module", "op"], tmp_path: Path
+) -> None:
     log = tmp_path / "log.jsonl"
-    compare(name, lambda: trace(log))
+    compare(name, lambda: trace(log, level=level))
 
     records = read(log)
     errors = [r for r in records if r["kind"] == "action" and r["action"] == "tracer_error"]

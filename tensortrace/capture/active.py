@@ -28,14 +28,12 @@ class ThreadState(threading.local):
     """What one thread is inside of.
 
     `stack` are the module calls it is in. While `busy` is positive our own code runs and nothing is
-    recorded; while `handling` is positive an op outside modules is being called, and torch itself
-    puts the function mode back when that op returns.
+    recorded.
     """
 
     def __init__(self) -> None:
         self.stack: list[OpenCall] = []
         self.busy = 0
-        self.handling = 0
 
 
 slot = Slot()

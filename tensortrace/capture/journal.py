@@ -16,7 +16,7 @@ import msgspec
 from tensortrace.capture.summary import StepSummary
 from tensortrace.checks import Engine
 from tensortrace.errors import LogError
-from tensortrace.log import Sink
+from tensortrace.log import Sink, encode
 from tensortrace.records import (
     Action,
     End,
@@ -33,9 +33,13 @@ from tensortrace.records import (
 
 _LEAN = (Header, Module, Source, Action, Optimizer, Finding, Step, End)
 _FIRST_FULL = 20
-# Shares of max_bytes after which full steps stop, then everything but findings and the end.
+# Shares of max_bytes after which full steps stop, then everything but findings and the end, and
+# what findings and the end have to themselves in a small log, in bytes.
 _FULL_SHARE = 0.8
 _LEAN_SHARE = 0.95
+_FOR_FINDINGS = 4096
+_FOR_END = 1024
+_LARGE_RECORD = 1 << 20
 
 
 def is_full(step: int, every: int | Literal["auto"], steps: Container[int] | None) -> bool:
@@ -82,6 +86,8 @@ class Journal:
         self.engine = engine
         self.is_full = full
         self._max_bytes = max_bytes
+        self._lean_limit = min(max_bytes * _LEAN_SHARE, max_bytes - _FOR_FINDINGS)
+        self._full_limit = min(max_bytes * _FULL_SHARE, self._lean_limit)
         self._on_finding = on_finding
         self._warn = warn
         self.full = full(0)
@@ -90,6 +96,7 @@ class Journal:
         self.steps = 0
         self.written = self.thinned = self.dropped = 0
         self.writable = True
+        self.stopped = False
         self._over_budget = False
         self._summary = StepSummary()
         self._held: list[Record] = []
@@ -100,7 +107,10 @@ class Journal:
 
     def take(self, records: list[Record]) -> None:
         """Take finished records of the step in flight, in order."""
+        if self.stopped:
+            return
         found = False
+        self._summary.describe(records)
         for record in records:
             self._summary.add(record)
             self._held.append(record)
@@ -165,6 +175,10 @@ class Journal:
         self._write(end)
         self.flush()
 
+    def reopen(self) -> None:
+        """Go on after the last line, which was taken back."""
+        self.written -= 1
+
     def write(self, record: Record) -> None:
         """Write one record past the tiers: the header."""
         self.engine.feed(record)
@@ -222,7 +236,9 @@ class Journal:
         if not self.writable:
             self.dropped += 1
             return
-        if self.sink.nbytes > self._max_bytes * _FULL_SHARE and not self._fits(record):
+        # No line is encoded twice to learn its length while the limit is far.
+        near = self.sink.nbytes > self._full_limit - _LARGE_RECORD
+        if near and not self._fits(record):
             self.dropped += 1
             self._thinned_in_step += 1
             return
@@ -230,19 +246,28 @@ class Journal:
         self._try(lambda: self.sink.write(record))
 
     def _fits(self, record: Record) -> bool:
+        if isinstance(record, (Header, End)):
+            return True
+        limit = self._lean_limit if isinstance(record, _LEAN) else self._full_limit
+        if isinstance(record, Finding):
+            limit = self._max_bytes - _FOR_END
+        if self.sink.nbytes + len(encode(record)) <= limit:
+            return True
         if not self._over_budget:
             self._over_budget = True
             self._warn(
                 f"the log has grown to {self.sink.nbytes:,} bytes and max_bytes is "
                 f"{self._max_bytes:,}: from here on it keeps step lines and findings only"
             )
-        if isinstance(record, (Finding, End)):
-            return True
-        return isinstance(record, _LEAN) and self.sink.nbytes < self._max_bytes * _LEAN_SHARE
+        return False
 
     def _try(self, act: Callable[[], None]) -> None:
         try:
             act()
         except LogError as error:
             self.writable = False
-            self._warn(f"the log is lost from here on, training goes on: {error}")
+            # Only a callable has written no bytes. It gets everything or nothing, while without
+            # a file findings are still printed and stop_on still stops.
+            self.stopped = not self.sink.nbytes
+            what = "tracing stops" if self.stopped else "the log is lost from here on"
+            self._warn(f"{what}, training goes on: {error}")

@@ -7,6 +7,7 @@ forward that raises is closed too; it gets four arguments normally and three aft
 
 from __future__ import annotations
 
+import bisect
 import sys
 import time
 from types import FrameType
@@ -168,7 +169,7 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
     call.step = recorder.step
     call.seq = recorder.next_seq()
     call.location = recorder.sources.locate_frame(frame)
-    _link(recorder, call)
+    _link(recorder, call, stack[-2] if len(stack) > 1 else None)
     call.grad_enabled = torch.is_grad_enabled()
     if torch._C._is_any_autocast_enabled():
         call.autocast = _autocast_text()
@@ -186,19 +187,24 @@ def _is_fused(module: nn.Module) -> bool:
     return isinstance(module, _FUSED) and not module.training and not torch.is_grad_enabled()
 
 
-def _link(recorder: Recorder, call: OpenCall) -> None:
+def _link(recorder: Recorder, call: OpenCall, around: OpenCall | None) -> None:
     """Number the call, or find the forward call that a checkpoint recomputes."""
-    seqs = recorder.calls_of_step.setdefault(call.path, [])
-    if _in_backward() != -1 and seqs:
-        call.recompute = True
-        # Recomputation runs backwards over the calls of the step.
-        done = recorder.recomputed.get(call.path, 0)
-        recorder.recomputed[call.path] = done + 1
-        call.forward = seqs[max(len(seqs) - 1 - done, 0)]
-        call.nth = max(len(seqs) - 1 - done, 0)
+    key = (call.path, type(call.module))
+    seqs = recorder.calls_of_step.setdefault(key, [])
+    todo = recorder.to_recompute.setdefault(key, [])
+    if _in_backward() == -1 or not seqs:
+        call.nth = len(seqs)
+        seqs.append(call.seq)
+        todo.append((call.seq, call.nth))
         return
-    call.nth = len(seqs)
-    seqs.append(call.seq)
+    call.recompute = True
+    if not todo:  # backward runs a second time over the same graph
+        todo.extend((seq, nth) for nth, seq in enumerate(seqs))
+    # Checkpoints run backwards over the calls of a step; inside one, calls run forwards.
+    i = len(todo) - 1
+    if around is not None and around.forward is not None:
+        i = min(bisect.bisect(todo, (around.forward, 0)), i)
+    call.forward, call.nth = todo.pop(i)
 
 
 def _drop_stale(stack: list[OpenCall], frame: FrameType) -> None:
@@ -215,10 +221,8 @@ def _drop_stale(stack: list[OpenCall], frame: FrameType) -> None:
 
 def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
     module, stack = hook_args[0], here.stack
-    for i in range(len(stack) - 1, -1, -1):
-        if stack[i].module is module:
-            break
-    else:
+    i = next((i for i in range(len(stack) - 1, -1, -1) if stack[i].module is module), None)
+    if i is None:
         return  # entered before the trace began
     call = stack[i]
     failed = len(hook_args) != 4

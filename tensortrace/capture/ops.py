@@ -25,6 +25,7 @@ from tensortrace.capture.active import here, slot
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import next_sequence_nr, watch_nodes
+from tensortrace.records import to_scalar
 
 if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
@@ -56,8 +57,21 @@ _OPERATORS = {
     "__and__": "and", "__or__": "or", "__xor__": "xor", "__invert__": "invert",
     "__rfloordiv__": "floor_divide", "__floordiv__": "floor_divide", "linalg_vector_norm": "norm",
 }  # fmt: skip
-# With grad off, larger tensors are described without statistics: an exponential moving average
-# over all weights would otherwise read every parameter several times a step.
+# How the arguments after the first are called, where Python gives positions only.
+_POSITIONS = {
+    "softmax": ("dim", "dtype"), "log_softmax": ("dim", "dtype"), "sum": ("dim", "keepdim"),
+    "mean": ("dim", "keepdim"), "std": ("dim", "correction"), "var": ("dim", "correction"),
+    "norm": ("p", "dim"), "pow": ("exponent",), "clamp": ("min", "max"), "clip": ("min", "max"),
+    "clamp_min": ("min",), "clamp_max": ("max",), "masked_fill": ("mask", "value"),
+    "view": ("shape",), "reshape": ("shape",), "transpose": ("dim0", "dim1"), "permute": ("dims",),
+    "unsqueeze": ("dim",), "squeeze": ("dim",), "max": ("dim",), "min": ("dim",),
+    "argmax": ("dim",), "prod": ("dim",), "cumsum": ("dim",), "cumprod": ("dim",),
+    "logsumexp": ("dim",), "chunk": ("chunks", "dim"), "split": ("split_size", "dim"),
+    "normalize": ("p", "dim", "eps"), "add": ("other",), "sub": ("other",), "mul": ("other",),
+    "div": ("other",), "to": ("dtype",), "dropout": ("p", "training"),
+}  # fmt: skip
+# With grad off, larger tensors outside modules are described without statistics: an exponential
+# moving average over all weights would otherwise read every parameter several times a step.
 _LARGEST_WITHOUT_GRAD = 65_536
 
 
@@ -178,14 +192,28 @@ def _run(
 def _begin(
     recorder: Recorder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> CallDraft | None:
-    recorder.op_called()
+    inside = here.stack[-1] if here.stack else None
+    if inside is None:
+        recorder.op_called()
+    elif not inside.wanted:
+        return None
     grad_enabled = torch.is_grad_enabled()
     fields: dict[str, Any] = {
         "update": recorder.update,
         "op": name,
+        "arguments": _arguments(name, args, kwargs),
         "grad_enabled": grad_enabled,
         "location": recorder.sources.locate_frame(sys._getframe(3)),
     }
+    if inside is not None:
+        fields["module"] = inside.path
+        fields["training"] = inside.module.training
+        if inside.step == recorder.step:
+            fields["parent"] = inside.seq
+        if inside.recompute:
+            fields["recompute"] = True
+    if not recorder.owns_thread():
+        fields["thread"] = recorder.thread_number()
     draft = CallDraft(recorder.step, recorder.next_seq(), fields)
     # Inputs are measured before the call: an in-place op overwrites them.
     fields["inputs"] = _identify(
@@ -205,7 +233,12 @@ def _end(recorder: Recorder, draft: CallDraft, result: Any, since: int) -> None:
                 recorder,
                 tensor,
                 since,
-                {"op": fields["op"], "forward": draft.seq, "location": fields["location"]},
+                {
+                    "op": fields["op"],
+                    "module": fields.get("module"),
+                    "forward": draft.seq,
+                    "location": fields["location"],
+                },
             )
     fields["outputs"] = _identify(recorder, draft, outputs, fields["grad_enabled"])
     recorder.pend(draft)
@@ -219,12 +252,42 @@ def _identify(
 ) -> list[tuple[str, int]]:
     named = []
     for name, tensor in tensors:
-        measure = grad_enabled or _is_small(tensor)
+        measure = grad_enabled or bool(here.stack) or _is_small(tensor)
         number, described = recorder.tensors.identify(tensor, measure)
         named.append((name, number))
         if described is not None:
             draft.tensors.append(described)
     return named
+
+
+def _arguments(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that are no tensors and say what an op does: dim, eps, p, dtype, alpha."""
+    found: dict[str, Any] = {}
+    names = _POSITIONS.get(name.rstrip("_"), ())
+    for i, value in enumerate(args[1:]):
+        if value is not None and not isinstance(value, torch.Tensor):
+            text = _argument(value)
+            if text is not None:
+                found[names[i] if i < len(names) else str(i + 1)] = text
+    for key, value in kwargs.items():
+        if value is not None and not isinstance(value, torch.Tensor):
+            text = _argument(value)
+            if text is not None:
+                found[key] = text
+    return found
+
+
+def _argument(value: Any) -> Any:
+    if isinstance(value, float):
+        return to_scalar(value)
+    if isinstance(value, (bool, int, str)):
+        return value if not isinstance(value, str) else value[:80]
+    if isinstance(value, (torch.dtype, torch.device)):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, (tuple, list)) and len(value) <= 8:
+        parts = [_argument(part) for part in value]
+        return parts if all(part is not None for part in parts) else None
+    return None
 
 
 def _is_small(tensor: torch.Tensor) -> bool:

@@ -36,10 +36,11 @@ _no_functions = torch._C.DisableTorchFunction
 class StepInFlight:
     """An optimizer step between its two hooks."""
 
-    __slots__ = ("frame", "index", "optimizer", "samples")
+    __slots__ = ("frame", "index", "mode", "optimizer", "samples")
 
     def __init__(self, optimizer: Optimizer, index: int, frame: FrameType) -> None:
         self.optimizer, self.index, self.frame = optimizer, index, frame
+        self.mode = 0  # what the function mode was changed by
         # Each parameter that has a gradient, its draft, its version and a copy of its sample.
         self.samples: list[tuple[torch.Tensor, ParamDraft, int, torch.Tensor | None]] = []
 
@@ -106,8 +107,8 @@ def _before(
         finally:
             here.busy -= 1
     recorder.raise_if_stopped()
-    if recorder.owns_thread():
-        ops.mode_off()
+    if recorder.stepping is not None:
+        recorder.stepping.mode = ops.enter_module(False)
     return changed
 
 
@@ -128,9 +129,8 @@ def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             recorder.fault("optimizers", error)
         finally:
             here.busy -= 1
+            ops.leave_module(running.mode)
             recorder.stepping = None
-            if recorder.owns_thread() and not here.stack and not here.handling:
-                ops.mode_on()
 
 
 def begin_step(
@@ -224,14 +224,14 @@ def _gate_closure(
     """Wrap the closure, so that each evaluation (LBFGS makes many) is seen and gated."""
 
     def evaluate() -> Any:
-        owner = recorder.owns_thread() and slot.recorder is recorder
-        if owner:
-            ops.mode_on()
+        running = recorder.stepping
+        if running is not None:
+            ops.leave_module(running.mode)
         try:
             loss = closure()
         finally:
-            if owner:
-                ops.mode_off()
+            if running is not None:
+                running.mode = ops.enter_module(False)
         recorder.gate_safely()
         recorder.raise_if_stopped()
         return loss

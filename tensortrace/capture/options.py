@@ -21,6 +21,8 @@ class Options:
 
     out: Any
     model: nn.Module | None
+    level: Literal["module", "op"]
+    narrow: bool
     every: int | Literal["auto"]
     steps: Container[int] | None
     modules: tuple[str, ...] | None
@@ -64,14 +66,12 @@ def parse_options(
         UsageError: says which option, what it got, and what it takes.
     """
     given = {name: value for name, value in locals().items() if name not in ("out", "model")}
-    if level != "module":
-        _choose("level", level, ("module", "op"))
-        raise UsageError(
-            'level="op" is not in this version yet; level="module" sees every module call, and '
-            "every op outside modules"
-        )
     if lines:
         raise UsageError("lines=True is not in this version yet; leave it out")
+    if isinstance(out, nn.Module):  # it is callable, so it would be given the records
+        raise UsageError(
+            f"out= is where the log goes; write model= to name the {type(out).__name__}"
+        )
     if model is not None and not isinstance(model, nn.Module):
         raise UsageError(f"model= takes a torch.nn.Module, not {type(model).__name__}")
     if every != "auto" and (type(every) is not int or every < 1):
@@ -82,6 +82,8 @@ def parse_options(
     return Options(
         out=out,
         model=model,
+        level=_choose("level", level, ("module", "op")),  # type: ignore[arg-type]
+        narrow=bool(narrow),
         every=every,  # type: ignore[arg-type]
         steps=_steps(steps),
         modules=None if modules is None else _strings("modules", modules),

@@ -106,7 +106,7 @@ class Recorder:
         self._pending: list[Draft | _StepMark] = []
         self._threads: dict[int, int] = {}
         self._thread = threading.get_ident()
-        self._described: dict[str, tuple[int, bool, tuple[bool, ...]]] = {}
+        self._described: dict[tuple[str, type], tuple[int, bool, tuple[bool, ...]]] = {}
         self._failure: tuple[int, str] | None = None
         self._stop: Finding | None = None
         self.op_level = op_level
@@ -120,8 +120,10 @@ class Recorder:
         self.full = True
         self.holds_call = self.stepped = self.clipped = self._loss_scaled = False
         self.backward_seen = self.backward_done = self.on_cuda = False
-        self.calls_of_step: dict[str, list[int]] = {}
-        self.recomputed: dict[str, int] = {}
+        # By path and class, since a wrapper shares the path of what it wraps: the seqs of all
+        # forward calls, and (seq, nth) of those that no checkpoint has recomputed yet.
+        self.calls_of_step: dict[tuple[str, type], list[int]] = {}
+        self.to_recompute: dict[tuple[str, type], list[tuple[int, int]]] = {}
         self._without_grad: set[int] = set()
         self._begin_step()
 
@@ -226,13 +228,13 @@ class Recorder:
         own = own_parameters(module)
         grads = tuple(p is not None and p.requires_grad for p in own.values()) if own else ()
         state = (id(module), module.training, grads)
-        if self._described.get(path) == state:
+        cls = type(module)
+        if self._described.get((path, cls)) == state:
             return
-        first = path not in self._described
-        self._described[path] = state
+        first = (path, cls) not in self._described
+        self._described[path, cls] = state
         if first and not self._shows_compiled:
             self._note_compiled(module)
-        cls = type(module)
         code = getattr(getattr(cls, "forward", None), "__code__", None)
         record = Module(
             step=self.step,
@@ -382,7 +384,7 @@ class Recorder:
         self.tensors.begin_step(self.step)
         self.parameters.forget_gradients()
         self.calls_of_step.clear()
-        self.recomputed.clear()
+        self.to_recompute.clear()
         self._without_grad.clear()
         self.holds_call = self.stepped = self.clipped = self._loss_scaled = False
         self.backward_seen = self.backward_done = False

@@ -45,6 +45,12 @@ class StepSummary:
         self._lr: list[float] = []
         self.records = 0
 
+    def describe(self, records: list[Record]) -> None:
+        """Learn the tensors of a batch: what a call returns, a call inside it may describe."""
+        for record in records:
+            if isinstance(record, Call):
+                self._tensors.update((tensor.id, tensor) for tensor in record.tensors)
+
     def add(self, record: Record) -> None:
         """Take in the next record of the step. Hot."""
         self.records += 1
@@ -71,7 +77,6 @@ class StepSummary:
         return row
 
     def _add_call(self, call: Call) -> None:
-        self._tensors.update((tensor.id, tensor) for tensor in call.tensors)
         if call.module is None or call.op is not None:
             return
         row = self._row(call.module)

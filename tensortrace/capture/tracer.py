@@ -42,7 +42,7 @@ from tensortrace.capture.recorder import Recorder
 from tensortrace.capture.source import SourceLines, with_code
 from tensortrace.capture.stats import StatsQueue
 from tensortrace.checks import Engine
-from tensortrace.errors import TraceStoppedError, UsageError
+from tensortrace.errors import LogError, TraceStoppedError, UsageError
 from tensortrace.log import LogWriter, open_sink
 from tensortrace.records import Failure, Finding
 from tensortrace.text import escape, finding_text
@@ -338,9 +338,12 @@ class Trace:
         """The block is entered again: the run goes on, so its end line goes."""
         recorder = self._recorder
         assert recorder is not None
+        assert self._end_mark is not None
         sink = recorder.journal.sink
-        if isinstance(sink, LogWriter) and self._end_mark is not None:
-            sink.truncate(self._end_mark)
+        if isinstance(sink, LogWriter) and recorder.journal.writable:
+            with contextlib.suppress(LogError):  # a pipe cannot be cut: it gets another end line
+                sink.truncate(self._end_mark)
+                recorder.journal.reopen()
         self._end_mark = None
 
     def _detach(self) -> None:
