@@ -157,16 +157,15 @@ def _tensors(row: Row, held: StepRows) -> Iterator[tuple[str, Tensor]]:
             yield from _named(call.outputs, held, "grad to ")
         case Call() as call:
             yield from _named(call.outputs, held, "")
-            for other in held.step.backward_of(call.seq):
-                if other.phase == "backward":
-                    yield from _named(other.inputs, held, "grad of ")
+            for other in held.backward_of(call.seq):
+                yield from _named(other.inputs, held, "grad of ")
             yield from _named(call.inputs, held, "")
         case Param(value=value, grad=grad):
             yield "value", value
             if grad is not None:
                 yield "gradient", grad
         case Action() as action:
-            tensor = held.tensor(action.tensor)
+            tensor = held.tensor_near(0, action.tensor)
             if tensor is not None:
                 yield escape(action.action), tensor
 
@@ -175,7 +174,7 @@ def _named(
     names: Iterable[tuple[str, int]], held: StepRows, prefix: str
 ) -> Iterator[tuple[str, Tensor]]:
     for name, number in names:
-        tensor = held.tensor(number)
+        tensor = held.tensor_near(0, number)
         if tensor is not None:
             yield prefix + escape(name), tensor
 

@@ -9,6 +9,7 @@ from textual.app import App, ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.timer import Timer
 from textual.widgets import Footer
+from textual.worker import get_current_worker
 
 from tensortrace.records import Finding, Module, Severity, Step
 from tensortrace.run import Run
@@ -223,16 +224,17 @@ class Frame(App[int]):
         self.detail_timer = None
         if not self.screen_stack:
             return
+        self.draw_detail()
         if self.rows.large:
-            self.run_worker(self._read_flow, thread=True, exclusive=True, group="detail")
-        else:
-            self.draw_detail()
+            self.run_worker(self.gather, thread=True, exclusive=True, group="detail")
 
-    def _read_flow(self) -> None:
-        """Read the data flow of a large step in a thread, then draw."""
-        # Any question reads the whole of it; the next one is answered at once.
-        self.rows.step.backward_of(-1)
-        self.from_thread(self.draw_detail)
+    def gather(self) -> None:
+        """Look for what belongs to the row in a large step, then draw; runs in a thread."""
+        worker, held, row = get_current_worker(), self.rows, self.row
+        if row is not None:
+            held.gather(row, lambda: worker.is_cancelled)
+        if not worker.is_cancelled:
+            self.from_thread(self.draw_detail)
 
     def draw_detail(self) -> None:
         """Draw the detail and the source of the row under the cursor."""

@@ -180,6 +180,21 @@ def test_the_numbers_of_a_tensor_are_all_there_at_every_width(tmp_path: Path, wi
     assert all(len(text(line)) <= max(width, 45) for line in lines)
 
 
+def test_a_large_step_is_looked_through_for_what_belongs_to_a_row(tmp_path: Path) -> None:
+    far = [make_call(i, f"m{i}", tensors=[make_tensor(i, 2)]) for i in range(3000)]
+    call = make_call(3000, "late", inputs=[("input", 5)])
+    back = make_call(3001, "late", phase="backward", forward=3000, inputs=[("output[0]", 6)])
+    rows = rows_of(tmp_path, [*far, call, back])
+    row = rows[3000]
+    assert rows.large
+    assert "input" not in text(detail_lines(row, rows, {}, None, 78))
+    rows.gather(row, lambda: True)
+    assert rows.backward_of(3000) == []
+    rows.gather(row, lambda: False)
+    assert rows.backward_of(3000) == [back]
+    assert "  input [2] f32" in text(detail_lines(row, rows, {}, None, 78))
+
+
 def test_a_snippet_without_stored_source_is_the_line_itself() -> None:
     assert "loss = model(x)" in text(snippet(HERE, None, 3))
 
