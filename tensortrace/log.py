@@ -14,8 +14,10 @@ import gzip
 import io
 import os
 import re
+import socket
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,8 @@ CHUNK = 1 << 20
 BUFFER = 1 << 18
 # Larger whole numbers are no step of anybody's, and would not fit the arrays of a reader.
 MAX_STEP = 1 << 53
+_LOGS = 10_000
+_IMPORTED_NS = time.time_ns()
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _HEADER_PREFIX = b'{"kind":"header"'
 
@@ -236,15 +240,15 @@ class LogWriter(_Buffered):
         """Create the log, and its folder if there is none.
 
         With ``WORLD_SIZE`` > 1 in the environment the name gets the rank (``log.rank3.jsonl``). A
-        log of that name is kept as ``<stem>.prev.jsonl``; if it is still being written, by this
-        process or another, the new one is ``log-2.jsonl``.
+        log of that name is kept as ``<stem>.prev.jsonl``; if this process wrote it, or another is
+        still writing it, the new one is ``log-2.jsonl``.
 
         Raises:
             UsageError: the file is not a log of ours, or cannot be created there.
         """
         wanted = Path(path)
         try:
-            for number in range(1, 1000):
+            for number in range(1, _LOGS + 1):
                 stem = wanted.stem if number == 1 else f"{wanted.stem}-{number}"
                 name = wanted.with_name(f"{stem}{_rank_suffix()}{wanted.suffix}")
                 fd = _claim(name)
@@ -253,7 +257,10 @@ class LogWriter(_Buffered):
         except (OSError, ValueError) as err:
             reason = getattr(err, "strerror", None) or str(err)
             raise UsageError(f"cannot write a log to {escape(str(path))}: {reason}") from err
-        raise UsageError(f"{escape(str(path))} and 998 more like it are being written already")
+        raise UsageError(
+            f"{escape(str(path))} and {_LOGS - 1} more like it are of this process or are being "
+            "written: give each its own name"
+        )
 
     def _hand_on(self, data: memoryview) -> None:
         rest = data[self._written_of(data) :]
@@ -275,8 +282,12 @@ class LogWriter(_Buffered):
         """Take back all but the first `nbytes` written: the end line of a run that goes on.
 
         Raises:
-            LogError: the file cannot be cut, such as a pipe.
+            LogError: the file cannot be cut, such as a pipe, or it is closed.
         """
+        if os.getpid() != self._pid:
+            return
+        if self._closed:  # its descriptor may be somebody else's file by now
+            raise LogError(f"{self._name} is closed: it cannot go on")
         self.flush()
         try:
             os.ftruncate(self._fd, nbytes)
@@ -309,7 +320,10 @@ def _rank_suffix() -> str:
 
 
 def _claim(path: Path) -> int | None:
-    """Open an empty log for appending and lock it; None if another writer holds that name."""
+    """Open an empty log for appending and lock it; None if the name is taken.
+
+    It is taken by a log that another writer holds, and by one that this process wrote before.
+    """
     with contextlib.suppress(FileNotFoundError):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
@@ -333,6 +347,8 @@ def _claim(path: Path) -> int | None:
                     f"{escape(str(path))} is not a tensortrace log, so it is not overwritten: "
                     "move it away or write elsewhere"
                 )
+            if _is_of_this_process(fd):
+                return None
             path.replace(path.with_name(f"{path.stem}.prev{path.suffix}"))
         finally:
             if not keep:
@@ -361,6 +377,17 @@ def _is_ours(start: bytes) -> bool:
     """Tell a log by its first bytes, also one that was killed while it wrote them."""
     ours = start.startswith(_HEADER_PREFIX) and f'"format":"{FORMAT}"'.encode() in start
     return ours or (len(start) > 8 and _HEADER_PREFIX.startswith(start))
+
+
+def _is_of_this_process(fd: int) -> bool:
+    """Tell a log that an earlier trace of this very process wrote; its number may be used again."""
+    header = decode(os.pread(fd, CHUNK, 0).partition(b"\n")[0])
+    return (
+        isinstance(header, Header)
+        and header.pid == os.getpid()
+        and header.hostname == socket.gethostname()
+        and header.time_ns >= _IMPORTED_NS
+    )
 
 
 class _FileSink(_Buffered):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tensortrace.capture.modules import OpenCall
@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 
 
 class Slot:
-    """Holds the recorder that hooks report to; None makes every hook a no-op."""
+    """Holds the recorder that hooks report to; None makes every hook a no-op.
 
-    __slots__ = ("recorder",)
+    `hooks` are those in place, once however many traces use them: registered twice, they would
+    report everything twice.
+    """
+
+    __slots__ = ("hooks", "recorder", "users")
 
     def __init__(self) -> None:
         self.recorder: Recorder | None = None
+        self.hooks: list[Any] = []
+        self.users = 0
 
 
 class ThreadState(threading.local):

@@ -117,7 +117,7 @@ class Journal:
             for finding in self.engine.feed(record):
                 found = True
                 self._keep(finding)
-        self._report_problems()
+        self._report_problems(records[-1])
         if found and not self.full:
             self._upgrade()
         if self.full:
@@ -196,10 +196,15 @@ class Journal:
         self.counts[finding.severity] += 1
         self._on_finding(finding)
 
-    def _report_problems(self) -> None:
+    def _report_problems(self, after: Record) -> None:
         problems = self.engine.problems
         for problem in problems[self._reported_problems :]:
             self._warn(f"a check failed and is off: {problem}")
+            detail = {"where": "checks", "error": problem}
+            seq = getattr(after, "seq", 0)
+            self._held.append(
+                Action(step=after.step, seq=seq, action="tracer_error", detail=detail)
+            )
         self._reported_problems = len(problems)
 
     def _upgrade(self) -> None:

@@ -172,7 +172,7 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
     _link(recorder, call, stack[-2] if len(stack) > 1 else None)
     call.grad_enabled = torch.is_grad_enabled()
     if torch._C._is_any_autocast_enabled():
-        call.autocast = _autocast_text()
+        call.autocast = ops.autocast_text()
     recorder.module_called(module, path)
     for name, tensor in tensors_in(args, "input"):
         number, draft = recorder.tensors.identify(tensor)
@@ -227,8 +227,6 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
     call = stack[i]
     failed = len(hook_args) != 4
     error = sys.exc_info()[1] if failed else None
-    if error is not None and type(error).__name__ != _EARLY_STOP:
-        recorder.remember_failure(error, stack[-1].path)
     ended_ns = _clock()
     while len(stack) > i:
         ops.leave_module(stack.pop().mode)
@@ -298,12 +296,3 @@ def _describe(
     draft.fields["outputs"] = outputs
     if call.module._parameters and call.grad_enabled:
         watch_parameters(recorder, call.module, call.path)
-
-
-def _autocast_text() -> str | None:
-    on = [
-        f"{device}:{str(torch.get_autocast_dtype(device)).removeprefix('torch.')}"
-        for device in ("cpu", "cuda")
-        if torch.is_autocast_enabled(device)
-    ]
-    return ",".join(on) or None

@@ -9,6 +9,7 @@ a module call still pops itself.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
 
 _no_functions = torch._C.DisableTorchFunction
+_clock = time.perf_counter_ns
 # Calls that compute nothing worth a record, by name.
 _SILENT = frozenset({
     "__get__", "__set__", "__len__", "__repr__", "__str__", "__format__", "__hash__", "__bool__",
@@ -55,7 +57,9 @@ _OPERATORS = {
     "__radd__": "add", "__rmul__": "mul", "__getitem__": "getitem", "__setitem__": "setitem",
     "__eq__": "eq", "__ne__": "ne", "__lt__": "lt", "__gt__": "gt", "__le__": "le", "__ge__": "ge",
     "__and__": "and", "__or__": "or", "__xor__": "xor", "__invert__": "invert",
-    "__rfloordiv__": "floor_divide", "__floordiv__": "floor_divide", "linalg_vector_norm": "norm",
+    "__rfloordiv__": "floor_divide", "__floordiv__": "floor_divide", "__rmod__": "remainder",
+    "__lshift__": "bitwise_left_shift", "__rshift__": "bitwise_right_shift", "__iand__": "and_",
+    "__ior__": "or_", "__ixor__": "xor_", "linalg_vector_norm": "norm",
 }  # fmt: skip
 # How the arguments after the first are called, where Python gives positions only.
 _POSITIONS = {
@@ -130,7 +134,10 @@ def leave_module(change: int) -> None:
 
 
 def mode_on() -> None:
-    """Put the mode at the bottom of this thread's stack."""
+    """Put the mode at the bottom of this thread's stack, while module calls are seen."""
+    recorder = slot.recorder
+    if recorder is None or not recorder.on["modules"]:
+        return
     depth = _len_torch_function_stack()
     if depth == 0:
         _push_on_torch_function_stack(_MODE)
@@ -169,14 +176,17 @@ def _run(
             recorder.fault("ops", error)
         finally:
             here.busy -= 1
+    started_ns = _clock()
     try:
         result = func(*args, **kwargs)
     except Exception as error:
         if draft is not None:
+            draft.fields["host_ns"] = _clock() - started_ns
             draft.fields["exception"] = type(error).__name__
             recorder.pend(draft)
         raise
     if draft is not None:
+        draft.fields["host_ns"] = _clock() - started_ns
         with _no_functions():
             here.busy += 1
             try:
@@ -212,6 +222,8 @@ def _begin(
             fields["parent"] = inside.seq
         if inside.recompute:
             fields["recompute"] = True
+    if torch._C._is_any_autocast_enabled():
+        fields["autocast"] = autocast_text()
     if not recorder.owns_thread():
         fields["thread"] = recorder.thread_number()
     draft = CallDraft(recorder.step, recorder.next_seq(), fields)
@@ -290,6 +302,16 @@ def _argument(value: Any) -> Any:
     return None
 
 
+def autocast_text() -> str | None:
+    """The devices on which autocast is on, with their dtypes: ``cpu:bfloat16``."""
+    on = [
+        f"{device}:{str(torch.get_autocast_dtype(device)).removeprefix('torch.')}"
+        for device in ("cpu", "cuda")
+        if torch.is_autocast_enabled(device)
+    ]
+    return ",".join(on) or None
+
+
 def _is_small(tensor: torch.Tensor) -> bool:
     try:
         return bool(tensor.numel() <= _LARGEST_WITHOUT_GRAD)
@@ -313,8 +335,9 @@ def _run_backward(
     try:
         return func(*args, **kwargs)
     finally:
-        # A gradient with a graph of its own is a part of the loss that is still to come.
-        if name == "backward" or not _makes_graph(args, kwargs):
+        # A gradient with a graph of its own is a part of the loss that is still to come, and what
+        # a module does inside is no turn of the loop (nor seen at module level).
+        if not here.stack and (name == "backward" or not _makes_graph(args, kwargs)):
             recorder.backward_finished()
 
 

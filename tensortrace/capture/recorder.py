@@ -14,12 +14,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 
+from tensortrace.capture import ops
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.drafts import ActionDraft, Draft
 from tensortrace.capture.gradients import Parameters, own_parameters
@@ -35,6 +36,7 @@ from tensortrace.records import Action, ActionName, Finding, Location, Module, P
 
 # A step is handed on in parts of this many records, so that nothing is held without bound.
 PART = 20_000
+_MODULE_CALL = nn.Module._call_impl.__code__
 PARTS = ("modules", "gradients", "ops", "optimizers", "loop", "gate")
 
 
@@ -107,7 +109,6 @@ class Recorder:
         self._threads: dict[int, int] = {}
         self._thread = threading.get_ident()
         self._described: dict[tuple[str, type], tuple[int, bool, tuple[bool, ...]]] = {}
-        self._failure: tuple[int, str] | None = None
         self._stop: Finding | None = None
         self.op_level = op_level
         self._shows_compiled = shows_compiled
@@ -346,17 +347,15 @@ class Recorder:
         if self.backward_seen:
             self.gate(write_action=True)
 
-    def remember_failure(self, error: BaseException, path: str) -> None:
-        """An exception passes through modules; the first to see it is the innermost."""
-        if self._failure is None or self._failure[0] != id(error):
-            self._failure = (id(error), path)
-
-    def failed_module(self, error: BaseException) -> str | None:
-        """The innermost module that an exception came from."""
-        if self._failure is not None and self._failure[0] == id(error):
-            return self._failure[1]
-        # KeyboardInterrupt runs no hook: what it left on the stack says where it struck.
-        return here.stack[-1].path if here.stack else None
+    def failed_module(self, traceback: TracebackType | None) -> str | None:
+        """The innermost module that an exception came through, KeyboardInterrupt included."""
+        path = None
+        while traceback is not None:
+            frame = traceback.tb_frame
+            if frame.f_code is _MODULE_CALL:
+                path = self.names.known(frame.f_locals["self"])
+            traceback = traceback.tb_next
+        return path
 
     def fault(self, part: str, error: Exception) -> None:
         """Our own failure: one warning, a line in the log, and that part of the tracing stops."""
@@ -365,6 +364,9 @@ class Recorder:
         if not self.on.get(part, False):
             return
         self.on[part] = False
+        if part == "modules":
+            # Nobody takes it off at a module's entry any more, and it turns fused paths off.
+            ops.mode_off()
         text = "".join(traceback.format_exception(error))[-8000:]
         detail = {"where": part, "error": repr(error)[:500], "traceback": text}
         record = Action(step=self.step, seq=self.next_seq(), action="tracer_error", detail=detail)
@@ -423,27 +425,44 @@ class Recorder:
         """Turn drafts into records and give them to the journal."""
         with self._lock:
             pending, self._pending = self._pending, []
-            undone = self.tensors.take_undone()
-            stats = self.queue.resolve()
-            # A call that is still open (a gate inside a module) keeps its drafts, but its tickets
-            # are good for this transfer only.
-            for draft in undone:
-                draft.record(stats)
             before = len(self.journal.findings)
-            batch: list[Draft] = []
-            for item in pending:
-                if isinstance(item, _StepMark):
-                    self._hand_on_batch(batch, stats)
-                    batch = []
-                    self.journal.close_step(
-                        number=item.step, seq=item.seq, update=item.update, host_ns=item.host_ns
-                    )
-                else:
-                    batch.append(item)
-            self._hand_on_batch(batch, stats)
+            try:
+                self._hand_on(pending)
+            except Exception as error:
+                # Here, so that the step goes on to its end and no hook is taken for the culprit.
+                self.fault("gate", error)
             for finding in self.journal.findings[before:]:
-                if self._stop is None and self._should_stop(finding):
+                if self._stop is None and self._wants_to_stop(finding):
                     self._stop = finding
+            if self.journal.stopped:
+                self.on = dict.fromkeys(PARTS, False)
+                ops.mode_off()
+
+    def _hand_on(self, pending: list[Draft | _StepMark]) -> None:
+        undone = self.tensors.take_undone()
+        stats = self.queue.resolve()
+        # A call that is still open (a gate inside a module) keeps its drafts, but its tickets are
+        # good for this transfer only.
+        for draft in undone:
+            draft.record(stats)
+        batch: list[Draft] = []
+        for item in pending:
+            if isinstance(item, _StepMark):
+                self._hand_on_batch(batch, stats)
+                batch = []
+                self.journal.close_step(
+                    number=item.step, seq=item.seq, update=item.update, host_ns=item.host_ns
+                )
+            else:
+                batch.append(item)
+        self._hand_on_batch(batch, stats)
+
+    def _wants_to_stop(self, finding: Finding) -> bool:
+        try:
+            return self._should_stop(finding)
+        except Exception as error:
+            self._warn(f"stop_on= raised {error!r:.300}; it is asked again at the next finding")
+            return False
 
     def _hand_on_batch(self, batch: list[Draft], stats: list[Stats]) -> None:
         if not batch:

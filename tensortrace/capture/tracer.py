@@ -59,7 +59,8 @@ class Trace:
         self._options = options
         self._recorder: Recorder | None = None
         self._joined: Trace | None = None
-        self._attached: list[Any] = []
+        self._attached = False
+        self._pid = os.getpid()
         self._depth = 0
         self._decorates = False
         self._stance: Any = None
@@ -117,18 +118,26 @@ class Trace:
 
     def close(self) -> None:
         """End the run and take every hook away; a decorated function is no longer traced."""
-        if self._recorder is None:
+        if self._recorder is None or self._off or self._is_forked():
             return
+        if slot.recorder is self._recorder:
+            self._pause()
+        ended = self._end_mark is not None
+        if not ended:
+            self._settle()
         self._finish("exit", None)
         self._detach()
-        self._recorder.journal.sink.close()
+        with contextlib.suppress(LogError):
+            self._recorder.journal.sink.close()
         self._off = True
         atexit.unregister(self.close)
+        if self._decorates or not ended:
+            self._say_goodbye()
 
     # ---- context manager
 
     def __enter__(self) -> Trace:  # noqa: PYI034 a nested block is its outer one's
-        if self._off:
+        if self._off or self._is_forked():
             return self
         outer = slot.recorder.owner if slot.recorder is not None else None
         if isinstance(outer, Trace) and outer is not self:
@@ -158,12 +167,15 @@ class Trace:
         if self._recorder is None or self._depth == 0:
             return
         self._depth -= 1
-        if self._depth:
+        if self._depth or self._off:
             return
         self._pause()
+        if self._is_forked():
+            return
         if not self._decorates or error is not None:
+            failure = self._failure(error, traceback)
             self._settle()
-            self._finish(_reason(error), self._failure(error, traceback))
+            self._finish(_reason(error), failure)
         if not self._decorates:
             self._detach()
             self._say_goodbye()
@@ -174,6 +186,8 @@ class Trace:
 
     def __call__(self, function: F) -> F:
         """Trace every call of a function, method, generator or async function as one step."""
+        if isinstance(function, (staticmethod, classmethod)):
+            return type(function)(self(function.__func__))
         if inspect.isclass(function) or not callable(function):
             raise UsageError(
                 f"@trace decorates functions, and {function!r:.80} is none; decorate its method, "
@@ -181,7 +195,9 @@ class Trace:
             )
         if self._off:
             return function
-        self._decorates = True
+        if not self._decorates:
+            self._decorates = True
+            atexit.register(self.close)
         wrapper: Any
         if inspect.iscoroutinefunction(function):
 
@@ -189,14 +205,12 @@ class Trace:
                 return await _Driven(self, function(*args, **kwargs))
 
         elif inspect.isasyncgenfunction(function):
-
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                return self._drive_async_generator(function(*args, **kwargs))
-
+            wrapper = self._drive_async_generator(function)
         elif inspect.isgeneratorfunction(function):
 
             def wrapper(*args: Any, **kwargs: Any) -> Any:
-                return self._drive_generator(function(*args, **kwargs))
+                # A generator function must stay one for those who ask inspect.
+                return (yield from self._drive_generator(function(*args, **kwargs)))
 
         else:
 
@@ -212,16 +226,13 @@ class Trace:
         """Trace a generator while it runs, not while it is suspended; each item is a step."""
         send: Callable[[], Any] = functools.partial(next, generator)
         while True:
-            try:
-                with self:
-                    try:
-                        item = send()
-                    except StopIteration as stop:
-                        self._turn_over()
-                        return stop.value
+            with self:
+                try:
+                    item = send()
+                except StopIteration as stop:
                     self._turn_over()
-            except GeneratorExit:
-                return None
+                    return stop.value
+                self._turn_over()
             try:
                 sent = yield item
                 send = functools.partial(generator.send, sent)
@@ -231,23 +242,28 @@ class Trace:
             except BaseException as error:
                 send = functools.partial(generator.throw, error)
 
-    async def _drive_async_generator(
-        self, generator: AsyncGenerator[Any, Any]
-    ) -> AsyncGenerator[Any, Any]:
+    def _drive_async_generator(
+        self, function: Callable[..., AsyncGenerator[Any, Any]]
+    ) -> Callable[..., AsyncGenerator[Any, Any]]:
         """As `_drive_generator`, for an async one."""
-        step: Any = generator.__anext__()
-        while True:
-            try:
-                item = await _Driven(self, step)
-            except StopAsyncIteration:
-                return
-            try:
-                step = generator.asend((yield item))
-            except GeneratorExit:
-                await generator.aclose()
-                raise
-            except BaseException as error:
-                step = generator.athrow(error)
+
+        async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+            generator = function(*args, **kwargs)
+            step: Any = generator.__anext__()
+            while True:
+                try:
+                    item = await _Driven(self, step)
+                except StopAsyncIteration:
+                    return
+                try:
+                    step = generator.asend((yield item))
+                except GeneratorExit:
+                    await generator.aclose()
+                    raise
+                except BaseException as error:
+                    step = generator.athrow(error)
+
+        return wrapper
 
     def _turn_over(self) -> None:
         recorder = self._recorder
@@ -260,15 +276,21 @@ class Trace:
 
     # ---- lifecycle
 
+    def _is_forked(self) -> bool:
+        """Whether this is a child of the process whose run it is: such a one is inert."""
+        return self._recorder is not None and self._pid != os.getpid()
+
     def _begin(self) -> None:
         if self._recorder is None:
             self._recorder = self._make_recorder()
-            if self._decorates:
-                atexit.register(self.close)
+            self._pid = os.getpid()
         elif self._end_mark is not None:
             self._reopen()
         if not self._attached:
-            self._attached = [ModuleHooks(), OptimizerHooks(), Patches()]
+            self._attached = True
+            slot.users += 1
+            if slot.users == 1:
+                slot.hooks = [ModuleHooks(), OptimizerHooks(), Patches()]
         if self._options.compiled == "eager":
             self._stance = torch.compiler.set_stance("force_eager")
             self._stance.__enter__()
@@ -347,9 +369,11 @@ class Trace:
         self._end_mark = None
 
     def _detach(self) -> None:
-        for part in reversed(self._attached):
-            part.remove()
-        self._attached.clear()
+        if self._attached:
+            self._attached = False
+            slot.users -= 1
+            while slot.hooks and not slot.users:
+                slot.hooks.pop().remove()
         if self._recorder is not None:
             self._recorder.release()
 
@@ -366,7 +390,7 @@ class Trace:
         return Failure(
             type=type(error).__name__,
             message=message,
-            module=recorder.failed_module(error),
+            module=recorder.failed_module(traceback),
             location=with_code(recorder.sources.locate_traceback(traceback)),
         )
 
@@ -430,12 +454,18 @@ class _Driven:
         inner = self.awaited.__await__()
         send: Callable[[], Any] = functools.partial(next, inner)
         while True:
+            over = None
             with self.trace:
                 try:
                     waited = send()
                 except StopIteration as stop:
                     self.trace._turn_over()
                     return stop.value
+                except StopAsyncIteration as stop:  # an async generator's end is no failure
+                    self.trace._turn_over()
+                    over = stop
+            if over is not None:
+                raise over
             try:
                 sent = yield waited
                 send = functools.partial(_send, inner, sent)
@@ -511,8 +541,9 @@ def _reason(error: BaseException | None) -> Literal["exit", "exception", "interr
 
 def _say(text: str) -> None:
     # stderr may be closed or None: then nobody is there to read it.
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(text, file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def _relative(path: Path) -> str:
