@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -58,7 +59,8 @@ def _parts(value: Any, depth: int) -> Iterator[tuple[str, Any]]:  # noqa: PLR091
             yield f"[{key!r}]", part
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield f".{field.name}", object.__getattribute__(value, field.name)
+            with contextlib.suppress(AttributeError):  # a field that was never set
+                yield f".{field.name}", object.__getattribute__(value, field.name)
     elif isinstance(value, Mapping):
         for key, part in list(value.items()):
             yield f"[{key!r}]", part
