@@ -291,6 +291,7 @@ class LogWriter(_Buffered):
         self.flush()
         try:
             os.ftruncate(self._fd, nbytes)
+            os.lseek(self._fd, nbytes, os.SEEK_SET)  # where `_written_of` looks
         except OSError as err:
             raise LogError(f"cannot go on with {self._name}: {err.strerror or err}") from err
         self.nbytes = self._flushed = nbytes

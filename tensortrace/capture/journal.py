@@ -154,9 +154,10 @@ class Journal:
     def end(
         self, *, step: int, update: int, why: Literal["exit", "exception", "interrupt"],
         failure: Failure | None,
-    ) -> None:  # fmt: skip
-        """Write the last line."""
+    ) -> int:  # fmt: skip
+        """Write the last line; returns the byte at which it begins."""
         self._write_held()
+        start = self.sink.nbytes
         end = End(
             step=step,
             why=why,
@@ -174,6 +175,7 @@ class Journal:
             self._write(finding)
         self._write(end)
         self.flush()
+        return start
 
     def reopen(self) -> None:
         """Go on after the last line, which was taken back."""

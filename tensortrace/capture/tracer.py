@@ -348,13 +348,11 @@ class Trace:
         recorder = self._recorder
         if recorder is None or self._end_mark is not None:
             return
+        self._end_mark = -1
         with self._ours("gate"):
-            if isinstance(recorder.journal.sink, LogWriter):
-                self._end_mark = recorder.journal.sink.nbytes
-            else:
-                self._end_mark = -1
-            last = recorder.last_step()
-            recorder.journal.end(step=last, update=recorder.update, why=why, failure=failure)
+            self._end_mark = recorder.journal.end(
+                step=recorder.last_step(), update=recorder.update, why=why, failure=failure
+            )
 
     def _reopen(self) -> None:
         """The block is entered again: the run goes on, so its end line goes."""
