@@ -57,6 +57,7 @@ class Patches:
 def _targets() -> list[tuple[Any, str, _Report]]:
     scaler = grad_scaler.GradScaler
     return [
+        (dataloader.DataLoader, "__iter__", _silently),
         (dataloader._BaseDataLoaderIter, "__next__", _fetch),
         (torch.optim.Optimizer, "zero_grad", _zero_grad),
         (nn.Module, "zero_grad", _zero_grad),
@@ -64,6 +65,8 @@ def _targets() -> list[tuple[Any, str, _Report]]:
         (nn.Module, "load_state_dict", _load_state_dict),
         (clip_grad, "_get_total_norm", _silently),
         (clip_grad, "_clip_grads_with_norm_", _clip_norm),
+        (nn.utils, "get_total_norm", _silently),
+        (nn.utils, "clip_grads_with_norm_", _clip_norm),
         (clip_grad, "_group_tensors_by_device_and_dtype", _clip_value),
         (scaler, "scale", _scale),
         (scaler, "unscale_", _unscale),
@@ -149,9 +152,16 @@ def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
             of=type(owner).__name__,
             optimizer=optimizer,
             frame=sys._getframe(2),
-            detail={"set_to_none": bool(set_to_none)},
+            detail={"set_to_none": bool(set_to_none), "parameters": _count(owner)},
         )
     return result
+
+
+def _count(owner: torch.optim.Optimizer | nn.Module) -> int:
+    """How many parameters an optimizer or a module holds."""
+    if isinstance(owner, torch.optim.Optimizer):
+        return sum(len(group["params"]) for group in owner.param_groups)
+    return sum(1 for _ in owner.parameters())
 
 
 def _train(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
@@ -165,6 +175,7 @@ def _train(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
                 "train" if mode else "eval",
                 of=recorder.names.known(module) or type(module).__name__,
                 frame=sys._getframe(2),
+                detail={"modules": sum(1 for _ in module.modules())},
             )
     return result
 
@@ -222,9 +233,17 @@ def _scale(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
 
 def _unscale(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     result = _quietly(call)
-    if args[0].is_enabled():
+    scaler = args[0]
+    if scaler.is_enabled():
         with _Ours(recorder):
-            recorder.action("unscale", frame=sys._getframe(2))
+            unscale = recorder.action("unscale", frame=sys._getframe(2))
+            optimizer = args[1] if len(args) > 1 else kwargs.get("optimizer")
+            state = scaler._per_optimizer_states[id(optimizer)]
+            scalars = {"scale": scaler._scale}
+            # One count for each device that holds gradients; the first stands for all but rarely.
+            scalars.update(("found_inf", n) for n in state["found_inf_per_device"].values())
+            tickets = recorder.queue.add_scalars(scalars.values())
+            unscale.scalars.update(zip(scalars, tickets, strict=True))
     return result
 
 

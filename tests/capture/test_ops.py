@@ -1,0 +1,334 @@
+"""Ops outside modules, and what the loop does that is no call: each with its details."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.utils.data import DataLoader, TensorDataset
+
+from tensortrace.records import Action, Call, Location
+from tests.capture import Net, Recorded, record
+
+X = torch.rand(3, 3) + 1
+
+
+def nodes(records: Recorded) -> list[Call]:
+    """Backward calls of ops."""
+    return [call for call in records.of(Call, phase="backward") if call.op is not None]
+
+
+def line_of(location: Location | None) -> str:
+    """The text of the line that a location names."""
+    assert location is not None
+    lines, first = inspect.getsourcelines(inspect.getmodule(line_of))  # type: ignore[arg-type]
+    assert location.file == __file__
+    return lines[location.line - max(first, 1)].strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [
+        ("div", lambda: 1 / X), ("div", lambda: X / 2), ("matmul", lambda: X @ X),
+        ("neg", lambda: -X), ("abs", lambda: abs(X)), ("pow", lambda: X**2),
+        ("pow", lambda: 2**X), ("sub", lambda: 1 - X), ("add", lambda: 1 + X),
+        ("mul", lambda: 2 * X), ("floor_divide", lambda: X // 2), ("remainder", lambda: X % 2),
+        ("remainder", lambda: 2 % X), ("getitem", lambda: X[0]), ("getitem", lambda: X[X > 1]),
+        ("eq", lambda: X == 1), ("ne", lambda: X != 1), ("lt", lambda: X < 1),
+        ("ge", lambda: X >= 1), ("unbind", lambda: [*X]), ("add", lambda: sum([X, X])),
+        ("cross_entropy", lambda: F.cross_entropy(X, torch.tensor([0, 1, 2]))),
+        ("softmax", lambda: X.softmax(0)), ("softmax", lambda: F.softmax(X, 0)),
+        ("norm", X.norm), ("norm", lambda: torch.linalg.vector_norm(X)),
+        ("einsum", lambda: torch.einsum("ij,jk->ik", X, X)),
+    ],
+)  # fmt: skip
+def test_op_has_the_name_that_its_user_knows(name: str, run: Any) -> None:
+    records = record(lambda t: run())
+    assert [call.op for call in records.ops()][-1] == name
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [
+        ("add_", lambda x: x.__iadd__(1)), ("mul_", lambda x: x.__imul__(2)),
+        ("div_", lambda x: x.__itruediv__(2)), ("sub_", lambda x: x.sub_(1)),
+        ("setitem", lambda x: x.__setitem__(0, 9.0)), ("exp_", lambda x: x.exp_()),
+    ],
+)  # fmt: skip
+def test_inputs_are_measured_before_an_op_that_overwrites_them(name: str, run: Any) -> None:
+    records = record(lambda t: run(torch.full((2,), 5.0)))
+    call = records.op(name)
+    before = records.input(call)
+    assert (before.min, before.max) == (5.0, 5.0)
+    if call.outputs:
+        after = records.output(call)
+        assert after.previous == before.id
+        assert after.max != 5.0
+
+
+def test_op_belongs_to_no_module_and_names_its_line() -> None:
+    def program(t: Any) -> None:
+        y = X.exp()
+        y.log()
+
+    records = record(program)
+    exp, log = records.op("exp"), records.op("log")
+    assert (exp.module, exp.parent, exp.training) == (None, None, None)
+    assert exp.outputs[0][1] == log.inputs[0][1]
+    assert line_of(exp.location) == "y = X.exp()"
+    assert line_of(log.location) == "y.log()"
+
+
+def test_op_inside_a_module_is_no_record_at_module_level() -> None:
+    class Computes(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * 2).exp().sum()
+
+    records = record(lambda t: Computes()(X))
+    assert records.ops() == []
+
+
+def test_ops_go_on_being_seen_after_a_module_and_after_one_that_raised() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError
+
+    def program(t: Any) -> None:
+        with pytest.raises(ValueError):
+            nn.Sequential(Fails())(X)
+        X.exp()
+        nn.Identity()(X)
+        X.log()
+
+    assert [call.op for call in record(program).ops()] == ["exp", "log"]
+
+
+def test_questions_about_a_tensor_are_no_ops() -> None:
+    def program(t: Any) -> None:
+        _ = X.shape, X.size(), X.dtype, X.T, X.numel(), len(X), X.dim(), X.is_contiguous()
+        _ = repr(X), float(X[0, 0]), X.sum().item(), X.tolist(), X.data_ptr(), bool(X.any())
+
+    assert {call.op for call in record(program).ops()} == {"getitem", "sum", "any"}
+
+
+def test_op_that_raises_is_recorded_with_its_exception() -> None:
+    def program(t: Any) -> None:
+        with pytest.raises(RuntimeError):
+            torch.matmul(X, torch.ones(7))
+
+    call = record(program).op("matmul")
+    assert call.exception == "RuntimeError"
+    assert [name for name, _ in call.inputs] == ["input[0]", "input[1]"]
+
+
+def test_list_of_tensors_given_to_an_op_is_opened() -> None:
+    call = record(lambda t: torch.cat([X, X])).op("cat")
+    assert [name for name, _ in call.inputs] == ["input[0][0]", "input[0][1]"]
+
+
+def test_node_of_an_op_reports_both_sides_of_the_way_back_at_the_line_of_the_forward() -> None:
+    w = torch.full((2,), 4.0, requires_grad=True)
+
+    def program(t: Any) -> None:
+        root = w.sqrt()
+        loss = root.sum()
+        loss.backward()
+
+    records = record(program)
+    total, root = nodes(records)
+    assert (total.op, total.node) == ("sum", "SumBackward0")
+    assert (root.op, root.node) == ("sqrt", "SqrtBackward0")
+    assert root.forward == records.op("sqrt").seq
+    assert line_of(root.location) == "root = w.sqrt()"
+    assert records.input(root).max == 1.0
+    assert records.output(root).max == 0.25  # 1 / (2 sqrt 4)
+
+
+def test_every_node_that_one_op_made_names_that_op() -> None:
+    w = torch.rand(2, 3, requires_grad=True)
+    records = record(lambda t: F.cross_entropy(w, torch.tensor([0, 1])).backward())
+    assert {call.op for call in nodes(records)} == {"cross_entropy"}
+    assert {call.node for call in nodes(records)} == {"NllLossBackward0", "LogSoftmaxBackward0"}
+
+
+def test_loss_is_what_backward_was_called_on() -> None:
+    model = Net()
+
+    def program(t: Any) -> None:
+        loss = (model(torch.rand(2, 4)) - 1).square().mean()
+        values.append(loss.item())
+        loss.backward()
+
+    values: list[float] = []
+    records = record(program)
+    (loss,) = records.actions("loss")
+    assert loss.detail == {"value": values[0], "shape": [], "dtype": "float32"}
+    assert loss.tensor == records.op("mean").outputs[0][1]
+    assert line_of(loss.location) == "loss.backward()"
+    assert records.steps()[0].loss == values[0]
+
+
+def test_loss_that_a_module_returned_is_known_by_its_id() -> None:
+    model = Net()
+    records = record(lambda t: nn.MSELoss()(model(torch.rand(2, 4)), torch.zeros(2, 2)).backward())
+    (loss,) = records.actions("loss")
+    assert loss.tensor == records.module("MSELoss").outputs[0][1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_loss_that_is_not_finite_is_written_by_its_name(value: float) -> None:
+    w = torch.tensor(value, requires_grad=True)
+    records = record(lambda t: (w * 1).backward())
+    name = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
+    assert records.actions("loss")[0].detail["value"] == name
+    assert records.steps()[0].loss == name
+
+
+def test_gradient_given_for_a_tensor_that_is_no_scalar_has_no_value() -> None:
+    w = torch.ones(3, requires_grad=True)
+    records = record(lambda t: (w * 2).backward(torch.ones(3)))
+    assert records.actions("loss")[0].detail == {"shape": [3], "dtype": "float32"}
+
+
+def test_several_losses_given_to_autograd_backward_are_each_recorded() -> None:
+    w = torch.ones(3, requires_grad=True)
+    records = record(lambda t: torch.autograd.backward([w.sum(), (w * 2).sum()]))
+    assert [a.detail["value"] for a in records.actions("loss")] == [3.0, 6.0]
+
+
+def test_zero_grad_says_of_whom_and_how() -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def program(t: Any) -> None:
+        model(torch.rand(2, 4)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.zero_grad(set_to_none=False)
+
+    first, second = record(program).actions("zero_grad")
+    assert (first.of, first.optimizer) == ("SGD", 0)
+    assert first.detail == {"set_to_none": True, "parameters": 4}
+    assert line_of(first.location) == "optimizer.zero_grad()"
+    assert (second.of, second.optimizer) == ("Net", None)
+    assert second.detail == {"set_to_none": False, "parameters": 4}
+
+
+def test_clipping_by_norm_says_the_norm_before_and_the_limit() -> None:
+    model = Net()
+    norms = []
+
+    def program(t: Any) -> None:
+        (model(torch.rand(2, 4)) * 100).sum().backward()
+        norms.append(clip_grad_norm_(model.parameters(), 0.5).item())
+
+    records = record(program)
+    (clip,) = records.actions("clip")
+    assert clip.detail["max_norm"] == 0.5
+    assert clip.detail["total_norm"] == pytest.approx(norms[0])
+    assert norms[0] > 0.5
+    assert line_of(clip.location).startswith("norms.append(clip_grad_norm_(")
+    assert [call.op for call in records.ops() if "norm" in str(call.op)] == []
+
+
+def test_clipping_by_value_says_the_value() -> None:
+    model = Net()
+
+    def program(t: Any) -> None:
+        (model(torch.rand(2, 4)) * 100).sum().backward()
+        clip_grad_value_(model.parameters(), 0.25)
+
+    records = record(program)
+    (clip,) = records.actions("clip")
+    assert clip.detail == {"value": 0.25}
+    assert line_of(clip.location) == "clip_grad_value_(model.parameters(), 0.25)"
+
+
+def test_clipping_in_the_two_parts_that_torch_offers_is_seen_too() -> None:
+    model = Net()
+
+    def program(t: Any) -> None:
+        model(torch.rand(2, 4)).sum().backward()
+        total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.5, total)
+
+    (clip,) = record(program).actions("clip")
+    assert clip.detail["max_norm"] == 0.5
+
+
+def test_change_of_mode_is_one_action_for_the_module_asked() -> None:
+    model = Net()
+
+    def program(t: Any) -> None:
+        model(torch.rand(2, 4))
+        model.train()  # it is training already
+        model.eval()
+        model.net.train()
+
+    records = record(program)
+    actions = [a for a in records.of(Action) if a.action in ("train", "eval")]
+    assert [(a.action, a.of, a.detail) for a in actions] == [
+        ("eval", "Net", {"modules": 5}), ("train", "net", {"modules": 3}),
+    ]  # fmt: skip
+    assert line_of(actions[0].location) == "model.eval()"
+
+
+def test_state_dict_says_what_matched() -> None:
+    model = Net()
+    state = model.state_dict()
+    state["stranger"] = state.pop("head.bias")
+
+    def program(t: Any) -> None:
+        model.load_state_dict(state, strict=False)
+
+    (load,) = record(program).actions("load_state_dict")
+    assert load.of == "Net"
+    assert (load.detail["matched"], load.detail["missing"], load.detail["unexpected"]) == (3, 1, 1)
+    assert set(load.detail["examples"]) == {"head.bias", "stranger"}
+    assert line_of(load.location) == "model.load_state_dict(state, strict=False)"
+
+
+def test_fetch_says_how_long_the_batch_took() -> None:
+    loader = DataLoader(TensorDataset(torch.rand(4, 2)), batch_size=2, shuffle=True)
+
+    def program(t: Any) -> None:
+        for _ in loader:
+            pass
+
+    records = record(program)
+    assert len(records.actions("fetch")) == 2
+    for fetch in records.actions("fetch"):
+        assert fetch.detail["host_ns"] > 0
+        assert line_of(fetch.location).startswith("for _ in loader")
+    assert records.ops() == []  # shuffling and collating are no work of the step
+
+
+def test_gate_without_an_optimizer_is_written_down() -> None:
+    model = Net()
+
+    def program(t: Any) -> None:
+        for _ in range(2):
+            model(torch.rand(2, 4)).sum().backward()
+
+    assert [a.step for a in record(program).actions("gate")] == [0]
+
+
+def test_large_tensor_outside_modules_without_grad_is_described_and_not_measured() -> None:
+    small, large = torch.ones(10), torch.ones(70_000)
+
+    def program(t: Any) -> None:
+        with torch.no_grad():
+            small.mul(2)
+            large.mul(2)
+
+    records = record(program)
+    first, second = records.ops(op="mul")
+    assert records.input(first).max == 1.0
+    assert (records.input(second).shape, records.input(second).max) == ((70_000,), None)
+    assert records.input(second).unmeasured == "not asked"
