@@ -1,0 +1,158 @@
+"""Command line of the benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.measure import ENVIRONMENT, Cell, Way, compare, tracing, untraced
+from tests.benchmarks.table import render, replace_between_markers
+from tests.benchmarks.workloads import NAMES, gpt2_origin
+
+_README = Path(__file__).parent.parent.parent / "README.md"
+_EXAMPLES = """examples:
+  python -m tests.benchmarks --quick                  three pairs each, a minute or two
+  python -m tests.benchmarks --workloads lstm --rows full auto
+  python -m tests.benchmarks --peers --json all.json  other tools too, where installed
+  python -m tests.benchmarks --readme                 twelve pairs each, into the README
+
+Ratios are CPU time, one thread: median and quartiles over pairs of turns. Differences below those
+of the first row (nothing against nothing) are noise. The table goes to stdout, progress to stderr.
+"""
+_ROWS: dict[str, tuple[str, Way]] = {
+    "aa": ("nothing against nothing (noise)", untraced),
+    "full": ("`trace(every=1)`", tracing(every=1)),
+    "auto": ('`trace()`, `every="auto"`, after step 1000', tracing(every="auto", after=1001)),
+    "minmax": ('`trace(every=1, stats="minmax")`', tracing(every=1, stats="minmax")),
+    "none": ('`trace(every=1, stats="none")`', tracing(every=1, stats="none")),
+}
+
+
+def main() -> int:
+    """Measure what was asked for and print it."""
+    args = _parse()
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
+        # Allocator settings hold from the start of a process only.
+        os.environ.update(ENVIRONMENT)
+        os.execv(sys.executable, [sys.executable, "-m", "tests.benchmarks", *sys.argv[1:]])
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    pairs = args.pairs or (3 if args.quick else 12)
+    cells, extra = _measure(args, pairs)
+    table = render(cells, extra)
+    words = _words(pairs)
+    print(f"{table}\n{words}")
+    result = {"machine": words, "cells": [cell.as_json() for cell in cells], **extra}
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    if args.readme:
+        text = replace_between_markers(_README.read_text("utf-8"), f"{table}\n{words}\n")
+        _README.write_text(text, "utf-8")
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description="Measure what tracing costs, side by side with untraced training.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="three pairs instead of twelve")
+    parser.add_argument("--pairs", type=int, help="how many pairs a cell has")
+    parser.add_argument("--workloads", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--rows", nargs="*", choices=tuple(_ROWS), default=tuple(_ROWS))
+    parser.add_argument("--peers", action="store_true", help="other tools too, where installed")
+    parser.add_argument("--no-extra", action="store_true", help="neither memory nor checks")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    parser.add_argument("--readme", action="store_true", help="write the table into the README")
+    return parser.parse_args()
+
+
+def _measure(args: argparse.Namespace, pairs: int) -> tuple[list[Cell], dict[str, Any]]:
+    ways = [_ROWS[key] for key in args.rows] + (_peers() if args.peers else [])
+    cells = []
+    for title, way in ways:
+        for name in args.workloads:
+            start = time.monotonic()
+            try:
+                cell = compare(name, title, way, pairs)
+            except ImportError as error:
+                _say(f"{title}: skipped, {error}")
+                break
+            except Exception as error:
+                if way in {row[1] for row in _ROWS.values()}:
+                    raise
+                _say(f"{name:7s} {title}: failed, {type(error).__name__}: {error!s:.200}")
+                continue
+            cells.append(cell)
+            low, high = cell.quartiles
+            _say(
+                f"{name:7s} {title}: {cell.median:.3f} [{low:.3f}-{high:.3f}] of "
+                f"{cell.base_ms:.1f} ms, {cell.bytes_per_step / 1e3:.1f} kB a step "
+                f"({time.monotonic() - start:.0f} s)"
+            )
+    extra: dict[str, Any] = {}
+    if not args.no_extra:
+        extra = _measure_extra(args.workloads)
+    return cells, extra
+
+
+def _measure_extra(names: list[str]) -> dict[str, Any]:
+    from tests.benchmarks.costs import check_ms, peak_mib
+
+    peaks, checks = {}, {}
+    for name in names:
+        peaks[name] = (peak_mib(name, False), peak_mib(name, True))
+        _say(
+            f"{name:7s} peak memory, MiB: {peaks[name][0]:.0f} untraced, {peaks[name][1]:.0f} traced"
+        )
+        checks[name] = check_ms(name)
+        parts = ", ".join(f"{code} {ms:.3f}" for code, ms in checks[name].items())
+        _say(f"{name:7s} ms a step by check: {parts}")
+    return {"peak_mib": peaks, "check_ms": checks}
+
+
+def _peers() -> list[tuple[str, Way]]:
+    peers = importlib.import_module("tests.benchmarks.peers").PEERS
+    for peer in peers:
+        if peer.missing:
+            _say(f"{peer.name}: skipped, {peer.needs} is not installed")
+    return [(peer.name, peer.way) for peer in peers if not peer.missing]
+
+
+def _words(pairs: int) -> str:
+    import torch
+
+    return (
+        f"CPU time, one thread, median and quartiles of {pairs} pairs; {_processor()}, Python "
+        f"{platform.python_version()}, torch {torch.__version__}; GPT-2 {gpt2_origin()}. The "
+        "statistics are torch's and NumPy's own reductions: there is no compiled kernel yet."
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
