@@ -236,6 +236,8 @@ def _unscale(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     scaler = args[0]
     if scaler.is_enabled():
         with _Ours(recorder):
+            # The kernel that unscales leaves the version as it was.
+            recorder.parameters.forget_gradients()
             unscale = recorder.action("unscale", frame=sys._getframe(2))
             optimizer = args[1] if len(args) > 1 else kwargs.get("optimizer")
             state = scaler._per_optimizer_states[id(optimizer)]

@@ -6,7 +6,10 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
+
+from tensortrace.capture.gradients import own_parameters
 
 # Attributes by which wrappers hold what they wrap (DataParallel and DDP, compile, FSDP1,
 # checkpoint_wrapper): they are no part of a user's path.
@@ -28,6 +31,9 @@ class ModuleNames:
         self._walked: dict[int, int] = {}
         self._aliases: dict[str, str] = {}
         self._fresh_aliases: list[tuple[str, str]] = []
+        # Owners of parameters by identity, as of when so many modules were known.
+        self._owners: dict[int, tuple[weakref.ref[nn.Module], str, str]] = {}
+        self._owners_as_of = 0
         if model is not None:
             self._name_tree(model, "")
 
@@ -35,6 +41,30 @@ class ModuleNames:
         """The path of a module that has one. Hot."""
         entry = self._paths.get(id(module))
         return entry[1] if entry is not None and entry[0]() is module else None
+
+    def owner_of(self, parameter: torch.Tensor) -> tuple[str, str] | None:
+        """(module path, local name) of a parameter that any module with a path holds.
+
+        For those that no hook names: frozen ones, and those of modules that are never called.
+        """
+        found = self._owner(parameter)
+        if found is None and len(self._paths) != self._owners_as_of:
+            self._owners_as_of = len(self._paths)
+            self._owners.clear()
+            for ref, path in list(self._paths.values()):
+                module = ref()
+                if module is not None:
+                    for name, own in own_parameters(module).items():
+                        self._owners.setdefault(id(own), (ref, path, name))
+            found = self._owner(parameter)
+        return found
+
+    def _owner(self, parameter: torch.Tensor) -> tuple[str, str] | None:
+        ref, path, name = self._owners.get(id(parameter), (None, "", ""))
+        module = ref() if ref is not None else None
+        if module is None or own_parameters(module).get(name) is not parameter:
+            return None
+        return path, name
 
     def name_outermost(self, module: nn.Module) -> str:
         """Name a module that was called outside every other module, and all that it holds."""

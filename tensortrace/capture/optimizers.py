@@ -146,7 +146,11 @@ def begin_step(
     no_grad = 0
     for g, group in enumerate(optimizer.param_groups):
         for i, parameter in enumerate(group["params"]):
-            path, name = recorder.parameters.name_of(parameter) or (None, f"group{g}.{i}")
+            path, name = (
+                recorder.parameters.name_of(parameter)
+                or recorder.names.owner_of(parameter)
+                or (None, f"group{g}.{i}")
+            )
             full_name = f"{path}.{name}" if path else name
             names.append(full_name)
             if parameter.grad is None:
