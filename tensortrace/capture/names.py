@@ -14,7 +14,7 @@ from tensortrace.capture.gradients import own_parameters
 # Attributes by which wrappers hold what they wrap (DataParallel and DDP, compile, FSDP1,
 # checkpoint_wrapper): they are no part of a user's path.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-_PARALLEL = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"})
+_PARALLEL = frozenset({"DataParallel", "DistributedDataParallel"})
 
 
 class ModuleNames:
@@ -151,7 +151,7 @@ def unwrapped(module: nn.Module) -> nn.Module | None:
     table: Any = module._modules
     if not isinstance(table, dict):
         return None
-    if type(module).__name__ in _PARALLEL:
+    if any(cls.__name__ in _PARALLEL for cls in type(module).__mro__):
         return table.get("module")
     return next((table[name] for name in _WRAPPERS if name in table), None)
 
