@@ -114,9 +114,8 @@ def _measure_extra(names: list[str]) -> dict[str, Any]:
     peaks, checks = {}, {}
     for name in names:
         peaks[name] = (peak_mib(name, False), peak_mib(name, True))
-        _say(
-            f"{name:7s} peak memory, MiB: {peaks[name][0]:.0f} untraced, {peaks[name][1]:.0f} traced"
-        )
+        plain, traced = peaks[name]
+        _say(f"{name:7s} peak memory, MiB: {plain:.0f} untraced, {traced:.0f} traced")
         checks[name] = check_ms(name)
         parts = ", ".join(f"{code} {ms:.3f}" for code, ms in checks[name].items())
         _say(f"{name:7s} ms a step by check: {parts}")

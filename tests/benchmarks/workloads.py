@@ -104,9 +104,7 @@ def _resnet() -> Workload:
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 100))
     x, y = torch.randn(16, 3, 64, 64), torch.randint(100, (16,))
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
-    return _workload(
-        "resnet", model, x, lambda: model(x), lambda o: F.cross_entropy(o, y), optimizer
-    )
+    return _workload("resnet", model, x, optimizer, lambda out: F.cross_entropy(out, y))
 
 
 class _Layer(nn.Module):
