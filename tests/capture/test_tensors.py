@@ -210,7 +210,7 @@ def test_no_tensor_is_kept_alive() -> None:
 
 
 def test_graph_is_freed_inside_the_block() -> None:
-    freed = []
+    freed: list[int] = []
 
     class Watched(torch.autograd.Function):
         @staticmethod
