@@ -26,11 +26,14 @@ from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import Location
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
     from tensortrace.capture.recorder import Recorder
 
 _in_backward = torch._C._current_graph_task_id  # -1 outside every backward
 _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
+_FIRST_KEY = -2  # torch counts from 0
 # How non-reentrant checkpointing ends a recomputation early: nothing went wrong.
 _EARLY_STOP = "_StopRecomputationError"
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
@@ -86,6 +89,8 @@ class ModuleHooks:
             torch_module.register_module_forward_pre_hook(_before),
             torch_module.register_module_forward_hook(_after, with_kwargs=True, always_call=True),
         ]
+        for key, handle in enumerate(self._handles, start=_FIRST_KEY):
+            _move(handle, key)
 
     def remove(self) -> None:
         """Take both hooks away."""
@@ -96,6 +101,19 @@ class ModuleHooks:
         self._handles.clear()
         if torch_module._has_any_global_hook is _has_other_hooks:
             torch_module._has_any_global_hook = self._has_any
+
+
+def _move(handle: RemovableHandle, key: int) -> None:
+    """Give a hook the same key every time: Dynamo guards on the keys, so a new one recompiles."""
+    for table in (
+        torch_module._global_forward_pre_hooks,
+        torch_module._global_forward_hooks,
+        torch_module._global_forward_hooks_with_kwargs,
+        torch_module._global_forward_hooks_always_called,
+    ):
+        if handle.id in table:
+            table[key] = table.pop(handle.id)
+    handle.id = key
 
 
 def _has_other_hooks() -> bool:

@@ -18,6 +18,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import nn
 
 from tensortrace.capture import ops
@@ -431,12 +432,21 @@ class Recorder:
             except Exception as error:
                 # Here, so that the step goes on to its end and no hook is taken for the culprit.
                 self.fault("gate", error)
+                self._pending += [again for item in pending if (again := self._kept(item))]
             for finding in self.journal.findings[before:]:
                 if self._stop is None and self._wants_to_stop(finding):
                     self._stop = finding
             if self.journal.stopped:
                 self.on = dict.fromkeys(PARTS, False)
                 ops.mode_off()
+
+    def _kept(self, item: Draft | _StepMark) -> _Ready | None:
+        """An error of the tracer's own that did not reach the log, for the next time."""
+        if not isinstance(item, _Ready) or not isinstance(item.finished, Action):
+            return None
+        seq = self.next_seq()
+        record = structs.replace(item.finished, step=self.step, seq=seq)
+        return _Ready(self.step, seq, record)
 
     def _hand_on(self, pending: list[Draft | _StepMark]) -> None:
         undone = self.tensors.take_undone()
