@@ -1,9 +1,9 @@
 """The errors that a user of tensortrace can meet.
 
-    TensortraceError
-    ├── UsageError          an option or argument that makes no sense; the command line exits with 2
-    ├── LogError            a file that cannot be read as a log
-    └── TraceStoppedError   ``stop_on`` met what it was told to stop on
+TensortraceError
+├── UsageError          an option or argument that makes no sense; the command line exits with 2
+├── LogError            a file that cannot be read as a log
+└── TraceStoppedError   ``stop_on`` met what it was told to stop on
 """
 
 from __future__ import annotations

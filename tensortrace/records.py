@@ -223,7 +223,7 @@ class Line(Record, frozen=True, kw_only=True, tag="line"):
 
 ActionName = Literal[
     "zero_grad", "clip", "unscale", "scale", "loss", "train", "eval", "fetch", "load_state_dict",
-    "compiled", "gate", "tracer_error",
+    "compiled", "gate", "replay", "exception", "tracer_error",
 ]  # fmt: skip
 
 
@@ -233,8 +233,10 @@ class Action(Record, frozen=True, kw_only=True, tag="action"):
     `detail` by action: clip {"total_norm", "max_norm", "value"}; loss {"value", "shape", "dtype"};
     scale and unscale {"scale", "found_inf"}; fetch {"host_ns"}; zero_grad {"set_to_none",
     "parameters"}; train and eval {"modules"}; load_state_dict {"missing", "unexpected", "matched"};
-    compiled {"modules"}; tracer_error {"where", "error", "traceback"}. A "gate" says that what came
-    before was decided here although no optimizer stepped. `of` names the module or optimizer class.
+    compiled {"modules"}; replay {"phase", "forward", "placed", "op", "seq", "differs"}; exception
+    {"type", "message", ...: `capture/exceptions.py`}; tracer_error {"where", "error", "traceback"}.
+    A "gate" says that what came before was decided here although no optimizer stepped. `of` names
+    the module or optimizer class.
     """
 
     seq: int

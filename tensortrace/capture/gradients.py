@@ -60,6 +60,9 @@ class OutputProbe:
     def _report(self, recorder: Recorder, grad: torch.Tensor) -> None:
         same_step = self.step == recorder.step
         number, draft = recorder.tensors.gradient(grad, self.tensor if same_step else None)
+        if recorder.roots is not None and same_step:
+            for seq, _, name, _ in self.sites:
+                recorder.roots.saw_gradient(seq, name, grad)
         for i, (seq, path, name, nth) in enumerate(reversed(self.sites)):
             call = CallDraft(
                 recorder.step,

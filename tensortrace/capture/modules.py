@@ -22,6 +22,7 @@ from tensortrace.capture.active import here, slot
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import watch_output, watch_parameters
+from tensortrace.capture.roots import Root, Roots, is_wrapper
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import Location
 
@@ -54,6 +55,7 @@ class OpenCall:
         "nth",
         "path",
         "recompute",
+        "root",
         "seq",
         "started_ns",
         "step",
@@ -64,6 +66,7 @@ class OpenCall:
     def __init__(self, module: nn.Module, path: str, frame: FrameType) -> None:
         self.module, self.path, self.frame = module, path, frame
         self.seq = self.step = -1
+        self.root: Root | None = None
         self.mode = 0  # what its entry did to the function mode
         self.wanted = False
         self.location: Location | None = None
@@ -192,12 +195,22 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
     if torch._C._is_any_autocast_enabled():
         call.autocast = ops.autocast_text()
     recorder.module_called(module, path)
+    if recorder.roots is not None:
+        _find_root(recorder.roots, call, stack[-2] if len(stack) > 1 else None, args)
     for name, tensor in tensors_in(args, "input"):
         number, draft = recorder.tensors.identify(tensor)
         call.inputs.append((name, number))
         if draft is not None:
             call.tensors.append(draft)
     call.started_ns = _clock()
+
+
+def _find_root(roots: Roots, call: OpenCall, above: OpenCall | None, args: tuple[Any, ...]) -> None:
+    """Keep an outermost call, so that it can be run again."""
+    if above is not None:
+        call.root = above.root
+    if call.root is None and (above is None or is_wrapper(above.module)):
+        call.root = roots.enter(call, call.module, args)
 
 
 def _is_fused(module: nn.Module) -> bool:
@@ -273,6 +286,9 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
         fields["thread"] = recorder.thread_number()
     if recorder.on_cuda:
         fields["allocated"] = torch.cuda.memory_allocated()
+    if call.root is not None and call.root.seq == call.seq and recorder.roots is not None:
+        kwargs = {} if failed else hook_args[2]
+        recorder.roots.leave(call.root, kwargs, failed)
     draft = CallDraft(call.step, call.seq, fields)
     draft.tensors = call.tensors
     if failed:

@@ -119,7 +119,7 @@ class ModuleNames:
         return path if len(holders) == 1 else f"{path}#{len(holders)}"
 
     def _name_tree(self, root: nn.Module, root_path: str) -> None:
-        for path, module in _walk(root, root_path):
+        for path, module in walk(root, root_path):
             known = self.known(module)
             if known is None:
                 self._paths[id(module)] = (weakref.ref(module, self._dropper(id(module))), path)
@@ -156,7 +156,7 @@ def unwrapped(module: nn.Module) -> nn.Module | None:
     return next((table[name] for name in _WRAPPERS if name in table), None)
 
 
-def _walk(root: nn.Module, root_path: str) -> Iterator[tuple[str, nn.Module]]:
+def walk(root: nn.Module, root_path: str) -> Iterator[tuple[str, nn.Module]]:
     """Visit each module of a tree once, in registration order, wrappers stripped from paths."""
     seen: set[int] = set()
     stack = [(root_path, root)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from torch._C import (
     _push_on_torch_function_stack,
 )
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.drafts import CallDraft
@@ -49,6 +51,7 @@ _SILENT = frozenset({
     "get_default_dtype",
 })  # fmt: skip
 _SILENT_PREFIXES = ("_foreach", "_amp", "_record_function", "_fused", "__torch", "is_autocast")
+_HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
 _BACKWARD = frozenset({"backward", "grad"})
 # Python's operators under the names of the functions that they call.
 _OPERATORS = {
@@ -101,7 +104,11 @@ class OutsideMode(TorchFunctionMode):
             or name.startswith(_SILENT_PREFIXES)
             or not recorder.on["ops"]
         ):
+            if name in _HOOKS and recorder is not None and recorder.replaying and not here.busy:
+                return RemovableHandle(OrderedDict())  # a hook of the user's must not run twice
             return func(*args, **(kwargs or {}))
+        if recorder.replaying:
+            recorder.guard(kwargs or {})
         if name in _BACKWARD and getattr(func, "__module__", "").startswith("torch."):
             return _run_backward(recorder, name, func, args, kwargs or {})
         return _run(recorder, _OPERATORS.get(name, name), func, args, kwargs or {})

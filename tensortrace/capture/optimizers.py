@@ -139,7 +139,6 @@ def begin_step(
     """Record the optimizer and its parameters as they are, and decide the gate."""
     index = recorder.optimizers.index_of(optimizer)
     running = StepInFlight(optimizer, index, frame)
-    seq = recorder.next_seq()
     names: list[str] = []
     grads: list[TensorDraft] = []
     values: list[TensorDraft] = []
@@ -178,10 +177,12 @@ def begin_step(
         "parameters": recorder.optimizers.newly_held(index, names),
         "location": recorder.sources.locate_frame(frame),
     }
-    recorder.pend(OptimizerDraft(recorder.step, seq, fields, grads, values))
+    # Replayed calls come before the record that makes the checks decide.
+    recorder.narrow()
+    recorder.pend(OptimizerDraft(recorder.step, recorder.next_seq(), fields, grads, values))
     if not skipped:
         recorder.stepping = running
-    recorder.gate()
+    recorder.decide()
 
 
 def finish_step(recorder: Recorder, running: StepInFlight) -> None:

@@ -29,16 +29,27 @@ from tensortrace.capture.journal import Journal
 from tensortrace.capture.names import ModuleNames, unwrapped
 from tensortrace.capture.ops import leave_module
 from tensortrace.capture.optimizers import Optimizers, StepInFlight
+from tensortrace.capture.roots import Root, Roots
 from tensortrace.capture.source import SourceLines
 from tensortrace.capture.stats import Stats, StatsQueue
 from tensortrace.capture.tensors import TensorTable, dtype_name
+from tensortrace.checks import StepView
 from tensortrace.errors import TraceStoppedError
-from tensortrace.records import Action, ActionName, Finding, Location, Module, ParameterInfo, Record
+from tensortrace.records import (
+    Action,
+    ActionName,
+    Call,
+    Finding,
+    Location,
+    Module,
+    ParameterInfo,
+    Record,
+)
 
 # A step is handed on in parts of this many records, so that nothing is held without bound.
 PART = 20_000
 _MODULE_CALL = nn.Module._call_impl.__code__
-PARTS = ("modules", "gradients", "ops", "optimizers", "loop", "gate")
+PARTS = ("modules", "gradients", "ops", "optimizers", "loop", "gate", "narrow", "exceptions")
 
 
 @dataclass(slots=True)
@@ -74,6 +85,7 @@ class Recorder:
         wanted: glob patterns of the module paths to record; None records all.
         owner: the trace whose run this is; a nested block joins it.
         op_level: whether ops inside modules are recorded too.
+        narrow: whether outermost calls are kept, so that one can be run again at op level.
         shows_compiled: whether compiled modules run uncompiled here, so that all is seen.
         should_stop: whether a finding stops the program.
         warn: told once of each thing that goes wrong in the tracer itself.
@@ -89,6 +101,7 @@ class Recorder:
         wanted: Iterable[str] | None,
         owner: object,
         op_level: bool,
+        narrow: bool,
         shows_compiled: bool,
         should_stop: Callable[[Finding], bool],
         warn: Callable[[str], None],
@@ -111,7 +124,12 @@ class Recorder:
         self._thread = threading.get_ident()
         self._described: dict[tuple[str, type], tuple[int, bool, tuple[bool, ...]]] = {}
         self._stop: Finding | None = None
+        self.explained: tuple[Any, ...] | None = None
         self.op_level = op_level
+        self.replaying = False
+        self.roots: Roots | None = Roots() if narrow and not op_level else None
+        self.look: Callable[[StepView], None] | None = None
+        self._undecided = False
         self._shows_compiled = shows_compiled
         self.compiled_modules = 0
         self.step = self.update = self._seq = 0
@@ -140,6 +158,7 @@ class Recorder:
     def pend(self, draft: Draft) -> None:
         """Take a draft; it becomes a record at the next gate."""
         self._pending.append(draft)
+        self._undecided = True
         if len(self._pending) >= PART:
             self.hand_on()
             self.journal.part()
@@ -182,6 +201,9 @@ class Recorder:
         self.stepping = None
         return False
 
+    def guard(self, kwargs: dict[str, Any]) -> None:
+        """Only a replay minds what an op is given."""
+
     # ---- what hooks tell
 
     def outermost_call(self, module: nn.Module) -> None:
@@ -189,7 +211,7 @@ class Recorder:
         grad_enabled = torch.is_grad_enabled()
         if self.owns_thread() and not self.optimizer_running():
             if self.backward_seen:
-                self.gate(write_action=True)
+                self.gate()
             turn_over = (
                 self.stepped
                 or self.backward_done
@@ -346,7 +368,7 @@ class Recorder:
     def scaler_begins(self) -> None:
         """A GradScaler is about to decide whether its optimizer steps."""
         if self.backward_seen:
-            self.gate(write_action=True)
+            self.gate()
 
     def failed_module(self, traceback: TracebackType | None) -> str | None:
         """The innermost module that an exception came through, KeyboardInterrupt included."""
@@ -386,6 +408,9 @@ class Recorder:
         self._started_ns = time.perf_counter_ns()
         self.tensors.begin_step(self.step)
         self.parameters.forget_gradients()
+        self._undecided = False
+        if self.roots is not None:
+            self.roots.release()
         self.calls_of_step.clear()
         self.to_recompute.clear()
         self._without_grad.clear()
@@ -394,20 +419,51 @@ class Recorder:
 
     def close_step(self) -> None:
         """End the step in flight and begin the next."""
+        # A step whose calls no gate has decided decides now; on CUDA that is its one sync.
+        undecided = self._undecided
+        if undecided:
+            self.narrow()
         with self._lock:
             elapsed = time.perf_counter_ns() - self._started_ns
             self._pending.append(_StepMark(self.step, self.next_seq(), self.update, elapsed))
             # On CUDA what was measured after the gate travels with the next one: one sync a gate.
-            if not self.on_cuda:
+            if undecided or not self.on_cuda:
                 self.hand_on()
             self.step += 1
             self._begin_step()
 
-    def gate(self, write_action: bool = False) -> None:
-        """Decide all that is known so far, before the program goes on."""
-        if write_action:
-            self.action("gate")
-        self.backward_seen = False
+    def narrow(self) -> None:
+        """Hand on what is known and replay the call that the checks would ask about."""
+        if self.roots is None:
+            return
+        if self.look is not None and self.on["narrow"] and self._undecided:
+            self.hand_on()
+            view = self.journal.engine.step_in_flight
+            if view is not None and view.number == self.step:
+                try:
+                    self.look(view)
+                except Exception as error:
+                    self.fault("narrow", error)
+        self.roots.release()
+
+    def verdict(self, root: Root, detail: dict[str, Any]) -> None:
+        """Say what a replay came to."""
+        self.action("replay", of=root.path, detail=detail)
+
+    def pend_replayed(self, call: Call, parent: int) -> None:
+        """Take a record that a replay made."""
+        call = structs.replace(call, replay=True, parent=parent)
+        self._pending.append(_Ready(self.step, call.seq, call))
+
+    def gate(self) -> None:
+        """Decide, before the program goes on, at a place where no optimizer steps."""
+        self.narrow()
+        self.action("gate")
+        self.decide()
+
+    def decide(self) -> None:
+        """Hand on all that is known; the checks decide at the optimizer or gate record in it."""
+        self.backward_seen = self._undecided = False
         if self.on["gate"]:
             self.hand_on()
 
@@ -416,7 +472,7 @@ class Recorder:
         here.busy += 1
         try:
             with torch._C.DisableTorchFunction():
-                self.gate(write_action=True)
+                self.gate()
         except Exception as error:
             self.fault("gate", error)
         finally:
@@ -434,7 +490,8 @@ class Recorder:
                 self.fault("gate", error)
                 self._pending += [again for item in pending if (again := self._kept(item))]
             for finding in self.journal.findings[before:]:
-                if self._stop is None and self._wants_to_stop(finding):
+                # The user's own exception stops the program already, or is caught for it to go on.
+                if self._stop is None and self._wants_to_stop(finding) and finding.code != "TT801":
                     self._stop = finding
             if self.journal.stopped:
                 self.on = dict.fromkeys(PARTS, False)
@@ -488,8 +545,10 @@ class Recorder:
             finding, self._stop = self._stop, None
             raise TraceStoppedError(finding)
 
-    def settle(self) -> None:
+    def settle(self, may_replay: bool = True) -> None:
         """Close the step in flight, if anything happened in it, and hand on everything."""
+        if not may_replay and self.roots is not None:
+            self.roots.release()
         if self.holds_call or (self.step == 0 and self._seq):
             self.close_step()
         self.hand_on()

@@ -35,7 +35,7 @@ class SourceLines:
         self._locations: dict[tuple[CodeType, int], Location] = {}
         self._met: set[CodeType] = set()
         self._fresh: list[CodeType] = []
-        self._keep_text = keep_text
+        self.keep_text = keep_text
 
     def is_user(self, code: CodeType) -> bool:
         """Whether code is the user's: not torch's, not ours, not the standard library's."""
@@ -82,7 +82,7 @@ class SourceLines:
         code, line = key
         location = Location(code.co_filename, line or code.co_firstlineno, _name(code))
         self._locations[key] = location
-        if self._keep_text and code not in self._met:
+        if self.keep_text and code not in self._met:
             self._met.add(code)
             self._fresh.append(code)
         return location

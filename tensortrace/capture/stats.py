@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from tensortrace.capture import kernels
+from tensortrace.capture.gather import Gathered
 from tensortrace.capture.kernels import BOUNDS, FULL, NUMPY, Kernels, Row, device_row, host_row
 from tensortrace.capture.unwrap import blocks, distinct, is_backed, is_dense_cpu, plain, quiet
 
@@ -72,13 +73,14 @@ class StatsQueue:
         level: "full"; "minmax" leaves out zeros, mean, std and norm; "none" measures nothing.
     """
 
-    __slots__ = ("_kernels", "_level", "_lock", "_results")
+    __slots__ = ("_gathered", "_kernels", "_level", "_lock", "_results")
 
     def __init__(self, level: Level = "full") -> None:
         self._level = level
         self._kernels = FULL if level == "full" else BOUNDS
         self._lock = threading.Lock()
         self._results: list[Stats | _OnDevice] = []
+        self._gathered = Gathered()
 
     def __len__(self) -> int:
         return len(self._results)
@@ -90,11 +92,34 @@ class StatsQueue:
             The index of its statistics in what `resolve` will return. Never raises: a failure
             becomes the statistics ``unmeasured="error: RuntimeError"``.
         """
-        return self._put(_OFF if self._level == "none" else _reduce(tensor, self._kernels))
+        if self._level == "none":
+            return self._put(_OFF)
+        return self._add(tensor, self._kernels)
 
     def add_scalars(self, values: Iterable[torch.Tensor]) -> list[int]:
         """Queue tensors of one element, at any level: `min` is the value, None if not finite."""
-        return [self._put(_reduce(value, FULL)) for value in values]
+        return [self._add(value, FULL) for value in values]
+
+    def _add(self, tensor: torch.Tensor, ways: Kernels) -> int:
+        try:
+            with torch._C.DisableTorchFunction():
+                n = _gatherable(tensor)
+                return self._gather(tensor, n) if n else self._put(_measure(tensor, ways))
+        except Exception as err:
+            return self._put(_failed(err))
+
+    def _gather(self, tensor: torch.Tensor, n: int) -> int:
+        with self._lock:
+            if not self._gathered.fits(n):
+                self._reduce_gathered()
+            ticket = len(self._results)
+            self._gathered.put(tensor.data_ptr(), n, ticket)
+            self._results.append(_EMPTY)  # until it is reduced
+            return ticket
+
+    def _reduce_gathered(self) -> None:
+        for ticket, row in self._gathered.take():
+            self._results[ticket] = _stats(row)
 
     def _put(self, result: Stats | _OnDevice) -> int:
         with self._lock:
@@ -104,6 +129,7 @@ class StatsQueue:
     def resolve(self) -> list[Stats]:
         """Bring all statistics over, by ticket; the queue is empty afterwards."""
         with self._lock:
+            self._reduce_gathered()
             results, self._results = self._results, []
         pending = [result for result in results if isinstance(result, _OnDevice)]
         if pending:
@@ -130,16 +156,19 @@ class _OnDevice:
         self.stream = torch.cuda.current_stream(self.rows[0].device) if on_cuda else None
 
 
+def _gatherable(tensor: torch.Tensor) -> int:
+    """How many elements of a tensor to copy now and reduce later; 0 if it is another kind. Hot."""
+    if tensor.dtype is not torch.float32 or not is_dense_cpu(tensor):
+        return 0
+    n = tensor.numel()
+    if n > kernels.SMALL or not tensor.is_contiguous():
+        return 0
+    nbytes = 4 * (n + tensor.storage_offset())
+    return n if nbytes <= tensor.untyped_storage().nbytes() else 0
+
+
 def _minmax(stats: Stats) -> Stats:
     return stats._replace(zeros=0, mean=None, std=None, norm=None)
-
-
-def _reduce(tensor: torch.Tensor, ways: Kernels) -> Stats | _OnDevice:
-    try:
-        with torch._C.DisableTorchFunction():
-            return _measure(tensor, ways)
-    except Exception as err:
-        return _failed(err)
 
 
 def _measure(tensor: torch.Tensor, ways: Kernels) -> Stats | _OnDevice:

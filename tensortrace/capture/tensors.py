@@ -77,11 +77,33 @@ class TensorTable:
         if self._known:
             self._known = {k: e for k, e in self._known.items() if e.ref() is not None}
 
+    @property
+    def step(self) -> int:
+        """The step whose tensors are numbered."""
+        return self._step
+
+    def continue_from(self, other: TensorTable) -> None:
+        """Take over where another table of the same step has got to."""
+        self._step, self._next = other._step, other._next
+
+    def id_at(self, address: int) -> int | None:
+        """The id of the living tensor object at an address, if it was described in this step."""
+        entry = self._known.get(address)
+        if entry is None or entry.ref() is None or entry.step != self._step:
+            return None
+        return entry.id
+
+    def adopt(self, tensor: torch.Tensor, number: int) -> None:
+        """Say that a tensor has the value, and so the id, of one that is described already."""
+        self._known[id(tensor)] = _Known(
+            weakref.ref(tensor), version_of(tensor), number, self._step
+        )
+
     def identify(
         self, tensor: torch.Tensor, measure: bool = True
     ) -> tuple[int, TensorDraft | None]:
         """The id of a tensor, and its description if this is the first time in the step. Hot."""
-        version = _version(tensor)
+        version = version_of(tensor)
         entry = self._known.get(id(tensor))
         previous = from_step = None
         if entry is not None and entry.ref() is tensor:
@@ -111,7 +133,7 @@ class TensorTable:
         entry = self._known.get(id(tensor))
         if entry is None or entry.ref() is not tensor or entry.step != self._step:
             return None
-        return entry.id if entry.version == _version(tensor) else None
+        return entry.id if entry.version == version_of(tensor) else None
 
     def gradient(
         self, grad: torch.Tensor, grad_of: int | None, measure: bool = True
@@ -197,7 +219,8 @@ def dtype_name(dtype: torch.dtype) -> str:
     return name
 
 
-def _version(tensor: torch.Tensor) -> int:
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor was changed in place; 0 where torch does not count."""
     try:
         return tensor._version
     except RuntimeError:

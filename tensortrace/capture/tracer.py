@@ -29,13 +29,14 @@ from typing import Any, BinaryIO, Literal, TypeVar, overload
 import torch
 from torch import nn
 
-from tensortrace.capture import ops
+from tensortrace.capture import exceptions, ops
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.header import make_header
 from tensortrace.capture.journal import Journal, is_full
 from tensortrace.capture.loop import Patches
 from tensortrace.capture.modules import ModuleHooks
 from tensortrace.capture.names import ModuleNames
+from tensortrace.capture.narrow import Narrower
 from tensortrace.capture.optimizers import OptimizerHooks
 from tensortrace.capture.options import Options, parse_options
 from tensortrace.capture.recorder import Recorder
@@ -172,9 +173,11 @@ class Trace:
         self._pause()
         if self._is_forked():
             return
+        if error is not None:
+            self._explain(error, traceback)
         if not self._decorates or error is not None:
             failure = self._failure(error, traceback)
-            self._settle()
+            self._settle(error)
             self._finish(_reason(error), failure)
         if not self._decorates:
             self._detach()
@@ -314,7 +317,7 @@ class Trace:
         )
         journal.write(make_header(options.as_json()))
         journal.flush()
-        return Recorder(
+        recorder = Recorder(
             journal,
             queue=StatsQueue(options.stats),
             names=ModuleNames(options.model),
@@ -322,10 +325,14 @@ class Trace:
             wanted=options.modules,
             owner=self,
             op_level=options.level == "op",
+            narrow=options.narrow,
             shows_compiled=options.compiled == "eager",
             should_stop=options.should_stop,
             warn=self._warn,
         )
+        if recorder.roots is not None:
+            recorder.look = Narrower(recorder, recorder.roots).look
+        return recorder
 
     def _pause(self) -> None:
         """Stop listening; hooks stay where they are."""
@@ -335,11 +342,13 @@ class Trace:
             self._stance.__exit__(None, None, None)
             self._stance = None
 
-    def _settle(self) -> None:
+    def _settle(self, error: BaseException | None = None) -> None:
         recorder = self._recorder
         if recorder is not None:
+            # Not while memory is short, and not what the user has just interrupted.
+            fatal = error is not None and not isinstance(error, Exception)
             with self._ours("gate"):
-                recorder.settle()
+                recorder.settle(not fatal and not isinstance(error, torch.OutOfMemoryError))
             here.stack.clear()
 
     def _finish(
@@ -391,6 +400,12 @@ class Trace:
             module=recorder.failed_module(traceback),
             location=with_code(recorder.sources.locate_traceback(traceback)),
         )
+
+    def _explain(self, error: BaseException, traceback: TracebackType | None) -> None:
+        recorder = self._recorder
+        if recorder is not None and recorder.on["exceptions"]:
+            with self._ours("exceptions"):
+                exceptions.explain(recorder, error, traceback)
 
     @contextlib.contextmanager
     def _ours(self, part: str) -> Generator[None, None, None]:

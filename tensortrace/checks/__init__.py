@@ -49,8 +49,8 @@ from tensortrace.records import (
 )
 
 __all__ = [
-    "Check", "Draft", "Engine", "Page", "StepView", "all_checks", "check", "count_text", "explain",
-    "finite", "plain_op", "select", "steadiness",
+    "Check", "Draft", "Engine", "Page", "StepView", "all_checks", "check", "completion_order",
+    "count_text", "explain", "finite", "plain_op", "select", "steadiness",
 ]  # fmt: skip
 
 # Design "Steps": a step is flushed in parts after this many records, so this much is held here too.
@@ -65,7 +65,8 @@ _SECTIONS = ("Symptom", "Threshold", "Source", "Fix", "Misses")
 class StepView:
     """A step as far as it has come: what a check may look at.
 
-    `fresh` indexes the first call that no earlier gate of this step has shown. `tensors` are those
+    `fresh` indexes the first call that no earlier gate of this step has shown. `replayed` are the
+    ops of calls that were run again to find the one to blame. `tensors` are those
     of this step by id, `bad` the ids of those with a NaN or infinite element, in log order;
     `modules` and `findings` are of the whole run so far. `causes` are the findings made or met
     again in this step; `poisoned` is the id of the finding after which an optimizer wrote
@@ -78,6 +79,7 @@ class StepView:
     update: int = 0
     calls: list[Call] = field(default_factory=list)
     fresh: int = 0
+    replayed: list[Call] = field(default_factory=list)
     params: list[Param] = field(default_factory=list)
     actions: list[Action] = field(default_factory=list)
     optimizers: list[Optimizer] = field(default_factory=list)
@@ -94,6 +96,30 @@ class StepView:
         if self.poisoned:
             return self.poisoned
         return next((f.id for f in self.causes if _is_damage(f)), None)
+
+    def narrowed(self, seq: int | None, phase: Phase) -> tuple[str | None, Call | None]:
+        """Tell what a replay came to: how sure the place is, and the op to blame if it is known.
+
+        Args:
+            seq: a forward call inside the replayed one; None takes any replay of the phase.
+            phase: what was replayed.
+        """
+        up = {seq}
+        by_seq = {c.seq: c for c in self.calls}
+        while seq is not None:
+            seq = by_seq[seq].parent if seq in by_seq else None
+            up.add(seq)
+        placed = None
+        for action in self.actions:
+            detail = action.detail
+            if action.action != "replay" or detail.get("phase") != phase:
+                continue
+            if (None in up and len(up) == 1) or detail.get("forward") in up:
+                placed = detail.get("placed")
+                op = next((c for c in self.replayed if c.seq == detail.get("seq")), None)
+                if op is not None:
+                    return placed, op
+        return placed, None
 
     def scaled(self) -> bool:
         """Tell whether a GradScaler watches the gradients of this step and skips if it must."""
@@ -281,6 +307,11 @@ class Engine:
             return self._take(record)  # type: ignore[arg-type]
         return []
 
+    @property
+    def step_in_flight(self) -> StepView | None:
+        """The step as far as it has been fed; None between steps."""
+        return self._step
+
     def take_repeats(self) -> dict[str, int]:
         """Hand over, by finding id, what was only counted since the last call."""
         repeats, self._repeats = dict(self._repeats), Counter()
@@ -294,7 +325,10 @@ class Engine:
             self._step = step
         step.update = max(step.update, record.update)
         gate = False
-        if isinstance(record, Call):
+        if isinstance(record, Call) and record.replay:
+            step.replayed.append(record)
+            step.tensors.update((tensor.id, tensor) for tensor in record.tensors)
+        elif isinstance(record, Call):
             step.calls.append(record)
             for tensor in record.tensors:
                 _describe(step, tensor)
@@ -307,7 +341,7 @@ class Engine:
                 _describe(step, record.grad)
         elif isinstance(record, Action):
             step.actions.append(record)
-            gate = record.action == "gate"
+            gate = record.action in ("gate", "exception")
             if record.action == "load_state_dict":
                 self._poisoned = step.poisoned = None
         elif isinstance(record, Optimizer):
@@ -331,7 +365,7 @@ class Engine:
         found = self._run(step, "gate")
         if len(step.calls) > HELD:
             step.calls.clear()
-        for records in (step.params, step.actions, step.optimizers, step.bad):
+        for records in (step.params, step.actions, step.optimizers, step.bad, step.replayed):
             if len(records) > HELD:
                 del records[:-HELD]
         for old in list(step.tensors)[: -2 * HELD]:
@@ -396,6 +430,23 @@ class Engine:
             if 0 <= (at := location.line - source.first_line) < len(lines):
                 return structs.replace(location, code=lines[at].strip()[:200])
         return location
+
+
+def completion_order(calls: Iterable[Call]) -> list[Call]:
+    """Sort calls as they ended: children before their parent, siblings by seq."""
+    children: dict[int | None, list[Call]] = {}
+    ordered = sorted(calls, key=lambda c: c.seq)
+    here = {c.seq for c in ordered}
+    for call in ordered:
+        children.setdefault(call.parent if call.parent in here else None, []).append(call)
+    # Parents first and siblings from the last, then all of it backwards.
+    order: list[Call] = []
+    stack = list(children.get(None, []))
+    while stack:
+        call = stack.pop()
+        order.append(call)
+        stack += children.get(call.seq, [])
+    return order[::-1]
 
 
 def _is_damage(finding: Finding) -> bool:

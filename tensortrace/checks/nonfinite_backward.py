@@ -195,8 +195,15 @@ def _place(step: StepView, origin: Origin) -> tuple[Call, str, dict[str, Any]]:
 
 
 def _draft(step: StepView, origin: Origin, verdict: str) -> Draft:
+    placed = None
+    if not origin.direct:
+        placed, op_call = step.narrowed(None, "backward")
+        if op_call is not None:
+            origin = Origin(op_call, step.nonfinite(op_call.outputs)[0], None, True)
     call, grad = origin.call, origin.grad
     by, message, evidence = _place(step, origin)
+    if placed is not None:
+        evidence["placed"] = placed
     op = call.op if origin.direct else by.op
     why, fix = REASONS.get(plain_op(op), ("finite gradients went in, others came out", None))
     if verdict == "skipped":

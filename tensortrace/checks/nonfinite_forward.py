@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check, count_text, plain_op
+from tensortrace.checks import (
+    Draft,
+    StepView,
+    check,
+    completion_order,
+    count_text,
+    plain_op,
+)
 from tensortrace.records import Call, ChainLink, Tensor
 from tensortrace.text import location_text, module_text, number_text, short_dtype
 
@@ -175,7 +182,7 @@ def _origins(step: StepView) -> list[Origin]:
     last: dict[int, Call] = {}  # by parent: the child that completed last
     spoilt: set[int] = set()  # parents in which something bad was made already
     found: list[Origin] = []
-    for call in _completion_order(calls):
+    for call in completion_order(calls):
         parent = here.get(call.parent) if call.parent is not None else None
         got, made = step.hurt(call.inputs), step.hurt(call.outputs)
         if parent and got and not got[0].from_step and parent.seq not in spoilt:
@@ -214,22 +221,6 @@ def _unexplained_masks(step: StepView, parent: Call | None, call: Call) -> list[
     if any(t.neginf for names in known for t in step.nonfinite(names)):
         return []
     return [t for t in step.nonfinite(call.inputs) if t.neginf]
-
-
-def _completion_order(calls: list[Call]) -> list[Call]:
-    """Sort children before their parent, siblings by seq."""
-    children: dict[int | None, list[Call]] = {}
-    here = {c.seq for c in calls}
-    for call in sorted(calls, key=lambda c: c.seq):
-        children.setdefault(call.parent if call.parent in here else None, []).append(call)
-    # Parents first and siblings from the last, then all of it backwards.
-    order: list[Call] = []
-    stack = list(children.get(None, []))
-    while stack:
-        call = stack.pop()
-        order.append(call)
-        stack += children.get(call.seq, [])
-    return order[::-1]
 
 
 def _guilty(step: StepView, origins: list[Origin], damage: str) -> Origin | None:
@@ -281,6 +272,11 @@ def _upstream(step: StepView, bad: list[int]) -> tuple[set[int], bool]:
 
 
 def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> Draft:
+    placed: str | None = "direct"
+    if origin.call.op is None or origin.between:
+        placed, op = step.narrowed(origin.call.seq, "forward")
+        if op is not None:
+            origin = Origin(op, step.nonfinite(op.outputs)[0])
     call, tensor = origin.call, origin.tensor
     where = _name(step, call)
     inputs = [(n, step.tensors[i]) for n, i in call.inputs if i in step.tensors]
@@ -289,7 +285,7 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     made = f"{where} made {count_text(tensor)} from "
     made += f"inputs with {masks} -inf" if masks else "finite inputs"
     evidence: dict[str, Any] = {
-        "placed": "direct" if call.op else "module",
+        "placed": placed or "module",
         "reached": damage,
         "inputs": [{"name": n, "shape": t.shape, "dtype": t.dtype, "min": t.min, "max": t.max,
                     "zeros": t.zeros} for n, t in inputs],
@@ -357,7 +353,8 @@ def _reason(call: Call, cls: str | None, inputs: list[Tensor]) -> tuple[str, str
 def _chain(step: StepView, call: Call, length: int) -> tuple[ChainLink, ...]:
     """Follow the first input back to what made it, and so on; the cause comes first."""
     makers: dict[int, Call] = {}
-    for other in _completion_order([c for c in step.calls if c.phase == "forward"]):
+    calls = [c for c in (*step.calls, *step.replayed) if c.phase == "forward"]
+    for other in completion_order(calls):
         for _, id in other.outputs:
             makers.setdefault(id, other)
     links: list[ChainLink] = []

@@ -1,0 +1,472 @@
+"""From a bad module to the op and the line: one outermost call is run again at op level.
+
+At a gate the weights are still what they were, so the call is replayed once from its own inputs,
+random state and modes, with its modules' contents swapped for stand-ins. The ops of the replay
+become records of the step, marked `replay`, before the checks decide; an action says how sure the
+place is. Measured: the parameter gradients of a replay equal the real ones to the bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensortrace.capture import ops
+from tensortrace.capture.active import here, slot
+from tensortrace.capture.aside import Stage, as_it_was, several_ranks, swapped
+from tensortrace.capture.drafts import Draft
+from tensortrace.capture.flatten import tensors_in
+from tensortrace.capture.gradients import Parameters
+from tensortrace.capture.names import unwrapped
+from tensortrace.capture.recorder import Recorder
+from tensortrace.capture.roots import Root, Roots, UnkeptError
+from tensortrace.capture.stats import StatsQueue
+from tensortrace.capture.tensors import TensorDraft, TensorTable, version_of
+from tensortrace.checks import StepView, completion_order, plain_op
+from tensortrace.records import Call, Tensor
+
+MOST_REPLAYS = 8
+# Roots tried for one bad gradient: its maker may be the first op of a later root.
+_MOST_ROOTS = 3
+# What a replay may take of the log.
+_MOST_RECORDS = 20_000
+# A first guess only, that decides whether to replay; the check has the whole rule.
+_FILLS = frozenset({"empty", "emptylike", "newempty", "full", "maskedfill", "where", "setitem"})
+
+
+class Narrower:
+    """Decide which call to replay, at most once per root and phase and eight times a run."""
+
+    def __init__(self, recorder: Recorder, roots: Roots) -> None:
+        self._recorder, self._roots = recorder, roots
+        self._done: set[tuple[str, str]] = set()
+        self._replays = 0
+
+    def look(self, step: StepView) -> None:
+        """Replay what the step asks for; records and the verdict are pended. Called at gates."""
+        if not step.bad or step.poisoned or self._replays >= MOST_REPLAYS:
+            return
+        forward = self._forward_suspect(step)
+        if isinstance(forward, Root):
+            self._replay(forward, "forward", step)
+        elif not forward and not step.scaled():  # a scaler's inf is its own to handle
+            for root in self._backward_suspects(step)[:_MOST_ROOTS]:
+                if self._replay(root, "backward", step):
+                    return
+
+    # ---- which root
+
+    def _forward_suspect(self, step: StepView) -> Root | bool:
+        """The root of the first fresh call that made what is bad.
+
+        True if an op outside modules explains it, or its root was looked at before or is not kept;
+        False if nothing forward is bad.
+        """
+        by_seq = {call.seq: call for call in step.calls}
+        for call in completion_order(step.calls[step.fresh :]):
+            if call.phase != "forward" or call.recompute:
+                continue
+            made, got = step.nonfinite(call.outputs), step.hurt(call.inputs)
+            if call.op is not None:
+                masked = step.nonfinite(call.inputs) or plain_op(call.op) in _FILLS
+                if made and not masked:
+                    return True
+                continue
+            parent = by_seq.get(call.parent) if call.parent is not None else None
+            in_parent = got and parent is not None and not step.hurt(parent.inputs)
+            if (made and not got) or in_parent:
+                root = self._root_of(by_seq, call)
+                known = root is None or (root.path, "forward") in self._done
+                return True if root is None or known else root
+        return False
+
+    def _root_of(self, by_seq: dict[int, Call], call: Call) -> Root | None:
+        at: Call | None = call
+        while at is not None:
+            root = self._roots.get(at.seq)
+            if root is not None:
+                return root
+            at = by_seq.get(at.parent) if at.parent is not None else None
+        return None
+
+    def _backward_suspects(self, step: StepView) -> list[Root]:
+        """The roots that may have made the first bad gradient, latest first."""
+        bad = (c for c in step.calls[step.fresh :] if c.phase == "backward"
+               and (step.nonfinite(c.inputs) or step.nonfinite(c.outputs)))  # fmt: skip
+        first = min(bad, key=lambda c: c.seq, default=None)
+        if first is None or first.op is not None:
+            return []
+        by_seq = {call.seq: call for call in step.calls}
+        owner = by_seq.get(first.forward) if first.forward is not None else None
+        made_in = self._root_of(by_seq, owner) if owner is not None else None
+        oldest = made_in.seq if made_in is not None else -1
+        clean = [root for root in self._roots if root.seq >= oldest and self._finite(root, step)]
+        return sorted(clean, key=lambda root: -root.seq)
+
+    def _finite(self, root: Root, step: StepView) -> bool:
+        """Whether the gradients that arrived at a root are known and finite."""
+        if not root.gradients or (root.path, "backward") in self._done:
+            return False
+        arrived = [c for c in step.calls if c.phase == "backward" and c.forward == root.seq
+                   and c.op is None and c.inputs]  # fmt: skip
+        return bool(arrived) and not any(step.nonfinite(c.inputs) for c in arrived)
+
+    # ---- the replay
+
+    def _replay(self, root: Root, phase: str, step: StepView) -> bool:
+        """Run a root again; True if an op was found in it."""
+        self._done.add((root.path, phase))
+        self._replays += 1
+        started = time.perf_counter_ns()
+        replay = Replay(self._recorder, root)
+        try:
+            why = _refusal(root, phase)
+            if why is None:
+                replay.run(phase)
+            if replay.recorder.failed is not None:
+                raise replay.recorder.failed
+        except UnkeptError as error:
+            why = str(error)
+        finally:
+            elapsed = time.perf_counter_ns() - started
+        detail: dict[str, Any] = {"phase": phase, "forward": root.seq, "host_ns": elapsed}
+        if why is None:
+            detail.update(self._hand_over(replay, root, phase, step))
+        else:
+            detail["placed"] = why
+        self._recorder.verdict(root, detail)
+        return detail.get("op") is not None
+
+    def _hand_over(self, replay: Replay, root: Root, phase: str, step: StepView) -> dict[str, Any]:
+        """Pend the records of the replay; returns what the action says of it."""
+        stats = replay.queue.resolve()
+        calls = [record for draft in replay.drafts
+                 if isinstance(record := draft.record(stats), Call)]  # fmt: skip
+        calls.sort(key=lambda call: call.seq)
+        tensors = {t.id: t for call in calls for t in call.tensors}
+        found = next((c for c in calls if c.op is not None and c.phase == phase
+                      and _made_bad(c, tensors)), None)  # fmt: skip
+        until = found if phase == "forward" else None
+        differs = _first_difference(step, root, calls, tensors, until)
+        originals = _originals(step, root, calls)
+        for call in calls[:_MOST_RECORDS]:
+            if call.op is not None:
+                self._recorder.pend_replayed(call, originals.get(call.parent, root.seq))
+        if found is not None:
+            placed = "exact" if differs is None else "close"
+            return {"placed": placed, "op": found.op, "seq": found.seq, "differs": differs}
+        if replay.error is not None and not root.failed:
+            why = f"the replay raised {type(replay.error).__name__}"
+        elif differs is not None:
+            why = f"did not reproduce: differs from {differs or 'the root'} on"
+        else:
+            why = "no op inside makes what is not finite"
+        return {"placed": why, "differs": differs}
+
+
+class Replay:
+    """One replay: the same hooks report to a recorder of its own."""
+
+    def __init__(self, live: Recorder, root: Root) -> None:
+        self.root = root
+        self.queue = StatsQueue("full")
+        self.recorder = ReplayRecorder(live, self.queue)
+        self.error: Exception | None = None
+
+    @property
+    def drafts(self) -> list[Draft]:
+        """What the hooks reported."""
+        return self.recorder.taken
+
+    def run(self, phase: str) -> None:
+        """Run the call, and its backward if that is asked for.
+
+        Raises:
+            UnkeptError: the call cannot be run again, or not without touching the user's program.
+        """
+        module = self.root.module()
+        assert module is not None
+        while (inner := unwrapped(module)) is not None:
+            module = inner
+        live, stack, busy = slot.recorder, here.stack, here.busy
+        try:
+            with swapped(self.root, module) as stage, as_it_was(self.root):
+                self.recorder.use(stage)
+                with torch._C._EnableTorchFunction():
+                    here.stack, here.busy, slot.recorder = [], 0, self.recorder
+                    ops.mode_on()
+                    try:
+                        output = module(*stage.args, **stage.kwargs)
+                        if phase == "backward":
+                            self._backward(output, stage)
+                    except UnkeptError:
+                        raise
+                    except Exception as error:
+                        self.error = error
+                    finally:
+                        ops.mode_off()
+                        here.stack, here.busy, slot.recorder = stack, busy, live
+        finally:
+            here.stack, here.busy, slot.recorder = stack, busy, live
+            self.recorder.parameters.remove()
+            self.recorder.live.tensors.continue_from(self.recorder.table)
+
+    def _backward(self, output: Any, stage: Stage) -> None:
+        listed = output if isinstance(output, (tuple, list)) else (output,)
+        named = dict(tensors_in(listed, "output"))
+        arrived = next(iter(self.root.gradients.values()))
+        pairs = [(named[name], grad) for name, (grad, _) in arrived.items() if name in named]
+        outputs = tuple(tensor for tensor, _ in pairs if tensor.requires_grad)
+        grads = tuple(grad.clone() for tensor, grad in pairs if tensor.requires_grad)
+        if not outputs:
+            raise UnkeptError("no output of the replay requires a gradient")
+        # With inputs given nothing accumulates, and no path to a leaf of the user's is run.
+        # Reentrant checkpointing forbids inputs: then every leaf must be a stand-in.
+        inputs: tuple[torch.Tensor, ...] = tuple(stage.leaves)
+        if any("CheckpointFunction" in name for name in _node_names(outputs)):
+            if self.recorder.table.met_foreign_leaf:
+                raise UnkeptError("a reentrant checkpoint with tensors from outside the module")
+            inputs = ()
+        with contextlib.ExitStack() as stack:
+            # Backward mostly runs outside autocast, whatever the forward did.
+            for device, enabled, dtype in self.root.backward_autocast:
+                stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
+            # Not torch.autograd.grad: a function mode handles that with itself off, and what a
+            # checkpoint recomputes would not be seen.
+            torch.autograd.graph._engine_run_backward(
+                outputs, grads, False, False, inputs, allow_unreachable=True,
+                accumulate_grad=not inputs,
+            )  # fmt: skip
+
+
+class ReplayRecorder(Recorder):
+    """What the hooks report to during a replay: nothing of the loop, no gates, a list of drafts."""
+
+    def __init__(self, live: Recorder, queue: StatsQueue) -> None:
+        # Not Recorder's: a replay has no journal, and begins no step.
+        self.live = live
+        self.queue = queue
+        self.names, self.sources, self.serial = live.names, live.sources, time.monotonic_ns()
+        self.step, self.update = live.step, live.update
+        self.tensors = self.table = ReplayTable(queue, live.tensors)
+        self.parameters = Parameters()
+        self.on = {**dict.fromkeys(live.on, True), "loop": False, "optimizers": False}
+        self.op_level = True
+        self.roots = None
+        self.stepping = None
+        self.calls_of_step = {}
+        self.to_recompute = {}
+        self.on_cuda = self.clipped = self.backward_seen = False
+        self.full = True
+        self.replaying = True
+        self.stage: Stage | None = None
+        self.taken: list[Draft] = []
+        self.failed: Exception | None = None
+
+    def use(self, stage: Stage) -> None:
+        """Know the stand-ins of the replay."""
+        self.stage = self.table.stage = stage
+
+    def next_seq(self) -> int:
+        """Numbers go on where the step's own are."""
+        return self.live.next_seq()
+
+    def pend(self, draft: Draft) -> None:
+        """Keep a draft, within the bound of a replay."""
+        if len(self.taken) < _MOST_RECORDS:
+            self.taken.append(draft)
+
+    def guard(self, kwargs: dict[str, Any]) -> None:
+        """An op is about to run: remember the generator that it draws from."""
+        if self.stage is not None:
+            self.stage.guard(kwargs)
+
+    def fault(self, part: str, error: Exception) -> None:
+        """A failure of ours ends the replay, not the tracing."""
+        self.on[part] = False
+        self.failed = self.failed or error
+
+    def owns_thread(self) -> bool:
+        """A replay runs where it is asked for."""
+        return True
+
+    def wants(self, path: str) -> bool:
+        """A replay looks at every module."""
+        return True
+
+    def outermost_call(self, module: nn.Module) -> None:
+        """No gate and no step begins in a replay."""
+
+    def op_called(self) -> None:
+        """As `outermost_call`."""
+
+    def module_called(self, module: nn.Module, path: str) -> None:
+        """The modules are described already."""
+
+    def take_aliases(self) -> None:
+        """Left to the live recorder."""
+
+    def remember_failure(self, error: BaseException, path: str) -> None:
+        """What fails in a replay is no failure of the program's."""
+
+    def loss_seen(self, losses: Any, location: Any) -> None:
+        """No loss of the loop's."""
+
+    def backward_finished(self) -> None:
+        """No turn of the loop's."""
+
+    def raise_if_stopped(self) -> None:
+        """Nothing is decided here."""
+
+
+class ReplayTable(TensorTable):
+    """Numbers the tensors of a replay; a stand-in has the id of what it stands for."""
+
+    def __init__(self, queue: StatsQueue, live: TensorTable) -> None:
+        super().__init__(queue)
+        self._live = live
+        self.stage: Stage | None = None
+        self.met_foreign_leaf = False
+        self.continue_from(live)
+
+    def identify(
+        self, tensor: torch.Tensor, measure: bool = True
+    ) -> tuple[int, TensorDraft | None]:
+        """As `TensorTable.identify`; notes leaves that are no stand-ins."""
+        stage = self.stage
+        if stage is not None:
+            if tensor.is_leaf and tensor.requires_grad:
+                self.met_foreign_leaf |= all(tensor is not leaf for leaf in stage.leaves)
+            origin = stage.origins.get(id(tensor))
+            known = self._live.id_at(origin) if origin is not None else None
+            if known is not None and not tensor._version:
+                self.adopt(tensor, known)
+        return super().identify(tensor, measure)
+
+
+def _refusal(root: Root, phase: str) -> str | None:
+    """Why a call cannot be run again, None if it can."""
+    module = root.module()
+    if root.dropped is not None:
+        return root.dropped
+    if module is None:
+        return "the module is gone"
+    if not root.closed:
+        return "the call never returned"
+    if phase == "backward":
+        if root.failed:
+            return "the forward call raised"
+        if not root.grad_enabled:
+            return "it ran without grad"
+        if any(g._version != v for by in root.gradients.values() for g, v in by.values()):
+            return "the output gradient was modified in place since"
+    return _refusal_of_module(root, module)
+
+
+def _refusal_of_module(root: Root, module: nn.Module) -> str | None:
+    several = several_ranks()
+    for each in root.tree.modules:
+        if isinstance(each, torch.jit.ScriptModule):
+            return "a scripted module"
+        if type(each).__name__.startswith(("FSDP", "FullySharded")):
+            return "sharded parameters"
+        if several and isinstance(each, nn.SyncBatchNorm):
+            return "SyncBatchNorm talks to other ranks"
+    if [version_of(p) for p in root.tree.parameters] != root.parameter_versions:
+        return "parameters changed since"
+    if any(type(p.data) is not torch.Tensor for p in root.tree.parameters):
+        return "parameters of a tensor subclass"
+    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    capturing = on_cuda and torch.cuda.is_current_stream_capturing()
+    return "a CUDA graph is being captured" if capturing else None
+
+
+def _made_bad(call: Call, tensors: dict[int, Tensor]) -> bool:
+    """The rule of an origin: bad comes out, nothing bad went in; -inf alone going in is a mask."""
+    if plain_op(call.op).startswith("empty"):
+        return False
+    ins = [tensors[i] for _, i in call.inputs if i in tensors]
+    outs = [tensors[i] for _, i in call.outputs if i in tensors]
+    if any(t.nan or t.posinf for t in ins):
+        return False
+    if any(t.nan or t.posinf for t in outs):
+        return True
+    fresh = any(t.neginf for t in outs) and not any(t.neginf for t in ins)
+    return fresh and (call.phase == "backward" or plain_op(call.op) not in _FILLS)
+
+
+def _originals(step: StepView, root: Root, calls: list[Call]) -> dict[int | None, int]:
+    """Which call of the step each module call of the replay repeats: by path, in order."""
+    by_path: dict[str | None, list[int]] = {}
+    inside = {root.seq}
+    for call in sorted(step.calls, key=lambda c: c.seq):
+        if call.phase != "forward" or call.op is not None or call.recompute:
+            continue
+        if call.parent in inside or call.seq == root.seq:
+            inside.add(call.seq)
+            by_path.setdefault(call.module, []).append(call.seq)
+    found: dict[int | None, int] = {}
+    for call in calls:
+        if call.op is None and call.phase == "forward" and by_path.get(call.module):
+            found[call.seq] = by_path[call.module].pop(0)
+    return found
+
+
+def _first_difference(
+    step: StepView, root: Root, calls: list[Call], tensors: dict[int, Tensor], until: Call | None
+) -> str | None:
+    """The first module whose outputs in the replay are not what they were; None if all are.
+
+    Minimum and maximum are the fingerprint: exact, and independent of the order of reduction.
+    """
+    originals = _originals(step, root, calls)
+    by_seq = {call.seq: call for call in step.calls}
+    for call in sorted(calls, key=lambda c: c.seq):
+        if call.op is not None or call.phase != "forward":
+            continue
+        if until is not None and call.seq > until.seq:
+            break
+        original = by_seq.get(originals.get(call.seq, -1))
+        if original is None:
+            return call.module or ""
+        if until is not None and call.seq in _ancestors(calls, until):
+            continue  # still open when the op ran
+        then = [_fingerprint(step.tensors.get(i)) for _, i in original.outputs]
+        now = [_fingerprint(tensors.get(i)) for _, i in call.outputs]
+        if then != now:
+            return call.module or ""
+    return None
+
+
+def _ancestors(calls: list[Call], call: Call) -> set[int]:
+    by_seq = {c.seq: c for c in calls}
+    found: set[int] = set()
+    parent = call.parent
+    while parent is not None and parent not in found:
+        found.add(parent)
+        parent = by_seq[parent].parent if parent in by_seq else None
+    return found
+
+
+def _fingerprint(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    if tensor is None:
+        return None
+    return tensor.shape, tensor.nan, tensor.posinf, tensor.neginf, tensor.min, tensor.max
+
+
+def _node_names(outputs: tuple[torch.Tensor, ...]) -> set[str]:
+    seen: set[Any] = set()
+    names: set[str] = set()
+    todo: list[Any] = [tensor.grad_fn for tensor in outputs]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        names.add(node.name())
+        todo.extend(parent for parent, _ in node.next_functions)
+    return names

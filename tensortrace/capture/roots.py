@@ -1,0 +1,333 @@
+"""Outermost module calls, kept until the next gate so that one of them can be run again.
+
+What is kept is cheap: references to the memory of the inputs, versions that prove that nothing
+moved, the random state, and copies of the few values that a call changes. A tensor is kept as a
+detached alias: it shares the memory and the version, and keeps neither graph nor tensor alive.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tensortrace.capture.gradients import own_parameters
+from tensortrace.capture.names import unwrapped, walk
+from tensortrace.capture.tensors import version_of
+from tensortrace.capture.unwrap import quiet
+
+if TYPE_CHECKING:
+    from tensortrace.capture.modules import OpenCall
+
+# Kept for one step, inputs and output gradients together (design: "Numbers to hold").
+MOST_BYTES = 256 << 20
+MOST_ROOTS = 256
+# A larger buffer is not copied; if it changes during the call, the call cannot be run again.
+_LARGEST_BUFFER = 65_536
+# After so many calls it is known what moves: Python's and NumPy's random states, attributes.
+_LEARNING = 3
+_PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size)
+_in_backward = torch._C._current_graph_task_id
+
+
+class UnkeptError(Exception):
+    """Says why a call cannot be run again."""
+
+
+class Alias:
+    """A tensor of the user's without its graph: same memory, same version counter."""
+
+    __slots__ = ("is_leaf", "origin", "requires_grad", "tensor", "version")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor.detach()
+        self.origin = id(tensor)
+        self.requires_grad, self.is_leaf = tensor.requires_grad, tensor.is_leaf
+        self.version = version_of(tensor)
+
+    def check(self) -> None:
+        """Raise `UnkeptError` if the value is not what it was."""
+        if version_of(self.tensor) != self.version:
+            raise UnkeptError("an input was modified in place since")
+        strided = self.tensor.layout is torch.strided and self.tensor.numel() > 0
+        if strided and self.tensor.untyped_storage().nbytes() == 0:
+            raise UnkeptError("the memory of an input was freed since")
+
+
+class Tree:
+    """The modules, parameters and buffers below a root, as they were in this step."""
+
+    __slots__ = ("buffers", "modules", "own", "parameters")
+
+    def __init__(self, root: nn.Module) -> None:
+        # By identity: modules may be unhashable, parameters may be shared.
+        self.modules = [module for _, module in walk(root, "")]
+        self.parameters = _distinct(p for m in self.modules for p in own_parameters(m).values())
+        self.buffers = _distinct(b for m in self.modules for b in own_buffers(m))
+        # Those whose plain attributes may change in a call: torch's own layers have none.
+        self.own = [m for m in self.modules if not type(m).__module__.startswith("torch.nn.mod")]
+
+
+def own_buffers(module: nn.Module) -> Iterator[torch.Tensor | None]:
+    """The buffers that a module itself registered."""
+    table: Any = module._buffers
+    # A scripted module's table is no dict.
+    yield from table.values() if isinstance(table, dict) else module.buffers(recurse=False)
+
+
+def _distinct(tensors: Iterable[torch.Tensor | None]) -> list[torch.Tensor]:
+    return list({id(t): t for t in tensors if t is not None}.values())
+
+
+class Root:
+    """What one outermost call had at its entry."""
+
+    __slots__ = (
+        "args", "attributes", "autocast", "backward_autocast", "buffers", "cast_cache", "closed",
+        "cuda_rng", "dropped", "failed", "grad_enabled", "gradients", "inference", "kwargs",
+        "module", "numpy_rng", "parameter_versions", "path", "python_rng", "rng", "seq", "training",
+        "tree",
+    )  # fmt: skip
+
+    def __init__(self, module: nn.Module, path: str, seq: int, tree: Tree) -> None:
+        self.module, self.path, self.seq, self.tree = weakref.ref(module), path, seq, tree
+        self.args: Any = ()
+        self.kwargs: Any = {}
+        self.dropped: str | None = None
+        self.closed = self.failed = False
+        # By backward pass: output name -> gradient and its version then.
+        self.gradients: dict[int, dict[str, tuple[torch.Tensor, int]]] = {}
+        self.backward_autocast: list[tuple[str, bool, torch.dtype]] = []
+        self.rng = torch.default_generator.get_state()
+        self.cuda_rng: torch.Tensor | None = None
+        self.python_rng: Any = None
+        self.numpy_rng: Any = None
+        self.grad_enabled = torch.is_grad_enabled()
+        self.inference = torch.is_inference_mode_enabled()
+        self.autocast = autocast_state()
+        self.cast_cache = torch.is_autocast_cache_enabled()
+        self.parameter_versions = [version_of(p) for p in tree.parameters]
+        self.training = [m.training for m in tree.modules]
+        self.buffers: list[tuple[torch.Tensor | None, int]] = []
+        self.attributes: list[dict[str, Any]] = []
+
+    def drop(self, why: str) -> None:
+        """Keep nothing of this call but the reason."""
+        self.dropped = why
+        self.args, self.kwargs, self.gradients = (), {}, {}
+        self.buffers, self.attributes = [], []
+
+
+class Roots:
+    """The roots of the step in flight, within bounds."""
+
+    def __init__(self) -> None:
+        self._roots: dict[int, Root] = {}
+        self._trees: dict[int, Tree] = {}
+        self._nbytes = 0
+        self._counted: set[int] = set()
+        self._calls = 0
+        self._moving_buffers: dict[int, bool] = {}
+        self._moving_attributes: dict[int, set[str]] = {}
+        self._python_moves = self._numpy_moves = False
+
+    def get(self, seq: int) -> Root | None:
+        """The root whose call has this number."""
+        return self._roots.get(seq)
+
+    def __iter__(self) -> Iterator[Root]:
+        return iter(list(self._roots.values()))
+
+    def enter(self, call: OpenCall, module: nn.Module, args: tuple[Any, ...]) -> Root | None:
+        """Keep what a call starts from; None for what is no root: wrappers, recomputation. Hot."""
+        if _in_backward() != -1 or torch._C._functorch.maybe_current_level() is not None:
+            return None
+        if is_wrapper(module):
+            return None
+        tree = self._trees.get(id(module))
+        if tree is None:
+            tree = self._trees[id(module)] = Tree(module)
+        root = Root(module, call.path, call.seq, tree)
+        self._roots[call.seq] = root
+        if len(self._roots) > MOST_ROOTS:
+            root.drop(f"more than {MOST_ROOTS} outermost calls in a step")
+            return root
+        self._keep_random_state(root)
+        with quiet():
+            root.buffers = [(self._copy_of(b), version_of(b)) for b in tree.buffers]
+            root.attributes = [self._attributes_of(m) for m in tree.own]
+            root.args = keep(args)
+        for alias in aliases_in(root.args):
+            self._count(root, alias.tensor)
+        self._calls += 1
+        return root
+
+    def leave(self, root: Root, kwargs: dict[str, Any], failed: bool) -> None:
+        """Complete a root at its exit: keyword arguments are known only now. Hot."""
+        root.closed, root.failed = True, failed
+        if root.dropped is not None:
+            return
+        if kwargs:
+            with quiet():
+                root.kwargs = keep(kwargs)
+            for alias in aliases_in(root.kwargs):
+                self._count(root, alias.tensor)
+        for buffer, (_, version) in zip(root.tree.buffers, root.buffers, strict=True):
+            moved = version_of(buffer) != version
+            self._moving_buffers[id(buffer)] = moved or self._moving_buffers.get(id(buffer), False)
+        if self._calls <= _LEARNING:
+            self._learn(root)
+
+    def saw_gradient(self, seq: int, name: str, grad: torch.Tensor) -> None:
+        """Keep the gradient that arrived at an output of a root. Hot."""
+        root = self._roots.get(seq)
+        if root is None or root.dropped is not None or type(grad) is not torch.Tensor:
+            return
+        root.gradients.setdefault(_in_backward(), {})[name] = (grad, grad._version)
+        root.backward_autocast = autocast_state()
+        self._count(root, grad)
+
+    def release(self) -> None:
+        """Let everything go: the gate has decided."""
+        for root in self._roots.values():
+            if root.closed:
+                root.drop("released")
+        self._roots = {seq: root for seq, root in self._roots.items() if not root.closed}
+        self._trees.clear()
+        self._counted.clear()
+        self._nbytes = 0
+        if len(self._moving_buffers) > 100_000:
+            self._moving_buffers.clear()
+
+    def _count(self, root: Root, tensor: torch.Tensor) -> None:
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            return
+        try:
+            storage = tensor.untyped_storage()
+            key, nbytes = storage._cdata, storage.nbytes()
+        except (RuntimeError, NotImplementedError):
+            return
+        if key not in self._counted:
+            self._counted.add(key)
+            self._nbytes += nbytes
+            if self._nbytes > MOST_BYTES:
+                root.drop(f"inputs and output gradients of the step exceed {MOST_BYTES >> 20} MiB")
+
+    def _keep_random_state(self, root: Root) -> None:
+        learning = self._calls < _LEARNING
+        if learning or self._python_moves:
+            root.python_rng = random.getstate()
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and (learning or self._numpy_moves):
+            root.numpy_rng = numpy.random.get_state()
+        on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        if on_cuda and not torch.cuda.is_current_stream_capturing():
+            root.cuda_rng = torch.cuda.get_rng_state()
+
+    def _learn(self, root: Root) -> None:
+        if root.python_rng is not None and random.getstate() != root.python_rng:
+            self._python_moves = True
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and root.numpy_rng is not None:
+            now, then = numpy.random.get_state(), root.numpy_rng
+            self._numpy_moves |= now[2] != then[2] or bool((now[1] != then[1]).any())
+        for module, kept in zip(root.tree.own, root.attributes, strict=True):
+            moving = self._moving_attributes.setdefault(id(module), set())
+            now = module.__dict__
+            for key, value in kept.items():
+                if key not in now or not same(value, now[key]):
+                    moving.add(key)
+            moving.update(k for k in now if k not in kept and k not in OWN)
+
+    def _copy_of(self, buffer: torch.Tensor) -> torch.Tensor | None:
+        moves = self._moving_buffers.get(id(buffer), True)
+        return buffer.clone() if moves and buffer.numel() <= _LARGEST_BUFFER else None
+
+    def _attributes_of(self, module: nn.Module) -> dict[str, Any]:
+        values = module.__dict__
+        if self._calls < _LEARNING:
+            return {k: keep(v, 2) for k, v in values.items() if k not in OWN}
+        moving = self._moving_attributes.get(id(module))
+        return {k: keep(values[k], 2) for k in moving if k in values} if moving else {}
+
+
+def is_wrapper(module: nn.Module) -> bool:
+    """Whether a module only hands its arguments on: the root is what it wraps."""
+    return unwrapped(module) is not None and type(module).__name__ != "OptimizedModule"
+
+
+# What every module has; parameters, buffers and children are set aside on their own.
+OWN = frozenset(nn.Module().__dict__) | {"_is_hf_initialized"}
+
+
+def keep(value: Any, depth: int = 6) -> Any:
+    """Keep a value as it is now: tensors as aliases, containers rebuilt, the rest by reference."""
+    if isinstance(value, torch.Tensor):
+        return Alias(value)
+    kind = type(value)
+    if kind in _PLAIN or depth == 0:
+        return value
+    if kind is tuple or kind is list:
+        return kind(keep(part, depth - 1) for part in value)
+    if kind is dict:
+        return {key: keep(part, depth - 1) for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return tuple.__new__(kind, (keep(part, depth - 1) for part in value))
+    if kind is torch.Generator:
+        return KeptGenerator(value, value.get_state())
+    return value
+
+
+class KeptGenerator:
+    """A generator of the user's and the state that it had."""
+
+    __slots__ = ("generator", "state")
+
+    def __init__(self, generator: torch.Generator, state: torch.Tensor) -> None:
+        self.generator, self.state = generator, state
+
+
+def aliases_in(kept: Any) -> Iterator[Alias]:
+    """All aliases in a kept value."""
+    if isinstance(kept, Alias):
+        yield kept
+    elif isinstance(kept, (tuple, list)):
+        for part in kept:
+            yield from aliases_in(part)
+    elif isinstance(kept, dict):
+        for part in kept.values():
+            yield from aliases_in(part)
+
+
+def same(kept: Any, value: Any) -> bool:
+    """Whether an attribute still is what was kept of it."""
+    if isinstance(kept, Alias):
+        return (
+            isinstance(value, torch.Tensor)
+            and kept.origin == id(value)
+            and version_of(value) == kept.version
+        )
+    if isinstance(kept, KeptGenerator):
+        return value is kept.generator and bool(torch.equal(value.get_state(), kept.state))
+    if type(kept) is not type(value):
+        return False
+    if isinstance(kept, (tuple, list)):
+        return len(kept) == len(value) and all(map(same, kept, value))
+    if isinstance(kept, dict):
+        return kept.keys() == value.keys() and all(same(kept[k], value[k]) for k in kept)
+    return kept is value or (type(kept) in _PLAIN and kept == value)
+
+
+def autocast_state() -> list[tuple[str, bool, torch.dtype]]:
+    """Autocast as it is now, for each device type; empty while it is off everywhere."""
+    if not torch._C._is_any_autocast_enabled():
+        return []
+    return [
+        (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        for device in ("cpu", "cuda")
+    ]
