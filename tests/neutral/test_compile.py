@@ -1,0 +1,185 @@
+"""Compiled programs train the same traced, compile as often, and go on compiling afterwards."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from tensortrace import trace
+from tests.capture import Net
+from tests.neutral import (
+    EVERY,
+    STEPS,
+    assert_neutral,
+    assert_seen,
+    assert_silent,
+    one_thread,
+    state,
+)
+from tests.neutral.test_training import fit_rings, rings
+
+BACKENDS = [
+    "aot_eager",
+    pytest.param(
+        "inductor",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler"),
+        ],
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Iterator[None]:
+    with one_thread():
+        torch._dynamo.reset()
+        counters.clear()
+        yield
+        torch._dynamo.reset()
+
+
+def compiled_module(**options: Any) -> list[Any]:
+    torch._dynamo.reset()
+    model = Net(features=2)
+    compiled: Any = torch.compile(model, **options)
+    return fit_rings(compiled)
+
+
+def compiled_in_place(**options: Any) -> list[Any]:
+    torch._dynamo.reset()
+    model = Net(features=2)
+    model.compile(**options)
+    return fit_rings(model)
+
+
+def compiled_loss(**options: Any) -> list[Any]:
+    """A compiled function that calls the model, as training scripts compile their step."""
+    torch._dynamo.reset()
+    model = Net(features=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    x, y = rings()
+
+    @torch.compile(**options)
+    def loss_of(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model(x), y)
+
+    losses = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = loss_of(x, y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return state(model, optimizer, losses)
+
+
+PROGRAMS = [compiled_module, compiled_in_place, compiled_loss]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("every", EVERY)
+@pytest.mark.parametrize("fullgraph", [False, True], ids=["graphs", "fullgraph"])
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_a_compiled_program_trains_the_same_traced(
+    program: Callable[..., list[Any]], fullgraph: bool, every: Any, backend: str
+) -> None:
+    records = assert_neutral(lambda: program(backend=backend, fullgraph=fullgraph), every=every)
+    assert_silent(records)
+    if program is compiled_module:
+        assert_seen(records)
+
+
+@pytest.mark.parametrize("fullgraph", [False, True], ids=["graphs", "fullgraph"])
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_run_eagerly_inside_the_block_every_module_is_seen(
+    program: Callable[..., list[Any]], fullgraph: bool
+) -> None:
+    """aot_eager runs the ops of eager mode, so that here the bits can be the same."""
+    records = assert_neutral(
+        lambda: program(backend="aot_eager", fullgraph=fullgraph), every=1, compiled="eager"
+    )
+    assert_silent(records)
+    assert_seen(records)
+    assert set(records.described()) == {"", "net", "net.0", "net.1", "head"}
+    assert records.actions("compiled") == []
+
+
+def test_a_boundary_says_how_many_modules_it_hides() -> None:
+    records = assert_neutral(lambda: compiled_module(backend="aot_eager"), every=1)
+    (action,) = records.actions("compiled")
+    assert action.detail == {"modules": 5}
+
+
+def graphs() -> int:
+    """How many graphs were compiled since the counters were cleared."""
+    return counters["stats"]["unique_graphs"]
+
+
+def stepper(fullgraph: bool) -> Callable[[], Any]:
+    model = Net(features=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = rings()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=fullgraph)
+
+    def step() -> Any:
+        optimizer.zero_grad()
+        F.cross_entropy(compiled(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+@pytest.mark.parametrize("fullgraph", [False, True], ids=["graphs", "fullgraph"])
+def test_toggling_a_decorated_step_twelve_times_does_not_compile_anew(
+    fullgraph: bool, tmp_path: Path
+) -> None:
+    step = stepper(fullgraph)
+    decorated = trace(tmp_path / "log.jsonl", every=1)
+    traced = decorated(step)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        step()
+        for _ in range(12):
+            traced()
+            step()
+    decorated.close()
+    # One without hooks, one with them in place: a decorated function keeps them between calls.
+    assert graphs() <= 2
+
+
+def test_blocks_around_a_compiled_step_do_not_hit_the_recompile_limit() -> None:
+    step = stepper(fullgraph=True)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for _ in range(12):
+            step()
+            with trace(out=[].append, every=1):
+                step()
+    assert graphs() <= 2
+
+
+def test_what_first_ran_inside_a_block_runs_compiled_after_it() -> None:
+    """A dispatch mode in force makes Dynamo skip a frame for good (pytorch issue 190286)."""
+    ran: list[int] = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            ran.append(1)
+            return module.forward(*arguments)
+
+        return run
+
+    model: Any = torch.compile(Net(features=2), backend=backend, fullgraph=True)
+    x, _ = rings()
+    with trace(out=[].append, every=1):
+        model(x)
+    inside = len(ran)
+    model(x)
+    assert (inside, len(ran)) == (1, 2)
