@@ -158,7 +158,7 @@ class _OnDevice:
 
 def _gatherable(tensor: torch.Tensor) -> int:
     """How many elements of a tensor to copy now and reduce later; 0 if it is another kind. Hot."""
-    if tensor.dtype is not torch.float32 or not is_dense_cpu(tensor):
+    if not is_dense_cpu(tensor) or tensor.dtype is not torch.float32:
         return 0
     n = tensor.numel()
     if n > kernels.SMALL or not tensor.is_contiguous():
