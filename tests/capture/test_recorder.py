@@ -271,6 +271,7 @@ def breaks(name: str, owner: Any) -> Callable[[pytest.MonkeyPatch], None]:
     [
         (breaks("identify", TensorTable), "modules", [Optimizer, Param]),
         (breaks("known", ModuleNames), "modules", [Optimizer, Param]),
+        (breaks("add", StatsQueue), "modules", [Step]),
         (breaks("gradient", TensorTable), "gradients", [Call]),
         (breaks("resolve", StatsQueue), "gate", []),
         (breaks("take", Journal), "gate", []),
@@ -278,7 +279,7 @@ def breaks(name: str, owner: Any) -> Callable[[pytest.MonkeyPatch], None]:
     ],
 )
 def test_fault_in_a_hook_is_one_warning_and_changes_nothing(
-    patch: Callable[[pytest.MonkeyPatch], None], part: str, rest: list[type],
+    patch: Callable[[pytest.MonkeyPatch], None], part: str, rest: list[type], *,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
 ) -> None:  # fmt: skip
     plain, net = make_net(), make_net()
