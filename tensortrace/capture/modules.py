@@ -108,12 +108,13 @@ class ModuleHooks:
 
 def _move(handle: RemovableHandle, key: int) -> None:
     """Give a hook the same key every time: Dynamo guards on the keys, so a new one recompiles."""
-    for table in (
+    tables: tuple[dict[int, Any], ...] = (
         torch_module._global_forward_pre_hooks,
         torch_module._global_forward_hooks,
         torch_module._global_forward_hooks_with_kwargs,
         torch_module._global_forward_hooks_always_called,
-    ):
+    )
+    for table in tables:
         if handle.id in table:
             table[key] = table.pop(handle.id)
     handle.id = key
