@@ -1,0 +1,669 @@
+"""Programs that raise, each with the sentence that a user reads about it."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import traceback
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel.scatter_gather import gather
+
+from tensortrace import trace
+from tensortrace.checks import Engine
+from tensortrace.log import decode, encode
+from tensortrace.records import Action, Call, End, Finding, Module, Optimizer, Step
+from tensortrace.text import finding_text
+from tests.capture import Net, Recorded
+
+
+def raised(program: Callable[[], Any], **options: Any) -> tuple[Recorded, Exception]:
+    """Run a program that raises inside a block."""
+    records = Recorded()
+    with (
+        pytest.raises(Exception) as error,
+        trace(out=records.append, **{"every": 1, **options}),
+    ):
+        program()
+    assert records.actions("tracer_error") == []
+    return records, error.value
+
+
+def explained(program: Callable[[], Any], **options: Any) -> Finding:
+    """The one finding about the exception that a program raises."""
+    records, _ = raised(program, **options)
+    (finding,) = records.of(Finding, code="TT801")
+    assert finding.severity == "error"
+    return finding
+
+
+class Classifier(nn.Module):
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.ReLU())
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        features = self.body(x)
+        return self.head(features)
+
+
+# ---- shapes
+
+
+def test_matmul_names_the_dim_the_weight_and_the_variable() -> None:
+    model = Classifier()
+    finding = explained(lambda: model(torch.ones(32, 2, 64)))
+    assert finding.message == (
+        "mat1 is [32, 128], weight of `head` wants [*, 64]: the last dim of `features` (128) must "
+        "equal in_features (64)"
+    )
+    assert finding.module == "head"
+    assert finding.location is not None
+    assert finding.location.code == "return self.head(features)"
+    assert finding.fix == "nn.Linear(128, 10), or give `head` a tensor whose last dim is 64"
+
+
+def test_a_linear_layer_that_wants_a_flat_image_is_told_to_flatten() -> None:
+    images, layer = torch.ones(4, 2, 32), nn.Linear(64, 10)
+    assert explained(lambda: layer(images)).fix == "images.flatten(1)  # [4, 64]"
+
+
+def test_a_product_names_both_operands_and_what_would_fit() -> None:
+    x, w = torch.ones(2, 3), torch.ones(5, 3)
+    finding = explained(lambda: x @ w)
+    assert "`x` is [2, 3], `w` is [5, 3]: the last dim of `x` (3)" in finding.message
+    assert "the first dim of `w` (5)" in finding.message
+    assert finding.fix == "x @ w.T"
+    assert finding.op == "matmul"
+
+
+def test_attention_without_a_transpose_is_told_to_transpose() -> None:
+    q, k = torch.ones(2, 8, 16, 32), torch.ones(2, 8, 16, 32)
+    finding = explained(lambda: q @ k)
+    assert "the last dim of `q` (32) must equal the last but one of `k` (16)" in finding.message
+    assert finding.fix == "q @ k.transpose(-2, -1)"
+
+
+def test_a_transposed_operand_has_the_shape_that_the_line_gives_it() -> None:
+    class Attention(nn.Module):
+        def forward(self, q, k):
+            return q @ k.transpose(1, 2)
+
+    model, q, k = Attention(), torch.ones(2, 4, 8), torch.ones(2, 8, 5)
+    finding = explained(lambda: model(q, k))
+    assert "`q` is [2, 4, 8], `k.transpose(1, 2)` is [2, 5, 8]" in finding.message
+
+
+def test_broadcast_names_the_dim_and_the_missing_one() -> None:
+    logits, scale = torch.ones(8, 10), torch.ones(8)
+    finding = explained(lambda: logits + scale)
+    assert finding.message == (
+        "`logits` is [8, 10], `scale` is [8]: they do not broadcast, dim 1 is 10 in `logits` and 8 "
+        "in `scale`"
+    )
+    assert finding.fix == "scale[..., None]  # [8, 1]"
+
+
+def test_an_operand_that_is_a_call_gets_its_shape_from_the_record_of_the_op() -> None:
+    x = torch.ones(8, 10)
+    message = explained(lambda: x.exp() * x.sum(dim=1)).message
+    assert "`x.exp()` is [8, 10], `x.sum(dim=1)` is [8]" in message
+
+
+def test_a_convolution_says_how_many_channels_it_wants() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    finding = explained(lambda: model(torch.ones(2, 1, 8, 8)))
+    assert "`0` wants 3 channels: dim 1 is 1, in_channels is 3" in finding.message
+    images = torch.ones(2, 8, 8, 3)
+    assert explained(lambda: model(images)).fix.startswith("images.permute(0, 3, 1, 2)")
+
+
+def test_a_norm_and_a_recurrent_layer_say_how_many_features_they_want() -> None:
+    x = torch.ones(4, 16)
+    assert "wants 8: dim 1 is 16" in explained(lambda: nn.BatchNorm1d(8)(x)).message
+    assert "wants [8]: the last dim is 16" in explained(lambda: nn.LayerNorm(8)(x)).message
+    assert "wants 8: the last dim is 16" in explained(lambda: nn.LSTM(8, 2)(x)).message
+
+
+def test_view_and_cat_say_what_does_not_fit() -> None:
+    x, parts = torch.ones(2, 3), [torch.ones(2, 3), torch.ones(2, 4)]
+    finding = explained(lambda: x.view(4, -1))
+    assert "`x` is [2, 3], 6 elements: they cannot be arranged as [4, -1]" in finding.message
+    assert "`parts[1]` is [2, 4]" in explained(lambda: torch.cat(parts)).message
+    assert "`parts[1]` is [2, 4]" in explained(lambda: torch.stack(parts)).message
+
+
+# ---- devices and dtypes
+
+
+def test_devices_say_which_operand_is_where() -> None:
+    x, y = torch.ones(3), torch.ones(3, device="meta")
+    finding = explained(lambda: x + y)
+    assert "`x` is on cpu, `y` is on meta" in finding.message
+    assert finding.fix == "x.to('meta')"
+    model, batch = nn.Sequential(nn.Linear(4, 2, device="meta")), torch.ones(3, 4)
+    assert "`0.weight` is on meta" in explained(lambda: model(batch)).message
+
+
+def test_dtypes_say_which_operand_is_what() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 2)), torch.ones(3, 4, dtype=torch.float64)
+    finding = explained(lambda: model[0](x))
+    assert "`x` is f64, `0.weight` is f32" in finding.message or "weight of" in finding.message
+    assert finding.fix == "x.to(torch.float32)"
+    half = torch.ones(4, 2, dtype=torch.float16)
+    assert "`half` is f16" in explained(lambda: x.float() @ half).message
+
+
+def test_targets_and_ids_of_the_wrong_dtype_are_told_what_to_be() -> None:
+    logits, y, ids = torch.ones(3, 4), torch.ones(3, dtype=torch.int32), torch.ones(3)
+    finding = explained(lambda: F.cross_entropy(logits, y))
+    assert "`y` is i32: the class indices of cross_entropy must be i64" in finding.message
+    assert finding.fix == "y.long()"
+    assert "`ids` is f32: indices" in explained(lambda: nn.Embedding(4, 2)(ids)).message
+    p, label = torch.rand(3), torch.tensor([0, 1, 1])
+    assert explained(lambda: F.binary_cross_entropy(p, label)).fix == "label.to(torch.float32)"
+
+
+# ---- indices and targets
+
+
+def test_class_index_says_the_value_and_the_allowed_range() -> None:
+    logits, y, criterion = torch.ones(3, 10), torch.tensor([0, 12, 2]), nn.CrossEntropyLoss()
+    finding = explained(lambda: criterion(logits, y))
+    assert finding.message == (
+        "`y` holds 12 (values 0 to 12), `logits` [3, 10] has 10 classes: allowed are 0 to 9"
+    )
+    assert finding.op == "cross_entropy"
+    count = torch.tensor([1, 10, 2])
+    assert explained(lambda: criterion(logits, count)).fix.startswith("count - 1")
+    pad = torch.tensor([1, -1, 2])
+    assert "ignore_index=-1" in explained(lambda: criterion(logits, pad)).fix
+
+
+def test_embedding_index_says_the_value_and_the_allowed_range() -> None:
+    model, ids = nn.Sequential(nn.Embedding(10, 3)), torch.tensor([[1, 12]])
+    finding = explained(lambda: model(ids))
+    assert "holds 12 (values 1 to 12), `0` has 10 rows: allowed are 0 to 9" in finding.message
+    assert "nn.Embedding(13, ...)" in finding.fix
+
+
+def test_other_indices_say_their_range_too() -> None:
+    x, index = torch.ones(3, 4), torch.tensor([[5]])
+    assert "`index` holds 5: allowed are 0 to 3" in explained(lambda: x.gather(1, index)).message
+    assert "allowed are 0 to 2" in explained(lambda: x[torch.tensor([1, 5])]).message
+    labels = torch.tensor([1, 5])
+    assert "`labels` holds 5" in explained(lambda: F.one_hot(labels, 3)).message
+
+
+def test_target_of_the_wrong_shape_is_told_the_right_one() -> None:
+    logits, y = torch.ones(3, 10), torch.zeros(3, 1, dtype=torch.long)
+    finding = explained(lambda: F.cross_entropy(logits, y))
+    assert "`y` is [3, 1], `logits` is [3, 10]" in finding.message
+    assert "wants class indices of shape [3]" in finding.message
+    assert finding.fix == "y.squeeze(1)  # [3]"
+    onehot = torch.zeros(3, 10, dtype=torch.long)
+    assert "onehot.argmax(1)" in explained(lambda: F.cross_entropy(logits, onehot)).fix
+    p, t = torch.ones(3, 1), torch.ones(3)
+    finding = explained(lambda: F.binary_cross_entropy_with_logits(p, t))
+    assert finding.fix == "t.view_as(p)"
+    assert "shape [3]" in explained(lambda: F.cross_entropy(logits, y[:2, 0])).message
+
+
+# ---- backward
+
+
+def test_backward_on_many_numbers_is_told_to_reduce() -> None:
+    w = torch.ones(3, requires_grad=True)
+
+    def program() -> None:
+        loss = w * 2
+        loss.backward()
+
+    finding = explained(program)
+    assert "`loss` is [3]: backward() starts from one number, and this has 3" in finding.message
+    assert finding.fix.startswith("loss.mean().backward()")
+    assert finding.phase == "backward"
+
+
+def test_second_backward_names_the_line_of_the_first() -> None:
+    model = Net()
+
+    def program() -> None:
+        loss = model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        loss.backward()
+
+    finding = explained(program)
+    assert "this is backward() on the same loss" in finding.message
+    first, second = finding.chain
+    assert first.location is not None
+    assert second.location is not None
+    assert second.location.line == first.location.line + 1
+    assert f":{first.location.line}" in finding.message
+
+
+def test_a_graph_of_an_earlier_step_is_told_to_be_detached() -> None:
+    cell = nn.RNNCell(2, 3)
+    optimizer = torch.optim.SGD(cell.parameters(), lr=0.1)
+
+    def program() -> None:
+        hidden = torch.zeros(1, 3)
+        for _ in range(2):
+            hidden = cell(torch.ones(1, 2), hidden)
+            hidden.sum().backward()
+            optimizer.step()
+
+    finding = explained(program)
+    assert "backward() of an earlier step" in finding.message
+    assert "detach()" in finding.fix
+
+
+def test_a_leaf_changed_in_place_is_named() -> None:
+    def program() -> None:
+        w = torch.ones(3, requires_grad=True)
+        w -= 0.1
+
+    assert "`w` [3] requires grad and is a leaf" in explained(program).message
+
+
+def test_a_value_written_over_names_both_lines() -> None:
+    def program() -> None:
+        x = torch.ones(3, requires_grad=True)
+        h = x.tanh()
+        h.add_(1)
+        h.sum().backward()
+
+    finding = explained(program)
+    made, writer = finding.chain
+    assert (made.op, writer.op) == ("tanh", "add_")
+    assert made.location is not None
+    assert writer.location is not None
+    assert writer.location.line == made.location.line + 1
+    assert f"changed in place by `add_` at {writer.location.file}" in finding.message
+    assert "the backward of `tanh`" in finding.message
+
+
+def test_a_value_written_over_inside_a_module_is_bracketed() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act, self.head = nn.Tanh(), nn.Linear(4, 1)
+
+        def forward(self, x):
+            h = self.act(x * 2)
+            h += 1
+            return self.head(h)
+
+    model, x = Model(), torch.ones(2, 4, requires_grad=True)
+    finding = explained(lambda: model(x).sum().backward())
+    assert [link.op for link in finding.chain] == ["act", "head"]
+    assert "changed in place by something before `head`" in finding.message
+
+
+def test_an_optimizer_between_forward_and_backward_is_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def program() -> None:
+        out = model(torch.ones(2, 3))
+        out.sum().backward(retain_graph=True)
+        optimizer.step()
+        out.square().sum().backward()
+
+    assert "changed by SGD.step()" in explained(program).message
+
+
+def test_a_loss_without_a_graph_says_where_it_was_lost() -> None:
+    model, x = Net(), torch.ones(2, 4)
+
+    def without() -> None:
+        with torch.no_grad():
+            out = model(x)
+        out.sum().backward()
+
+    def rounded() -> None:
+        loss = (model(x).argmax(dim=1) * 1.0).mean()
+        loss.backward()
+
+    def frozen() -> None:
+        still = nn.Linear(4, 2).requires_grad_(False)
+        still(x).sum().backward()
+
+    def remade() -> None:
+        torch.tensor(model(x).sum().item()).backward()
+
+    assert "ran with gradients off" in explained(without).message
+    assert "`argmax` at" in explained(rounded).message
+    assert "none of the 2 parameters" in explained(frozen).message
+    assert "torch.tensor(...)" in explained(remade).message
+
+
+# ---- the rest
+
+
+def test_out_of_memory_tells_what_holds_it_and_what_has_grown() -> None:
+    class Hungry(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = nn.Linear(4, 4)
+
+        def forward(self, x):
+            h = self.proj(x)
+            if x.shape[1] > 8:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            return h
+
+    model = Hungry()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def program() -> None:
+        for length in (8, 512):
+            model(torch.ones(2, length, 4)).sum().backward()
+            optimizer.step()
+
+    finding = explained(program)
+    assert "no memory left for 20.00 GiB" in finding.message
+    assert "from [2, 8, 4] to [2, 512, 4] since the step before" in finding.message
+    assert "parameters 80 B" in finding.explanation
+    assert "`proj` [2, 512, 4] 16 KiB" in finding.explanation
+
+
+def test_state_dict_with_another_prefix_is_told_how_to_rename() -> None:
+    model = Net()
+    saved = {f"module.{key}": value for key, value in model.state_dict().items()}
+    finding = explained(lambda: model.load_state_dict(saved))
+    assert "`module.net.0.weight` in the file is `net.0.weight` in the model" in finding.message
+    assert "k.removeprefix('module.')" in finding.fix
+
+
+def test_state_dict_of_other_shapes_names_the_first() -> None:
+    state = Net(5).state_dict()
+    finding = explained(lambda: Net(4).load_state_dict(state))
+    assert "`net.0.weight` is [8, 5] in the state dict and [8, 4]" in finding.message
+    finding = explained(lambda: Net().load_state_dict({}))
+    assert "4 keys are missing and 0 unexpected" in finding.message
+
+
+def test_a_python_number_from_a_replica_is_told_to_be_a_tensor() -> None:
+    finding = explained(lambda: gather([1.0, 2.0], "cpu"))
+    assert "DataParallel cannot gather" in finding.message
+
+
+def test_any_other_exception_is_told_with_the_tensors_of_its_line() -> None:
+    x = torch.ones(3, requires_grad=True)
+    finding = explained(lambda: x.numpy())  # noqa: PLW0108 the line is what is looked at
+    assert finding.message.startswith("RuntimeError: Can't call numpy()")
+    assert "in `x.numpy()`: `x` [3] f32" in finding.explanation
+
+    def program() -> None:
+        raise ValueError
+
+    assert explained(program).message == "ValueError"
+
+
+# ---- what is collected, and what is left alone
+
+
+def test_the_exception_is_the_users_own_unchanged() -> None:
+    error = ValueError("mine")
+
+    def program() -> None:
+        raise error
+
+    _, caught = raised(program)
+    assert caught is error
+    assert error.args == ("mine",)
+    assert getattr(error, "__notes__", []) == []
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    assert names == ["raised", "program"]
+
+
+def test_an_exception_caught_inside_is_no_finding() -> None:
+    records = Recorded()
+    with trace(out=records.append, every=1):
+        with pytest.raises(RuntimeError):
+            Net()(torch.ones(2, 5))
+        Net()(torch.ones(2, 4))
+    assert records.of(Finding) == []
+    assert records.actions("exception") == []
+    assert records.modules(module="net.0")[0].exception == "RuntimeError"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_being_told_to_stop_is_no_finding(kind: type[BaseException]) -> None:
+    records = Recorded()
+    with pytest.raises(kind), trace(out=records.append, every=1):
+        raise kind
+    assert records.of(Finding) == []
+
+
+def test_stop_on_raises_no_second_error_and_none_later(capsys: Any) -> None:
+    seen = []
+
+    @trace(out=Recorded().append, every=1, stop_on=lambda f: seen.append(f.code) or True)
+    def step(width: int) -> Any:
+        return Net()(torch.ones(2, width))
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        step(5)
+    step(4)
+    assert seen == ["TT801"]
+
+
+def test_a_decorated_function_explains_each_exception_once() -> None:
+    records = Recorded()
+    model = Net()
+
+    @trace(out=records.append, every=1)
+    def step(width: int) -> Any:
+        return model(torch.ones(2, width))
+
+    for width in (4, 5, 4, 5):
+        try:
+            step(width)
+        except RuntimeError as error:
+            assert "mat1" in str(error)
+    (finding,) = records.of(Finding, code="TT801")
+    assert finding.step == 1
+    assert sum(sum(step.repeats.values()) for step in records.of(Step)) == 1
+
+
+def test_it_is_told_once_on_stderr(capsys: Any) -> None:
+    finding = explained(lambda: Net()(torch.ones(2, 5)))
+    err = capsys.readouterr().err
+    assert err.count("TT801") == 1
+    assert finding_text(finding).splitlines()[0] in err
+
+
+def test_the_record_comes_before_the_step_closes_and_the_run_ends() -> None:
+    records, _ = raised(lambda: Net()(torch.ones(2, 5)))
+    kinds = [type(r) for r in records if isinstance(r, (Action, Finding, Step, End))]
+    assert kinds == [Action, Finding, Step, End]
+    (call,) = records.modules(module="net.0")
+    assert call.exception == "RuntimeError"
+    (end,) = records.of(End)
+    assert end.why == "exception"
+    assert end.findings["error"] == 1
+
+
+def test_an_error_between_steps_is_explained_without_a_step_of_its_own() -> None:
+    model, optimizer = Net(), torch.optim.SGD([torch.zeros(1)], lr=0.1)
+
+    def program() -> None:
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        raise KeyError("lr")
+
+    records, _ = raised(program)
+    assert [f.message for f in records.of(Finding)] == ["KeyError: 'lr'"]
+    assert len(records.steps()) == 1
+
+
+def test_facts_are_the_shapes_and_names_of_the_line() -> None:
+    model = Classifier()
+    records, _ = raised(lambda: model(torch.ones(3, 65)))
+    (action,) = records.actions("exception")
+    detail = action.detail
+    assert action.of == "Linear"
+    assert (detail["type"], detail["module"], detail["phase"]) == (
+        "RuntimeError",
+        "head",
+        "forward",
+    )
+    assert [line.strip() for _, line in detail["lines"]][:2] == [
+        "features = self.body(x)", "return self.head(features)",
+    ]  # fmt: skip
+    (features,) = [one for one in detail["operands"] if one["name"] == "features"]
+    assert (features["shape"], features["dtype"], features["device"]) == ([3, 65], "float32", "cpu")
+    assert [p["shape"] for p in detail["parameters"]] == [[10, 64], [10]]
+    assert detail["settings"] == {"in_features": 64, "out_features": 10}
+    assert detail["entered"][0]["as"] == "features"
+
+
+def test_no_code_of_the_users_is_called_to_read_the_operands() -> None:
+    called = []
+
+    class Config:
+        @property
+        def width(self) -> int:
+            called.append("property")
+            return 3
+
+        def __getattr__(self, name: str) -> Any:
+            called.append(name)
+            raise AttributeError(name)
+
+        def __getitem__(self, key: int) -> Any:
+            called.append("item")
+            return torch.ones(2)
+
+    config, x = Config(), torch.ones(2, 3)
+
+    def program() -> None:
+        x.view(config.width, config[0].numel(), 7)
+
+    _, _ = raised(program)
+    assert called == ["property", "item"]  # the program's own, once
+
+
+def test_no_tensor_of_the_program_is_kept_alive() -> None:
+    class Model(nn.Module):
+        def forward(self, x):
+            h = torch.ones(2, 3)
+            refs.append(weakref.ref(h))
+            return h @ x
+
+    refs: list[Any] = []
+
+    def outer() -> None:
+        kept = torch.ones(4, 5)
+        refs.append(weakref.ref(kept))
+        try:
+            with trace(out=Recorded().append, every=1):
+                Model()(kept)
+        except RuntimeError:
+            pass
+        del kept
+        gc.collect()
+        # The frame of the block is still alive here: what it has deleted must be gone.
+        assert [ref() for ref in refs] == [None, None]
+
+    outer()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="locals() is a snapshot of its own")
+def test_a_dict_of_locals_that_the_program_holds_is_left_alone() -> None:
+    def program() -> None:
+        a = torch.ones(2)
+        mine = locals()
+        try:
+            with trace(out=Recorded().append, every=1):
+                a @ torch.ones(3)
+        except RuntimeError:
+            pass
+        assert mine["a"] is a
+
+    program()
+
+
+def test_nothing_is_measured_once_the_device_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def touch(tensor: Any) -> None:
+        pytest.fail("a statistic was taken")
+
+    monkeypatch.setattr("tensortrace.capture.exceptions.summarize", touch)
+    labels = torch.tensor([1, 2])
+
+    def lost(y: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered, index out of bounds")
+
+    finding = explained(lambda: lost(labels))
+    assert "a kernel on the GPU stopped" in finding.message
+    assert "CUDA_LAUNCH_BLOCKING=1" in finding.fix
+
+
+def test_a_long_message_and_many_operands_stay_small() -> None:
+    tensors = [torch.ones(1)] * 500
+
+    def fail(*args: Any) -> None:
+        raise ValueError("x" * 100_000)
+
+    records, _ = raised(lambda: fail(tensors, *tensors))
+    (action,) = records.actions("exception")
+    assert len(encode(action)) < 16_000
+
+
+def test_an_exception_whose_text_cannot_be_read_is_explained_too() -> None:
+    class OddError(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def program() -> None:
+        raise OddError
+
+    assert "its message cannot be read" in explained(program).message
+
+
+def test_our_own_failure_is_a_line_in_the_log_and_never_the_users(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def broken(*args: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tensortrace.capture.exceptions._entries", broken)
+    records = Recorded()
+    with pytest.raises(ValueError, match="mine"), trace(out=records.append, every=1):
+        raise ValueError("mine")
+    (fault,) = records.actions("tracer_error")
+    assert fault.detail["where"] == "exceptions"
+
+
+@pytest.mark.parametrize("every", [1, 1000])
+def test_the_saved_log_gives_the_same_finding(tmp_path: Path, every: int) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def program() -> None:
+        for width in (4, 4, 5):
+            model(torch.ones(2, width)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    records, _ = raised(program, every=every)
+    engine = Engine()
+    again = [f for r in map(decode, map(encode, records)) for f in engine.feed(r)]
+    assert engine.problems == []
+    assert again == records.of(Finding)
+    assert [f.code for f in again] == ["TT801"]
+    assert len(records.of(Call, step=1)) > 0  # the step before is full
+    assert records.of(Module)
+    assert records.of(Optimizer)
