@@ -47,7 +47,12 @@ class Alias:
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor.detach()
         self.origin = id(tensor)
-        self.requires_grad, self.is_leaf = tensor.requires_grad, tensor.is_leaf
+        self.requires_grad = tensor.requires_grad
+        try:
+            self.is_leaf = tensor.is_leaf
+        except RuntimeError:
+            # A view made without grad whose base was changed with grad: no graph can hold it.
+            self.is_leaf = True
         self.version = version_of(tensor)
 
     def check(self) -> None:
