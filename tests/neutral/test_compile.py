@@ -33,6 +33,7 @@ BACKENDS = [
         marks=[
             pytest.mark.slow,
             pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler"),
+            pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
         ],
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,14 +42,14 @@ def _torchvision() -> Iterator[None]:
     """
     library = None
     try:
-        import torchvision
+        importlib.import_module("torchvision")
     except ModuleNotFoundError:
         pass
     except RuntimeError:
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
+        importlib.import_module("torchvision")
     yield
     del library
 
