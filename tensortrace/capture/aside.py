@@ -78,8 +78,8 @@ class Stage:
         self._alive.append((tensor, made))
         return made
 
-    def restore(self, kept: Any) -> Any:
-        """Build the value back that `roots.keep` kept."""
+    def restore(self, kept: Any, what: str) -> Any:
+        """Build the value back that `roots.keep` kept; `what` names it where it cannot be."""
         if isinstance(kept, Alias):
             kept.check()
             return self.stand_in(kept.tensor, kept)
@@ -92,12 +92,12 @@ class Stage:
             return self.memo[key]
         kind = type(kept)
         if kind is tuple or kind is list:
-            return kind(self.restore(part) for part in kept)
+            return kind(self.restore(part, what) for part in kept)
         if kind is dict:
-            return {key: self.restore(part) for key, part in kept.items()}
+            return {key: self.restore(part, what) for key, part in kept.items()}
         if isinstance(kept, tuple) and hasattr(kept, "_fields"):
-            return tuple.__new__(kind, (self.restore(part) for part in kept))
-        return self.isolate(kept, f"an argument of type {kind.__name__}")
+            return tuple.__new__(kind, (self.restore(part, what) for part in kept))
+        return self.isolate(kept, f"{what} of type {kind.__name__}")
 
     def isolate(self, value: Any, what: str) -> Any:
         """Copy a value so that the replay cannot change the user's."""
@@ -136,7 +136,8 @@ def swapped(root: Root, module: nn.Module) -> Iterator[Stage]:
     kept = {id(m): a for m, a in zip(root.tree.own, root.attributes, strict=True)}
     training = {id(m): t for m, t in zip(root.tree.modules, root.training, strict=True)}
     new = [_stand_in_dict(stage, m, kept.get(id(m), {}), training[id(m)]) for m in modules]
-    stage.args, stage.kwargs = stage.restore(root.args), stage.restore(root.kwargs)
+    stage.args = stage.restore(root.args, "an argument")
+    stage.kwargs = stage.restore(root.kwargs, "an argument")
     old: list[tuple[nn.Module, dict[str, Any]]] = []
     try:
         for each, values in zip(modules, new, strict=True):
@@ -184,6 +185,7 @@ def _stand_in_dict(
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in module.__dict__.items():
+        what = f"attribute {key!r} of {type(module).__name__}"
         if key == "training":
             values[key] = training
         elif key in ("_parameters", "_buffers"):
@@ -200,11 +202,11 @@ def _stand_in_dict(
         elif key == "_compiled_call_impl":
             values[key] = None
         elif key in kept:
-            values[key] = stage.restore(kept[key])
+            values[key] = stage.restore(kept[key], what)
         elif key in OWN:
             values[key] = value
         else:
-            values[key] = stage.isolate(value, f"attribute {key!r} of {type(module).__name__}")
+            values[key] = stage.isolate(value, what)
     return values
 
 

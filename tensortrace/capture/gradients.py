@@ -269,9 +269,15 @@ class Parameters:
         return entry.tensor if same and entry.pointer else None
 
     def forget_gradients(self) -> None:
-        """Drop what belongs to the step that ended."""
-        for entry in self._watched.values():
+        """Drop what belongs to the step that ended, and the parameters that are gone."""
+        gone = []
+        for key, entry in list(self._watched.items()):
             entry.tensor = None
+            # The table of hooks dies with its parameter, and the handle knows it by weak reference.
+            if entry.handle.hooks_dict_ref() is None:
+                gone.append(key)
+        for key in gone:
+            self._watched.pop(key, None)
 
     def remove(self) -> None:
         """Take every hook away."""

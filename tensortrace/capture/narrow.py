@@ -218,7 +218,9 @@ class Replay:
     def _backward(self, output: Any, stage: Stage) -> None:
         listed = output if isinstance(output, (tuple, list)) else (output,)
         named = dict(tensors_in(listed, "output"))
-        arrived = next(iter(self.root.gradients.values()))
+        arrived = next(iter(self.root.gradients.values()), None)
+        if not arrived:
+            raise UnkeptError("no gradient of its output was seen")
         pairs = [(named[name], grad) for name, (grad, _) in arrived.items() if name in named]
         outputs = tuple(tensor for tensor, _ in pairs if tensor.requires_grad)
         grads = tuple(grad.clone() for tensor, grad in pairs if tensor.requires_grad)

@@ -62,18 +62,27 @@ class OptimizerHooks:
 
 
 class Optimizers:
-    """The optimizers met so far, numbered by their first step."""
+    """The optimizers met so far, numbered by their first step.
+
+    One made anew for the same parameters has the number of the dead one whose place it takes: a
+    program that makes an optimizer in every step has one series, not thousands.
+    """
 
     def __init__(self) -> None:
-        self._met: list[weakref.ref[Optimizer]] = []
+        self._met: list[tuple[weakref.ref[Optimizer], int]] = []
         self._held: dict[int, list[str]] = {}
 
     def index_of(self, optimizer: Optimizer) -> int:
         """The number of an optimizer in this run."""
-        for i, ref in enumerate(self._met):
+        for i, (ref, _) in enumerate(self._met):
             if ref() is optimizer:
                 return i
-        self._met.append(weakref.ref(optimizer))
+        entry = (weakref.ref(optimizer), _likeness(optimizer))
+        for i, (ref, likeness) in enumerate(self._met):
+            if ref() is None and likeness == entry[1]:
+                self._met[i] = entry
+                return i
+        self._met.append(entry)
         return len(self._met) - 1
 
     def newly_held(self, index: int, names: list[str]) -> list[str] | None:
@@ -82,6 +91,12 @@ class Optimizers:
             return None
         self._held[index] = names
         return names
+
+
+def _likeness(optimizer: Optimizer) -> int:
+    """What an optimizer made anew for the same parameters shares with the one before it."""
+    shapes = tuple(tuple(tuple(p.shape) for p in g["params"]) for g in optimizer.param_groups)
+    return hash((type(optimizer).__qualname__, shapes))
 
 
 def _before(

@@ -144,11 +144,13 @@ class StepSummary:
             records=self.records,
             modules=ModuleColumns(
                 path=list(self._rows),
-                output_rms=[row.output for row in rows],
-                zero_frac=[row.zeros for row in rows],
-                grad_rms=[row.grad for row in rows],
-                param_grad_rms=[row.param_grad for row in rows],
-                update_ratio=[row.bias_ratio if row.ratio is None else row.ratio for row in rows],
+                output_rms=_short([row.output for row in rows]),
+                zero_frac=_short([row.zeros for row in rows]),
+                grad_rms=_short([row.grad for row in rows]),
+                param_grad_rms=_short([row.param_grad for row in rows]),
+                update_ratio=_short(
+                    [row.bias_ratio if row.ratio is None else row.ratio for row in rows]
+                ),
                 flags=[row.flags for row in rows],
             ),
         )
@@ -164,8 +166,13 @@ def _rms(tensor: Tensor) -> float | None:
 def _larger(old: float | None, new: float | None, scale: float = 1.0) -> float | None:
     if new is None:
         return old
-    new = float(f"{new / scale:.6g}")  # six digits are what a series needs, at a third of the bytes
+    new /= scale
     return new if old is None or new > old else old
+
+
+def _short(column: list[float | None]) -> list[float | None]:
+    # Six digits are what a series needs, at a third of the bytes.
+    return [None if x is None else float(f"{x:.6g}") for x in column]
 
 
 def _is_float(tensor: Tensor) -> bool:

@@ -5,10 +5,10 @@ A tensor is recognised by weak reference and version, so no tensor is kept alive
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from typing import Any
 
+import msgspec
 import torch
 
 from tensortrace.capture.stats import Stats, StatsQueue
@@ -18,42 +18,48 @@ _DTYPE_NAMES: dict[torch.dtype, str] = {}
 
 
 class TensorDraft:
-    """A described tensor whose statistics are still in the queue."""
+    """A described tensor whose statistics are still in the queue.
 
-    __slots__ = ("done", "fields", "ticket")
+    `head` and `tail` are the fields of a `Tensor` before and after its statistics, in order; the
+    statistics between them are a `Stats`.
+    """
 
-    def __init__(self, fields: dict[str, Any], ticket: int | None) -> None:
-        self.fields = fields
+    __slots__ = ("done", "head", "tail", "ticket")
+
+    def __init__(self, head: Head, tail: Tail, ticket: int | None) -> None:
+        self.head, self.tail = head, tail
         self.ticket = ticket
-        self.done: Tensor | None = None if ticket is not None else Tensor(**fields)
+        self.done: Tensor | None = None if ticket is not None else _finish(head, _NOT_ASKED, tail)
 
     def record(self, stats: list[Stats]) -> Tensor:
-        """The finished description; `stats` is what the queue resolved to."""
-        if self.done is None:
-            self.done = self._finish(stats[self.ticket or 0])
-        return self.done
-
-    def _finish(self, s: Stats) -> Tensor:
-        return Tensor(
-            **self.fields,
-            nan=s.nan,
-            posinf=s.posinf,
-            neginf=s.neginf,
-            zeros=s.zeros,
-            min=s.min,
-            max=s.max,
-            mean=s.mean,
-            std=s.std,
-            norm=s.norm,
-            unmeasured=s.unmeasured,
-        )
+        """The finished description; `stats` is what the queue resolved to. Hot."""
+        done = self.done
+        if done is None:
+            done = self.done = _finish(self.head, stats[self.ticket or 0], self.tail)
+        return done
 
 
-class _Known:
-    __slots__ = ("id", "ref", "step", "version")
+# id, shape, stride, dtype, device, requires_grad, is_leaf, grad_fn, numel
+Head = tuple[
+    int, tuple[int, ...] | None, tuple[int, ...] | None, str, str, bool, bool, str | None, int
+]
+# grad_of, previous, view_of, from_step
+Tail = tuple[int | None, int | None, int | None, int | None]
+_NOT_ASKED = Stats(unmeasured="not asked")
+_NO_TAIL: Tail = (None, None, None, None)
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
-    def __init__(self, ref: weakref.ref[torch.Tensor], version: int, id: int, step: int) -> None:
-        self.ref, self.version, self.id, self.step = ref, version, id, step
+
+def _finish(head: Head, stats: Stats, tail: Tail) -> Tensor:
+    # By position, a third of the time of by keyword; a test holds the order.
+    return Tensor(*head, *stats, *tail)  # type: ignore[arg-type] # mypy joins the tuples
+
+
+class _Known(msgspec.Struct, gc=False):
+    ref: weakref.ref[torch.Tensor]
+    version: int
+    id: int
+    step: int
 
 
 class TensorTable:
@@ -116,17 +122,13 @@ class TensorTable:
         number = self._next
         self._next = number + 1
         # A subclass without weak references gets a new id each time.
-        with contextlib.suppress(TypeError):
+        try:  # noqa: SIM105 suppress() costs as much as all that is done here
             self._known[id(tensor)] = _Known(weakref.ref(tensor), version, number, self._step)
-        fields = describe(tensor, number)
-        if previous is not None:
-            fields["previous"] = previous
-        if from_step is not None:
-            fields["from_step"] = from_step
+        except TypeError:
+            pass
         base = self._base_id(tensor)
-        if base is not None:
-            fields["view_of"] = base
-        return number, self._draft(tensor, fields, measure)
+        tail = (None, previous, base, from_step)
+        return number, self._draft(tensor, number, tail, measure)
 
     def id_of(self, tensor: torch.Tensor) -> int | None:
         """The id of a tensor that was described in this step and has not changed since."""
@@ -141,18 +143,16 @@ class TensorTable:
         """Describe a gradient; it is a tensor of the engine's that is not met again."""
         number = self._next
         self._next = number + 1
-        fields = describe(grad, number)
-        if grad_of is not None:
-            fields["grad_of"] = grad_of
-        return number, self._draft(grad, fields, measure)
+        tail = _NO_TAIL if grad_of is None else (grad_of, None, None, None)
+        return number, self._draft(grad, number, tail, measure)
 
-    def _draft(self, tensor: torch.Tensor, fields: dict[str, Any], measure: bool) -> TensorDraft:
-        if measure:
-            draft = TensorDraft(fields, self._queue.add(tensor))
-            self._undone.append(draft)
-            return draft
-        fields["unmeasured"] = "not asked"
-        return TensorDraft(fields, None)
+    def _draft(self, tensor: torch.Tensor, number: int, tail: Tail, measure: bool) -> TensorDraft:
+        head = _head(tensor, number)
+        if not measure:
+            return TensorDraft(head, tail, None)
+        draft = TensorDraft(head, tail, self._queue.add(tensor))
+        self._undone.append(draft)
+        return draft
 
     def take_undone(self) -> list[TensorDraft]:
         """The descriptions that wait for the queue, those of calls still open included."""
@@ -168,6 +168,38 @@ class TensorTable:
         if entry is not None and entry.ref() is base and entry.step == self._step:
             return entry.id
         return None
+
+
+def _head(tensor: torch.Tensor, number: int) -> Head:
+    """What a tensor is, in the order of the fields of a `Tensor`. Hot."""
+    if type(tensor) in _PLAIN and not tensor._has_symbolic_sizes_strides:
+        try:
+            needs_grad = tensor.requires_grad
+            return (
+                number,
+                tuple(tensor.shape),
+                tensor.stride() if not tensor.is_contiguous() else None,
+                _DTYPE_NAMES.get(tensor.dtype) or dtype_name(tensor.dtype),
+                "cpu" if tensor.is_cpu else str(tensor.device),
+                needs_grad,
+                tensor.is_leaf,
+                grad_fn_name(tensor) if needs_grad else None,
+                tensor.numel(),
+            )
+        except (RuntimeError, TypeError, NotImplementedError):
+            pass  # sparse, nested: asked one thing at a time
+    fields = describe(tensor, number)
+    return (
+        number,
+        fields["shape"],
+        fields.get("stride"),
+        fields["dtype"],
+        fields.get("device", "cpu"),
+        fields.get("requires_grad", False),
+        fields.get("is_leaf", False),
+        fields.get("grad_fn"),
+        fields["numel"],
+    )
 
 
 def describe(tensor: torch.Tensor, number: int) -> dict[str, Any]:

@@ -1,0 +1,263 @@
+"""Narrowing: a bad value inside a module gets its op and line, and nothing is touched."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import random
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tensortrace import trace
+from tensortrace.capture import narrow as narrowing
+from tensortrace.records import Action, Call, Finding
+from tests.capture import faulty
+from tests.capture.faulty import FAULTY, train
+
+Level = Literal["module", "op"]
+SOURCE = inspect.getsource(faulty).splitlines()
+
+
+def marked_lines(name: str) -> list[int]:
+    """The lines marked as faulty in the class of that name, or in those it uses."""
+    lines, first = inspect.getsourcelines(FAULTY[name].make)
+    inside = [first + i for i, line in enumerate(lines) if line.rstrip().endswith("# fault")]
+    everywhere = [i + 1 for i, line in enumerate(SOURCE) if line.rstrip().endswith("# fault")]
+    return inside or everywhere
+
+
+def blame(name: str, level: Level) -> tuple[Finding, list[Any]]:
+    torch.manual_seed(0)
+    records: list[Any] = []
+    with trace(out=records.append, every=1, level=level) as t:
+        train(FAULTY[name].make())
+    assert [a.detail for a in records if isinstance(a, Action) and a.action == "tracer_error"] == []
+    errors = [finding for finding in t.findings if finding.severity == "error"]
+    assert len(errors) == 1, [finding.message for finding in t.findings]
+    return errors[0], records
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_module_level_names_the_op_and_the_line(name: str) -> None:
+    finding, records = blame(name, "module")
+    assert finding.op == FAULTY[name].op
+    assert finding.phase == FAULTY[name].phase
+    assert finding.location is not None
+    assert finding.location.line in marked_lines(name)
+    assert finding.evidence["placed"] == "exact"
+    # The op that is named is in the log, before the finding.
+    named = next(r for r in records if isinstance(r, Call) and r.replay and r.seq == finding.seq)
+    assert records.index(named) < records.index(finding)
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_op_level_names_the_same_op_and_line(name: str) -> None:
+    at_module, at_op = blame(name, "module")[0], blame(name, "op")[0]
+    assert (at_op.op, at_op.location) == (at_module.op, at_module.location)
+    assert at_op.module == at_module.module
+    assert at_op.evidence["placed"] == "direct"
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("name", FAULTY)
+def test_training_goes_on_the_same_to_the_bit(name: str, level: Level) -> None:
+    torch.manual_seed(0)
+    plain = flat(train(FAULTY[name].make()))
+    torch.manual_seed(0)
+    with trace(out=io.BytesIO(), level=level):
+        traced = flat(train(FAULTY[name].make()))
+    assert same(plain, traced)
+
+
+def flat(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for part in value or () for tensor in flat(part)]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(
+        x.dtype == y.dtype and x.shape == y.shape and x.numpy().tobytes() == y.numpy().tobytes()
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+class Everything(nn.Module):
+    """State of every kind that a forward can change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.drop = nn.Dropout(0.3)
+        self.spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+        self.calls = 0
+        self.cache: list[Tensor] = []
+        self.generator = torch.Generator().manual_seed(3)
+        self.last: Tensor | None = None
+        self.out = nn.Linear(4, 1)
+        self.lin.register_forward_hook(self.count)
+        self.counted = 0
+
+    def count(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.counted += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        print("forward", self.calls)
+        noise = torch.rand(4, generator=self.generator) + random.random() + np.random.rand()
+        h = self.drop(self.spectral(self.norm(self.lin(x)))) * noise
+        self.cache.append(h.detach().mean())
+        self.last = h
+        h.register_hook(lambda grad: grad * 2)
+        return self.out(h).sum(-1, keepdim=True) + (h * 0).sum().exp()
+
+
+def use_everything(model: Everything, steps: int = 4) -> list[Any]:
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    keys = [list(m.__dict__) for m in model.modules()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    for _ in range(steps):
+        loss = model(torch.randn(5, 4)).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert [list(m.__dict__) for m in model.modules()] == keys
+    tensors = flat([list(model.parameters()), list(model.buffers()), model.cache])
+    versions = [t._version for t in (*model.parameters(), *model.buffers())]
+    states = [random.getstate(), np.random.get_state()[2], model.generator.get_state().tolist()]
+    return [[t.detach() for t in tensors], versions, states, model.calls, model.counted,
+            torch.get_rng_state()]  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_replay_at_every_step_touches_nothing(
+    phase: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    plain = use_everything(Everything())
+    printed = capsys.readouterr().out
+    verdicts: list[Any] = []
+
+    def always(self: narrowing.Narrower, step: Any) -> None:
+        for root in self._roots:
+            self._replay(root, phase, step)
+
+    monkeypatch.setattr(narrowing.Narrower, "look", always)
+    torch.manual_seed(0)
+    model = Everything()
+    with trace(out=verdicts.append):
+        traced = use_everything(model)
+    assert capsys.readouterr().out == printed
+    assert same(plain[0], traced[0])
+    assert plain[1:5] == traced[1:5]
+    assert torch.equal(plain[5], traced[5])
+    told = [r.detail["placed"] for r in verdicts if isinstance(r, Action) and r.action == "replay"]
+    assert told == ["no op inside makes what is not finite"] * 4
+
+
+def test_replay_gives_the_gradients_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-ins' gradients are the parameters' own, to the bit."""
+    compared: list[bool] = []
+    original = narrowing.Replay._backward
+
+    def backward(self: Any, output: Any, stage: Any) -> None:
+        leaves = list(stage.leaves)
+        stage.leaves = []  # without inputs, gradients accumulate on the stand-ins
+        original(self, output, stage)
+        real = {id(stage.memo[id(p)]): p.grad for p in self.root.tree.parameters}
+        compared.extend(torch.equal(leaf.grad, real[id(leaf)]) for leaf in leaves)
+
+    monkeypatch.setattr(narrowing.Replay, "_backward", backward)
+    monkeypatch.setattr(
+        narrowing.Narrower, "look",
+        lambda self, step: [self._replay(root, "backward", step) for root in self._roots],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.LayerNorm(8), nn.Linear(8, 2))
+    with trace(out=io.BytesIO()):
+        train(model, steps=3)
+    assert compared == [True] * 18
+
+
+class Locked(faulty.Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = io.open(__file__)  # noqa: SIM115, UP020 what deepcopy refuses
+
+    def middle(self, h: Tensor) -> Tensor:
+        return h + (h * 0).log()
+
+
+def refusal(model: nn.Module, program: Any = train, **options: Any) -> Finding:
+    with trace(out=io.BytesIO(), **options) as t:
+        program(model)
+    return next(finding for finding in t.findings if finding.severity == "error")
+
+
+def test_what_cannot_be_copied_is_said() -> None:
+    model = Locked()
+    placed = refusal(model).evidence["placed"]
+    model.opened.close()
+    assert placed.startswith("attribute 'opened' of Locked of type TextIOWrapper cannot be copied")
+
+
+def test_input_that_was_modified_since_is_said() -> None:
+    def program(model: nn.Module) -> None:
+        x = torch.randn(3, 4)
+        model(x).mean().backward()
+        x.add_(1)
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+    finding = refusal(FAULTY["LogOfZero"].make(), program)
+    assert finding.evidence["placed"] == "an input was modified in place since"
+    assert "between" in finding.message
+
+
+def test_narrow_false_replays_nothing() -> None:
+    records: list[Any] = []
+    with trace(out=records.append, narrow=False):
+        train(FAULTY["LogOfZero"].make())
+    assert not any(isinstance(r, Action) and r.action == "replay" for r in records)
+
+
+def test_one_cause_is_replayed_once_and_a_run_at_most_eight_times() -> None:
+    records: list[Any] = []
+    torch.manual_seed(0)
+    models = [FAULTY["MaskedRow"].make() for _ in range(12)]
+    with trace(out=records.append, every=1):
+        for model in models:
+            model(torch.randn(2, 4))
+            model(torch.randn(2, 4))
+            with torch.no_grad():
+                model(torch.randn(2, 4))
+    replays = [r for r in records if isinstance(r, Action) and r.action == "replay"]
+    assert 0 < len(replays) <= 8
+    assert len({r.of for r in replays}) == len(replays)
+
+
+def test_interrupted_call_is_not_run_again() -> None:
+    class Stops(faulty.Base):
+        def middle(self, h: Tensor) -> Tensor:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), trace(out=io.BytesIO()):
+        Stops()(torch.randn(2, 4))
+
+
+def test_graph_and_outputs_are_not_kept_for_a_replay() -> None:
+    import weakref
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    with trace(out=io.BytesIO()):
+        y = model(torch.randn(2, 4))
+        out = weakref.ref(y)
+        loss = nn.functional.mse_loss(y, torch.zeros_like(y))
+        del y, loss
+        assert out() is None
