@@ -11,10 +11,13 @@ import re
 
 from tensortrace.records import Finding, Location, Scalar
 
-# C0, DEL, C1, the bidirectional and zero-width controls (CVE-2021-42574), the line separators
-# U+2028/9, BOM and lone surrogates.
+# C0, DEL and C1; every format character of Unicode (category Cf: bidirectional controls as in
+# CVE-2021-42574, zero widths, tags, annotations); line and paragraph separators; lone surrogates.
 _CONTROL = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+    "[\x00-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e"
+    "\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f]"
 )
 
 _SHORT_DTYPES = {
@@ -35,7 +38,9 @@ def escape(text: str) -> str:
 
 def _visible(match: re.Match[str]) -> str:
     code = ord(match[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    if code < 256:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 65_536 else f"\\U{code:08x}"
 
 
 def short_dtype(dtype: str) -> str:

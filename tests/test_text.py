@@ -1,0 +1,115 @@
+"""Nothing that a log holds reaches a terminal as a control sequence."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tensortrace.records import Location
+from tensortrace.text import (
+    escape,
+    finding_text,
+    location_text,
+    module_text,
+    number_text,
+    shape_text,
+    short_dtype,
+)
+from tests.builders import make_finding
+
+# Payloads of real attacks: clipboard (OSC 52), window title, hyperlink (OSC 8), colours, C1 forms
+# of CSI and OSC, DCS, a query that types its answer, reordering (CVE-2021-42574), sequences that
+# never end (less issue 781), half a surrogate pair.
+HOSTILE = [
+    "\x1b]52;c;cm0gLXJmIC8=\x07",
+    "\x1b]0;owned\x07",
+    "\x1b]8;;http://evil\x1b\\click\x1b]8;;\x1b\\",
+    "\x1b[31mred",
+    "\x9b31mred",
+    "\x9d52;c;eA==\x9c",
+    "\x1bP$q\x1b\\",
+    "\x1b[6n",
+    "safe\u202eelif\u2066x\u2069",
+    "\x1b]52;c;never ended",
+    "\x1b[",
+    "\x1b",
+    "back\b\b\b\rspace",
+    "\x00\x7f\x85\u2028\u2029\ufeff\u200b\u061c\u200e",
+    "\ud800 and \udfff",
+    "line\nbreak\vand\ffeed",
+    "\U000e0041tag",
+    "\ufff9annotation\ufffb",
+]
+
+
+def dangerous(text: str) -> list[str]:
+    """Characters that steer a terminal or reorder text."""
+    return [c for c in text if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"}]
+
+
+@pytest.mark.parametrize("payload", HOSTILE)
+def test_no_control_character_survives(payload):
+    assert not dangerous(escape(payload))
+    escape(payload).encode()
+
+
+@given(st.text(st.characters(codec=None)))
+def test_any_text_becomes_printable_on_one_line(text):
+    shown = escape(text)
+    assert not dangerous(shown)
+    assert len(shown.splitlines()) <= 1
+
+
+@given(st.text(st.characters(codec=None, exclude_categories=["C", "Z"])))
+def test_harmless_text_in_any_script_is_kept(text):
+    assert escape(text) == text
+
+
+def test_what_was_escaped_can_still_be_read():
+    assert escape("a\x1b[31m") == r"a\x1b[31m"
+    assert escape("\u202ex") == r"\u202ex"
+    assert escape("\U000e0041") == r"\U000e0041"
+    assert escape("a\tb") == "a    b"
+
+
+@pytest.mark.parametrize("payload", HOSTILE)
+def test_every_text_of_a_finding_is_escaped(payload):
+    where = Location(payload, 3, payload, payload)
+    finding = make_finding(
+        check=payload, module=payload, op=payload, param=payload, message=payload, location=where,
+        explanation=payload, fix=payload,
+    )  # fmt: skip
+    told = finding_text(finding)
+    assert not dangerous(told.replace("\n", ""))
+    for text in (location_text(where), module_text(payload), short_dtype(payload)):
+        assert not dangerous(text)
+
+
+def test_a_finding_tells_place_code_reason_and_fix():
+    told = finding_text(make_finding(step=7))
+    for part in ("error TT101", "step 7", "fc1", "train.py:12", "loss = model(x)", "log of zero"):
+        assert part in told
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (0.0, "0"), ("NaN", "NaN"), ("-Infinity", "-inf"), ("Infinity", "inf"),
+     (0.03125, "0.0312"), (5100.0, "5100"), (51_000.0, "5.1e+04"), (1e-7, "1e-07"), (-1.5, "-1.5")],
+)  # fmt: skip
+def test_numbers_are_short(value, text):
+    assert number_text(value) == text
+
+
+def test_names_have_a_form_when_there_is_nothing_to_name():
+    assert module_text("", "Net") == "Net"
+    assert module_text("") == "(root)"
+    assert module_text(None) == "-"
+    assert location_text(None) == "-"
+    assert shape_text(None) == "[?]"
+    assert shape_text(()) == "[]"
+    assert shape_text((8, 128)) == "[8, 128]"
+    assert short_dtype("bfloat16") == "bf16"
+    assert short_dtype("q\x1bint") == r"q\x1bint"
