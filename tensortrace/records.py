@@ -30,7 +30,7 @@ class Location(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     code: str | None = None
 
 
-class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
+class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What one tensor was at one moment.
 
     `id` is unique within its step. The counts are exact. `min`, `max`, `mean`, `std` (population)

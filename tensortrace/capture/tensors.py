@@ -172,7 +172,8 @@ class TensorTable:
 
 def _head(tensor: torch.Tensor, number: int) -> Head:
     """What a tensor is, in the order of the fields of a `Tensor`. Hot."""
-    if type(tensor) in _PLAIN and not tensor._has_symbolic_sizes_strides:
+    dense = tensor.layout is torch.strided and not tensor._has_symbolic_sizes_strides
+    if dense and type(tensor) in _PLAIN:
         try:
             needs_grad = tensor.requires_grad
             return (
