@@ -18,14 +18,17 @@ def never_updated(
     Symptom:    part of the model stays at its initial weights though its gradients look healthy
     Threshold:  in `updates` optimizer steps running a module in training mode has gradients of its
                 own parameters, and they are held by no optimizer that has stepped so far, or their
-                update is exactly 0 at a learning rate above 0. Or: every learning rate of an
-                optimizer is exactly 0 in more than `idle` of its steps running
+                update is exactly 0 at a learning rate above 0, unless nothing at all moves in
+                those steps though it did before. Or: every learning rate of an optimizer is exactly
+                0 in more than `idle` of its steps running
     Source:     definition; `updates` and `idle` chosen here: both optimizers of a GAN have stepped
-                after `updates`, and a warm-up from 0 has one step at 0
+                after `updates`, a warm-up from 0 has one step at 0, and LBFGS stops by itself
+                when it has converged (measured: tests/healthy)
     Fix:        give the optimizer all of model.parameters(), after the last layer was added or
                 replaced; freeze on purpose with requires_grad_(False), which also saves time
     Misses:     a network for a perceptual loss in training mode that is not frozen is reported;
-                an optimizer that takes its first step after `updates` steps of another one too
+                an optimizer that takes its first step after `updates` steps of another one too;
+                all weights that stop moving together later in the run are taken for converged
     """
     summary = step.summary
     held: dict[int, set[str]] = memory.setdefault("held", {})
@@ -55,7 +58,10 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> Iterator[D
     assert step.summary is not None
     columns, held = step.summary.modules, memory["held"]
     everything: set[str] = set().union(*held.values())
-    moving = all(lr > 0 for o in taken for lr in o.lr)
+    moved_now = any(columns.update_ratio)
+    memory["moved"] = memory.get("moved", False) or moved_now
+    converged = memory["moved"] and not moved_now
+    moving = not converged and all(lr > 0 for o in taken for lr in o.lr)
     stepping: set[str] = set().union(*(held.get(o.index, set()) for o in taken))
     streaks: dict[tuple[str, str], int] = memory.setdefault("streaks", {})
     found: dict[str, list[str]] = {"forgotten": [], "unmoved": []}

@@ -42,6 +42,21 @@ def test_a_healthy_run_is_silent():
     assert find(steps(held=BOTH, ratio=None), "TT401") == []
 
 
+def test_an_optimizer_that_has_converged_is_silent():
+    def lbfgs(moving):
+        yield from (module(path, "weight") for path in "ab")
+        for step in range(20):
+            yield optimizer(step=step, parameters=list(BOTH) if not step else None)
+            ratio = 0.01 if step < moving else 0.0
+            columns = row(
+                param_grad_rms={"a": 1.0, "b": 1.0}, update_ratio={"a": ratio, "b": ratio}
+            )
+            yield closing(step, modules=columns)
+
+    assert find(lbfgs(moving=5), "TT401") == []
+    assert len(find(lbfgs(moving=0), "TT401")) == 1
+
+
 def test_what_nobody_means_to_train_is_silent():
     assert find(steps(grad=False), "TT401") == []
     assert find(steps(rms=None), "TT401") == []  # target network, teacher
