@@ -1,0 +1,51 @@
+"""No false alarms is a feature: every check runs over every healthy program, at both levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tensortrace import trace
+from tensortrace.checks import Engine
+from tensortrace.records import Finding, Optimizer
+from tests.capture import Recorded
+from tests.healthy import load
+from tests.neutral import one_thread
+
+PROGRAMS = load()
+# They train without an optimizer of torch's, or not at all.
+WITHOUT_OPTIMIZER = {"evaluation_only", "gradients_taken_by_autograd_grad"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+def check_program(name: str, steps: int, level: str) -> None:
+    records = Recorded()
+    with trace(out=records.append, every=1, level=level):
+        PROGRAMS[name](steps)
+    assert [a.detail["traceback"] for a in records.actions("tracer_error")] == []
+    said = [f"{f.code} {f.message}" for f in records.of(Finding) if f.severity != "note"]
+    assert said == []
+    assert bool(records.of(Optimizer)) == (name not in WITHOUT_OPTIMIZER)
+    engine = Engine()
+    again = [finding for record in records for finding in engine.feed(record)]
+    assert engine.problems == []
+    assert again == records.of(Finding), "a saved log must say what the run said"
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_no_check_has_anything_to_say_about_a_healthy_program(name: str, level: str) -> None:
+    check_program(name, 30, level)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_no_check_has_anything_to_say_when_it_goes_on(name: str, level: str) -> None:
+    check_program(name, 200, level)
