@@ -287,7 +287,7 @@ def test_a_value_written_over_names_both_lines() -> None:
     assert made.location is not None
     assert writer.location is not None
     assert writer.location.line == made.location.line + 1
-    assert f"changed in place by `add_` at {writer.location.file}" in finding.message
+    assert f"by `add_` at test_exceptions.py:{writer.location.line};" in finding.message
     assert "the backward of `tanh`" in finding.message
 
 
@@ -447,24 +447,27 @@ def test_being_told_to_stop_is_no_finding(kind: type[BaseException]) -> None:
     assert records.of(Finding) == []
 
 
-def test_stop_on_raises_no_second_error_and_none_later(capsys: Any) -> None:
+def test_stop_on_raises_no_second_error_and_none_later() -> None:
     seen = []
+    tracer = trace(out=Recorded().append, every=1, stop_on=lambda f: seen.append(f.code) or True)
 
-    @trace(out=Recorded().append, every=1, stop_on=lambda f: seen.append(f.code) or True)
+    @tracer
     def step(width: int) -> Any:
         return Net()(torch.ones(2, width))
 
     with pytest.raises(RuntimeError, match="mat1"):
         step(5)
     step(4)
+    tracer.close()
     assert seen == ["TT801"]
 
 
 def test_a_decorated_function_explains_each_exception_once() -> None:
     records = Recorded()
     model = Net()
+    tracer = trace(out=records.append, every=1)
 
-    @trace(out=records.append, every=1)
+    @tracer
     def step(width: int) -> Any:
         return model(torch.ones(2, width))
 
@@ -473,9 +476,26 @@ def test_a_decorated_function_explains_each_exception_once() -> None:
             step(width)
         except RuntimeError as error:
             assert "mat1" in str(error)
+    tracer.close()
     (finding,) = records.of(Finding, code="TT801")
     assert finding.step == 1
     assert sum(sum(step.repeats.values()) for step in records.of(Step)) == 1
+
+
+def test_an_exception_that_leaves_twice_is_recorded_once() -> None:
+    records = Recorded()
+    error = ValueError("mine")
+    tracer = trace(out=records.append, every=1)
+
+    @tracer
+    def fail() -> None:
+        raise error
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="mine"):
+            fail()
+    tracer.close()
+    assert len(records.actions("exception")) == 1
 
 
 def test_it_is_told_once_on_stderr(capsys: Any) -> None:

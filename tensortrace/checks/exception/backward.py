@@ -12,11 +12,12 @@ from tensortrace.checks.exception.facts import (
     Told,
     code_name,
     dims_in,
+    line_text,
     quoted,
     shape_of,
 )
 from tensortrace.records import Action, Call, ChainLink, Tensor
-from tensortrace.text import location_text, shape_text
+from tensortrace.text import shape_text
 
 # Backward formulas that use what the op returned, and those that use what it was given.
 _KEEP_RESULT = frozenset(
@@ -98,7 +99,7 @@ def second_backward(facts: Facts, found: Match) -> Told:
         again = first.tensor is not None and first.tensor == last.tensor
         what = "the same loss" if again else "a loss that shares a part of its graph with it"
         return Told(
-            f"the graph was freed by backward() at {location_text(first.location)}; this is "
+            f"the graph was freed by backward() at {line_text(first.location)}; this is "
             f"backward() on {what}",
             "backward() frees what the graph kept, to save memory",
             "call backward() once" if again else
@@ -141,7 +142,7 @@ def modified_in_place(facts: Facts, found: Match) -> Told:
     if change is None and moved is not None:
         return Told(
             f"a parameter {text} was changed by {moved.cls}.step() at "
-            f"{location_text(moved.location)} before this backward()",
+            f"{line_text(moved.location)} before this backward()",
             why, "call every backward() before the first optimizer.step()",
             (ChainLink(moved.seq, None, f"{moved.cls}.step", moved.location),),
         )  # fmt: skip
@@ -155,11 +156,11 @@ def modified_in_place(facts: Facts, found: Match) -> Told:
     old, writer, made, needed = change
     by = f"`{writer.op}`" if writer.op else f"something before {quoted(writer.module or 'it')}"
     told = f"a tensor {text} made by {node} was changed in place by {by} at " + (
-        location_text(writer.location))  # fmt: skip
+        line_text(writer.location))  # fmt: skip
     chain = [made, needed, writer] if needed is not made else [made, writer]
     if needed is not None:
         told += f"; the backward of `{needed.op or needed.module}` at "
-        told += f"{location_text(needed.location)} needs the old values"
+        told += f"{line_text(needed.location)} needs the old values"
     links = tuple(ChainLink(c.seq, old.id, c.op or c.module, c.location) for c in chain if c)
     plain = (writer.op or "").rstrip("_")
     return Told(told, why, f"x = x.{plain}(...) instead of x.{plain}_(...) or an augmented "
@@ -207,13 +208,13 @@ def no_grad(facts: Facts, found: Match) -> Told:
         if not call.grad_enabled:
             return Told(
                 f"the loss does not require grad: {quoted(name)} ran with gradients off at "
-                f"{location_text(call.location)}",
+                f"{line_text(call.location)}",
                 why, "call it outside torch.no_grad() and inference_mode()", (_call_link(call),),
             )  # fmt: skip
         if _cuts(step, call):
             return Told(
                 f"the loss does not require grad: {quoted(name)} at "
-                f"{location_text(call.location)} has inputs with a gradient and an output without",
+                f"{line_text(call.location)} has inputs with a gradient and an output without",
                 why, f"leave {name} out of the loss, or use a form that can be differentiated",
                 (_call_link(call),),
             )  # fmt: skip

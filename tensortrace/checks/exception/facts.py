@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tensortrace.checks import StepView
-from tensortrace.records import Action, ChainLink, Tensor
+from tensortrace.records import Action, ChainLink, Location, Tensor
 from tensortrace.text import shape_text, short_dtype
 
 Match = re.Match[str]
@@ -143,6 +143,14 @@ def stated(one: dict[str, Any]) -> str:
 def dims_in(text: str) -> tuple[int, ...]:
     """The whole numbers in a text."""
     return tuple(int(n) for n in re.findall(r"\d+", text))
+
+
+def line_text(location: Location | None) -> str:
+    """Name a line by its file alone; the chain has the whole path."""
+    if location is None:
+        return "a line that is not known"
+    name = location.file.replace("\\", "/").rpartition("/")[-1]
+    return f"{name}:{location.line}"
 
 
 def first_line(text: str) -> str:

@@ -164,7 +164,7 @@ def features(facts: Facts, found: Match) -> Told | None:
     x = facts.entered[0] if facts.entered else facts.argument("input")
     want = next((facts.settings[k] for k in ("num_features", "normalized_shape", "input_size")
                  if k in facts.settings), None)  # fmt: skip
-    if x is None or want is None:
+    if x is None or not shape_of(x) or want is None:
         return None
     dim = "dim 1" if "num_features" in facts.settings else "the last dim"
     text = str(list(want)) if isinstance(want, (list, tuple)) else str(want)

@@ -94,11 +94,11 @@ def dtype(facts: Facts, found: Match) -> Told:
 def index(facts: Facts, found: Match) -> Told | None:
     """A class, row or element index out of range."""
     x, y, table = (facts.argument(name) for name in ("input", "target", "weight"))
-    if facts.function in ("cross_entropy", "nll_loss") and x and y:
-        shape = shape_of(x)
+    shape = shape_of(x or {})
+    if facts.function in ("cross_entropy", "nll_loss") and x and y and shape:
         classes = shape[1] if len(shape) > 1 else shape[0]
         return _class_index(facts, y, x, classes, found)
-    if facts.function == "embedding" and x and table:
+    if facts.function == "embedding" and x and table and shape_of(table):
         return _row_index(facts, x, shape_of(table)[0])
     size: int | None = int(found["size"]) if found.groupdict().get("size") else None
     whole = [one for one in facts.operands if "min" in one]
