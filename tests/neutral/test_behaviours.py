@@ -331,7 +331,8 @@ def test_13_fused_attention_and_the_identity_of_tensors_stay() -> None:
         with torch.no_grad():
             return [encoder(torch.randn(2, 5, 8))]
 
-    assert_neutral(fused, every=1)
+    for level in ("module", "op"):
+        assert_neutral(fused, every=1, level=level)
 
     def program(t: Any) -> None:
         assert Same()(X, X, X)
@@ -342,7 +343,8 @@ def test_13_fused_attention_and_the_identity_of_tensors_stay() -> None:
     record(program)
 
 
-def test_14_the_functions_that_a_dispatch_mode_changes_stay_the_same() -> None:
+@pytest.mark.parametrize("level", ["module", "op"])
+def test_14_the_functions_that_a_dispatch_mode_changes_stay_the_same(level: str) -> None:
     """`prod` and LinearCrossEntropyLoss: test_module_db.py has all modules."""
 
     def program() -> Any:
@@ -353,7 +355,7 @@ def test_14_the_functions_that_a_dispatch_mode_changes_stay_the_same() -> None:
         loss(torch.randn(6, 4), torch.randint(5, (6,))).backward()
         return state(loss, [x.grad])
 
-    assert_neutral(program, every=1)
+    assert_neutral(program, every=1, level=level)
 
 
 def test_15_modes_of_the_users_own_count_the_same() -> None:

@@ -78,13 +78,13 @@ def run(info: Any, sample: Any, training: bool) -> list[Any]:
     return [fingerprint([*tensors, *inputs, *values(module)]), state]
 
 
-def compare(chosen: list[Sample], tracer: Any = None) -> Recorded:
+def compare(chosen: list[Sample], tracer: Any = None, level: Any = "module") -> Recorded:
     """Run samples plain, then all of them in one trace; they must not differ in a bit."""
     records = Recorded()
     with one_thread():
         plain = [run(*sample) for sample in chosen]
         before = attributes()
-        with tracer or trace(out=records.append, every=1):
+        with tracer or trace(out=records.append, every=1, level=level):
             traced = [run(*sample) for sample in chosen]
     different = [
         f"{info.name} {sample.desc} training={training}"
@@ -98,19 +98,21 @@ def compare(chosen: list[Sample], tracer: Any = None) -> Recorded:
     return records
 
 
+@pytest.mark.parametrize(("level", "one_in"), [("module", 10), ("op", 30)])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-def test_a_tenth_of_all_module_samples_is_the_same_traced() -> None:
-    chosen = random.Random(0).sample(samples(), len(samples()) // 10)
-    records = compare(chosen)
+def test_some_of_all_module_samples_are_the_same_traced(level: str, one_in: int) -> None:
+    chosen = random.Random(0).sample(samples(), len(samples()) // one_in)
+    records = compare(chosen, level=level)
     assert len(records.modules()) >= len(chosen)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("level", ["module", "op"])
 @pytest.mark.parametrize("group", range(GROUPS))
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-def test_all_module_samples_are_the_same_traced(group: int) -> None:
+def test_all_module_samples_are_the_same_traced(group: int, level: str) -> None:
     chosen = samples()[group::GROUPS]
-    records = compare(chosen)
+    records = compare(chosen, level=level)
     assert len(records.modules()) >= len(chosen)
 
 

@@ -302,12 +302,12 @@ PROGRAMS: dict[Callable[[], list[Any]], tuple[str, ...]] = {
 WITHOUT_BACKWARD = {functional_gradients, per_sample_gradients, ensemble_by_vmap}
 
 
-@pytest.mark.parametrize("every", EVERY)
+@pytest.mark.parametrize(("level", "every"), [*(("module", every) for every in EVERY), ("op", 1)])
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_training_is_the_same_traced_and_nothing_is_found(
-    program: Callable[[], list[Any]], every: Any
+    program: Callable[[], list[Any]], level: str, every: Any
 ) -> None:
-    records = assert_neutral(program, PROGRAMS[program], every=every)
+    records = assert_neutral(program, PROGRAMS[program], level=level, every=every)
     assert_silent(records)
     updates = 2 * STEPS if program is sparse_embedding else STEPS
     assert_seen(records, updates, backward=program not in WITHOUT_BACKWARD)
