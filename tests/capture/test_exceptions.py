@@ -100,6 +100,7 @@ def test_a_transposed_operand_has_the_shape_that_the_line_gives_it() -> None:
     model, q, k = Attention(), torch.ones(2, 4, 8), torch.ones(2, 8, 5)
     finding = explained(lambda: model(q, k))
     assert "`q` is [2, 4, 8], `k.transpose(1, 2)` is [2, 5, 8]" in finding.message
+    assert (finding.module, finding.op) == ("", "matmul")
 
 
 def test_broadcast_names_the_dim_and_the_missing_one() -> None:
@@ -306,6 +307,25 @@ def test_a_value_written_over_inside_a_module_is_bracketed() -> None:
     finding = explained(lambda: model(x).sum().backward())
     assert [link.op for link in finding.chain] == ["act", "head"]
     assert "changed in place by something before `head`" in finding.message
+
+
+def test_op_level_names_the_op_that_wrote_over_a_value_inside_a_module() -> None:
+    class Model(nn.Module):
+        def forward(self, x):
+            h = x.sigmoid()
+            h *= 2
+            return h
+
+    model, x = Model(), torch.ones(2, 4, requires_grad=True)
+    finding = explained(lambda: model(x).sum().backward(), level="op")
+    assert [(link.op or "").strip("_") for link in finding.chain] == ["sigmoid", "mul"]
+    assert "the backward of `sigmoid`" in finding.message
+
+
+def test_a_module_that_writes_in_place_is_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sigmoid(), nn.ReLU(inplace=True))
+    message = explained(lambda: model(torch.ones(2, 3)).sum().backward()).message
+    assert "changed in place by `2` at" in message
 
 
 def test_an_optimizer_between_forward_and_backward_is_named() -> None:

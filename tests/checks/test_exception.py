@@ -47,6 +47,7 @@ MESSAGES = [
     "Error(s) in loading state_dict for Net:",
     "shape '[4, -1]' is invalid for input of size 6",
     "shape '[0, -1]' is invalid for input of size 6",
+    "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call):",
     "zip argument #1 must support iteration",
 ]  # fmt: skip
 
@@ -121,6 +122,19 @@ def test_an_operand_that_is_a_call_is_filled_in_from_the_op_that_failed() -> Non
     detail = {"operands": [{"name": "f(x)"}, {"name": "g(x)"}]}
     (finding,) = find([failed, raised(message, **detail)], "TT801")
     assert "`f(x)` is [8, 10], `g(x)` is [8]" in finding.message
+
+
+def test_an_exception_of_a_worker_names_the_line_of_its_dataset() -> None:
+    text = (
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+        'last):\n  File "/x/torch/utils/data/fetch.py", line 52, in fetch\n    data = ...\n'
+        '  File "/home/me/data.py", line 7, in __getitem__\n    raise ...\nValueError: no image\n'
+    )
+    (finding,) = find([raised(text)], "TT801")
+    assert finding.message == (
+        "a DataLoader worker raised ValueError at /home/me/data.py:7 in __getitem__: ValueError: "
+        "no image"
+    )
 
 
 def test_memory_counts_parameters_outputs_and_the_shape_that_grew() -> None:

@@ -78,6 +78,7 @@ def _explain(facts: Facts) -> Told:
 _CASES: list[tuple[re.Pattern[str], Callable[[Facts, Match], Told | None]]] = [
     (re.compile(pattern), tell)
     for pattern, tell in (
+        (r"^Caught (\w+) in DataLoader worker process", other.worker),
         (r"Error\(s\) in loading state_dict", other.state_dict),
         (r"device-side assert|CUDA error: .*assert", values.device_assert),
         (r"out of memory|can't allocate memory|[Tt]ried to allocate", other.out_of_memory),

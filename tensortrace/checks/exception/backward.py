@@ -153,8 +153,10 @@ def modified_in_place(facts: Facts, found: Match) -> Told:
             f"look for `+=`, `{node}_`, relu_(inplace=True) or an index assignment on it; write "
             "x = x + 1 instead of x += 1",
         )  # fmt: skip
-    old, writer, made, needed = change
-    by = f"`{writer.op}`" if writer.op else f"something before {quoted(writer.module or 'it')}"
+    old, new, writer, made, needed = change
+    by = quoted(writer.op or writer.module or "the model")
+    if not writer.op and not _has(writer.outputs, new.id):
+        by = f"something before {by}"
     told = f"a tensor {text} made by {node} was changed in place by {by} at " + (
         line_text(writer.location))  # fmt: skip
     chain = [made, needed, writer] if needed is not made else [made, writer]
@@ -170,8 +172,8 @@ def modified_in_place(facts: Facts, found: Match) -> Told:
 
 def _changed(
     step: StepView, shape: tuple[int, ...], node: str
-) -> tuple[Tensor, Call, Call | None, Call | None] | None:
-    """Find the old tensor, the call that wrote over it, its maker and the call that needs it."""
+) -> tuple[Tensor, Tensor, Call, Call | None, Call | None] | None:
+    """Find the tensor before and after, the call that wrote it, its maker, and who needs it."""
     best = None
     for new in step.tensors.values():
         old = step.tensors.get(new.previous) if new.previous is not None else None
@@ -179,20 +181,29 @@ def _changed(
             continue
         if node not in (plain_op(old.grad_fn), plain_op(new.grad_fn)):
             continue
-        writer = next((c for c in step.calls if _has(c.outputs, new.id)), None) or next(
-            (c for c in step.calls if _has(c.inputs, new.id)), None)  # fmt: skip
+        writer = _writer(step, new.id)
         if writer is not None:
-            best = old, writer
+            best = old, new, writer
     if best is None:
         return None
-    old, writer = best
+    old, new, writer = best
     forward = [c for c in step.calls if c.phase == "forward" and c.seq < writer.seq]
     made = next((c for c in reversed(forward) if _has(c.outputs, old.id)), None)
     users = [c for c in forward if _has(c.inputs, old.id) and c is not writer]
     needed = next((c for c in reversed(users) if plain_op(c.op) in _KEEP_INPUT), None)
     if needed is None and made is not None and plain_op(made.op or old.grad_fn) in _KEEP_RESULT:
         needed = made
-    return old, writer, made, needed
+    return old, new, writer, made, needed
+
+
+def _writer(step: StepView, new: int) -> Call | None:
+    """The op, else the innermost module, that made this version; else the first to get it."""
+    made = [c for c in step.calls if _has(c.outputs, new) and not _has(c.inputs, new)]
+    ops = [c for c in made if c.op]
+    if ops:
+        return ops[0]
+    given = next((c for c in step.calls if _has(c.inputs, new)), None)
+    return max(made, key=lambda c: c.seq) if made else given
 
 
 def _has(names: Iterable[tuple[str, int]], id: int) -> bool:

@@ -45,15 +45,16 @@ class Facts:
         self.options: dict[str, Any] = d.get("options", {})
         self.torch: list[str] = d.get("torch", [])
         own = None if (self.function or "forward").startswith(("_", "forward")) else self.function
-        # What a line calls by the name of a module is no op.
-        self.op: str | None = own if self.phase == "forward" and self.module is not None else (
-            own or d.get("operation"))  # fmt: skip
         self.state_dict: dict[str, Any] = d.get("state_dict", {})
         self.place = quoted(self.module or action.of or "the model")
         self.entered = [{**one, "name": one.get("as") or f"the input of {self.place}"}
                         for one in d.get("entered", [])]  # fmt: skip
         self.operands: list[dict[str, Any]] = _filled(d.get("operands", []), action, step)
         self.arguments: list[dict[str, Any]] = d.get("arguments", [])
+        # What a line calls is an op unless it is a module, or a function that takes no tensor.
+        plain = "_wrapped_call_impl" not in self.torch and self.phase != "optimizer"
+        tensors = self.phase == "backward" or any("dtype" in one for one in self.operands)
+        self.op: str | None = own or (d.get("operation") if plain and tensors else None)
         self.parameters = [
             {**one, "name": f"{self.module}.{one['name']}" if self.module else
              f"the {one['name']} of {self.place}"} for one in d.get("parameters", [])
@@ -156,7 +157,7 @@ def line_text(location: Location | None) -> str:
 def first_line(text: str) -> str:
     """The first line of a message."""
     lines = text.strip().splitlines()
-    return lines[0][:300] if lines else ""
+    return lines[0][:300].rstrip(".") if lines else ""
 
 
 def code_name(one: dict[str, Any] | None, default: str) -> str:

@@ -111,6 +111,19 @@ def _prefix(missing: list[str], unexpected: list[str]) -> tuple[str, str] | None
     return None
 
 
+def worker(facts: Facts, found: Match) -> Told:
+    """An exception in a DataLoader worker: the text of its traceback is all there is."""
+    places = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', facts.text)
+    mine = [at for at in places if not re.search("/torch/|/tensortrace/capture/", at[0])]
+    where = " at {}:{} in {}".format(*mine[-1]) if mine else ""
+    said = facts.text.strip().splitlines()[-1][:300]
+    return Told(
+        f"a DataLoader worker raised {found[1]}{where}: {said}",
+        "the dataset and collate_fn run in another process, and only the text of an error arrives",
+        "num_workers=0 raises it here, with its tensors",
+    )
+
+
 def python_number(facts: Facts, found: Match | None = None) -> Told:
     """DataParallel got a Python number to gather."""
     return Told(

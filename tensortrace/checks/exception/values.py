@@ -48,7 +48,7 @@ def dtype(facts: Facts, found: Match) -> Told:
     """Operands whose dtypes do not go together."""
     x, y = facts.argument("input"), facts.argument("target")
     function = facts.function
-    if function in ("cross_entropy", "nll_loss") and y is not None and "arget" in found[0]:
+    if function in ("cross_entropy", "nll_loss") and x and y and _is_index(y, x):
         return Told(
             f"{quoted(y['name'])} is {short_dtype(y['dtype'])}: the class indices of {function} "
             "must be i64",
@@ -89,6 +89,11 @@ def dtype(facts: Facts, found: Match) -> Told:
         "only elementwise operations promote dtypes by themselves",
         f"{code_name(one, 'x')}.to(torch.{other['dtype']})",
     )  # fmt: skip
+
+
+def _is_index(y: dict[str, Any], x: dict[str, Any]) -> bool:
+    """Whether a target should hold class indices, and its dtype forbids it."""
+    return y["dtype"] not in ("int64", "uint8") and shape_of(y) != shape_of(x)
 
 
 def index(facts: Facts, found: Match) -> Told | None:
