@@ -123,6 +123,7 @@ class Recorder:
         self._threads: dict[int, int] = {}
         self._thread = threading.get_ident()
         self._described: dict[tuple[str, type], tuple[int, bool, tuple[bool, ...]]] = {}
+        self._said: dict[tuple[str, type], int] = {}
         self._stop: Finding | None = None
         self.explained: tuple[Any, ...] | None = None
         self.op_level = op_level
@@ -274,7 +275,12 @@ class Recorder:
             ],
             forward=self.sources.locate_code(code) if code is not None else None,
         )
-        self.pend(_Ready(self.step, self.next_seq(), record))
+        # Another module in the place of the last one (a criterion or a replica made anew in each
+        # step) is worth a line only if it differs.
+        said = hash((record.training, *record.parameters))
+        if self._said.get((path, cls)) != said:
+            self._said[path, cls] = said
+            self.pend(_Ready(self.step, self.next_seq(), record))
 
     def _note_compiled(self, module: nn.Module) -> None:
         inner = unwrapped(module) if type(module).__name__ == "OptimizedModule" else None
