@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations, rnn
 from torch.utils.checkpoint import checkpoint
 
+from tensortrace.records import Module
 from tests.neutral import (
     EVERY,
     STEPS,
@@ -311,3 +313,10 @@ def test_training_is_the_same_traced_and_nothing_is_found(
     assert_silent(records)
     updates = 2 * STEPS if program is sparse_embedding else STEPS
     assert_seen(records, updates, backward=program not in WITHOUT_BACKWARD)
+
+
+def test_modules_made_anew_in_each_step_are_described_once() -> None:
+    records = assert_neutral(data_parallel_threads, every=1)
+    described = Counter((module.path, module.cls) for module in records.of(Module) if module.cls)
+    assert described["Sequential.0", "Linear"] == 1
+    assert set(described.values()) == {1}
