@@ -283,7 +283,8 @@ def _modes_as_they_were(stack: contextlib.ExitStack) -> None:
         if type(mode).__name__ == "DeviceContext":
             _push_on_torch_function_stack(mode)
     stack.enter_context(_disable_current_modes())
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # not in torch 2.6
+    if top is None or top(True) is not None:
         # Hide the user's; packing to the same tensor would make a cycle.
         hide = torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach(), lambda t: t)
         stack.enter_context(hide)

@@ -85,9 +85,10 @@ class ModuleHooks:
 
     def __init__(self) -> None:
         # A compiled module warns if there are global hooks, since those see it twice. Ours know
-        # that, and a warning that is an error would break the program.
-        self._has_any = torch_module._has_any_global_hook
-        torch_module._has_any_global_hook = _has_other_hooks
+        # that, and a warning that is an error would break the program. (Not asked by torch 2.6.)
+        self._has_any: Any = getattr(torch_module, "_has_any_global_hook", None)
+        if self._has_any is not None:
+            torch_module._has_any_global_hook = _has_other_hooks
         self._handles = [
             torch_module.register_module_forward_pre_hook(_before),
             torch_module.register_module_forward_hook(_after, with_kwargs=True, always_call=True),
@@ -102,7 +103,7 @@ class ModuleHooks:
             # torch forgets this table when a global hook is removed.
             torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)
         self._handles.clear()
-        if torch_module._has_any_global_hook is _has_other_hooks:
+        if getattr(torch_module, "_has_any_global_hook", None) is _has_other_hooks:
             torch_module._has_any_global_hook = self._has_any
 
 
