@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gzip
 import io
 import os
@@ -739,6 +740,7 @@ def _classify(start: int, data: bytes) -> Chunk:
     return Chunk(start, start + len(data), begins + start, kinds, data)
 
 
+@functools.cache
 def _tables() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Kind by the first two letters of its name, and the length of each name."""
     import numpy as np
@@ -753,11 +755,11 @@ def read_step(line: bytes) -> int | None:
     """Read the step of a line, or of its first bytes, without decoding it; None if damaged."""
     found = _STEP.match(line)
     if found:
-        return int(found[1])
-    if not line.endswith(b"}"):
-        return None
-    record = decode(line)
-    return None if isinstance(record, Damaged) else record.step
+        step: int | None = int(found[1])
+    else:
+        record = decode(line) if line.rstrip().endswith(b"}") else Damaged("cut")
+        step = None if isinstance(record, Damaged) else record.step
+    return step if step is not None and 0 <= step <= MAX_STEP else None
 
 
 def seek_step(file: LogFile, stop: int, step: int) -> int:

@@ -15,7 +15,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -109,12 +109,12 @@ class _Graph:
                 row = [i, links.seq, _or(links.parent), _or(links.forward)]
                 tensors = [*links.tensors, *filter(None, (links.value, links.grad))]
                 columns = (
+                    (calls, row),
                     (described, [x for t in tensors for x in (t.id, i)]),
                     (inputs, [x for _, id in links.inputs for x in (id, i)]),
                     (outputs, [x for _, id in links.outputs for x in (id, i)]),
                 )
                 if max(map(abs, (x for _, c in columns for x in c)), default=0) < _BIG:
-                    calls.extend(row)
                     for column, values in columns:
                         column.extend(values)
             except (ValueError, RecursionError, OverflowError, MemoryError):
@@ -336,13 +336,15 @@ class Run:
         self._file, self.header = file, header
         self.notice = file.notice or self.notice
         self.end: End | None = None
+        self._end_at, self._end_bytes = 0, b""
         self.skipped: Counter[str] = Counter()
         self.unreadable = 0
         self._size = file.size()
         self._stop = file.complete(self._size)
         self._scanned = 0
-        self._modules: dict[str, tuple[int, Module]] = {}
-        self._sources: dict[tuple[str, int], tuple[int, Source]] = {}
+        # With the offsets of the first and of the last line of that path.
+        self._modules: dict[str, tuple[int, int, Module]] = {}
+        self._sources: dict[tuple[str, int], Source] = {}
         self._findings: dict[int, Finding] = {}
         self._sorted: list[Finding] | None = None
         self._step_numbers, self._step_offsets = array("q"), array("q")
@@ -379,13 +381,14 @@ class Run:
     def modules(self) -> dict[str, Module]:
         """Modules by path, in order of first call, each as it was written last."""
         with self._lock:
-            return {path: module for path, (_, module) in self._modules.items()}
+            in_order = sorted(self._modules.items(), key=lambda kept: kept[1][0])
+            return {path: module for path, (_, _, module) in in_order}
 
     @property
     def sources(self) -> list[Source]:
         """Stored functions of the user's."""
         with self._lock:
-            return [source for _, source in self._sources.values()]
+            return list(self._sources.values())
 
     def source(self, file: str, line: int) -> Source | None:
         """The innermost stored function that contains a line."""
@@ -530,10 +533,11 @@ class Run:
             size = self._file.size()
             if self._replaced(size):
                 return self._reopen("was replaced by a newer log")
+            resumed = self._take_back_end(size)
             if size < self._size:
                 return self._reopen("was truncated")
             if size == self._size:
-                return False
+                return resumed
             complete, old = self._scanned >= self._stop, self._stop
             self._size, self._stop = size, self._file.complete(size, self._stop)
             if self._stop > old:
@@ -543,6 +547,18 @@ class Run:
                 if self._scanned < self._stop:
                     self._read_tail(max(old, self._scanned))
             return True
+
+    def _take_back_end(self, size: int) -> bool:
+        """Forget the end line where its run goes on: a block that is entered again cuts it off."""
+        if self.end is None or size < self._end_at:
+            return False
+        if self._file.read(self._end_at, len(self._end_bytes)) == self._end_bytes:
+            return False
+        self.end = None
+        self._size = self._stop = self._end_at
+        self._scanned = min(self._scanned, self._end_at)
+        self._steps.clear()
+        return True
 
     def _replaced(self, size: int) -> bool:
         try:
@@ -618,20 +634,28 @@ class Run:
 
     def _note(self, offset: int, record: Record | Unknown | Damaged, counting: bool) -> None:
         match record:
-            case Finding() if len(self._findings) < MAX_KEPT:
+            case Finding() if self._room(self._findings, offset, "findings"):
                 self._findings[offset] = record
                 self._sorted = None
-            case Module() if len(self._modules) < MAX_KEPT:
-                if self._modules.get(record.path, (-1,))[0] < offset:
-                    self._modules[record.path] = (offset, record)
-            case Source() if len(self._sources) < MAX_KEPT:
-                self._sources[record.file, record.first_line] = (offset, record)
+            case Module() if self._room(self._modules, record.path, "modules"):
+                first, last, module = self._modules.get(record.path, (offset, offset, record))
+                newest = record if offset >= last else module  # the tail is read before the middle
+                self._modules[record.path] = (min(first, offset), max(last, offset), newest)
+            case Source() if self._room(self._sources, key := _key(record), "functions"):
+                self._sources[key] = record
             case End():
-                self.end = record
+                self.end, self._end_at = record, offset
+                self._end_bytes = self._file.read(offset, min(self._stop - offset, 256))
             case Unknown() if counting:
                 self.skipped[record.kind] += 1
             case Damaged() if counting:
                 self.unreadable += 1
+
+    def _room(self, kept: Collection[object], key: object, what: str) -> bool:
+        if key in kept or len(kept) < MAX_KEPT:
+            return True
+        self.notice = f"{escape(self.path.name)}: of its {what} only {MAX_KEPT} are kept"
+        return False
 
     def _note_steps(self, chunk: Chunk, counting: bool) -> None:
         """Learn the first and the last step, of all lines but the header and the end."""
@@ -645,6 +669,10 @@ class Run:
         last = next((n for n in numbers if n is not None), None)
         if last is not None:
             self._last = max(last, self._last or 0)
+
+
+def _key(source: Source) -> tuple[str, int]:
+    return source.file, source.first_line
 
 
 def _alive(header: Header) -> bool:
