@@ -12,6 +12,8 @@ import torch
 _DEEPEST = 8
 _WIDEST = 10_000
 _LEAVES = (str, bytes, int, float, bool, complex, type(None), torch.nn.Module)
+# What most arguments are: known by type alone, without the way through a class's bases.
+_ATOMS = frozenset({str, bytes, int, float, bool, complex, type(None)})
 
 
 def tensors_in(value: Any, name: str) -> list[tuple[str, torch.Tensor]]:
@@ -34,10 +36,17 @@ def _collect(
     if isinstance(value, torch.Tensor):
         found.append((name, value))
         return
+    kind = type(value)
+    if kind in _ATOMS:
+        return
     if isinstance(value, _LEAVES) or depth == 0 or len(found) >= _WIDEST or id(value) in open_:
         return
     open_.add(id(value))
     try:
+        if kind is tuple or kind is list:
+            for i, part in enumerate(value):
+                _collect(part, f"{name}[{i}]", found, depth - 1, open_)
+            return
         for label, part in _parts(value, depth):
             _collect(part, name + label, found, depth - 1, open_)
     except Exception:

@@ -19,8 +19,8 @@ import torch
 from tensortrace.capture.unwrap import HAS_DOUBLE, extent
 
 __all__ = [
-    "BOUNDS", "FULL", "NUMPY", "SMALL", "SNAPSHOT", "Kernels", "Row", "as_array", "block_rows",
-    "device_row", "host_row", "small_row",
+    "BOUNDS", "FULL", "LEAN", "NUMPY", "SMALL", "SNAPSHOT", "Kernels", "Row", "as_array",
+    "block_rows", "device_row", "host_row", "small_row",
 ]  # fmt: skip
 
 # What a kernel returns for one block of elements: nan, posinf, neginf, zeros, how many are finite,
@@ -31,6 +31,8 @@ Row = tuple[int, int, int, int, int, float, float, float, float, float]
 SMALL = 8192
 # Tensors on a device of so few elements are copied as they are and reduced on the host.
 SNAPSHOT = 2048
+_LEAN_ROW = 4096
+_NAN = math.nan
 _DOUBLE = np.dtype(np.float64)
 _ONES = np.ones(SMALL)
 
@@ -117,6 +119,13 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self._buffers: dict[torch.dtype, torch.Tensor] = {}
+        self._flags = np.empty(0, np.bool_)
+
+    def zeros_in(self, x: Any) -> int:
+        """Count the zeros of a flat array; 4 times faster than torch.count_nonzero (1e5 f32)."""
+        if len(self._flags) < len(x):
+            self._flags = np.empty(len(x), np.bool_)
+        return int(np.count_nonzero(np.equal(x, 0, out=self._flags[: len(x)])))
 
     def like(self, block: torch.Tensor) -> torch.Tensor:
         """A buffer with the shape and dtype of a flat block."""
@@ -142,8 +151,7 @@ def block_rows(block: torch.Tensor) -> list[Row]:
         return _block_rows_slow(block)
     zeros = 0
     if low <= 0 <= high:
-        # 4 times faster than torch.count_nonzero (measured, 1e5 f32).
-        zeros = int(np.count_nonzero(as_array(block) == 0))
+        zeros = _scratch.zeros_in(as_array(block))
     mean = torch.sum(block).item() / n
     # Not torch.dot or vector_norm, which are faster but off by 1e-4 for 1e6 equal numbers: sum
     # cascades.
@@ -157,6 +165,25 @@ def block_rows(block: torch.Tensor) -> list[Row]:
         scatter = centred.square_().sum().item() - shift * shift / n
     std = math.sqrt(scatter / n) if scatter > 0 else 0.0
     return [(0, 0, 0, zeros, n, low, high, mean, std, math.sqrt(squares))]
+
+
+def _lean_rows(block: torch.Tensor) -> list[Row]:
+    """Counts and norm in two reads; the sum of squares is finite only if every element is.
+
+    Min, max, mean and std are NaN, unless there is something to count: then all is exact.
+    """
+    x = as_array(block)
+    whole = len(x) - len(x) % _LEAN_ROW
+    parts = x[:whole].reshape(-1, _LEAN_ROW)
+    with np.errstate(all="ignore"):
+        # One BLAS dot a row, so short that f32 keeps six digits.
+        squares = float(np.matmul(parts[:, None, :], parts[:, :, None]).sum(dtype=_DOUBLE))
+        squares += float(x[whole:].dot(x[whole:]))
+    # With squares that overflow or vanish the norm would be wrong.
+    if not len(x) * 1e-24 < squares < math.inf:
+        return block_rows(block)
+    zeros = _scratch.zeros_in(x)
+    return [(0, 0, 0, zeros, len(x), _NAN, _NAN, _NAN, _NAN, math.sqrt(squares))]
 
 
 def _block_rows_slow(block: torch.Tensor) -> list[Row]:
@@ -181,6 +208,7 @@ def _block_bounds(block: torch.Tensor) -> list[Row]:
 
 Kernels = tuple[Callable[[Any], Row], Callable[[torch.Tensor], list[Row]]]
 FULL: Kernels = (small_row, block_rows)
+LEAN: Kernels = (small_row, _lean_rows)
 BOUNDS: Kernels = (_small_bounds, _block_bounds)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
 
 SAMPLE = 65_536
+# A line of cache: single elements so far apart would read all of the parameter.
+_RUN = 16
+_FAR = 8
 _no_functions = torch._C.DisableTorchFunction
 
 
@@ -85,6 +88,13 @@ class Optimizers:
         self._met.append(entry)
         return len(self._met) - 1
 
+    def met(self) -> Iterator[tuple[int, Optimizer]]:
+        """The optimizers that still live, with their numbers. Hot."""
+        for i, (ref, _) in enumerate(self._met):
+            optimizer = ref()
+            if optimizer is not None:
+                yield i, optimizer
+
     def newly_held(self, index: int, names: list[str]) -> list[str] | None:
         """The names that it holds, if they are not what they were."""
         if self._held.get(index) == names:
@@ -95,8 +105,15 @@ class Optimizers:
 
 def _likeness(optimizer: Optimizer) -> int:
     """What an optimizer made anew for the same parameters shares with the one before it."""
-    shapes = tuple(tuple(tuple(p.shape) for p in g["params"]) for g in optimizer.param_groups)
-    return hash((type(optimizer).__qualname__, shapes))
+    groups = tuple(tuple(map(_shape, group["params"])) for group in optimizer.param_groups)
+    return hash((type(optimizer).__qualname__, groups))
+
+
+def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
+    try:
+        return tuple(parameter.shape)
+    except RuntimeError:
+        return ()  # a lazy parameter, a nested one
 
 
 def _before(
@@ -220,6 +237,7 @@ def finish_step(recorder: Recorder, running: StepInFlight) -> None:
     for _, draft, _, _ in running.samples:
         draft.step, draft.seq = recorder.step, recorder.next_seq()
         recorder.pend(draft)
+    recorder.carried.stepped(running.index, running.optimizer)
     recorder.update += 1
     recorder.stepped = True
 
@@ -269,9 +287,20 @@ def _sample(parameter: torch.Tensor) -> torch.Tensor | None:
             return None
         try:
             flat = dense.view(-1) if dense.is_contiguous() else dense.reshape(-1)
-            return flat[:: math.ceil(flat.numel() / SAMPLE)].clone()
+            return _strided(flat).clone()
         except RuntimeError:
             return None
+
+
+def _strided(flat: torch.Tensor) -> torch.Tensor:
+    """At most `SAMPLE` elements, evenly spaced: single ones, in large parameters runs of `_RUN`."""
+    stride = math.ceil(flat.numel() / SAMPLE)
+    if stride < _FAR:
+        return flat[::stride]
+    # An odd spacing, in runs, meets other columns in each row of a matrix of even width.
+    pitch = _RUN * (stride | 1)
+    runs = flat.numel() // pitch
+    return flat[: runs * pitch].view(runs, pitch)[:, :_RUN]
 
 
 def _norm(x: torch.Tensor) -> torch.Tensor:

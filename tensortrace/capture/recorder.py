@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
@@ -23,6 +23,7 @@ from torch import nn
 
 from tensortrace.capture import ops
 from tensortrace.capture.active import here, slot
+from tensortrace.capture.carried import Carried
 from tensortrace.capture.drafts import ActionDraft, Draft
 from tensortrace.capture.gradients import Parameters, own_parameters
 from tensortrace.capture.journal import Journal
@@ -113,6 +114,7 @@ class Recorder:
         self.tensors = TensorTable(queue)
         self.parameters = Parameters()
         self.optimizers = Optimizers()
+        self.carried = Carried(self.optimizers)
         self.on = dict.fromkeys(PARTS, True)
         self._patterns = None if wanted is None else list(wanted)
         self._wanted: dict[str, bool] = {}
@@ -350,8 +352,12 @@ class Recorder:
     def _record_losses(
         self, losses: list[tuple[str, torch.Tensor]], location: Location | None
     ) -> None:
+        gradients = self.carried.since_step()
         for _, tensor in losses:
-            detail = {"shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype)}
+            detail: dict[str, Any] = {"shape": list(tensor.shape)}
+            detail["dtype"] = dtype_name(tensor.dtype)
+            if gradients:
+                detail["gradients"] = gradients
             known = self.tensors.id_of(tensor)
             action = self.action("loss", location=location, tensor=known, detail=detail)
             if tensor.numel() == 1:
@@ -363,10 +369,18 @@ class Recorder:
         self.backward_seen = True
 
     def clipped_by(
-        self, max_norm: float | None, total_norm: torch.Tensor | None, frame: FrameType
+        self,
+        parameters: Sequence[torch.Tensor],
+        max_norm: float | None,
+        total_norm: torch.Tensor | None,
+        frame: FrameType,
     ) -> None:
-        """Gradients are about to be clipped by their total norm."""
-        clip = self.action("clip", frame=frame, detail={"max_norm": max_norm})
+        """The gradients of some parameters are about to be clipped by their total norm."""
+        detail: dict[str, Any] = {"max_norm": max_norm}
+        if self.carried.grown:
+            detail["outside"] = self.carried.outside(parameters)
+        owner = self.carried.owner(parameters)
+        clip = self.action("clip", frame=frame, optimizer=owner, detail=detail)
         if total_norm is not None and total_norm.numel() == 1:
             clip.scalars["total_norm"] = self.queue.add_scalars([total_norm])[0]
         self.clipped = True
@@ -409,6 +423,7 @@ class Recorder:
 
     def _begin_step(self) -> None:
         self.full = self.journal.full if self.step == 0 else self.journal.is_full(self.step)
+        self.queue.lean = not self.full
         self.on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self._seq = 0
         self._started_ns = time.perf_counter_ns()

@@ -17,34 +17,34 @@ from tensortrace.records import Tensor
 _DTYPE_NAMES: dict[torch.dtype, str] = {}
 
 
-class TensorDraft:
-    """A described tensor whose statistics are still in the queue.
-
-    `head` and `tail` are the fields of a `Tensor` before and after its statistics, in order; the
-    statistics between them are a `Stats`.
-    """
-
-    __slots__ = ("done", "head", "tail", "ticket")
-
-    def __init__(self, head: Head, tail: Tail, ticket: int | None) -> None:
-        self.head, self.tail = head, tail
-        self.ticket = ticket
-        self.done: Tensor | None = None if ticket is not None else _finish(head, _NOT_ASKED, tail)
-
-    def record(self, stats: list[Stats]) -> Tensor:
-        """The finished description; `stats` is what the queue resolved to. Hot."""
-        done = self.done
-        if done is None:
-            done = self.done = _finish(self.head, stats[self.ticket or 0], self.tail)
-        return done
-
-
 # id, shape, stride, dtype, device, requires_grad, is_leaf, grad_fn, numel
 Head = tuple[
     int, tuple[int, ...] | None, tuple[int, ...] | None, str, str, bool, bool, str | None, int
 ]
 # grad_of, previous, view_of, from_step
 Tail = tuple[int | None, int | None, int | None, int | None]
+
+
+class TensorDraft(msgspec.Struct, gc=False):
+    """A described tensor whose statistics are still in the queue.
+
+    `head` and `tail` are the fields of a `Tensor` before and after its statistics, in order; the
+    statistics between them are a `Stats`.
+    """
+
+    head: Head
+    tail: Tail
+    ticket: int
+    done: Tensor | None = None
+
+    def record(self, stats: list[Stats]) -> Tensor:
+        """The finished description; `stats` is what the queue resolved to. Hot."""
+        done = self.done
+        if done is None:
+            done = self.done = _finish(self.head, stats[self.ticket], self.tail)
+        return done
+
+
 _NOT_ASKED = Stats(unmeasured="not asked")
 _NO_TAIL: Tail = (None, None, None, None)
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -149,7 +149,7 @@ class TensorTable:
     def _draft(self, tensor: torch.Tensor, number: int, tail: Tail, measure: bool) -> TensorDraft:
         head = _head(tensor, number)
         if not measure:
-            return TensorDraft(head, tail, None)
+            return TensorDraft(head, tail, 0, _finish(head, _NOT_ASKED, tail))
         draft = TensorDraft(head, tail, self._queue.add(tensor))
         self._undone.append(draft)
         return draft
