@@ -145,14 +145,17 @@ def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
         owner = args[0]
         set_to_none = kwargs.get("set_to_none", args[1] if len(args) > 1 else True)
         optimizer = None
+        detail = {"set_to_none": bool(set_to_none), "parameters": _count(owner)}
         if isinstance(owner, torch.optim.Optimizer):
             optimizer = recorder.optimizers.index_of(owner)
+            if recorder.full:  # the only part that walks over all modules
+                detail.update(recorder.carried.left_over(recorder.names))
         recorder.action(
             "zero_grad",
             of=type(owner).__name__,
             optimizer=optimizer,
             frame=sys._getframe(2),
-            detail={"set_to_none": bool(set_to_none), "parameters": _count(owner)},
+            detail=detail,
         )
     return result
 
@@ -204,7 +207,10 @@ def _clip_norm(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     with _Ours(recorder):
         max_norm = kwargs.get("max_norm", args[1] if len(args) > 1 else None)
         total = kwargs.get("total_norm", args[2] if len(args) > 2 else None)
+        parameters = args[0] if args else kwargs.get("parameters")
         recorder.clipped_by(
+            # A generator would be used up by looking at it.
+            parameters if isinstance(parameters, (list, tuple)) else [],
             float(max_norm) if isinstance(max_norm, (int, float)) else None,
             total if isinstance(total, torch.Tensor) else None,
             sys._getframe(2),
@@ -217,7 +223,8 @@ def _clip_value(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     if frame.f_code.co_name == "clip_grad_value_":
         with _Ours(recorder):
             value = frame.f_locals.get("clip_value")
-            recorder.action("clip", frame=frame, detail={"value": value})
+            owner = recorder.carried.owner(args[0][0])
+            recorder.action("clip", frame=frame, optimizer=owner, detail={"value": value})
             recorder.clipped = True
     return _quietly(call)
 
@@ -238,8 +245,9 @@ def _unscale(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
         with _Ours(recorder):
             # The kernel that unscales leaves the version as it was.
             recorder.parameters.forget_gradients()
-            unscale = recorder.action("unscale", frame=sys._getframe(2))
             optimizer = args[1] if len(args) > 1 else kwargs.get("optimizer")
+            index = recorder.optimizers.index_of(optimizer)
+            unscale = recorder.action("unscale", optimizer=index, frame=sys._getframe(2))
             state = scaler._per_optimizer_states[id(optimizer)]
             scalars = {"scale": scaler._scale}
             # One count for each device that holds gradients; the first stands for all but rarely.
@@ -263,6 +271,7 @@ def _scaler_step(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any
     if recorder.update == before and recorder.on["optimizers"]:
         with _Ours(recorder):
             optimizers.begin_step(recorder, optimizer, frame, skipped=True)
+            recorder.carried.stepped(recorder.optimizers.index_of(optimizer), optimizer)
             recorder.stepped = True
         recorder.raise_if_stopped()
     return result

@@ -66,6 +66,15 @@ class ModuleNames:
             return None
         return path, name
 
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter of the modules that have a path, with its full name."""
+        for ref, path in list(self._paths.values()):
+            module = ref()
+            if module is not None:
+                for name, own in own_parameters(module).items():
+                    if own is not None:
+                        yield f"{path}.{name}" if path else name, own
+
     def name_outermost(self, module: nn.Module) -> str:
         """Name a module that was called outside every other module, and all that it holds."""
         if not self._rooted:

@@ -121,6 +121,10 @@ class StepView:
                     return placed, op
         return placed, None
 
+    def happened(self) -> list[Action | Optimizer]:
+        """List actions and optimizer steps in the order in which they happened."""
+        return sorted([*self.actions, *self.optimizers], key=lambda record: record.seq)
+
     def scaled(self) -> bool:
         """Tell whether a GradScaler watches the gradients of this step and skips if it must."""
         return any(a.action in ("scale", "unscale") for a in self.actions)

@@ -1,0 +1,116 @@
+"""Which gradients outlive their step, and whose they are.
+
+No hook says that a gradient was cleared: `zero_grad` is one way, ``p.grad = None`` another. So the
+first gradient of each optimizer stands for all of its own: it is looked at after a step and again
+when the next backward begins. Identity and version are compared, no value is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from tensortrace.capture.names import ModuleNames
+    from tensortrace.capture.optimizers import Optimizers
+
+# How many names of parameters an action carries.
+_EXAMPLES = 5
+
+
+class Carried:
+    """Follow gradients from one optimizer step to the next; keeps no tensor alive.
+
+    Args:
+        optimizers: those met so far; shared with the recorder.
+    """
+
+    def __init__(self, optimizers: Optimizers) -> None:
+        self._optimizers = optimizers
+        # By optimizer: group and place of the parameter, identity and version of its gradient.
+        self._stepped: dict[int, tuple[int, int, int, int]] = {}
+        self._left: tuple[int, int] | None = None
+        self.grown = 0
+
+    def stepped(self, index: int, optimizer: torch.optim.Optimizer) -> None:
+        """Remember the first gradient of an optimizer, as its step has left it. Hot."""
+        self._stepped.pop(index, None)
+        for g, group in enumerate(optimizer.param_groups):
+            for i, parameter in enumerate(group["params"]):
+                grad = parameter.grad
+                if grad is not None:
+                    self._stepped[index] = (g, i, id(grad), _version(grad))
+                    return
+
+    def since_step(self) -> dict[str, str]:
+        """Tell, as a backward begins, what became of the gradients of earlier optimizer steps. Hot.
+
+        Returns:
+            "kept" by optimizer if the gradient is untouched, "changed" if it was written since;
+            nothing where there is none any more, or was none.
+        """
+        fates: dict[str, str] = {}
+        for index, optimizer in self._optimizers.met():
+            if index not in self._stepped:
+                continue
+            g, i, key, version = self._stepped[index]
+            try:
+                grad = optimizer.param_groups[g]["params"][i].grad
+            except IndexError:  # its groups are not what they were
+                continue
+            if grad is not None:
+                same = id(grad) == key and _version(grad) == version
+                fates[str(index)] = "kept" if same else "changed"
+        return fates
+
+    def owner(self, tensors: Sequence[torch.Tensor]) -> int | None:
+        """The number of the first optimizer that holds any of these parameters or gradients."""
+        wanted = set(map(id, tensors))
+        for index, optimizer in self._optimizers.met():
+            for group in optimizer.param_groups:
+                if any(id(p) in wanted or id(p.grad) in wanted for p in group["params"]):
+                    return index
+        return None
+
+    def left_over(self, names: ModuleNames) -> dict[str, Any]:
+        """Describe, after a zero_grad, the gradients of parameters that no optimizer holds.
+
+        Returns:
+            Nothing if there are none. Else ``left`` (how many), ``left_names`` (the first five) and
+            ``grown``: over how many calls of zero_grad, running, the first of them was added to.
+        """
+        held = self._held()
+        found = [
+            (name, parameter.grad)
+            for name, parameter in names.parameters()
+            if id(parameter) not in held and parameter.is_leaf and parameter.grad is not None
+        ]
+        if not found:
+            self._left, self.grown = None, 0
+            return {}
+        now = (id(found[0][1]), _version(found[0][1]))
+        before, self._left = self._left, now
+        if before is None or before[0] != now[0] or before[1] > now[1]:
+            self.grown = 0
+        elif before[1] < now[1]:
+            self.grown += 1
+        examples = [name for name, _ in found[:_EXAMPLES]]
+        return {"left": len(found), "left_names": examples, "grown": self.grown}
+
+    def outside(self, parameters: Sequence[torch.Tensor]) -> int:
+        """Count those of some parameters that have a gradient and that no optimizer holds."""
+        held = self._held()
+        return sum(id(p) not in held and p.is_leaf and p.grad is not None for p in parameters)
+
+    def _held(self) -> set[int]:
+        met = (optimizer for _, optimizer in self._optimizers.met())
+        return {id(p) for o in met for group in o.param_groups for p in group["params"]}
+
+
+def _version(grad: torch.Tensor) -> int:
+    try:
+        return grad._version
+    except RuntimeError:  # made in inference mode: counts none
+        return -1
