@@ -250,7 +250,10 @@ class Journal:
             self._thinned_in_step += 1
             return
         self.written += 1
-        self._try(lambda: self.sink.write(record))
+        try:
+            self.sink.write(record)
+        except LogError as error:
+            self._lose(error)
 
     def _fits(self, record: Record) -> bool:
         if isinstance(record, (Header, End)):
@@ -272,9 +275,12 @@ class Journal:
         try:
             act()
         except LogError as error:
-            self.writable = False
-            # Only a callable has written no bytes. It gets everything or nothing, while without
-            # a file findings are still printed and stop_on still stops.
-            self.stopped = not self.sink.nbytes
-            what = "tracing stops" if self.stopped else "the log is lost from here on"
-            self._warn(f"{what}, training goes on: {error}")
+            self._lose(error)
+
+    def _lose(self, error: LogError) -> None:
+        self.writable = False
+        # Only a callable has written no bytes. It gets everything or nothing, while without
+        # a file findings are still printed and stop_on still stops.
+        self.stopped = not self.sink.nbytes
+        what = "tracing stops" if self.stopped else "the log is lost from here on"
+        self._warn(f"{what}, training goes on: {error}")

@@ -131,7 +131,11 @@ class StatsQueue:
             if not self._gathered.fits(n):
                 self._reduce_gathered()
             ticket = len(self._results)
-            self._gathered.put(tensor.data_ptr(), n, ticket)
+            if tensor.is_contiguous():
+                self._gathered.put(tensor.data_ptr(), n, ticket)
+            else:
+                flat = kernels.as_array(tensor)
+                self._gathered.put(flat.ctypes.data, n, ticket)
             self._results.append(_EMPTY)  # until it is reduced
             return ticket
 
@@ -179,10 +183,7 @@ def _gatherable(tensor: torch.Tensor) -> int:
     if not is_dense_cpu(tensor) or tensor.dtype is not torch.float32:
         return 0
     n = tensor.numel()
-    if n > kernels.SMALL or not tensor.is_contiguous():
-        return 0
-    nbytes = 4 * (n + tensor.storage_offset())
-    return n if nbytes <= tensor.untyped_storage().nbytes() else 0
+    return n if n <= kernels.SMALL and (not n or is_backed(tensor)) else 0
 
 
 def _minmax(stats: Stats) -> Stats:
