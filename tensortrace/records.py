@@ -36,6 +36,7 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     `id` is unique within its step. The counts are exact. `min`, `max`, `mean`, `std` (population)
     and `norm` (L2) are over the finite elements, None if there are none; a complex tensor is
     measured by its modulus. `unmeasured` says why there are no statistics ("meta", "fake", ...).
+    `first_bad` counts, row by row, up to the first element that is not finite, where that is known.
     `stride` is None for a contiguous tensor, `shape` None where the tensor has none (nested).
     `grad_of` is the id of the tensor whose gradient this is, `previous` the id before an in-place
     change, `view_of` the id of the tensor it is a view of, `from_step` the earlier step it is from.
@@ -60,6 +61,7 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     std: float | None = None
     norm: float | None = None
     unmeasured: str | None = None
+    first_bad: int | None = None
     grad_of: int | None = None
     previous: int | None = None
     view_of: int | None = None

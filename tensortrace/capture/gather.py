@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tensortrace.capture.kernels import Row, small_row
+from tensortrace.capture.kernels import Row, first_bad, small_row
 
 __all__ = ["Gathered"]
 
@@ -49,8 +49,8 @@ class Gathered:
         self.tickets.append(ticket)
         self._used = used + n
 
-    def take(self) -> list[tuple[int, Row]]:
-        """Reduce what was put, by ticket; empty afterwards."""
+    def take(self) -> list[tuple[int, Row, int | None]]:
+        """Reduce what was put: ticket, row, first element not finite; empty afterwards."""
         tickets, starts, used = self.tickets, self.starts, self._used
         self.tickets, self.starts, self._used = [], [], 0
         if not tickets:
@@ -59,7 +59,13 @@ class Gathered:
         # Casting and comparing a signalling NaN warns.
         with np.errstate(all="ignore"):
             rows = self._rows(flat, starts)
-        return list(zip(tickets, rows, strict=True))
+        found: list[tuple[int, Row, int | None]] = []
+        for i, (ticket, row) in enumerate(zip(tickets, rows, strict=True)):
+            # Fewer finite ones than elements.
+            end = starts[i + 1] if i + 1 < len(starts) else used
+            whole = row[4] == end - starts[i]
+            found.append((ticket, row, None if whole else first_bad(flat[starts[i] : end])))
+        return found
 
     def _rows(self, flat: Any, starts: list[int]) -> list[Row]:
         at = np.array(starts)

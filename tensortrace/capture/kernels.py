@@ -20,7 +20,7 @@ from tensortrace.capture.unwrap import HAS_DOUBLE, extent
 
 __all__ = [
     "BOUNDS", "FULL", "LEAN", "NUMPY", "SMALL", "SNAPSHOT", "Kernels", "Row", "as_array",
-    "block_rows", "device_row", "host_row", "small_row",
+    "block_rows", "device_row", "first_bad", "host_row", "small_row",
 ]  # fmt: skip
 
 # What a kernel returns for one block of elements: nan, posinf, neginf, zeros, how many are finite,
@@ -92,6 +92,11 @@ def small_row(x: Any) -> Row:
         scatter = float(y.dot(y)) - float(y.dot(ones)) ** 2 / n
     std = math.sqrt(scatter / n) if scatter > 0 else 0.0
     return 0, 0, 0, zeros, n, low, high, mean, std, math.sqrt(squares)
+
+
+def first_bad(x: Any) -> int:
+    """The index of the first element of a flat array that is not finite; there is one."""
+    return int(np.isfinite(x).argmin())
 
 
 def _small_row_slow(x: Any) -> Row:

@@ -38,7 +38,8 @@ class Stats(NamedTuple):
 
     None where no element is finite, or where `unmeasured` says why there are no statistics. The
     norm of doubles saturates at the largest double. At level "minmax" zeros, mean, std and norm
-    are not taken.
+    are not taken. `first_bad` is where, in row-major order, the first NaN or infinity is: of dense
+    CPU tensors, and of those on other devices if the queue `locates`.
     """
 
     nan: int = 0
@@ -51,6 +52,7 @@ class Stats(NamedTuple):
     std: float | None = None
     norm: float | None = None
     unmeasured: str | None = None
+    first_bad: int | None = None
 
 
 _EMPTY = Stats()
@@ -87,14 +89,15 @@ class StatsQueue:
             at level "full", which saves three reads of four. For steps of which the log keeps the
             step line only: that needs the counts, which stay exact, and the norm, to six digits.
             Such tensors that do hold a NaN or an infinity are measured in full.
+        locates: whether `first_bad` is found on other devices than the CPU, at three kernels each.
     """
 
-    __slots__ = ("_gathered", "_kernels", "_level", "_lock", "_results", "lean")
+    __slots__ = ("_gathered", "_kernels", "_level", "_lock", "_results", "lean", "locates")
 
     def __init__(self, level: Level = "full") -> None:
         self._level = level
         self._kernels = FULL if level == "full" else BOUNDS
-        self.lean = False
+        self.lean = self.locates = False
         self._lock = threading.Lock()
         self._results: list[Stats | _OnDevice] = []
         self._gathered = Gathered()
@@ -122,7 +125,13 @@ class StatsQueue:
         try:
             with torch._C.DisableTorchFunction():
                 n = _gatherable(tensor)
-                return self._gather(tensor, n) if n else self._put(_measure(tensor, ways))
+                if n:
+                    return self._gather(tensor, n)
+                result = _measure(tensor, ways)
+                if self.locates and isinstance(result, _OnDevice):
+                    with quiet():
+                        result.first = _first_bad(tensor)
+                return self._put(result)
         except Exception as err:
             return self._put(_failed(err))
 
@@ -140,8 +149,9 @@ class StatsQueue:
             return ticket
 
     def _reduce_gathered(self) -> None:
-        for ticket, row in self._gathered.take():
-            self._results[ticket] = _stats(row)
+        for ticket, row, first in self._gathered.take():
+            stats = _stats(row)
+            self._results[ticket] = stats if first is None else stats._replace(first_bad=first)
 
     def _put(self, result: Stats | _OnDevice) -> int:
         with self._lock:
@@ -164,7 +174,7 @@ class StatsQueue:
 class _OnDevice:
     """Rows of one tensor on its device; `stats` once they are fetched."""
 
-    __slots__ = ("lengths", "rows", "stats", "stream", "times")
+    __slots__ = ("first", "lengths", "rows", "stats", "stream", "times")
 
     def __init__(self, pieces: Iterable[torch.Tensor], times: int) -> None:
         self.rows: list[torch.Tensor] = []
@@ -173,6 +183,7 @@ class _OnDevice:
             self.rows.append(device_row(block))
             self.lengths.append(block.numel())
         self.times = times
+        self.first: torch.Tensor | None = None
         self.stats = _EMPTY
         on_cuda = self.rows[0].is_cuda
         self.stream = torch.cuda.current_stream(self.rows[0].device) if on_cuda else None
@@ -194,7 +205,9 @@ def _measure(tensor: torch.Tensor, ways: Kernels) -> Stats | _OnDevice:
     small, block_rows = ways
     n = tensor.numel() if is_dense_cpu(tensor) else -1
     if 0 < n <= kernels.SMALL and tensor.dtype in NUMPY and is_backed(tensor):
-        return _stats(small(kernels.as_array(tensor)))
+        array = kernels.as_array(tensor)
+        stats = _stats(small(array))
+        return stats._replace(first_bad=kernels.first_bad(array)) if _is_bad(stats) else stats
     with quiet():
         found = plain(tensor)
         if isinstance(found, str):
@@ -206,9 +219,24 @@ def _measure(tensor: torch.Tensor, ways: Kernels) -> Stats | _OnDevice:
             rows: list[Row] = []
             for block in blocks(found, _BLOCK):
                 rows += block_rows(block)
-            return _combine(rows, times)
+            stats = _combine(rows, times)
+            if _is_bad(stats) and n > 0 and (first := _first_bad(tensor)) is not None:
+                return stats._replace(first_bad=int(first))
+            return stats
         limit = _DEVICE_BYTES // max(4, found.element_size())
         return _OnDevice(blocks(found, limit), times)
+
+
+def _is_bad(stats: Stats) -> bool:
+    return bool(stats.nan or stats.posinf or stats.neginf)
+
+
+def _first_bad(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Where the first NaN or infinity is, still on its device; None for a dtype that cannot say."""
+    try:
+        return torch.isfinite(tensor).reshape(-1).to(torch.uint8).argmin()
+    except RuntimeError:
+        return None
 
 
 def _fetch(pending: list[_OnDevice]) -> None:
@@ -232,6 +260,8 @@ def _fetch(pending: list[_OnDevice]) -> None:
                     start, end = end, end + len(row)
                     rows.append(host_row(numbers[start:end], length))
                 each.stats = _combine(rows, each.times)
+                if each.first is not None and _is_bad(each.stats):
+                    each.stats = each.stats._replace(first_bad=int(each.first))
         except Exception as err:
             for each in group:
                 each.stats = _failed(err)
@@ -256,7 +286,7 @@ def _stats(row: Row) -> Stats:
         if math.isnan(mean):  # a lean row
             return Stats(nan, posinf, neginf, zeros, norm=norm)
         # A third of the time of Stats(...), which is a function in Python.
-        return _make(Stats, (nan, posinf, neginf, zeros, low, high, mean, std, norm, None))
+        return _make(Stats, (nan, posinf, neginf, zeros, low, high, mean, std, norm, None, None))
     return Stats(nan, posinf, neginf)
 
 

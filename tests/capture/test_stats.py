@@ -50,19 +50,21 @@ def oracle(tensor) -> Stats:
     else:
         x = tensor.numpy().ravel().astype(np.longdouble)
     counts = [int(np.sum(c)) for c in (np.isnan(x), x == INF, x == -INF, x == 0)]
+    first = next((i for i, finite in enumerate(np.isfinite(x)) if not finite), None)
     x = x[np.isfinite(x)]
     if not len(x):
-        return Stats(*counts)
+        return Stats(*counts, first_bad=first)
     numbers = x.min(), x.max(), x.mean(), np.sqrt(((x - x.mean()) ** 2).mean())
     norm = np.sqrt((x * x).sum())
-    return Stats(*counts, *(float(number) for number in numbers), float(norm))
+    return Stats(*counts, *(float(number) for number in numbers), float(norm), first_bad=first)
 
 
 def assert_same(got: Stats, want: Stats, relative=1e-5, bounds=0.0):
     assert got[:4] == want[:4]
     assert got.unmeasured is None
+    assert got.first_bad in (want.first_bad, None)  # None where it is not on the host
     if want.min is None:
-        assert got == Stats(*want[:4])
+        assert got[4:10] == (None,) * 6
         return
     assert (got.min, got.max) == pytest.approx((want.min, want.max), rel=bounds, abs=0)
     largest = max(abs(want.min), abs(want.max))
@@ -364,7 +366,8 @@ def test_level_minmax_counts_and_bounds_only(way):
     queue = StatsQueue("minmax")
     queue.add(torch.tensor([0.0, 4.0, -1.0]))
     queue.add(torch.tensor([NAN, 4.0, INF]))
-    assert queue.resolve() == [Stats(min=-1.0, max=4.0), Stats(1, 1, 0, min=4.0, max=4.0)]
+    results = [stats._replace(first_bad=None) for stats in queue.resolve()]
+    assert results == [Stats(min=-1.0, max=4.0), Stats(1, 1, 0, min=4.0, max=4.0)]
 
 
 def test_level_none_measures_nothing():
@@ -528,3 +531,41 @@ def test_cuda_syncs_once_however_many_tensors():
         torch.cuda.set_sync_debug_mode("default")
     for got, tensor in zip(queue.resolve(), tensors, strict=True):
         assert_same(got, oracle(tensor.cpu()))
+
+
+def views_with_one_bad() -> list[tuple[torch.Tensor, int]]:
+    """Tensors of each kind that is measured in its own way, and where their first bad one is."""
+    small, large = torch.zeros(5, 7), torch.zeros(1100, 1000)
+    found = []
+    for whole in (small, small.double(), small.bfloat16(), small.to(torch.complex64), large):
+        for view in (whole.clone(), whole.clone().t(), whole.clone()[:, ::2]):
+            rows, columns = view.shape
+            view[rows - 2, 1] = math.nan
+            view[rows - 1, 0] = -math.inf
+            found.append((view, (rows - 2) * columns + 1))
+    return found
+
+
+@pytest.mark.parametrize("index", range(15))
+def test_first_bad_element_is_found_row_by_row_whatever_lies_where_in_memory(index: int) -> None:
+    tensor, expected = views_with_one_bad()[index]
+    assert summarize(tensor).first_bad == expected
+
+
+def test_nothing_is_first_where_all_is_finite_or_cannot_be_said() -> None:
+    assert summarize(torch.zeros(3)).first_bad is None
+    assert summarize(torch.zeros(20_000)).first_bad is None
+    # The values that a sparse tensor stores have other places than its elements.
+    sparse = torch.tensor([[0.0, math.nan]]).to_sparse()
+    assert (summarize(sparse).nan, summarize(sparse).first_bad) == (1, None)
+
+
+def test_first_bad_element_of_each_of_many_small_tensors() -> None:
+    queue = StatsQueue()
+    for i in range(40):
+        x = torch.zeros(i + 1)
+        if i % 3:
+            x[i // 2 :] = math.inf
+        queue.add(x)
+    firsts = [stats.first_bad for stats in queue.resolve()]
+    assert firsts == [i // 2 if i % 3 else None for i in range(40)]
