@@ -6,45 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check, count_text, finite, plain_op
+from tensortrace.causes import Facts, Reason, backward, first_text, follow
+from tensortrace.checks import (
+    Draft,
+    StepView,
+    check,
+    completion_order,
+    count_text,
+    finite,
+    plain_op,
+)
 from tensortrace.records import Call, ChainLink, Tensor
 from tensortrace.text import location_text, module_text
 
-_ROOT = (
-    "the slope of a root is infinite at 0, and infinity times a zero gradient is NaN",
-    "add eps before the root: (x + 1e-12).sqrt(), or clamp_min",
-)
-_NORM = (
-    "the norm of a vector of zeros has no direction: its gradient is 0 / 0",
-    "(x.square().sum(-1) + 1e-12).sqrt(), or skip the pairs whose distance is 0",
-)
-_LOG = (
-    "the slope of log is 1 / x: infinite at 0, and 0 * inf = NaN where a mask hides it",
-    "clamp the argument before the log: x.clamp_min(1e-8).log()",
-)
-_DIV = (
-    "the gradient of x / y holds 1 / y and x / y**2, which overflow where y is near 0",
-    "x / (y + 1e-8), or replace y under the mask before dividing",
-)
-_POW = ("the slope of x ** p at 0 is infinite for p < 1", "x.clamp_min(1e-8).pow(p)")
-_ARC = ("the slope of acos and asin is infinite at -1 and 1", "x.clamp(-1 + 1e-6, 1 - 1e-6)")
-_WHERE = (
-    "where sends 0 to the branch not taken, and 0 * inf in that branch is NaN",
-    "make the argument safe first: f(torch.where(ok, x, 1.0)), then select",
-)
-_STD = ("std of equal values is 0, and its slope there is infinite", "(x.var() + 1e-8).sqrt()")
-_EXP = ("the gradient of exp is exp itself and overflows with it", "clamp the argument")
-REASONS: dict[str, tuple[str, str]] = {
-    word: reason
-    for reason, words in (
-        (_ROOT, "sqrt rsqrt"), (_LOG, "log log2 log10 log1p xlogy logit"),
-        (_NORM, "norm linalgvectornorm linalgnorm dist cdist pairwisedistance normalize"),
-        (_DIV, "div truediv divide reciprocal"), (_POW, "pow floatpower"),
-        (_ARC, "acos asin arccos arcsin atanh acosh"), (_WHERE, "where maskedfill"),
-        (_STD, "std stdmean"), (_EXP, "exp expm1 exp2 sinh cosh"),
-    )
-    for word in words.split()
-}  # fmt: skip
+# What picks from a result: the elements that it leaves out get a gradient of 0.
+_SELECTS = frozenset({"where", "maskedfill", "nantonum", "maskedscatter"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +34,16 @@ class Origin:
 
 
 @check("TT102", "nonfinite-backward", severity="error", when="gate", after=("TT101", "TT103"))
-def nonfinite_backward(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
+def nonfinite_backward(
+    step: StepView, memory: dict[str, Any], *, chain: int = 8
+) -> Iterator[Draft]:
     """A backward call makes NaN or infinity out of finite gradients.
 
     Symptom:    the loss is finite, the gradients are not; after the optimizer step all is NaN
     Threshold:  the first backward call in execution order with a NaN or infinite element among the
                 gradients that it made and none among those that arrived, if a parameter gradient
                 or the total norm is not finite either; a note if none is, or if a GradScaler
-                skipped the step
+                skipped the step. Up to `chain` links of what made the values to blame are told
     Source:     the rule of TT101 turned round (output bad, input finite); a GradScaler's skip is
                 how it finds its scale (torch.amp), no fault
     Fix:        keep the argument of the named op away from the point where its slope is infinite
@@ -98,7 +76,7 @@ def nonfinite_backward(step: StepView, memory: dict[str, Any]) -> Iterator[Draft
     if verdict == "undecided" and not closed:
         return
     memory["told"] = True
-    yield _draft(step, origin, verdict)
+    yield _draft(step, origin, verdict, chain)
 
 
 def _verdict(step: StepView) -> str:
@@ -133,7 +111,8 @@ def _first(step: StepView) -> Origin | None:
 
 
 def _forward(step: StepView, seq: int | None) -> Call | None:
-    return next((c for c in step.calls if c.seq == seq), None) if seq is not None else None
+    both = (*step.calls, *step.replayed)
+    return next((c for c in both if c.seq == seq), None) if seq is not None else None
 
 
 def _last_of(step: StepView, call: Call) -> Call | None:
@@ -194,35 +173,69 @@ def _place(step: StepView, origin: Origin) -> tuple[Call, str, dict[str, Any]]:
         "placed": "module", "between": between, "between_lines": lines}  # fmt: skip
 
 
-def _draft(step: StepView, origin: Origin, verdict: str) -> Draft:
+def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     placed = None
     if not origin.direct:
         placed, op_call = step.narrowed(None, "backward")
         if op_call is not None:
-            origin = Origin(op_call, step.nonfinite(op_call.outputs)[0], None, True)
+            made = step.nonfinite(op_call.outputs)[0]
+            origin = Origin(op_call, made, _forward(step, op_call.forward), True)
     call, grad = origin.call, origin.grad
     by, message, evidence = _place(step, origin)
     if placed is not None:
         evidence["placed"] = placed
     op = call.op if origin.direct else by.op
-    why, fix = REASONS.get(plain_op(op), ("finite gradients went in, others came out", None))
+    message += first_text(grad)
     if verdict == "skipped":
         scales = [a.detail["scale"] for a in step.actions if a.detail.get("scale") is not None]
         scale = f" (scale {scales[-1]})" if scales else ""
         message += f"; the scaler{scale} skipped the step, as it should while it settles"
     elif verdict == "undecided":
         message += "; no parameter is reached"
-    if op:
-        message += f"; {why}"
-    links = [(by, grad.grad_of)] if by is not call else []
+    reason = _reason(step, by) if op else Reason("finite gradients went in, others came out")
+    evidence["inputs"] = [{"name": n, "shape": t.shape, "dtype": t.dtype, "min": t.min,
+                           "max": t.max, "zeros": t.zeros} for n, t in _inputs(step, by)
+                          ] if op else []  # fmt: skip
     return Draft(
         message=message, severity="error" if verdict == "harmful" else "note",
         follows=step.blamed(), cause=f"{by.module} {op}" if verdict == "harmful" else verdict,
         phase="backward", module=by.module, op=op,
         param=call.outputs[0][0] if call.op is None and call.outputs else None,
         seq=call.seq, tensor=grad.id, value=grad.nonfinite, limit=0,
-        location=by.location or call.location, explanation=why, fix=fix,
-        evidence={**evidence, "verdict": verdict},
-        chain=tuple(ChainLink(c.seq, t, c.op or c.module, c.location)
-                    for c, t in [*links, (call, grad.id)]),
+        location=by.location or call.location, explanation=reason.why, fix=reason.fix,
+        evidence={**evidence, "verdict": verdict}, chain=_chain(step, origin, by, reason, length),
     )  # fmt: skip
+
+
+def _inputs(step: StepView, call: Call) -> list[tuple[str, Tensor]]:
+    if call.phase == "backward":
+        return []
+    return [(name, step.tensors[id]) for name, id in call.inputs if id in step.tensors]
+
+
+def _reason(step: StepView, by: Call) -> Reason:
+    """Explain the backward of an op by what went into its forward and who took its result."""
+    outputs = [step.tensors[id] for _, id in by.outputs if id in step.tensors]
+    inputs = [tensor for _, tensor in _inputs(step, by)]
+    facts = Facts(plain_op(by.op), inputs, outputs if by.phase == "forward" else [], by.arguments)
+    made = {id for _, id in by.outputs} if by.phase == "forward" else set()
+    selects = next((c for c in (*step.calls, *step.replayed)
+                    if c.phase == "forward" and plain_op(c.op) in _SELECTS and not c.recompute
+                    and any(id in made for _, id in c.inputs)), None)  # fmt: skip
+    if selects is None:
+        return backward.explain(facts)
+    return backward.explain(facts, f"{selects.op} ({location_text(selects.location)})")
+
+
+def _chain(
+    step: StepView, origin: Origin, by: Call, reason: Reason, length: int
+) -> tuple[ChainLink, ...]:
+    """Link what made the values to blame, the forward call and its backward; cause first."""
+    call, grad = origin.call, origin.grad
+    calls = completion_order(c for c in (*step.calls, *step.replayed) if c.phase == "forward")
+    behind = follow(by, reason, calls, step.tensors, length - 2)
+    links = [(c, c.outputs[0][1] if c.outputs else None) for c in behind]
+    if by is not call:
+        links.append((by, grad.grad_of))
+    return tuple(ChainLink(c.seq, id, c.op or c.module, c.location)
+                 for c, id in [*links, (call, grad.id)])  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tensortrace.causes import Facts, Reason, first_text, follow, forward
 from tensortrace.checks import (
     Draft,
     StepView,
@@ -16,7 +17,7 @@ from tensortrace.checks import (
     plain_op,
 )
 from tensortrace.records import Call, ChainLink, Tensor
-from tensortrace.text import location_text, module_text, number_text, short_dtype
+from tensortrace.text import location_text, module_text
 
 # Origins kept of one step: the first is what counts, the rest help to find which one did harm.
 KEPT = 16
@@ -30,79 +31,8 @@ _FILLS = (
     "resizeas load"
 )
 FILLS = frozenset(_FILLS.split())
-# op -> why (over {zeros} {numel} {min} {max} {dtype} of the argument to blame), and what to write.
-_LOG = (
-    "log of 0 is -inf and log of a negative number is NaN; it got {zeros} zeros out of {numel} "
-    "(min {min})",
-    "x.clamp_min(1e-8).log(), or log_softmax / logsigmoid for a probability",
-)
-_SQRT = (
-    "the root of a negative number is NaN; it got values down to {min}",
-    "x.clamp_min(1e-12).sqrt(): also keeps the gradient at 0 finite",
-)
-_DIV = (
-    "x / 0 is infinite and 0 / 0 is NaN; the divisor has {zeros} zeros out of {numel} (min {min})",
-    "x / (y + 1e-8), or torch.where on both the divisor and the result",
-)
-_EXP = (
-    "exp overflows float32 above 88.7 and float16 above 11.1; it got values up to {max}",
-    "subtract the maximum first, clamp the argument, or use logsumexp / softmax / softplus",
-)
-_ARC = (
-    "it is defined between -1 and 1 only; it got values from {min} to {max}",
-    "x.clamp(-1 + 1e-6, 1 - 1e-6) before it",
-)
-_SOFTMAX = (
-    "a row that is -inf throughout gives 0 / 0: its mask hides every position; the input "
-    "goes from {min} to {max}",
-    "let every row keep one position, or mask with -1e4 (float16) or -1e9 instead of -inf",
-)
-_LOSS = (
-    "the mean over no target at all is 0 / 0 (all of them ignored), and a class of "
-    "probability 0 costs infinity; the input goes from {min} to {max}",
-    "skip a batch in which every label is ignored; pass logits, not probabilities",
-)
-_SUM = (
-    "the result is over the range of {dtype} (float16 ends at 65504); the input goes from "
-    "{min} to {max}",
-    "compute this in float32 (`with torch.autocast(..., enabled=False)`), or scale the input down",
-)
-_STD = (
-    "the spread of one element with correction 1 is 0 / 0; the input has {numel} elements",
-    "std(correction=0), or a batch of at least two",
-)
-_POW = (
-    "0 to a negative power is infinite and a negative base to a fractional power is NaN; the "
-    "base goes from {min} to {max} with {zeros} zeros out of {numel}",
-    "x.clamp_min(1e-8).pow(p)",
-)
-_CAST = (
-    "values up to {max} do not fit the new dtype (float16 ends at 65504)",
-    "use bfloat16, or scale before the cast",
-)
-_MEAN = (
-    "the mean of nothing is 0 / 0; the input has {numel} elements",
-    "guard against an empty selection: x.sum() / max(x.numel(), 1)",
-)
-REASONS: dict[str, tuple[str, str]] = {
-    word: reason
-    for reason, words in (
-        (_LOG, "log log2 log10 log1p xlogy logit"),
-        (_SQRT, "sqrt"),
-        (_DIV, "rsqrt div truediv divide reciprocal floordivide rtruediv rdiv remainder normalize"),
-        (_EXP, "exp exp2 expm1 sinh cosh"),
-        (_ARC, "acos asin arccos arcsin atanh arctanh erfinv"),
-        (_SOFTMAX, "softmax logsoftmax scaleddotproductattention"),
-        (_LOSS, "crossentropy nllloss nll binarycrossentropy bce kldiv ctcloss"),
-        (_SUM, "matmul mm bmm addmm baddbmm linear conv1d conv2d conv3d einsum sum cumsum mul add "
-               "sub prod norm linalgvectornorm square rmatmul iadd imul"),
-        (_STD, "std var stdmean varmean"),
-        (_POW, "pow rpow floatpower"),
-        (_CAST, "to half type bfloat16"),
-        (_MEAN, "mean"),
-    )
-    for word in words.split()
-}  # fmt: skip
+# A module says as little as this, unless it is the op and nothing else.
+_MODULES = frozenset({"softmax", "logsoftmax", "crossentropy", "nll", "bce", "kldiv", "ctc"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +52,7 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
     Threshold:  the first call in completion order with NaN or +inf among its outputs (or -inf
                 where no input had it and the op is no fill) and neither among its inputs, whose
                 damage reaches the loss, a gradient, or the output of an outermost module; a note
-                where it reaches none of them. Up to `chain` links of what made its inputs are told
+                where it reaches none of them. Up to `chain` links of what made its values are told
     Source:     origin rule as msprobe's overflow_check (input normal, output anomalous); fills and
                 -inf masks as in TorchLens; measured on torch's op_db, where fills with -inf are
                 the only false origins
@@ -280,15 +210,16 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     call, tensor = origin.call, origin.tensor
     where = _name(step, call)
     inputs = [(n, step.tensors[i]) for n, i in call.inputs if i in step.tensors]
-    why, fix = _reason(call, _cls(step, call.module), [t for _, t in inputs])
+    reason = _reason(step, call)
     masks = sum(t.neginf for _, t in inputs)
     made = f"{where} made {count_text(tensor)} from "
     made += f"inputs with {masks} -inf" if masks else "finite inputs"
+    made += first_text(tensor)
     evidence: dict[str, Any] = {
         "placed": placed or "module",
         "reached": damage,
         "inputs": [{"name": n, "shape": t.shape, "dtype": t.dtype, "min": t.min, "max": t.max,
-                    "zeros": t.zeros} for n, t in inputs],
+                    "zeros": t.zeros, "neginf": t.neginf} for n, t in inputs],
     }  # fmt: skip
     if origin.between:
         a, b = origin.between
@@ -299,17 +230,15 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         made = f"the code of {where} made {count_text(tensor)} between {names[0]} and {names[1]}"
         told = " to ".join(line for line in lines if line)
         made += f" ({told})" if told else ""
-    message = f"{made}; {why}" if call.op else made
     cause = f"{call.module} {call.op}"
-    if damage is None:
-        message += HARMLESS
     return Draft(
-        message=message, follows=step.poisoned, severity="error" if damage else "note",
+        message=made if damage else made + HARMLESS,
+        follows=step.poisoned, severity="error" if damage else "note",
         # The same layer over and over is one note.
         cause=cause if damage else re.sub(r"\d+", "#", cause),
         phase="forward", module=call.module, op=call.op, seq=call.seq, tensor=tensor.id,
-        value=tensor.nonfinite, limit=0, location=call.location, explanation=why, fix=fix,
-        evidence=evidence, chain=_chain(step, call, length),
+        value=tensor.nonfinite, limit=0, location=call.location, explanation=reason.why,
+        fix=reason.fix, evidence=evidence, chain=_chain(step, call, tensor, reason, length),
     )  # fmt: skip
 
 
@@ -328,40 +257,24 @@ def _cls(step: StepView, path: str | None) -> str | None:
     return module.cls if module else None
 
 
-def _reason(call: Call, cls: str | None, inputs: list[Tensor]) -> tuple[str, str | None]:
-    """Say in one sentence why this op makes what is not finite, and what to write instead."""
-    word = plain_op(call.op) if call.op else (cls or "").lower().removesuffix("loss")
-    # A module has more reasons than its op (its weights), unless it is the op and nothing else.
-    if call.op is None and REASONS.get(word) not in (_SOFTMAX, _LOSS):
+def _reason(step: StepView, call: Call) -> Reason:
+    """Say in one sentence why this call makes what is not finite, and what to write instead."""
+    cls = (_cls(step, call.module) or "").lower()
+    word = plain_op(call.op) if call.op else cls.removesuffix("loss")
+    if call.op is None and word not in _MODULES:
         why = "what went into this module is finite, what came out is not"
-        return f"{why}: its weights, or an operation in its own forward", None
-    if word not in REASONS or not inputs:
-        return "finite values went in, others came out: outside its domain or over its range", None
-    # The argument to blame is the divisor, else the first.
-    divides = word in ("div", "truediv", "divide", "floordivide", "remainder")
-    tensor = inputs[-1] if divides and len(inputs) > 1 else inputs[0]
-    why, fix = REASONS[word]
-    if tensor.neginf and REASONS[word] is _SUM:
-        return f"0 * -inf and inf - inf are NaN; it got {tensor.neginf} -inf", _SOFTMAX[1]
-    text = why.format(
-        zeros=tensor.zeros, numel=tensor.numel, min=number_text(tensor.min),
-        max=number_text(tensor.max), dtype=short_dtype(tensor.dtype),
-    )  # fmt: skip
-    return text, fix
+        return Reason(f"{why}: its weights, or an operation in its own forward")
+    inputs = [step.tensors[i] for _, i in call.inputs if i in step.tensors]
+    outputs = [step.tensors[i] for _, i in call.outputs if i in step.tensors]
+    return forward.explain(Facts(word, inputs, outputs, call.arguments))
 
 
-def _chain(step: StepView, call: Call, length: int) -> tuple[ChainLink, ...]:
-    """Follow the first input back to what made it, and so on; the cause comes first."""
-    makers: dict[int, Call] = {}
+def _chain(
+    step: StepView, call: Call, tensor: Tensor, reason: Reason, length: int
+) -> tuple[ChainLink, ...]:
+    """Link what made the values to blame with the call itself; the cause comes first."""
     calls = [c for c in (*step.calls, *step.replayed) if c.phase == "forward"]
-    for other in completion_order(calls):
-        for _, id in other.outputs:
-            makers.setdefault(id, other)
-    links: list[ChainLink] = []
-    at: Call | None = call
-    while at is not None and len(links) < length:
-        made = at.outputs[0][1] if at.outputs else None
-        links.append(ChainLink(at.seq, made, at.op or at.module, at.location))
-        behind = [makers[id] for _, id in at.inputs if id in makers and makers[id].seq < at.seq]
-        at = behind[0] if behind else None
-    return tuple(reversed(links))
+    links = follow(call, reason, completion_order(calls), step.tensors, length - 1)
+    made = [(c, c.outputs[0][1] if c.outputs else None) for c in links]
+    return tuple(ChainLink(c.seq, id, c.op or c.module, c.location)
+                 for c, id in [*made, (call, tensor.id)])  # fmt: skip

@@ -25,7 +25,8 @@ def test_names_the_op_its_numbers_and_its_line():
     (found,) = find(records, "TT101")
     assert brief([found]) == [("TT101", "error", "log")]
     assert "log made 2 -inf of 640 from finite inputs" in found.message
-    assert "12 zeros out of 640 (min 0)" in found.message
+    assert "12 zeros of 640 (f32 [640] from 0 to 1)" in found.explanation
+    assert found.explanation not in found.message  # told once
     assert (found.seq, found.tensor, found.value, found.limit) == (1, 2, 2, 0)
     assert found.location == Location("train.py", 12, "main", "loss = model(x)")
     assert found.evidence["placed"] == "direct"
@@ -265,13 +266,51 @@ def test_recomputed_and_replayed_calls_are_not_counted_again():
     assert find(records, "TT101") == []
 
 
-def test_the_chain_goes_back_to_the_cause_and_is_cut():
-    records = [op(i, f"op{i}", [i], [i + 1], [ok(i)]) for i in range(1, 12)]
-    records += [op(12, "log", [12], [13], [ok(12), nan(13)]), loss(13, "NaN", 13), optimizer()]
+def test_the_chain_goes_back_to_what_made_the_zeros_and_no_further():
+    zeros = {"zeros": 2, "min": 0.0}
+    records = [
+        op(1, "linear", [1], [2], [ok(1), ok(2)]),
+        op(2, "clamp", [2], [3], [ok(3, **zeros)]),
+        op(3, "mul", [3], [4], [ok(4, **zeros)]),
+        op(4, "view", [4], [5], [ok(5, **zeros)]),
+        op(5, "log", [5], [6], [mask(6)]),
+        loss(6, "NaN", 6),
+        optimizer(),
+    ]
     (found,) = find(records, "TT101")
-    assert [link.op for link in found.chain] == [f"op{i}" for i in range(5, 12)] + ["log"]
+    assert [(link.op, link.tensor) for link in found.chain] == [
+        ("clamp", 3), ("mul", 4), ("view", 5), ("log", 6),
+    ]  # fmt: skip
     (found,) = find(records, "TT101", chain=2)
-    assert [(link.seq, link.tensor) for link in found.chain] == [(11, 12), (12, 13)]
+    assert [(link.seq, link.tensor) for link in found.chain] == [(4, 5), (5, 6)]
+
+
+def test_the_chain_ends_where_values_are_computed_anew():
+    records = [
+        op(1, "linear", [1], [2], [ok(1), ok(2)]),
+        op(2, "t", [2], [3], [ok(3)]),
+        op(3, "sqrt", [3], [4], [nan(4)]),
+        loss(4, "NaN", 4),
+        optimizer(),
+    ]
+    (found,) = find(records, "TT101")
+    assert [link.op for link in found.chain] == ["linear", "t", "sqrt"]
+    # The log of a tensor without zeros or negatives: nothing behind it is to blame.
+    unclear = [op(3, "log", [3], [4], [ok(3, min=0.5), nan(4)])]
+    (found,) = find([*records[:2], *unclear, *records[3:]], "TT101")
+    assert [link.op for link in found.chain] == ["log"]
+
+
+def test_a_few_zeros_far_back_do_not_explain_many():
+    records = [
+        op(1, "linear", [1], [2], [ok(1, 100, zeros=1), ok(2, 100, zeros=1)]),
+        op(2, "relu", [2], [3], [ok(3, 100, zeros=50, min=0.0)]),
+        op(3, "log", [3], [4], [mask(4)]),
+        loss(4, "NaN", 4),
+        optimizer(),
+    ]
+    (found,) = find(records, "TT101")
+    assert [link.op for link in found.chain] == ["relu", "log"]
 
 
 def test_notes_of_the_same_layer_over_and_over_are_one():
@@ -286,7 +325,7 @@ def test_a_division_blames_the_divisor():
     tensors = [ok(1, numel=4), ok(2, zeros=3, min=0.0), inf(3)]
     divide = op(1, "__truediv__", [1, 2], [3], tensors)
     (found,) = find([divide, loss(2, "Infinity", 3), optimizer()], "TT101")
-    assert "the divisor has 3 zeros out of 4" in found.message
+    assert "the divisor has 3 zeros out of 4" in found.explanation
 
 
 def test_minus_infinity_from_nowhere_is_the_parents_unless_a_softmax_gets_it():

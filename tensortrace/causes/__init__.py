@@ -1,0 +1,189 @@
+"""Why an op made what is not finite: what it was given, what that does, where it came from.
+
+Functions of the records only. `forward` and `backward` hold one explanation for each kind of op;
+here is what they share.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tensortrace.records import Call, Tensor
+from tensortrace.text import number_text, shape_text, short_dtype
+
+__all__ = [
+    "Carries", "Facts", "Reason", "counted", "first_index", "first_text", "follow", "large",
+    "limit_of", "masked", "negative", "values_text", "zero",
+]  # fmt: skip
+
+# The largest finite number of a dtype.
+_LIMITS = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4e38, "float64": 1.8e308,
+           "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}  # fmt: skip
+# Ops that hand values on without computing any: what they return was made before them.
+_MOVING = (
+    "view reshape transpose t permute getitem cat concat stack hstack vstack clone contiguous "
+    "detach expand expandas squeeze unsqueeze flatten unflatten chunk split select gather "
+    "indexselect unbind flip roll narrow to float double cpu cuda repeat repeatinterleave tile "
+    "swapaxes movedim ravel viewas reshapeas takealongdim maskedselect diagonal mt"
+)
+_MOVES = frozenset(_MOVING.split())
+
+# How much of a tensor is of the kind to blame: 0 none, 1 all.
+Carries = Callable[[Tensor], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One forward call of an op: its plain name, what went in and came out, its arguments."""
+
+    word: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Tensor:
+        """The first tensor that went in, or a stand-in without values."""
+        return self.inputs[0] if self.inputs else Tensor(-1, ())
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the result."""
+        return self.outputs[0].dtype if self.outputs else self.first.dtype
+
+    def came_out(self, what: str) -> int:
+        """How many elements of the results are "nan", "posinf" or "neginf"."""
+        return sum(getattr(t, what) for t in self.outputs)
+
+    def number(self, *names: str) -> float | None:
+        """The first of these arguments that is a number."""
+        found = (self.arguments.get(name) for name in names)
+        return next((float(v) for v in found if isinstance(v, (int, float))), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """In one sentence why, and what to write instead; `blamed` went in, `carries` what is wrong."""
+
+    why: str
+    fix: str | None = None
+    blamed: Tensor | None = None
+    carries: Carries | None = None
+
+
+def zero(t: Tensor) -> float:
+    """The share of zeros."""
+    return t.zeros / t.numel if t.numel else 0.0
+
+
+def negative(t: Tensor) -> float:
+    """Whether there are negative elements: how many is not recorded."""
+    return float(t.min is not None and t.min < 0)
+
+
+def masked(t: Tensor) -> float:
+    """The share of -inf."""
+    return t.neginf / t.numel if t.numel else 0.0
+
+
+def large(t: Tensor) -> float:
+    """How far the largest element goes in the range of its dtype."""
+    ends = [abs(x) for x in (t.min, t.max) if x is not None]
+    return max(ends, default=0.0) / limit_of(t.dtype)
+
+
+def limit_of(dtype: str) -> float:
+    """The largest finite number of a dtype."""
+    return _LIMITS.get(dtype, 3.4e38)
+
+
+def counted(n: int, word: str) -> str:
+    """Count in words: ``1 zero``, ``3 zeros``."""
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+def values_text(t: Tensor) -> str:
+    """What a tensor holds: ``f32 [32, 10] from -0.1 to 1``."""
+    told = f"{short_dtype(t.dtype)} {shape_text(t.shape)}"
+    if t.min is None:
+        return told
+    if t.min == t.max:
+        return f"{told}, all {number_text(t.min)}"
+    return f"{told} from {number_text(t.min)} to {number_text(t.max)}"
+
+
+def first_text(t: Tensor) -> str:
+    """Where the first element that is not finite lies: ``, the first at [17, 4]``, if known."""
+    index = first_index(t)
+    return f", the first at {index}" if index else ""
+
+
+def first_index(t: Tensor) -> list[int] | None:
+    """The index of the first element that is not finite, one number for each dim; None if unknown.
+
+    Of one element there is nothing to say.
+    """
+    if t.first_bad is None or not t.shape or t.numel < 2:
+        return None
+    at, index = t.first_bad, []
+    for n in reversed(t.shape):
+        at, here = divmod(at, n)
+        index.append(here)
+    return index[::-1]
+
+
+def follow(
+    call: Call, reason: Reason, calls: Iterable[Call], tensors: Mapping[int, Tensor], most: int
+) -> list[Call]:
+    """Follow what is wrong with the input back to the op that made it so; the cause comes first.
+
+    A call is a link if it made a tensor that carries what is to blame. The last one is the op none
+    of whose inputs carried it, or that computes its result from them.
+
+    Args:
+        call: the call to explain; not in the result.
+        reason: what is wrong with its input.
+        calls: forward calls in order of completion, so that the first maker is the innermost.
+        tensors: by id.
+        most: calls to return at most.
+    """
+    if reason.blamed is None or (reason.carries and not reason.carries(reason.blamed)):
+        return []
+    makers: dict[int, Call] = {}
+    for other in calls:
+        for _, id in other.outputs:
+            makers.setdefault(id, other)
+    links: list[Call] = []
+    at: int | None = reason.blamed.id
+    before = call.seq
+    while at is not None and len(links) < most:
+        maker = makers.get(at)
+        if maker is None or maker.seq >= before:
+            break
+        links.append(maker)
+        before = maker.seq
+        at = _carrier(maker, tensors[at], reason.carries, tensors) if at in tensors else None
+    return links[::-1]
+
+
+def _carrier(
+    maker: Call, made: Tensor, carries: Carries | None, tensors: Mapping[int, Tensor]
+) -> int | None:
+    """The input of a call from which the result has what is to blame; None if it made that."""
+    if carries is None:
+        return None
+    moves = re.sub(r"[_\d]", "", (maker.op or "").lower()) in _MOVES
+    if not moves and carries not in (zero, masked):
+        return None  # a computed number is a new one
+    share = carries(made)
+    for _, id in maker.inputs:
+        tensor = tensors.get(id)
+        if tensor is None or id == made.id or not carries(tensor):
+            continue
+        # A few zeros in a batch do not explain that half of what an op computes from it is zero.
+        if moves or carries(tensor) >= share / 2:
+            return id
+    return None

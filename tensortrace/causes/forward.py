@@ -1,0 +1,271 @@
+"""Why the result of an op is not finite: one explanation for each kind of op."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from tensortrace.causes import (
+    Facts,
+    Reason,
+    counted,
+    large,
+    limit_of,
+    masked,
+    negative,
+    values_text,
+    zero,
+)
+from tensortrace.records import Tensor
+from tensortrace.text import number_text, shape_text, short_dtype
+
+# Where exp leaves the range of a dtype: the logarithm of its largest number.
+_EXP_LIMITS = {"float16": 11.1, "float64": 709.8}
+_EXP2_LIMITS = {"float16": 16, "float64": 1024}
+_FLOAT32 = "compute this in float32: x.float(), inside torch.autocast(..., enabled=False)"
+_DIVIDE = "x / (y + 1e-8), or torch.where on the divisor before and on the result after"
+_MASK = (
+    "let every row keep one position, or fill with torch.finfo(x.dtype).min instead of -inf"
+)  # fmt: skip
+_EPS = "keep eps (1e-5) above what the dtype can hold, and normalise in float32"
+
+
+def explain(facts: Facts) -> Reason:
+    """Say why an op made what is not finite out of what it was given."""
+    return _BY_WORD.get(facts.word, _general)(facts)
+
+
+def known(word: str) -> bool:
+    """Whether there is an explanation of its own for an op."""
+    return word in _BY_WORD
+
+
+def _got(t: Tensor, *told: str) -> str:
+    return f"it got {' and '.join(told)} of {t.numel} ({values_text(t)})" if told else (
+        f"it got {values_text(t)}")  # fmt: skip
+
+
+def _log(f: Facts) -> Reason:
+    x, nan = f.first, f.came_out("nan")
+    told = [counted(x.zeros, "zero")] if x.zeros else []
+    told += [counted(nan, "negative")] if nan and negative(x) else []
+    why = f"{f.word} of 0 is -inf and of a negative number NaN; {_got(x, *told)}"
+    fix = "x.clamp_min(1e-8).log(), or log_softmax / logsigmoid for a probability"
+    return Reason(why, fix, x, zero if x.zeros else negative)
+
+
+def _log1p(f: Facts) -> Reason:
+    why = f"log1p of -1 is -inf and below it NaN; {_got(f.first)}"
+    return Reason(why, "x.clamp_min(-1 + 1e-6).log1p()", f.first, negative)
+
+
+def _xlogy(f: Facts) -> Reason:
+    y = f.inputs[-1] if f.inputs else f.first
+    told = [counted(y.zeros, "zero")] if y.zeros else []
+    why = f"x * log(y) is infinite for y = 0 and NaN below; as y {_got(y, *told)}"
+    return Reason(why, "torch.xlogy(x, y.clamp_min(1e-8))", y, zero if y.zeros else negative)
+
+
+def _logit(f: Facts) -> Reason:
+    why = f"logit is infinite at 0 and 1 and NaN outside of them; {_got(f.first)}"
+    return Reason(why, "torch.logit(x, eps=1e-6)", f.first, zero)
+
+
+def _sqrt(f: Facts) -> Reason:
+    x = f.first
+    told = [counted(f.came_out("nan"), "negative")] if f.came_out("nan") and negative(x) else []
+    why = f"the root of a negative number is NaN; {_got(x, *told)}"
+    return Reason(why, "x.clamp_min(1e-12).sqrt(): also keeps the gradient at 0 finite", x,
+                  negative)  # fmt: skip
+
+
+def _rsqrt(f: Facts) -> Reason:
+    x, nan = f.first, f.came_out("nan")
+    told = [counted(x.zeros, "zero")] if x.zeros else []
+    told += [counted(nan, "negative")] if nan and negative(x) else []
+    why = f"1 / sqrt(x) is infinite at 0 and NaN for a negative number; {_got(x, *told)}"
+    return Reason(why, "(x + 1e-8).rsqrt()", x, zero if x.zeros else negative)
+
+
+def _div(f: Facts) -> Reason:
+    """The divisor is the second tensor; of one tensor and a number either may be it."""
+    number = f.number("other", "1")
+    if len(f.inputs) == 1 and number == 0:
+        return Reason(f"x / 0 is infinite and 0 / 0 NaN: it is divided by the number 0, and "
+                      f"{_got(f.first)}", "max(n, 1) for a count as divisor")  # fmt: skip
+    y = f.inputs[-1] if f.inputs else f.first
+    if y.zeros:
+        why = (f"x / 0 is infinite and 0 / 0 is NaN; the divisor has {counted(y.zeros, 'zero')} "
+               f"out of {y.numel} ({values_text(y)})")  # fmt: skip
+        return Reason(why, _DIVIDE, y, zero)
+    why = f"the quotient is over the range of {short_dtype(f.dtype)}"
+    why += f" ({number_text(limit_of(f.dtype))}); the divisor is {values_text(y)}"
+    return Reason(why, _DIVIDE, y)
+
+
+def _pow(f: Facts) -> Reason:
+    x, p = f.first, f.number("exponent", "1")
+    power = "a negative power" if p is None else f"the power {number_text(p)}"
+    fix = "x.clamp_min(1e-8).pow(p)"
+    if x.zeros and f.came_out("posinf") and (p is None or p < 0):
+        return Reason(f"0 to {power} is infinite; {_got(x, counted(x.zeros, 'zero'))}", fix, x,
+                      zero)  # fmt: skip
+    if f.came_out("nan") and negative(x):
+        told = counted(f.came_out("nan"), "negative")
+        power = "a fractional power" if p is None else power
+        return Reason(f"a negative number to {power} is NaN; {_got(x, told)}", fix, x, negative)
+    return _overflow(f)
+
+
+def _exp(f: Facts) -> Reason:
+    limits, usual = (_EXP2_LIMITS, 128) if f.word == "exp2" else (_EXP_LIMITS, 88.7)
+    limit, x = limits.get(f.dtype, usual), f.first
+    why = f"{f.word} is over the range of {short_dtype(f.dtype)} above {limit}; {_got(x)}"
+    fix = "subtract the maximum first, x.clamp(max=80), or use logsumexp / softmax / softplus"
+    return Reason(why, fix, x, large)
+
+
+def _arc(f: Facts) -> Reason:
+    if f.word in ("acosh", "arccosh"):
+        return Reason(f"{f.word} is defined from 1 on; {_got(f.first)}", "x.clamp_min(1 + 1e-6)",
+                      f.first, large)  # fmt: skip
+    ends = "infinite at -1 and 1 and NaN beyond" if f.word in (
+        "atanh", "arctanh", "erfinv") else "defined between -1 and 1 only"  # fmt: skip
+    why = f"{f.word} is {ends}; {_got(f.first)}"
+    return Reason(why, f"{f.word}(x.clamp(-1 + 1e-6, 1 - 1e-6))", f.first, large)
+
+
+def _softmax(f: Facts) -> Reason:
+    x = f.first
+    if not x.neginf:
+        return _overflow(f)
+    why = ("a row that is -inf throughout gives 0 / 0: its mask hides every position; "
+           f"{_got(x, f'{x.neginf} -inf')}")  # fmt: skip
+    return Reason(why, _MASK, x, masked)
+
+
+def _attention(f: Facts) -> Reason:
+    """The mask is the last input, if there are more than query, key and value."""
+    mask = f.inputs[-1] if len(f.inputs) > 3 else None
+    if mask is not None and (mask.neginf or (mask.dtype == "bool" and mask.zeros)):
+        hidden = mask.neginf or mask.zeros
+        why = ("a row of the mask that hides every position gives 0 / 0; it hides "
+               f"{hidden} of {mask.numel} ({values_text(mask)})")  # fmt: skip
+        return Reason(why, _MASK, mask, masked if mask.neginf else zero)
+    told = ", ".join(values_text(t) for t in f.inputs[:2])
+    why = f"query times key is over the range of {short_dtype(f.dtype)}; it got {told}"
+    return Reason(why, "normalise query and key (layer_norm) or scale them down before", f.first,
+                  large)  # fmt: skip
+
+
+def _loss(f: Facts) -> Reason:
+    """Inputs are logits (or logarithms of probabilities), target, weight."""
+    x = f.first
+    target = f.inputs[1] if len(f.inputs) > 1 else None
+    ignored = f.number("ignore_index")
+    ignored = -100 if ignored is None else ignored
+    if target is not None and target.min == target.max == ignored:
+        why = (f"all {target.numel} targets are {number_text(ignored)}, which is ignored, and the "
+               "mean over no target at all is 0 / 0")  # fmt: skip
+        return Reason(why, "loss = F.cross_entropy(x, y, reduction='sum') / (y != -100).sum()"
+                      ".clamp_min(1)", target)  # fmt: skip
+    if target is not None and not target.numel:
+        return Reason("the mean over no target at all is 0 / 0: the batch is empty",
+                      "skip an empty batch")  # fmt: skip
+    why = ("a class of probability 0 costs infinity, and the mean over no target at all (all of "
+           f"them ignored) is 0 / 0; {_got(x)}")  # fmt: skip
+    return Reason(why, "pass logits, not probabilities or -inf, to the loss", x,
+                  masked if x.neginf else large)  # fmt: skip
+
+
+def _overflow(f: Facts) -> Reason:
+    short, limit = short_dtype(f.dtype), number_text(limit_of(f.dtype))
+    bad = [t for t in f.inputs if t.neginf]
+    if bad:
+        return Reason(f"0 * -inf and -inf + inf are NaN; it got {bad[0].neginf} -inf of "
+                      f"{bad[0].numel}", _MASK, bad[0], masked)  # fmt: skip
+    told = ", ".join(values_text(t) for t in f.inputs[:3])
+    largest = max(f.inputs, key=large, default=f.first)
+    fix = _FLOAT32 if f.dtype in ("float16", "bfloat16") else "scale the inputs down before it"
+    return Reason(f"the result is over the range of {short} (largest {limit}); it got {told}", fix,
+                  largest, large)  # fmt: skip
+
+
+def _spread(f: Facts) -> Reason:
+    x = f.first
+    given = f.arguments.get("dim")
+    listed = given if isinstance(given, (list, tuple)) else [given]
+    shape = x.shape or ()
+    # True for `unbiased`, in the place of dim, is no dim.
+    dims = [d for d in listed if type(d) is int and -len(shape) <= d < len(shape)]
+    n = math.prod(shape[d] for d in dims) if dims else x.numel
+    if n > 1:
+        return _overflow(f)
+    why = f"{f.word} of {counted(n, 'element')} with correction 1 is 0 / 0; {_got(x)}"
+    if dims:
+        why += f" over dim {', '.join(map(str, dims))}"
+    return Reason(why, f"x.{f.word}(correction=0), or a batch of at least two", x)
+
+
+def _mean(f: Facts) -> Reason:
+    if f.first.numel:
+        return _overflow(f)
+    why = f"the mean of nothing is 0 / 0; it got {short_dtype(f.first.dtype)} "
+    return Reason(why + shape_text(f.first.shape), "x.sum() / max(x.numel(), 1)", f.first)
+
+
+def _normalize(f: Facts) -> Reason:
+    x, eps = f.first, f.number("eps")
+    told = [counted(x.zeros, "zero")] if x.zeros else []
+    small = f"eps {number_text(eps if eps is not None else 1e-12)}"
+    why = (f"a vector of zeros has the norm 0, and {small} rounds to 0 in {short_dtype(x.dtype)}: "
+           f"0 / 0; {_got(x, *told)}")  # fmt: skip
+    return Reason(why, "F.normalize(x.float(), eps=1e-6), or skip the vectors of zeros", x, zero)
+
+
+def _layer_norm(f: Facts) -> Reason:
+    x, eps = f.first, f.number("eps")
+    if eps is not None and eps < 1e-12:
+        why = (f"equal elements have the variance 0, and with eps {number_text(eps)} that is "
+               f"0 / 0; {_got(x)}")  # fmt: skip
+        return Reason(why, _EPS, x)
+    return _overflow(f)
+
+
+def _cast(f: Facts) -> Reason:
+    short, limit = short_dtype(f.dtype), number_text(limit_of(f.dtype))
+    why = f"{short} ends at {limit}; {_got(f.first)}"
+    return Reason(why, "use bfloat16, or scale before the cast", f.first, large)
+
+
+def _product(f: Facts) -> Reason:
+    reason = _overflow(f)
+    return Reason(reason.why.replace("the result", "the product"),
+                  "x.log().sum().exp(), or multiply in float64", reason.blamed)  # fmt: skip
+
+
+def _general(f: Facts) -> Reason:
+    told = ", ".join(values_text(t) for t in f.inputs[:3])
+    why = "finite values went in, others came out: outside its domain or over its range"
+    return Reason(f"{why}; it got {told}" if told else why, None, f.inputs[0] if f.inputs else None)
+
+
+_BY_WORD: dict[str, Callable[[Facts], Reason]] = {
+    word: explain_
+    for explain_, words in (
+        (_log, "log log2 log10"), (_log1p, "log1p"), (_xlogy, "xlogy xlog1py"), (_logit, "logit"),
+        (_sqrt, "sqrt"), (_rsqrt, "rsqrt"),
+        (_div, "div truediv divide reciprocal floordivide rtruediv rdiv remainder fmod itruediv"),
+        (_pow, "pow rpow floatpower"), (_exp, "exp exp2 expm1 sinh cosh"),
+        (_arc, "acos asin arccos arcsin atanh arctanh erfinv acosh arccosh"),
+        (_softmax, "softmax logsoftmax softmin"),
+        (_attention, "scaleddotproductattention multiheadattentionforward"),
+        (_loss, "crossentropy nllloss nll binarycrossentropy bce kldiv ctcloss"),
+        (_overflow, "matmul mm bmm addmm baddbmm linear conv1d conv2d conv3d einsum sum cumsum mul "
+                    "add sub norm linalgvectornorm square rmatmul iadd imul isub dot mv bilinear"),
+        (_spread, "std var stdmean varmean"), (_mean, "mean nanmean"), (_normalize, "normalize"),
+        (_layer_norm, "layernorm groupnorm batchnorm instancenorm rmsnorm"),
+        (_cast, "to half type bfloat16"), (_product, "prod cumprod"),
+    )
+    for word in words.split()
+}  # fmt: skip
