@@ -1,0 +1,77 @@
+"""TT206: gradients that are carried over from one optimizer step to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check
+from tensortrace.records import Action, Location, Optimizer
+
+
+@dataclass(slots=True)
+class Cycle:
+    """What happened since the last step of one optimizer; `carried` is None before a backward."""
+
+    carried: bool | None = None
+    running: int = 0
+    ever_cleared: bool = False
+    backward: Location | None = None
+
+
+@check("TT206", "zero-grad-forgotten", severity="error")
+def zero_grad_forgotten(
+    step: StepView, memory: dict[str, Any], *, sustain: int = 3
+) -> Iterator[Draft]:
+    """The gradient of the last optimizer step is still there when the next backward adds to it.
+
+    Symptom:    the loss falls at first, then oscillates or climbs; the gradient norm grows step by
+                step, as if the momentum were 1
+    Threshold:  in `sustain` steps running of an optimizer, its gradient lay untouched since the
+                step before when backward began, and no zero_grad, of it or of a module, came
+                before the step; an error if nothing has cleared it since its first step, else a
+                warning
+    Source:     definition: backward adds to .grad (torch.autograd.backward, "accumulates gradients
+                in the leaves"). That it lay untouched is seen by identity and version, so clearing
+                by hand counts; `sustain` chosen here
+    Fix:        optimizer.zero_grad() after optimizer.step(), or before backward()
+    Misses:     one gradient stands for all that an optimizer holds, so clearing a part of them is
+                not seen; a loop that means to sum gradients up over its steps is reported
+    """
+    cycles: dict[int, Cycle] = memory.setdefault("cycles", {})
+    for record in step.happened():
+        if isinstance(record, Optimizer):
+            cycle = cycles.setdefault(record.index, Cycle())
+            if not record.skipped:
+                cycle.running = cycle.running + 1 if cycle.carried else 0
+                if cycle.running >= sustain:
+                    yield _draft(record, cycle, sustain)
+            cycle.carried = None
+        elif record.action == "loss":
+            for index, cycle in cycles.items():
+                _backward_begins(record, index, cycle)
+        elif record.action == "zero_grad":
+            for index, cycle in cycles.items():
+                if record.optimizer in (None, index):
+                    cycle.carried, cycle.ever_cleared = False, True
+
+
+def _backward_begins(loss: Action, index: int, cycle: Cycle) -> None:
+    fate = loss.detail.get("gradients", {}).get(str(index))
+    if cycle.carried is None:
+        cycle.carried, cycle.backward = fate == "kept", loss.location
+        cycle.ever_cleared = cycle.ever_cleared or fate != "kept"
+    elif fate is None:
+        cycle.carried, cycle.ever_cleared = False, True
+
+
+def _draft(record: Optimizer, cycle: Cycle, sustain: int) -> Draft:
+    return Draft(
+        message=f"backward added to the gradients of the step before in {cycle.running} steps "
+        f"running of optimizer {record.index}, {record.cls} (limit {sustain}): nothing cleared "
+        "them in between",
+        cause=f"optimizer {record.index}", phase="backward", value=cycle.running, limit=sustain,
+        severity="warning" if cycle.ever_cleared else "error", location=cycle.backward,
+        evidence={"optimizer": record.index, "ever_cleared": cycle.ever_cleared},
+    )  # fmt: skip

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tensortrace.records import Action
+from tests.checks import brief, closing, find, optimizer
+from tests.checks.traced import find_live
+from tests.healthy.adversarial import Generator, critic
+from tests.healthy.data import images, sentences
+from tests.healthy.language import LanguageModel, next_word_loss
+
+
+def language_model(clear):
+    def program():
+        model = LanguageModel()
+        adam = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        adam.zero_grad()
+        for _ in range(6):
+            next_word_loss(model, sentences()).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            adam.step()
+            clear(model, adam)
+
+    return program
+
+
+def test_language_model_without_zero_grad_is_an_error_after_three_steps():
+    (found,) = find_live(language_model(lambda model, adam: None), "TT206")
+    assert brief([found]) == [("TT206", "error", None)]
+    assert (found.step, found.value, found.limit) == (3, 3, 3)
+    assert "in 3 steps running of optimizer 0, AdamW (limit 3)" in found.message
+    assert "backward()" in found.location.code
+
+
+def clear_by_hand(model, adam):
+    for p in model.parameters():
+        p.grad = None
+
+
+@pytest.mark.parametrize(
+    "clear",
+    [
+        lambda model, adam: adam.zero_grad(),
+        lambda model, adam: adam.zero_grad(set_to_none=False),
+        lambda model, adam: model.zero_grad(),
+        clear_by_hand,
+    ],
+    ids=["optimizer", "in place", "module", "by hand"],
+)
+def test_each_way_to_clear_gradients_is_silent(clear):
+    assert find_live(language_model(clear), "TT206") == []
+
+
+def accumulation(per_step):
+    def program():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 4))
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        for i in range(20):
+            x, y = images(8)
+            (F.cross_entropy(model(x), y) / 4).backward()
+            if i % 4 == 3:
+                sgd.step()
+            if i % 4 == 3 and per_step:
+                sgd.zero_grad()
+
+    return program
+
+
+def test_accumulation_is_no_fault_and_without_zero_grad_it_is_one():
+    assert find_live(accumulation(per_step=True), "TT206") == []
+    (found,) = find_live(accumulation(per_step=False), "TT206")
+    assert found.update == 4
+
+
+def gan(forgets):
+    def program():
+        generator, judge = Generator(), critic()
+        g_opt = torch.optim.Adam(generator.parameters(), lr=1e-3)
+        d_opt = torch.optim.Adam(judge.parameters(), lr=1e-3)
+        for _ in range(6):
+            fake = generator(torch.randn(8, 8))
+            d_opt.zero_grad()
+            F.softplus(judge(fake.detach()) - judge(images(8)[0])).mean().backward()
+            d_opt.step()
+            if not forgets:
+                g_opt.zero_grad()
+            F.softplus(-judge(fake)).mean().backward()
+            g_opt.step()
+
+    return program
+
+
+def test_gan_that_clears_only_one_of_its_two_networks():
+    (found,) = find_live(gan(forgets=True), "TT206")
+    assert found.evidence["optimizer"] == 1
+    assert find_live(gan(forgets=False), "TT206") == []
+
+
+def steps(count, fates, *, clears=()):
+    """Each step: backward, which finds the gradients as `fates` says, then the optimizer."""
+    for step in range(count):
+        fate = fates(step)
+        detail = {"gradients": {"0": fate}} if fate else {}
+        if step in clears:
+            yield Action(step=step, seq=1, action="zero_grad", optimizer=0)
+        yield Action(step=step, seq=2, action="loss", detail=detail)
+        yield optimizer(10, step=step)
+        yield closing(step)
+
+
+def kept(step):
+    return "kept" if step else None
+
+
+def test_two_steps_are_not_enough_and_the_number_is_a_setting():
+    assert find(steps(3, kept), "TT206") == []
+    assert len(find(steps(3, kept), "TT206", sustain=2)) == 1
+
+
+def test_gradients_that_were_cleared_before_make_it_a_warning():
+    late = list(steps(9, lambda step: "kept" if step > 3 else None))
+    assert [f.severity for f in find(late, "TT206")] == ["warning"]
+
+
+def test_one_clear_in_three_steps_is_silent():
+    assert find(steps(12, lambda s: "kept" if s % 3 else "changed"), "TT206") == []
+    assert find(steps(12, kept, clears=range(0, 12, 3)), "TT206") == []
+
+
+def test_a_first_backward_that_is_thrown_away_is_silent():
+    def records():
+        for step in range(8):
+            detail = {"gradients": {"0": "kept"}} if step else {}
+            yield Action(step=step, seq=1, action="loss", detail=detail)
+            yield Action(step=step, seq=2, action="zero_grad", optimizer=0)
+            yield Action(step=step, seq=3, action="loss")
+            yield optimizer(10, step=step)
+            yield closing(step)
+
+    assert find(records(), "TT206") == []
+
+
+def test_nothing_says_nothing():
+    assert find([], "TT206") == []
+    assert find([r for s in range(9) for r in (optimizer(step=s), closing(s))], "TT206") == []
+    assert find(steps(9, lambda s: None), "TT206") == []
