@@ -1,0 +1,48 @@
+"""TT208: gradients of parameters that no optimizer holds, which grow without end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check
+from tensortrace.records import Action, Location
+
+
+@check("TT208", "gradients-outside-optimizer", severity="note")
+def gradients_outside(
+    step: StepView, memory: dict[str, Any], *, sustain: int = 4
+) -> Iterator[Draft]:
+    """optimizer.zero_grad leaves the gradients of parameters outside it, and they add up.
+
+    Symptom:    clipping shrinks the step more and more, as the norm counts gradients that never go
+                away; a part that is unfrozen later starts with one huge step
+    Threshold:  over `sustain` calls of an optimizer's zero_grad running, the gradient of parameters
+                that no optimizer holds was added to and not cleared. A note, since it may only cost
+                time and memory; a warning if gradients are clipped together with them
+    Source:     torch.optim.Optimizer.zero_grad clears what the optimizer holds; `sustain` chosen
+                here: both optimizers of a GAN have stepped by then
+    Fix:        for p in frozen.parameters(): p.requires_grad_(False); or model.zero_grad(); clip
+                what the optimizer holds, not model.parameters()
+    Misses:     looked for at the zero_grad of steps that are written in full; the first such
+                parameter stands for all; parameters of modules that are never called are not seen
+    """
+    for action in step.actions:
+        if action.action == "zero_grad" and action.detail.get("grown", 0) >= sustain:
+            yield _draft(action, memory.get("clipped"), sustain)
+        elif action.action == "clip" and action.detail.get("outside"):
+            memory["clipped"] = action.location
+
+
+def _draft(zero_grad: Action, clipped: Location | None, sustain: int) -> Draft:
+    detail = zero_grad.detail
+    names, left, grown = detail["left_names"], detail["left"], detail["grown"]
+    more = ", ..." if left > len(names) else ""
+    together = ", and clipping counts them" if clipped else ""
+    return Draft(
+        message=f"{left} parameters that no optimizer holds keep their gradients, added to over "
+        f"{grown} calls of zero_grad running (limit {sustain}){together}: {', '.join(names)}{more}",
+        cause="left", severity="warning" if clipped else "note", phase="backward",
+        module=names[0].rpartition(".")[0], param=names[0], value=grown, limit=sustain,
+        location=clipped or zero_grad.location, evidence={"parameters": names, "left": left},
+    )  # fmt: skip
