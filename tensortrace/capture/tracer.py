@@ -22,6 +22,7 @@ from collections.abc import (
     Iterable,
     Mapping,
 )
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, TypeVar, overload
@@ -304,7 +305,9 @@ class Trace:
         ops.mode_on()
 
     def _make_recorder(self) -> Recorder:
-        options = self._options
+        model = self._options.model
+        # Once its names are given, nothing of ours keeps the user's model alive.
+        options = self._options = replace(self._options, model=None)
         engine = Engine(options.checks, options.settings)
         sink = open_sink(options.out)
         journal = Journal(
@@ -320,7 +323,7 @@ class Trace:
         recorder = Recorder(
             journal,
             queue=StatsQueue(options.stats),
-            names=ModuleNames(options.model),
+            names=ModuleNames(model),
             sources=SourceLines(keep_text=options.source),
             wanted=options.modules,
             owner=self,
