@@ -1,0 +1,72 @@
+"""The benchmark's own parts: workloads that train, medians, the table in the README."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.benchmarks import table
+from tests.benchmarks.measure import Cell, compare, tracing
+from tests.benchmarks.workloads import NAMES, STEPS, build
+
+CELL = Cell("mlp", "`trace(every=1)`", [1.5, 1.1, 1.2, 1.4, 1.3], base_ms=20.0, bytes_per_step=5e3)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the benchmark runs: two threads on a busy machine wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_cell_says_median_and_quartiles_of_its_pairs() -> None:
+    assert CELL.median == 1.3
+    assert CELL.quartiles == (1.2, 1.4)
+    assert CELL.as_json()["quartiles"] == (1.2, 1.4)
+
+
+def test_two_workloads_of_one_name_start_equal() -> None:
+    one, other = build("lstm"), build("lstm")
+    for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert STEPS.keys() == set(NAMES)
+
+
+def test_traced_pairs_are_timed_and_their_bytes_counted() -> None:
+    cell = compare("lstm", "traced", tracing(every=1), pairs=1)
+    assert len(cell.ratios) == 1
+    assert cell.bytes_per_step > 1000
+
+
+def test_thinned_steps_are_those_of_a_long_run() -> None:
+    with tracing(every="auto", after=1001)(build("lstm")) as turn:
+        turn.run()
+        before = turn.nbytes()
+        turn.run()
+        assert 0 < turn.nbytes() - before < 5000
+
+
+def test_table_has_a_row_for_each_way_and_what_is_no_ratio() -> None:
+    extra = {
+        "peak_mib": {"mlp": (300.0, 307.0)},
+        "check_ms": {"mlp": {"TT101": 0.1, "engine": 0.1}},
+    }
+    lines = table.render([CELL], extra).splitlines()
+    assert lines[0] == "| step time traced / untraced | MLP |"
+    assert "| `trace(every=1)` | **1.30** 1.20-1.40 |" in lines
+    assert "| log, kB a step, `every=1` | 5 |" in lines
+    assert "| peak memory, MiB more | 7 (of 300) |" in lines
+    assert "| all checks, share of the step | 1.0% |" in lines
+
+
+def test_table_replaces_an_older_one_and_nothing_else() -> None:
+    text = f"before\n{table.BEGIN}\n\nold\n{table.END}\nafter\n"
+    once = table.replace_between_markers(text, "new\n")
+    assert once == f"before\n{table.BEGIN}\n\nnew\n\n{table.END}\nafter\n"
+    assert table.replace_between_markers(once, "new\n") == once
+    with pytest.raises(ValueError, match="needs one line"):
+        table.replace_between_markers("no markers", "new\n")
