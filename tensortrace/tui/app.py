@@ -1,7 +1,8 @@
 """The viewer's first screen: walk a run step by step, from a finding to its cause.
 
-Three classes, each what the one before it cannot know: `Frame` draws a place in a run, `Reader`
-reads the log beside it, `Viewer` does what the keys say.
+Four classes, each what the one before it cannot know: `Frame` draws a place in a run, `Reader`
+reads the log beside it, `Walker` goes from a row to those that belong to it, `Viewer` does what the
+other keys say.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from textual.screen import Screen
 from tensortrace.records import Severity
 from tensortrace.run import Run, open_run
 from tensortrace.tui import findings
-from tensortrace.tui.background import Reader
 from tensortrace.tui.bindings import KEYS, bindings
 from tensortrace.tui.layout import PANES
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.screens import Help, Prompt
 from tensortrace.tui.theme import ASCII, THEME, UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
+from tensortrace.tui.walk import Walker
 
 
-class Viewer(Reader):
+class Viewer(Walker):
     """The program: one method for each action of the table in `bindings`."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings()
@@ -40,7 +41,7 @@ class Viewer(Reader):
         self.theme = THEME.name
         self.set_class(self.glyphs is ASCII, "-ascii")
         self.arrange()
-        self.go_to(self.log_.first_step() if self.start is None else self.start, 0)
+        self.go_to(self.log_.first_step() if self.start is None else self.start, lambda rows: 0)
         self.take_findings()
         self.pane("calls").focus()
         self.start_reading()
@@ -106,6 +107,7 @@ class Viewer(Reader):
             self.tell(f"no {'next' if direction > 0 else 'previous'} {what}")
             return
         self.following = False
+        self.remember()
         self.go_to_finding(found)
 
     def action_ask_step(self) -> None:
@@ -142,6 +144,7 @@ class Viewer(Reader):
         first, last = self.log_.first_step(), self.log_.last_step()
         if not first <= number <= last:
             self.tell(f"this log has steps {first} to {last}", "warning")
+        self.remember()
         self.go_to(number)
 
     def on_prompt_left(self) -> None:
@@ -155,9 +158,12 @@ class Viewer(Reader):
     # ---- panes
 
     def action_open(self) -> None:
-        """Open the detail of the row; in the findings pane, go to the finding."""
+        """Open the ops of a call that hides them, else the detail; or go to the finding."""
+        at = self.pane("calls").cursor or 0
         if self.active.id == "findings":
             self.open_finding(self.active.cursor or 0)
+        elif self.active.id == "calls" and self.rows.inside(at) and not self.rows.opens(at):
+            self.put_fold(at, True)
         elif self.active.id == "calls":
             if not self.pane("detail").display:
                 self.zoom = "detail"
@@ -166,9 +172,12 @@ class Viewer(Reader):
             self.pane("detail").focus()
 
     def action_leave(self) -> None:
-        """Cancel a search, else leave a pane that is alone, else go back to the table."""
+        """Cancel a search, leave a pane that is alone, go to the table, go to the call around."""
         if self.cancel_search():
             self.tell("search given up")
+            return
+        if self.zoom is None and self.active.id == "calls" and self.focused is not None:
+            self.action_fold()
             return
         if self.zoom is not None:
             self.zoom = None
@@ -237,12 +246,14 @@ class Viewer(Reader):
     def open_finding(self, at: int) -> None:
         """Go to a finding of the findings pane."""
         if at < len(self.found):
+            self.remember()
             self.go_to_finding(self.found[at])
             self.pane("calls").focus()
 
     def on_timeline_picked(self, message: Timeline.Picked) -> None:
         """Go to the step that was clicked."""
         self.following = False
+        self.remember()
         self.go_to(message.number)
 
 

@@ -183,6 +183,9 @@ class Reader(Frame):
                 return
         self.from_thread(self.take_hit, None, False)
 
+    def remember(self) -> None:
+        """Keep the place for the way back; the walker knows how."""
+
     def take_hit(self, hit: search.Hit | None, wrapped: bool) -> None:
         """Go to what was found."""
         self.searching = None
@@ -190,16 +193,15 @@ class Reader(Frame):
         if hit is None:
             self.tell(f"{self.term}: nowhere in this log", "warning")
             return
-        if isinstance(hit.record, Finding):
-            self.go_to_finding(hit.record)
+        self.remember()
+        record, offset = hit.record, hit.offset
+        if isinstance(record, Finding):
+            self.go_to_finding(record)
+        elif isinstance(record, Module):
+            path = record.path
+            self.go_to(record.step, lambda rows: rows.find_module(path))
         else:
-            self.go_to(hit.record.step, 0)
-            at = self.rows.at_offset(hit.offset)
-            if isinstance(hit.record, Module):
-                at = self.rows.find_module(hit.record.path)
-            self.pane("calls").move_to(at or 0)
-            self.anchor = self.row
-            self.want_detail()
+            self.go_to(record.step, lambda rows: rows.at_offset(offset) or 0)
         self.hit_row = self.row
         if wrapped:
             self.tell("went round the end of the log")

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from tensortrace.records import Module
 from tensortrace.tui.cells import Cells, cells
 from tensortrace.tui.rows import StepRows
-from tensortrace.tui.theme import UNICODE, Glyphs, Styled, clip, fit
+from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
 
 SHORT_SECTIONS = {
     "forward": "fwd", "backward": "bwd", "optimizer": "opt", "loss": "loss", "step": "step",
@@ -82,7 +82,7 @@ def row_line(
     so that one always sees where in the step one is.
     """
     row = rows[at]
-    held = cells(row, partial(rows.tensor_near, at), modules)
+    held = cells(row, partial(rows.tensor_near, rows.slot(at)), modules)
     layout = columns(width)
     opens = first or at == 0 or rows[at - 1].section != row.section
     section = row.section if layout.section >= 10 else SHORT_SECTIONS.get(row.section, row.section)
@@ -96,18 +96,35 @@ def row_line(
         time = fit(held.time, layout.time, glyphs, right=True) if layout.time else ""
         room, numbers = room + cell_len(numbers) - cell_len(time), time
     indent = " " * min(2 * row.depth, layout.name // 3)
-    name = clip(indent + held.name, room, glyphs)
+    name = clip(indent + _marker(rows, at, glyphs) + held.name, room, glyphs)
+    kind, word, tone = held.kind, held.health, held.style
+    if inside := rows.inside(at):
+        told = f"{inside} ops" if inside > 1 else "1 op"
+        fits = cell_len(name) + cell_len(kind) + cell_len(told) + 4 <= room
+        kind = ", ".join(filter(None, [kind, told])) if fits else told
+    under = rows.under(at)
+    if under is not None:
+        word, tone = f"{SEVERITY_GLYPH[under]} inside", under
     style = "op" if getattr(row.record, "op", None) else "strong" if opens else "name"
     left = room - cell_len(name)
     where = held.where[-max(0, layout.where - 2) :]  # of a long one the line number stays
     return [
         *line,
         (name, style),
-        (fit(f"  {held.kind}" if held.kind and left > 5 else "", left, glyphs), "faint"),
+        (fit(f"  {kind}" if kind and left > 5 else "", left, glyphs), "faint"),
         (numbers, ""),
         (fit(f"  {where}", layout.where, glyphs), "faint"),
-        (fit(f"  {held.health}", layout.health, glyphs), held.style),
+        (fit(f"  {word}", layout.health, glyphs), tone),
     ]
+
+
+def _marker(rows: StepRows, at: int, glyphs: Glyphs) -> str:
+    """Say whether a call has ops inside that show; as wide where it has none."""
+    if not rows.folding:
+        return ""
+    if not rows.inside(at):
+        return "  "
+    return (glyphs.unfolded if rows.opens(at) else glyphs.folded) + " "
 
 
 def _numbers(held: Cells, at: Columns, glyphs: Glyphs) -> str:

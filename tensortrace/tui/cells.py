@@ -179,11 +179,16 @@ def _call_name(call: Call, inside: str | None, modules: Mapping[str, Module]) ->
     notes += ["replayed"] if call.replay else []
     notes += [f"raised {escape(call.exception)}"] if call.exception is not None else []
     if call.op is not None:
+        notes += [escape(call.node)] if call.node else []
         return escape(call.op), " ".join(notes)
     path = call.module or ""
     cls = escape(module.cls) if module is not None else ""
     if inside and path.startswith(f"{inside}."):
         path = path[len(inside) + 1 :]
+    if call.phase == "backward" and not call.inputs and call.outputs:
+        # What arrived at parameters of the module, not at its output.
+        names = ", ".join(escape(name) for name, _ in call.outputs)
+        return f"{escape(path)}.{names}".lstrip("."), " ".join(["gradient", *notes])
     if module is not None and module.alias is not None:
         notes.append(f"= {escape(module.alias)}")
     return (escape(path), " ".join([cls, *notes])) if path else (cls or "(root)", " ".join(notes))

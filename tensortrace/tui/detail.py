@@ -96,9 +96,13 @@ def finding_lines(finding: Finding, modules: Mapping[str, Module], width: int) -
         )
     lines += _labelled("why", finding.explanation, width)
     lines += _labelled("fix", finding.fix, width)
-    for link in finding.chain:
-        where = location_text(link.location)
-        lines.append([("  from ", "faint"), (f"#{link.seq} {escape(link.op or '-')}  {where}", "")])
+    for at, link in enumerate(finding.chain):
+        code = escape((link.location.code or "").strip()) if link.location else ""
+        seq = "" if link.seq is None else f"#{link.seq} "
+        lines.append([
+            ("  from " if at else "  c    ", "faint"), (f"{seq}{escape(link.op or 'call')}  ", ""),
+            (short_place(link.location), "faint"), (f"  {code}", ""),
+        ])  # fmt: skip
     return lines
 
 
@@ -144,7 +148,8 @@ def _headline(row: Row, modules: Mapping[str, Module]) -> Styled:
         told += ["training" if record.training else "eval"] if record.training is not None else []
         told += [] if record.grad_enabled else ["no grad"]
         told += [f"autocast {escape(record.autocast)}"] if record.autocast else []
-        told += [f"in {module_text(record.module)}"] if record.op and record.module else []
+        if record.op and record.module is not None:
+            told.append(f"in {module_text(record.module, _cls(record.module, modules))}")
         line.append(("  " + ", ".join(told), "faint"))
     return line
 
@@ -243,6 +248,18 @@ def _lineage(tensor: Tensor) -> str:
 def _facts(record: Record | None) -> list[str]:
     """What a record says beside its tensors, as plain lines."""
     match record:
+        case Call() as call:
+            told = [
+                f"{_argument(name)}={escape(str(v)[:200])}" for name, v in call.arguments.items()
+            ]
+            facts = ["with " + ", ".join(told)] if told else []
+            facts += [f"autograd node {escape(call.node)}"] if call.node else []
+            if call.forward is not None:
+                what = "recomputes" if call.recompute else "gradient of"
+                facts.append(f"{what} call #{call.forward}")
+            if call.replay:
+                facts.append("replayed after the step to find the op; it repeats what ran here")
+            return facts
         case Param() as param:
             ratio = number_text(param.update_ratio)
             return [
@@ -270,6 +287,11 @@ def _facts(record: Record | None) -> list[str]:
                 f"{step.dropped} dropped",
             ]
     return []
+
+
+def _argument(name: str) -> str:
+    """Name an argument; one given by position is known by its number only."""
+    return f"[{name}]" if name.isdigit() else escape(name)
 
 
 def snippet(

@@ -17,6 +17,7 @@ from tensortrace.text import escape, number_text
 from tensortrace.tui import detail, findings
 from tensortrace.tui.calls import head_line, row_line
 from tensortrace.tui.cells import name_of
+from tensortrace.tui.folds import Folds, Opened
 from tensortrace.tui.header import Headline, headline, program_of, state_of
 from tensortrace.tui.layout import PANES, PaneName, arrange
 from tensortrace.tui.panes import Pane
@@ -46,7 +47,8 @@ class Frame(App[int]):
         super().__init__()
         self.log_, self.glyphs, self.start = log, glyphs, step
         self.number = log.first_step()
-        self.rows = StepRows(log.step(self.number))
+        self.opened = Opened()
+        self.rows = StepRows(log.step(self.number), self.opened)
         # The row that the user chose: the cursor stays on its place from step to step.
         self.anchor: Row | None = None
         self.modules: dict[str, Module] = log.modules
@@ -121,26 +123,40 @@ class Frame(App[int]):
 
     # ---- the place in the run
 
-    def go_to(self, number: int, at: int | None = None) -> None:
-        """Show a step; the cursor stays at the same place in it unless `at` says where."""
+    def go_to(self, number: int, place: Callable[[StepRows], int] | None = None) -> None:
+        """Show a step; the cursor stays at the same place in it unless `place` tells its slot."""
         number = max(self.log_.first_step(), min(number, self.log_.last_step()))
         near = self.pane("calls").cursor or 0
         self.number = number
-        self.rows = StepRows(self.log_.step(number))
-        summary = self.rows.step.summary
+        self.rows = rows = StepRows(self.log_.step(number), self.opened)
+        summary = rows.step.summary
         if summary is not None:
             self.summaries[number] = summary
-        self.draw_calls(self.rows.find(self.anchor, near) if at is None else at)
-        if at is not None:
+        self.draw_calls(rows.find(self.anchor, near) if place is None else rows.reveal(place(rows)))
+        if place is not None:
             self.anchor = self.row
+        if rows.folds is None:
+            self.run_worker(lambda: self.read_folds(rows), thread=True, group="folds")
         self.draw_top()
         self.want_detail()
+
+    def read_folds(self, rows: StepRows) -> None:
+        """Read what is inside what in a large step; runs in a thread."""
+        folds = rows.read_folds()
+        self.from_thread(self.take_folds, rows, folds)
+
+    def take_folds(self, rows: StepRows, folds: Folds) -> None:
+        """Hide the ops inside calls; the row under the cursor stays."""
+        slot = rows.slot(self.pane("calls").cursor or 0)
+        rows.fold(folds)
+        if rows is self.rows:
+            self.draw_calls(rows.reveal(slot))
+            self.want_detail()
 
     def go_to_finding(self, finding: Finding) -> None:
         """Show the step of a finding with the cursor on its row."""
         self.at_finding = finding
-        number = max(self.log_.first_step(), min(finding.step, self.log_.last_step()))
-        self.go_to(number, StepRows(self.log_.step(number)).find_finding(finding))
+        self.go_to(finding.step, lambda rows: rows.find_finding(finding))
         if finding in self.found:
             self.pane("findings").place(self.found.index(finding))
 

@@ -52,7 +52,7 @@ def state_of(run: Run, *, following: bool) -> tuple[str, str]:
     if run.live:
         return "LIVE, following" if following else "LIVE", "bar-live"
     lost = f", {run.lost_bytes} bytes lost" if run.lost_bytes else ", no end"
-    return f"cut{lost}", "bar-error"
+    return f"{'killed' if run.killed else 'cut'}{lost}", "bar-error"
 
 
 def headline(

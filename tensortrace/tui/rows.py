@@ -1,12 +1,14 @@
 """Records of a step as rows of the table, decoded when they are asked for.
 
 A step is walked in log order: forward calls, loss, backward calls, optimizer, parameters. A `Row`
-holds its record and its place; `cells` writes the text of those that are drawn.
+holds its record and its place; `cells` writes the text of those that are drawn. Every line has a
+slot, its place in the log; the ops inside a call have a row only where `folds` shows them.
 """
 
 from __future__ import annotations
 
 import re
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from tensortrace.records import (
     Tensor,
 )
 from tensortrace.run import StepRecords
+from tensortrace.tui.folds import Folds, Opened
 
 # The kinds of lines that are rows.
 SHOWN = ("call", "param", "optimizer", "action", "line", "step")
@@ -66,7 +69,8 @@ def site_of(record: Record | None) -> tuple[object, ...]:
     """What stays the same from step to step, so that the cursor can stay on it."""
     match record:
         case Call():
-            return ("call", record.phase, record.module, record.op, record.nth)
+            place = ("call", record.phase, record.module, record.op, record.nth)
+            return (*place, record.node, record.replay)
         case Param():
             return ("param", record.name)
         case Optimizer():
@@ -85,13 +89,19 @@ def worst(findings: Sequence[Finding]) -> Severity | None:
 
 
 class StepRows(Sequence[Row]):
-    """The rows of a step, in log order; a row is decoded when it is asked for.
+    """The rows of a step; a row is decoded when it is asked for.
 
-    Findings that have no record of their own in the step come last, as rows themselves.
+    Findings that have no record of their own in the step come last, as rows themselves. What is
+    inside what is read at once in a small step; in a large one every line is a row until `fold`
+    has the answer of a thread.
+
+    Args:
+        opened: which calls show their ops; kept from step to step by the screen.
     """
 
-    def __init__(self, step: StepRecords) -> None:
+    def __init__(self, step: StepRecords, opened: Opened | None = None) -> None:
         self.step = step
+        self.opened = opened if opened is not None else Opened()
         self._lines: list[int] = step.indices(*SHOWN).tolist()
         self._rows: LRUCache[int, Row] = LRUCache(KEPT_ROWS)
         self._records: LRUCache[int, Record | None] = LRUCache(KEPT_ROWS)
@@ -105,9 +115,15 @@ class StepRows(Sequence[Row]):
                 self._loose.append(finding)
             else:
                 self._places.setdefault(at, []).append(finding)
+        self.folds: Folds | None = None
+        self._slots: Sequence[int] = range(len(self._lines))
+        self._positions: Sequence[int] = self._slots
+        self._under: dict[int, Severity] = {}
+        if not self.large:
+            self.fold(self.read_folds())
 
     def __len__(self) -> int:
-        return len(self._lines) + len(self._loose)
+        return len(self._slots) + len(self._loose)
 
     @overload
     def __getitem__(self, at: int) -> Row: ...
@@ -118,21 +134,116 @@ class StepRows(Sequence[Row]):
             return [self[i] for i in range(*at.indices(len(self)))]
         if not 0 <= at < len(self):
             raise IndexError(at)
-        row = self._rows.get(at)
+        slot = self.slot(at)
+        row = self._rows.get(slot)
         if row is None:
-            row = self._rows[at] = self._make(at)
+            row = self._rows[slot] = self._make(slot)
         return row
 
-    def _make(self, at: int) -> Row:
-        if at >= len(self._lines):
-            finding = self._loose[at - len(self._lines)]
+    def _make(self, slot: int) -> Row:
+        if slot >= len(self._lines):
+            finding = self._loose[slot - len(self._lines)]
             return Row(finding, "step", findings=(finding,))
-        record = self.record(at)
-        depth, inside = self._nesting(record, at)
-        return Row(record, self._section(at), depth, inside, tuple(self._places.get(at, ())))
+        record = self.record(slot)
+        depth, inside = self._nesting(record, slot)
+        if isinstance(record, Call) and record.phase == "backward" and self.folds is not None:
+            depth = int(self.folds.owner[slot] >= 0)
+        return Row(record, self._section(slot), depth, inside, tuple(self._places.get(slot, ())))
+
+    # ---- which rows there are
+
+    def read_folds(self) -> Folds:
+        """Read what is inside what; made for a thread in a large step."""
+        return Folds(self.step, self._lines)
+
+    def fold(self, folds: Folds | None = None) -> None:
+        """Show the rows that `opened` asks for, and what is inside what if that is new."""
+        if folds is not None:
+            self.folds = folds
+            self._rows.clear()
+        if self.folds is None:
+            return
+        slots = self.folds.shown(self.opened)
+        positions = array("q", [-1]) * len(self._lines)
+        for at, slot in enumerate(slots.tolist()):
+            positions[slot] = at
+        self._slots, self._positions = array("q", slots.tobytes()), positions
+        self._under = {}
+        for slot, found in self._places.items():
+            if positions[slot] < 0:
+                seen = next((i for i in self.folds.around(slot) if positions[i] >= 0), None)
+                if seen is not None:
+                    held = [s for s in (self._under.get(seen), worst(found)) if s is not None]
+                    self._under[seen] = min(held, key=SEVERITIES.index)
+
+    def slot(self, at: int) -> int:
+        """Where the line of a row is among all lines; of a finding without one, after them."""
+        shown = len(self._slots)
+        return self._slots[at] if at < shown else at - shown + len(self._lines)
+
+    def position(self, slot: int) -> int | None:
+        """The row of a slot, None if it is hidden."""
+        if slot >= len(self._lines):
+            return slot - len(self._lines) + len(self._slots)
+        return self._positions[slot] if self._positions[slot] >= 0 else None
+
+    def reveal(self, slot: int) -> int:
+        """The row of a slot; the calls around it show their ops if they must."""
+        if not 0 <= slot < len(self._lines) + len(self._loose):
+            return 0
+        if self.position(slot) is None and self.folds is not None:
+            for around in self.folds.around(slot):
+                self.opened.put(self.folds.sites[around], True)
+            self.fold()
+        return self.position(slot) or 0
+
+    def inside(self, at: int) -> int:
+        """How many ops are inside the call of a row."""
+        slot = self.slot(at)
+        held = self.folds is not None and slot < len(self._lines)
+        return int(self.folds.inside[slot]) if self.folds is not None and held else 0
+
+    def opens(self, at: int) -> bool:
+        """Whether the call of a row shows its ops."""
+        site = self.folds.sites.get(self.slot(at)) if self.folds is not None else None
+        return site is not None and self.opened.has(site)
+
+    def put(self, at: int, shown: bool) -> None:
+        """Show or hide the ops of the call of a row."""
+        site = self.folds.sites.get(self.slot(at)) if self.folds is not None else None
+        if site is not None:
+            self.opened.put(site, shown)
+            self.fold()
+
+    def owner(self, at: int) -> int | None:
+        """The row of the call that a row is inside of, None if it is inside none."""
+        slot, row = self.slot(at), self[at]
+        owner = int(self.folds.owner[slot]) if self.folds and slot < len(self._lines) else -1
+        if owner < 0:
+            parent = row.record.parent if isinstance(row.record, Call) else None
+            found = self.at_seq(parent, slot)
+            owner = -1 if found is None else found
+        return self.position(owner) if owner >= 0 else None
+
+    def first_inside(self, at: int) -> int:
+        """The first row that the call of a row owns; the row itself if none shows."""
+        slot, folds = self.slot(at), self.folds
+        owned = [] if folds is None else (folds.owner == slot).nonzero()[0].tolist()
+        return min((i for i in map(self.position, owned) if i is not None), default=at)
+
+    def under(self, at: int) -> Severity | None:
+        """The worst severity of the findings inside the call of a row that do not show."""
+        return self._under.get(self.slot(at))
+
+    @property
+    def folding(self) -> bool:
+        """Whether any call has ops inside."""
+        return self.folds is not None and bool(self.folds.sites)
+
+    # ---- lines, by slot
 
     def record(self, at: int) -> Record | None:
-        """Decode the record of a row, None if its line is damaged."""
+        """Decode the record of a slot, None if its line is damaged."""
         if at not in self._records:
             record = self._records[at] = self.step.record(self._lines[at])
             for tensor in record.tensors if isinstance(record, Call) else ():
@@ -141,17 +252,17 @@ class StepRows(Sequence[Row]):
 
     def offset(self, at: int) -> int:
         """Where the line of a row begins in the log, in bytes."""
-        line = self._lines[min(at, len(self._lines) - 1)] if self._lines else 0
+        line = self._lines[min(self.slot(at), len(self._lines) - 1)] if self._lines else 0
         return int(self.step.raw[line])
 
     def at_offset(self, offset: int) -> int | None:
-        """The row whose line begins at a byte of the log."""
+        """The slot whose line begins at a byte of the log."""
         line = int(self.step.raw.searchsorted(offset))
         at = bisect_left(self._lines, line)
         return at if at < len(self._lines) and self._lines[at] == line else None
 
     def at_seq(self, seq: int | None, near: int | None = None) -> int | None:
-        """The row of a seq, looked for beside `near` first: a step is written in seq order."""
+        """The slot of a seq, looked for beside `near` first: a step is written in seq order."""
         if seq is None:
             return None
         # Seqs are dense, so a seq is nearly always this far from its neighbour.
@@ -206,7 +317,7 @@ class StepRows(Sequence[Row]):
         return self._tensors[number]
 
     def tensor_near(self, at: int, number: int | None) -> Tensor | None:
-        """The tensor of an id, looked for in the rows around one: cheap, for rows on the screen.
+        """The tensor of an id, looked for around a slot: cheap, for rows on the screen.
 
         The data flow of a whole step costs 10 ms a thousand calls; nearly always a neighbour or an
         outer call describes the tensor. In a large step nothing else is asked.
@@ -251,7 +362,7 @@ class StepRows(Sequence[Row]):
         return depth, inside
 
     def find(self, row: Row | None, near: int) -> int:
-        """Where the same place as a row of another step is: the nearest to a position."""
+        """The row at the same place as one of another step: the nearest to a position."""
         if not len(self):
             return 0
         near = max(0, min(near, len(self) - 1))
@@ -264,10 +375,20 @@ class StepRows(Sequence[Row]):
         return near
 
     def _record_of(self, at: int) -> Record | None:
-        return self.record(at) if at < len(self._lines) else self[at].record
+        slot = self.slot(at)
+        return self.record(slot) if slot < len(self._lines) else self[at].record
+
+    def same_place(self, row: Row, near: int) -> int | None:
+        """The slot at the same place as a row of another step, shown or not, near a slot."""
+        for away in range(LOOK_AROUND):
+            for slot in (near + away, near - away):
+                known = 0 <= slot < len(self._lines)
+                if known and site_of(self.record(slot)) == site_of(row.record):
+                    return slot
+        return None
 
     def find_finding(self, finding: Finding) -> int:
-        """The row that shows a finding; 0 if none does."""
+        """The slot of the row that shows a finding; 0 if none does."""
         for at, held in self._places.items():
             if any(other.id == finding.id for other in held):
                 return at
@@ -275,7 +396,7 @@ class StepRows(Sequence[Row]):
         return len(self._lines) + loose.index(finding.id) if finding.id in loose else 0
 
     def find_module(self, path: str) -> int:
-        """The first call of a module; 0 if there is none."""
+        """The slot of the first call of a module; 0 if there is none."""
         for at, line in enumerate(self._lines):
             if self.step.kind(line) == "call":
                 record = self.record(at)

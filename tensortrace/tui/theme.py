@@ -74,10 +74,18 @@ class Glyphs:
     arrow: str
     rule: str
     here: str
+    folded: str
+    unfolded: str
 
 
-UNICODE = Glyphs(bars="▁▂▃▄▅▆▇█", cursor="▶", unknown="·", more="…", arrow="→", rule="─", here="▲")
-ASCII = Glyphs(bars="_.,-:=+#", cursor=">", unknown=" ", more="~", arrow="->", rule="-", here="^")
+UNICODE = Glyphs(
+    bars="▁▂▃▄▅▆▇█", cursor="▶", unknown="·", more="…", arrow="→", rule="─", here="▲",
+    folded="▸", unfolded="▾",
+)  # fmt: skip
+ASCII = Glyphs(
+    bars="_.,-:=+#", cursor=">", unknown=" ", more="~", arrow="->", rule="-", here="^",
+    folded="+", unfolded="-",
+)  # fmt: skip
 
 SEVERITY_GLYPH: dict[Severity, str] = {"error": "x", "warning": "!", "note": "i"}
 

@@ -62,7 +62,8 @@ def hostile_records(text: str) -> Iterator[Record]:
     yield Source(step=0, file=text, name=text, first_line=2, text=f"{text}\n{text}\n{text}")
     yield Call(step=0, seq=1, module=text, location=place, autocast=text, exception=text,
                inputs=[(text, 1)], outputs=[(text, 1)], tensors=[tensor])  # fmt: skip
-    yield Call(step=0, seq=2, module=text, op=text, location=place, inputs=[(text, 1)])
+    yield Call(step=0, seq=2, parent=1, module=text, op=text, location=place, inputs=[(text, 1)],
+               arguments={text: text}, node=text)  # fmt: skip
     yield Action(step=0, seq=3, action="tracer_error", of=text, detail={text: text}, location=place)
     yield Action(step=0, seq=4, action="loss", detail={"value": text})
     yield Call(step=0, seq=5, phase="backward", forward=1, module=text, inputs=[(text, 1)])
@@ -72,7 +73,7 @@ def hostile_records(text: str) -> Iterator[Record]:
     yield make_finding(
         0, 1, code=text, check=text, module=text, op=text, param=text, message=text,
         explanation=text, fix=text, location=place, evidence={"placed": text},
-        chain=[ChainLink(1, 1, text, place)],
+        chain=[ChainLink(1, 1, text, place), ChainLink(2, 1, text, place)],
     )  # fmt: skip
     yield Step(step=0, seq=9, loss=1.0, repeats={text: 2})
     yield End(step=0, why="exception", failure=Failure(text, text, text, place))
@@ -88,7 +89,8 @@ async def test_no_surface_obeys_a_string_of_the_log(tmp_path: Path, payload: str
     async with app.run_test(size=(160, 45), notifications=True) as pilot:
         app.tell(payload)
         seen = []
-        for key in ["g", *["j"] * 8, "enter", "tab", "tab", "s", "escape"]:
+        walk = ["c", "j", "escape", "plus", "o", "escape", "b", "i"]
+        for key in ["g", *walk, "g", *["j"] * 9, "enter", "tab", "tab", "s", "escape"]:
             await pilot.press(key)
             await settle(app, pilot)
             seen.append(text_of(app))

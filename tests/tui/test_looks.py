@@ -10,6 +10,7 @@ from textual.pilot import Pilot
 
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.theme import ASCII, UNICODE, Glyphs
+from tests.tui.nets import make_op_run
 from tests.tui.samples import make_open_run
 from tests.tui.screen import settle
 
@@ -19,8 +20,15 @@ LOOKS: dict[str, tuple[tuple[int, int], Glyphs, list[str]]] = {
     "wide": ((120, 40), UNICODE, []),
     "huge": ((200, 60), UNICODE, []),
     "ascii": ((80, 24), ASCII, ["s"]),
-    "help": ((100, 50), UNICODE, ["question_mark"]),
+    "help": ((100, 60), UNICODE, ["question_mark"]),
 }
+
+
+async def look_at(app: Viewer, pilot: Pilot[Any], keys: list[str]) -> None:
+    await settle(app, pilot)
+    for key in keys:
+        await pilot.press(key)
+        await settle(app, pilot)
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -29,8 +37,15 @@ def test_the_screen_looks_as_it_did(snap_compare: Any, tmp_path: Path, look: str
     app = Viewer(make_open_run(tmp_path), glyphs=glyphs)
 
     async def ready(pilot: Pilot[Any]) -> None:
-        await settle(app, pilot)
-        await pilot.press(*keys)
-        await settle(app, pilot)
+        await look_at(app, pilot, keys)
 
     assert snap_compare(app, terminal_size=size, run_before=ready)
+
+
+def test_the_opened_calls_look_as_they_did(snap_compare: Any, tmp_path: Path) -> None:
+    app = Viewer(make_op_run(tmp_path, level="module"))
+
+    async def ready(pilot: Pilot[Any]) -> None:
+        await look_at(app, pilot, ["plus", "c"])
+
+    assert snap_compare(app, terminal_size=(120, 40), run_before=ready)

@@ -1,0 +1,186 @@
+"""Which rows of a step are shown: the ops inside a module call, once that call is opened.
+
+Module calls, losses, parameters and what runs outside modules always have their row. An op belongs
+to the call it ran inside, an op of the backward pass to the gradient row of that call, a replayed
+op to the call that it repeats. Rows stand in log order; only what a replay wrote, at the end of the
+step, stands under what it repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from tensortrace.run import StepRecords
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Ints = npt.NDArray[np.int64]
+
+# What stays the same of a call from step to step: phase, module path, nth call.
+Site = tuple[str, str | None, int]
+
+
+@dataclass(slots=True)
+class Opened:
+    """Which calls show their ops, by site, so that it holds from step to step.
+
+    `sites` are open, or with `every` the only ones that are not.
+    """
+
+    every: bool = False
+    sites: set[Site] = field(default_factory=set)
+
+    def has(self, site: Site) -> bool:
+        """Whether a call shows its ops."""
+        return (site in self.sites) != self.every
+
+    def put(self, site: Site, shown: bool) -> None:
+        """Show or hide the ops of a call."""
+        (self.sites.discard if shown == self.every else self.sites.add)(site)
+
+    def copy(self) -> Opened:
+        """As it is now."""
+        return Opened(self.every, set(self.sites))
+
+
+class _Place(msgspec.Struct, gc=False):
+    """What of a call line says where its row stands."""
+
+    seq: int
+    phase: str = "forward"
+    parent: int | None = None
+    forward: int | None = None
+    module: str | None = None
+    op: str | None = None
+    nth: int = 0
+    replay: bool = False
+
+
+_DECODER = msgspec.json.Decoder(_Place)
+
+
+class Folds:
+    """What is inside what, for the lines of a step: one pass, 6 µs a line (measured on 100,000).
+
+    Args:
+        step: where the lines are.
+        lines: the line numbers of the rows; the position in it is the slot of a row.
+
+    Attributes:
+        owner: by slot, the slot of the call whose ops have to be shown for it, else -1.
+        inside: by slot, how many rows it owns.
+    """
+
+    def __init__(self, step: StepRecords, lines: Sequence[int]) -> None:
+        count = len(lines)
+        self.owner: Ints = np.full(count, -1)
+        self.sites: dict[int, Site] = {}
+        places = _read(step, lines)
+        slots = np.fromiter(places, np.int64, len(places))
+        seqs = np.fromiter((place.seq for place in places.values()), np.int64, len(places))
+        self._parent: Ints = np.full(count, -1)
+        self._parent[slots] = _slots_of((p.parent for p in places.values()), seqs, slots)
+        self._parent[self._parent >= np.arange(count)] = -1  # so that no climb goes in circles
+        forward = _slots_of((p.forward for p in places.values()), seqs, slots)
+        self._own(places, dict(zip(places, forward.tolist(), strict=True)))
+        self.inside: Ints = np.bincount(self.owner[self.owner >= 0], minlength=count)
+        for slot in np.flatnonzero(self.inside).tolist():
+            place = places[slot]
+            self.sites[slot] = (place.phase, place.module, place.nth)
+        self.order = self._order([slot for slot, place in places.items() if place.replay])
+
+    def _own(self, places: dict[int, _Place], forward: dict[int, int]) -> None:
+        """Give every op the call that it is shown under."""
+        gradients: dict[int, list[int]] = {}
+        for slot, place in places.items():
+            if place.op is None and place.phase == "backward" and forward[slot] >= 0:
+                gradients.setdefault(forward[slot], []).append(slot)
+        for slot, place in places.items():
+            if place.op is None:
+                continue
+            owner = parent = int(self._parent[slot])
+            if place.phase == "backward":
+                around = int(self._parent[forward[slot]]) if forward[slot] >= 0 else -1
+                while around >= 0 and around not in gradients:
+                    around = int(self._parent[around])
+                rows = gradients.get(around, [])
+                owner = max((row for row in rows if row < slot), default=min(rows, default=parent))
+            self.owner[slot] = owner if owner != slot else -1
+
+    def _order(self, replayed: list[int]) -> Ints:
+        """The slots as they are walked: log order, but replayed ops where they belong."""
+        slots = np.arange(len(self.owner))
+        if not replayed:
+            return slots
+        ends, again = slots.copy(), set(replayed)
+        for slot in slots[::-1].tolist():
+            parent = int(self._parent[slot])
+            if parent >= 0 and slot not in again:
+                ends[parent] = max(ends[parent], ends[slot])
+        after, last = slots.copy(), -1
+        for slot in replayed:
+            owner = int(self.owner[slot])
+            if owner < 0:
+                continue
+            # A module call inside the same one, whose ops came before, stays before it.
+            child = last
+            while child >= 0 and self._parent[child] != owner:
+                child = int(self._parent[child])
+            last = int(ends[child]) if child >= 0 else owner
+            after[slot] = last
+        return np.lexsort((slots, after != slots, after))
+
+    def shown(self, opened: Opened) -> Ints:
+        """The slots that are shown, in the order of the table."""
+        open_ = np.zeros(len(self.owner) + 1, bool)  # one more: what has no owner looks there
+        open_[-1] = True
+        open_[[slot for slot, site in self.sites.items() if opened.has(site)]] = True
+        seen = open_[self.owner]
+        while True:
+            # An op inside an op is shown if both are.
+            now = seen & np.append(seen, True)[self.owner]
+            if (now == seen).all():
+                return self.order[seen[self.order]]
+            seen = now
+
+    def around(self, slot: int) -> list[int]:
+        """The calls that have to show their ops for a row to be seen, the innermost first."""
+        found: list[int] = []
+        owner = int(self.owner[slot])
+        while owner >= 0 and owner not in found:
+            found.append(owner)
+            owner = int(self.owner[owner])
+        return found
+
+
+def _read(step: StepRecords, lines: Sequence[int]) -> dict[int, _Place]:
+    """Decode what says where the rows of calls stand, by slot."""
+    places: dict[int, _Place] = {}
+    for slot, line in enumerate(lines):
+        if step.kind(line) == "call":
+            try:
+                place = _DECODER.decode(step.line(line))
+            except (ValueError, RecursionError):
+                continue  # a damaged line is a row at the margin
+            if abs(place.seq) < 1 << 62:
+                places[slot] = place
+    return places
+
+
+def _slots_of(wanted: Iterable[int | None], seqs: Ints, slots: Ints) -> Ints:
+    """The slots of the calls with these seqs, -1 where there is none."""
+    asked = np.fromiter(
+        (-1 if seq is None or abs(seq) >= 1 << 62 else seq for seq in wanted), np.int64, len(seqs)
+    )
+    if not len(seqs):
+        return asked
+    sort = np.argsort(seqs, kind="stable")
+    at = np.minimum(np.searchsorted(seqs, asked, sorter=sort), len(seqs) - 1)
+    found = sort[at]
+    return np.where((seqs[found] == asked) & (asked >= 0), slots[found], -1)

@@ -1,0 +1,294 @@
+"""Walking the run by what belongs together: into a call, along the data flow, back in time.
+
+Every way ends at a row. Where several rows qualify a list asks which; where none does one line says
+why. Each jump is remembered, so that one key leads back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from textual.worker import get_current_worker
+
+from tensortrace.records import Call, Finding, Record
+from tensortrace.run import Run
+from tensortrace.text import escape, module_text
+from tensortrace.tui import flow
+from tensortrace.tui.background import SUMMARIES_AT_ONCE, Reader
+from tensortrace.tui.cells import name_of, short_place
+from tensortrace.tui.flow import Flow, Link, Way
+from tensortrace.tui.folds import Opened
+from tensortrace.tui.pick import Pick
+from tensortrace.tui.rows import Row, StepRows
+from tensortrace.tui.theme import UNICODE, Glyphs, Styled
+
+KEPT_PLACES = 100
+# Earlier steps that are looked through for the same place.
+MOST_STEPS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A place one has been at: the step, the slot in it, what was open."""
+
+    number: int
+    slot: int
+    opened: Opened
+
+
+class Walker(Reader):
+    """The part of the viewer that goes from a row to those that belong to it."""
+
+    def __init__(self, log: Run, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
+        super().__init__(log, step, glyphs)
+        self.stops: deque[Stop] = deque(maxlen=KEPT_PLACES)
+        # The rows of the list that is shown, as (step, seq).
+        self.places: list[tuple[int, int | None]] = []
+
+    # ---- there and back
+
+    @property
+    def stop(self) -> Stop:
+        """Where the cursor is."""
+        slot = self.rows.slot(self.pane("calls").cursor or 0)
+        return Stop(self.number, slot, self.opened.copy())
+
+    def remember(self) -> None:
+        """Keep the place for the way back."""
+        here = self.stop
+        if not self.stops or (self.stops[-1].number, self.stops[-1].slot) != (
+            here.number,
+            here.slot,
+        ):
+            self.stops.append(here)
+
+    def return_to(self, stop: Stop) -> None:
+        """Show a place as it was left."""
+        self.opened = stop.opened.copy()
+        self.go_to(stop.number, lambda rows: stop.slot)
+
+    def action_jump_back(self) -> None:
+        """Go back to where the last jump began."""
+        here = self.stop
+        while self.stops:
+            stop = self.stops.pop()
+            if (stop.number, stop.slot) != (here.number, here.slot):
+                self.following = False
+                self.return_to(stop)
+                return
+        self.tell("no earlier place to go back to")
+
+    # ---- into a call
+
+    def action_unfold(self) -> None:
+        """Show the ops inside the call; if they show, go to the first."""
+        at = self.pane("calls").cursor or 0
+        if not self.rows.inside(at):
+            self.tell("no ops were recorded inside this row")
+        elif self.rows.opens(at):
+            self.pane("calls").move_to(self.rows.first_inside(at))
+        else:
+            self.put_fold(at, True)
+
+    def action_fold(self) -> None:
+        """Hide the ops inside the call; else go to the call around, which hides its ops next."""
+        at = self.pane("calls").cursor or 0
+        if self.rows.inside(at) and self.rows.opens(at):
+            self.put_fold(at, False)
+            return
+        owner = self.rows.owner(at)
+        if owner is not None:
+            self.pane("calls").move_to(owner)
+
+    def action_fold_all(self, shown: bool) -> None:
+        """Show or hide all ops of all calls."""
+        at = self.pane("calls").cursor or 0
+        slot = self.rows.slot(at)
+        if self.rows.folds is not None and slot < len(self.rows.folds.owner) and not shown:
+            slot = [slot, *self.rows.folds.around(slot)][-1]
+        self.opened.every = shown
+        self.opened.sites.clear()
+        self.rows.fold()
+        self.redraw_calls(slot)
+
+    def put_fold(self, at: int, shown: bool) -> None:
+        """Show or hide the ops of one call."""
+        slot = self.rows.slot(at)
+        self.rows.put(at, shown)
+        self.redraw_calls(slot)
+
+    def redraw_calls(self, slot: int) -> None:
+        """Draw the table again with the cursor on the row of a slot."""
+        self.draw_calls(self.rows.position(slot) or 0)
+        self.anchor = self.row
+        self.want_detail()
+
+    # ---- along the data flow
+
+    def action_sources(self) -> None:
+        """Go to what made an input of the row."""
+        self.walk("comes from", flow.sources)
+
+    def action_uses(self) -> None:
+        """Go to what used an output of the row."""
+        self.walk("goes to", flow.uses)
+
+    def action_counterpart(self) -> None:
+        """Go from a call to its gradient, and back."""
+        self.walk("belongs to", flow.counterparts)
+
+    def walk(self, title: str, ask: Callable[[Record | None, Flow], Way]) -> None:
+        """Ask the step in a thread where a row leads, and go there."""
+        row, rows = self.row, self.rows
+        if row is not None:
+            name = name_of(row, self.modules)[0]
+            told = partial(self.take_way, rows, f"{name} {title}")
+            self.run_worker(
+                lambda: self.ask_flow(rows, row, ask, told), thread=True, exclusive=True,
+                group="walk",
+            )  # fmt: skip
+
+    def ask_flow(
+        self,
+        rows: StepRows,
+        row: Row,
+        ask: Callable[[Record | None, Flow], Way],
+        told: Callable[[Way], None],
+    ) -> None:
+        """Look through the lines of the step; runs in a thread."""
+        worker = get_current_worker()
+        way = ask(row.record, Flow(rows.step, lambda: worker.is_cancelled))
+        if not worker.is_cancelled:
+            self.from_thread(told, way)
+
+    def take_way(self, rows: StepRows, title: str, way: Way) -> None:
+        """Go to the one row, ask which of several, or say why there is none."""
+        if rows is not self.rows:
+            return  # the user has gone on
+        if not way.links:
+            self.tell(way.why)
+        elif len(way.links) == 1:
+            self.remember()
+            self.go_to_seq(self.number, way.links[0].seq)
+            if way.why:
+                self.tell(way.why)
+        else:
+            lines = [self.link_line(link) for link in way.links]
+            seqs = [link.seq for link in way.links]
+            self.ask_which(title, lines, [(self.number, seq) for seq in seqs], 0)
+
+    def link_line(self, link: Link) -> Styled:
+        """Write a link: the tensor, then the record that it leads to."""
+        record = link.record
+        name, more = name_of(Row(record, ""), self.modules)
+        told: Styled = [(f"{escape(link.label)[:24]:<12} ", "faint"), (f"#{link.seq} {name}", "op")]
+        if isinstance(record, Call):
+            place = module_text(record.module) if record.op and record.module else ""
+            told.append(("  ".join(["", *filter(None, [more, place, record.phase])]), ""))
+        location = getattr(record, "location", None)
+        told.append((f"  {short_place(location)}" if location else "", "faint"))
+        return told
+
+    def go_to_seq(self, number: int, seq: int | None) -> None:
+        """Show a record of a step by its seq; the calls around it open."""
+        self.following = False
+        self.go_to(number, lambda rows: rows.at_seq(seq) or 0)
+
+    # ---- lists to walk
+
+    def ask_which(
+        self, title: str, lines: list[Styled], places: list[tuple[int, int | None]], at: int
+    ) -> None:
+        """Show a list whose lines are rows: the table goes along, Esc leads back."""
+        begin = self.stop
+        self.places = places
+        self.on_pick_walked(Pick.Walked(at))
+
+        def done(chosen: int | None) -> None:
+            self.places = []
+            self.return_to(begin)
+            if chosen is not None and places[chosen][1] is not None:
+                self.remember()
+                self.go_to_seq(*places[chosen])
+
+        self.push_screen(Pick(title, lines, at, self.glyphs), done)
+
+    def on_pick_walked(self, message: Pick.Walked) -> None:
+        """Show the row of the line that the cursor of the list is on."""
+        if message.at < len(self.places) and self.places[message.at][1] is not None:
+            self.go_to_seq(*self.places[message.at])
+
+    def action_causes(self) -> None:
+        """List the causes of the finding at the row, or that the row is a cause of."""
+        finding = self.finding_here()
+        if finding is None:
+            self.tell("no finding here has a chain of causes")
+            return
+        lines = [
+            [(f"#{'-' if link.seq is None else link.seq} {escape(link.op or 'call')}", "op"),
+             (f"  {short_place(link.location)}", "faint"),
+             (f"  {escape((link.location.code or '').strip()) if link.location else ''}", "")]
+            for link in finding.chain
+        ]  # fmt: skip
+        places = [(finding.step, link.seq) for link in finding.chain]
+        seq = self.row.seq if self.row is not None else None
+        at = next((i for i, place in enumerate(places) if place == (self.number, seq)), 0)
+        title = f"Causes of {finding.code} at step {finding.step}, the first first"
+        self.ask_which(title, lines, places, at)
+
+    def finding_here(self) -> Finding | None:
+        """The finding whose causes one would walk from the row under the cursor."""
+        row = self.row
+        held = [*(row.findings if row is not None else ()), *self.rows.step.findings]
+        if self.at_finding is not None:
+            held.insert(len(row.findings) if row is not None else 0, self.at_finding)
+        seq = row.seq if row is not None else None
+        for finding in held:
+            at_it = row is not None and finding in row.findings
+            along = finding.step == self.number and seq in [link.seq for link in finding.chain]
+            if finding.chain and (at_it or along):
+                return finding
+        return None
+
+    # ---- back in time
+
+    def action_before(self) -> None:
+        """Go to the same place in the nearest earlier step that has it."""
+        row, number = self.row, self.number
+        if row is None:
+            return
+        near = self.rows.slot(self.pane("calls").cursor or 0)
+        self.run_worker(
+            lambda: self.look_before(row, number, near), thread=True, exclusive=True, group="walk"
+        )
+
+    def look_before(self, row: Row, number: int, near: int) -> None:
+        """Look through the earlier steps whose calls were kept; runs in a thread."""
+        worker, looked, first = get_current_worker(), 0, self.log_.first_step()
+        stop = number
+        while stop > first and looked < MOST_STEPS:
+            start = max(first, stop - (1 if stop == number else SUMMARIES_AT_ONCE))
+            kept = [s.step for s in self.log_.summaries(start, stop) if s.full]
+            for earlier in reversed(kept):
+                if worker.is_cancelled:
+                    return
+                looked += 1
+                slot = StepRows(self.log_.step(earlier)).same_place(row, near)
+                if slot is not None:
+                    self.from_thread(self.take_before, number, earlier, slot)
+                    return
+            stop = start
+        self.from_thread(self.tell, "no earlier step that was kept whole has this place")
+
+    def take_before(self, asked: int, number: int, slot: int) -> None:
+        """Go to the place that was found, unless the user has gone on."""
+        if asked != self.number:
+            return
+        self.remember()
+        self.following = False
+        self.go_to(number, lambda rows: slot)
+        if number != asked - 1:
+            self.tell(f"step {number}: the steps between have no such call")
