@@ -235,7 +235,8 @@ class Action(Record, frozen=True, kw_only=True, tag="action"):
     `detail` by action: clip {"total_norm", "max_norm", "value", "outside"}; loss {"value", "shape",
     "dtype", "gradients"}; scale and unscale {"scale", "found_inf"}; fetch {"host_ns"}; zero_grad
     {"set_to_none", "parameters", "left", "left_names", "grown"}; train and eval {"modules"};
-    load_state_dict {"missing", "unexpected", "matched"};
+    load_state_dict {"missing", "unexpected", "matched", "examples", and "prefix_given" or
+    "prefix_wanted" if most of its names differ from the module's by that prefix only};
     compiled {"modules"}; replay {"phase", "forward", "placed", "op", "seq", "differs"}; exception
     {"type", "message", ...: `capture/exceptions.py`}; tracer_error {"where", "error", "traceback"}.
     A "gate" says that what came before was decided here although no optimizer stepped. `of` names

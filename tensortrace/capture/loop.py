@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
 
 _no_functions = torch._C.DisableTorchFunction
+# So many names are enough to look for a prefix with.
+_EXAMPLES = 5
 _Call = Callable[[], Any]
 # Reports a call: gets the recorder, the arguments, the frame's depth and the call itself.
 _Report = Callable[["Recorder", tuple[Any, ...], dict[str, Any], _Call], Any]
@@ -189,6 +191,10 @@ def _load_state_dict(recorder: Recorder, args: Any, kwargs: Any, call: _Call) ->
         given = len(args[1]) if len(args) > 1 else len(kwargs.get("state_dict", ()))
         missing = list(getattr(result, "missing_keys", ()))
         unexpected = list(getattr(result, "unexpected_keys", ()))
+        prefix = _common_prefix(unexpected, missing)
+        apart = {"prefix_given": prefix} if prefix else {}
+        if not prefix and (prefix := _common_prefix(missing, unexpected)):
+            apart = {"prefix_wanted": prefix}
         recorder.action(
             "load_state_dict",
             of=recorder.names.known(args[0]) or type(args[0]).__name__,
@@ -198,9 +204,23 @@ def _load_state_dict(recorder: Recorder, args: Any, kwargs: Any, call: _Call) ->
                 "missing": len(missing),
                 "unexpected": len(unexpected),
                 "examples": [*missing[:5], *unexpected[:5]],
+                **apart,
             },
         )
     return result
+
+
+def _common_prefix(long: list[str], short: list[str]) -> str | None:
+    """What most names of one side have in front of a name of the other, None if nothing."""
+    have = set(long)
+    for name in short[:_EXAMPLES]:
+        for candidate in long:
+            if candidate.endswith(f".{name}"):
+                prefix = candidate.removesuffix(name)
+                found = sum(prefix + other in have for other in short)
+                if 2 * found > min(len(have), len(short)):
+                    return prefix
+    return None
 
 
 def _clip_norm(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
