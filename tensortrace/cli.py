@@ -23,7 +23,6 @@ from tensortrace.text import escape
 from tensortrace.version import __version__
 
 if TYPE_CHECKING:
-    from tensortrace.checks import Check
     from tensortrace.export.contents import Found
     from tensortrace.run import Run
 
@@ -151,16 +150,21 @@ def _report(runs: Sequence[Run], arguments: argparse.Namespace) -> int:
 
 
 def _check_again(arguments: argparse.Namespace, runs: Sequence[Run]) -> list[Found] | None:
-    """Run the checks over the logs if an option asks for other checks; None if none does."""
-    if arguments.select is None and arguments.ignore is None and not arguments.set:
-        return None
-    from tensortrace.checks import select
+    """Run the checks over the logs if an option or the project asks for others; else None."""
+    from tensortrace.config import load_config
     from tensortrace.export.contents import found_again
 
+    config = load_config()
+    asked = arguments.select is not None or arguments.ignore is not None or arguments.set
+    # What `trace(checks=...)` was given wins over the project, and what ran as it says holds.
+    options = [run.header.options for run in runs]
+    same = all("checks" in o or o.get("pyproject") == str(config) for o in options)
+    if not asked and (same or not config):
+        return None
     chosen = None if arguments.select is None else _words("--select", arguments.select)
-    ignored = [] if arguments.ignore is None else _words("--ignore", arguments.ignore)
-    checks: list[Check] = select(chosen, ignored)
-    settings = dict(_setting(text) for text in arguments.set)
+    ignored = None if arguments.ignore is None else _words("--ignore", arguments.ignore)
+    checks = config.checks(chosen, ignored)
+    settings = {**config.settings, **dict(_setting(text) for text in arguments.set)}
     found = []
     for run in runs:
         progress = Progress(run.last_step())

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from tensortrace.checks import Check, select
+from tensortrace.config import Config, load_config
 from tensortrace.errors import UsageError
 from tensortrace.records import Finding
 
@@ -78,7 +79,10 @@ def parse_options(
         raise UsageError(f'every= takes "auto" or a whole number from 1, not {every!r}')
     if type(max_bytes) is not int or max_bytes < 10_000:
         raise UsageError(f"max_bytes= takes a whole number from 10000, not {max_bytes!r}")
-    chosen, settings = _checks(checks)
+    config = load_config()
+    chosen, settings = _checks(checks, config)
+    if config:
+        given["pyproject"] = str(config)
     return Options(
         out=out,
         model=model,
@@ -94,7 +98,7 @@ def parse_options(
         compiled=_choose("compiled", compiled, ("boundary", "eager")),  # type: ignore[arg-type]
         source=bool(source),
         max_bytes=max_bytes,
-        given={name: value for name, value in given.items() if value != _DEFAULTS[name]},
+        given={name: value for name, value in given.items() if value != _DEFAULTS.get(name)},
     )
 
 
@@ -128,13 +132,12 @@ def _steps(steps: int | Container[int] | None) -> Container[int] | None:
 
 
 def _checks(
-    checks: str | Iterable[str] | Mapping[str, Any] | None,
+    checks: str | Iterable[str] | Mapping[str, Any] | None, config: Config
 ) -> tuple[list[Check], Mapping[str, Any]]:
     if isinstance(checks, Mapping):
-        return select(None), checks
-    if checks is None:
-        return select(None), {}
-    return select(_strings("checks", checks)), {}
+        return config.checks(), {**config.settings, **checks}
+    chosen = None if checks is None else _strings("checks", checks)
+    return config.checks(chosen), config.settings
 
 
 def _stopper(stop_on: str | Callable[[Finding], object] | None) -> Callable[[Finding], bool]:

@@ -178,3 +178,37 @@ def test_every_n_and_steps_choose_the_full_steps() -> None:
     assert full(steps=[]) == []
     assert full(steps=range(1, 6), every=2) == [2, 4]
     assert full() == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_project_chooses_checks_and_thresholds_and_arguments_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = '[tool.tensortrace]\nselect = ["TT2", "TT401"]\nignore = ["TT202"]\n'
+    table += "set = {'TT201.ratio' = 50, 'TT401.idle' = 7}\n"
+    (tmp_path / "pyproject.toml").write_text(table, "utf-8")
+    monkeypatch.chdir(tmp_path)
+
+    def chosen(checks: Any) -> set[str]:
+        return {check.code for check in parse_options(checks=checks).checks}
+
+    usual = parse_options()
+    assert chosen(None) >= {"TT201", "TT203", "TT401"}
+    assert not chosen(None) & {"TT101", "TT202"}
+    assert usual.settings == {"TT201.ratio": 50, "TT401.idle": 7}
+    assert "TT201.ratio" in usual.as_json()["pyproject"]
+
+    assert chosen("TT202") == {"TT202"}
+    assert parse_options(checks="TT202").settings == usual.settings
+    by_hand = parse_options(checks={"TT201.ratio": 9.0})
+    assert by_hand.settings == {"TT201.ratio": 9.0, "TT401.idle": 7}
+    assert chosen({"TT201.ratio": 9.0}) == chosen(None)
+
+
+def test_a_bad_table_of_the_project_is_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.tensortrace]\ncheck = []\n", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="unknown key 'check'"), trace(tmp_path / "log.jsonl"):
+        pass
+    assert not (tmp_path / "log.jsonl").exists()
