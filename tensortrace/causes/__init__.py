@@ -16,7 +16,7 @@ from tensortrace.text import number_text, shape_text, short_dtype
 
 __all__ = [
     "Carries", "Facts", "Reason", "counted", "first_index", "first_text", "follow", "large",
-    "limit_of", "masked", "negative", "values_text", "zero",
+    "limit_of", "masked", "negative", "plain", "selector", "values_text", "zero",
 ]  # fmt: skip
 
 # The largest finite number of a dtype.
@@ -30,6 +30,7 @@ _MOVING = (
     "swapaxes movedim ravel viewas reshapeas takealongdim maskedselect diagonal mt"
 )
 _MOVES = frozenset(_MOVING.split())
+_SELECTS = frozenset({"where", "maskedfill", "nantonum", "maskedscatter"})
 
 # How much of a tensor is of the kind to blame: 0 none, 1 all.
 Carries = Callable[[Tensor], float]
@@ -169,13 +170,25 @@ def follow(
     return links[::-1]
 
 
+def selector(call: Call, calls: Iterable[Call]) -> Call | None:
+    """Find the op that picked from the result of a call; what it left out gets a gradient of 0."""
+    made = {id for _, id in call.outputs}
+    return next((c for c in calls if plain(c.op) in _SELECTS and not c.recompute
+                 and any(id in made for _, id in c.inputs)), None)  # fmt: skip
+
+
+def plain(op: str | None) -> str:
+    """Reduce ``masked_fill_`` to ``maskedfill``; no op gives no text."""
+    return re.sub(r"_", "", (op or "").lower())
+
+
 def _carrier(
     maker: Call, made: Tensor, carries: Carries | None, tensors: Mapping[int, Tensor]
 ) -> int | None:
     """The input of a call from which the result has what is to blame; None if it made that."""
     if carries is None:
         return None
-    moves = re.sub(r"[_\d]", "", (maker.op or "").lower()) in _MOVES
+    moves = plain(maker.op) in _MOVES
     if not moves and carries not in (zero, masked):
         return None  # a computed number is a new one
     share = carries(made)

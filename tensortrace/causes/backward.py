@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tensortrace.causes import Facts, Reason, counted, large, limit_of, negative, values_text, zero
-from tensortrace.text import number_text, short_dtype
+from tensortrace.records import Call
+from tensortrace.text import location_text, number_text, short_dtype
 
 
-def explain(facts: Facts, selected_by: str | None = None) -> Reason:
+def explain(facts: Facts, selected_by: Call | None = None) -> Reason:
     """Say why the backward of an op made what is not finite.
 
     Args:
         facts: the op as it was called in the forward pass.
-        selected_by: the op, with its line, that picked from its result and threw the rest away.
+        selected_by: the op that picked from its result and left the rest out.
     """
     reason = _BY_WORD.get(facts.word, _general)(facts)
     if selected_by is None or facts.word not in _BY_WORD:
         return reason
-    why = f"{reason.why}; {selected_by} does not use that element, but sends it a gradient of 0, "
+    place = f"{selected_by.op} ({location_text(selected_by.location)})"
+    why = f"{reason.why}; {place} does not use that element, but sends it a gradient of 0, "
     fix = "make the argument safe first: f(torch.where(ok, x, 1.0)), and select after that"
     return Reason(f"{why}and 0 * inf is NaN", fix, reason.blamed, reason.carries)
 

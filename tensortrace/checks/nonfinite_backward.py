@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tensortrace.causes import Facts, Reason, backward, first_text, follow
+from tensortrace.causes import Facts, Reason, backward, first_text, follow, selector
 from tensortrace.checks import (
     Draft,
     StepView,
@@ -18,9 +18,6 @@ from tensortrace.checks import (
 )
 from tensortrace.records import Call, ChainLink, Tensor
 from tensortrace.text import location_text, module_text
-
-# What picks from a result: the elements that it leaves out get a gradient of 0.
-_SELECTS = frozenset({"where", "maskedfill", "nantonum", "maskedscatter"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +172,9 @@ def _place(step: StepView, origin: Origin) -> tuple[Call, str, dict[str, Any]]:
 
 def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     placed = None
+    # Named before it is narrowed: in a later step the same cause is not replayed again.
+    found = _place(step, origin)[0]
+    cause = f"{found.module} {found.op or origin.call.op}"
     if not origin.direct:
         placed, op_call = step.narrowed(None, "backward")
         if op_call is not None:
@@ -198,7 +198,7 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
                           ] if op else []  # fmt: skip
     return Draft(
         message=message, severity="error" if verdict == "harmful" else "note",
-        follows=step.blamed(), cause=f"{by.module} {op}" if verdict == "harmful" else verdict,
+        follows=step.blamed(), cause=cause if verdict == "harmful" else verdict,
         phase="backward", module=by.module, op=op,
         param=call.outputs[0][0] if call.op is None and call.outputs else None,
         seq=call.seq, tensor=grad.id, value=grad.nonfinite, limit=0,
@@ -218,13 +218,10 @@ def _reason(step: StepView, by: Call) -> Reason:
     outputs = [step.tensors[id] for _, id in by.outputs if id in step.tensors]
     inputs = [tensor for _, tensor in _inputs(step, by)]
     facts = Facts(plain_op(by.op), inputs, outputs if by.phase == "forward" else [], by.arguments)
-    made = {id for _, id in by.outputs} if by.phase == "forward" else set()
-    selects = next((c for c in (*step.calls, *step.replayed)
-                    if c.phase == "forward" and plain_op(c.op) in _SELECTS and not c.recompute
-                    and any(id in made for _, id in c.inputs)), None)  # fmt: skip
-    if selects is None:
+    if by.phase == "backward":
         return backward.explain(facts)
-    return backward.explain(facts, f"{selects.op} ({location_text(selects.location)})")
+    forward = (c for c in (*step.calls, *step.replayed) if c.phase == "forward")
+    return backward.explain(facts, selector(by, forward))
 
 
 def _chain(

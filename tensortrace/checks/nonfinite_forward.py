@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tensortrace.causes import Facts, Reason, first_text, follow, forward
+from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
 from tensortrace.checks import (
     Draft,
     StepView,
@@ -121,7 +121,7 @@ def _origins(step: StepView) -> list[Origin]:
             spoilt.add(parent.seq)
         if not got and call.seq not in spoilt and plain_op(call.op) not in FILLS:
             # -inf that goes in is a mask, unless it comes from nowhere to where none belongs.
-            masks = [] if made or call.seq in last else _new_masks(step, call)
+            masks = [] if made else _new_masks(step, call)
             came = _unexplained_masks(step, parent, call) if made else []
             if came and parent:
                 found.append(Origin(parent, came[0], (last.get(parent.seq), call)))
@@ -136,7 +136,11 @@ def _origins(step: StepView) -> list[Origin]:
 
 
 def _new_masks(step: StepView, call: Call) -> list[Tensor]:
+    """Pick -inf that neither its inputs nor, where they are seen, its children had."""
     if any(t.neginf for t in step.nonfinite(call.inputs)):
+        return []
+    children = (c for c in step.calls if c.parent == call.seq and call.op is None)
+    if any(t.neginf for c in children for t in step.nonfinite(c.outputs)):
         return []
     return [t for t in step.nonfinite(call.outputs) if t.neginf]
 
@@ -203,6 +207,10 @@ def _upstream(step: StepView, bad: list[int]) -> tuple[set[int], bool]:
 
 def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> Draft:
     placed: str | None = "direct"
+    # Named before it is narrowed: in a later step the same cause is not replayed again.
+    found = origin.between or ()
+    cause = " ".join(str(part) for part in (
+        origin.call.module, origin.call.op, *(c.module if c else None for c in found)))  # fmt: skip
     if origin.call.op is None or origin.between:
         placed, op = step.narrowed(origin.call.seq, "forward")
         if op is not None:
@@ -211,6 +219,8 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     where = _name(step, call)
     inputs = [(n, step.tensors[i]) for n, i in call.inputs if i in step.tensors]
     reason = _reason(step, call)
+    if damage == "gradient" and call.op:
+        reason = _with_backward(step, call, reason)
     masks = sum(t.neginf for _, t in inputs)
     made = f"{where} made {count_text(tensor)} from "
     made += f"inputs with {masks} -inf" if masks else "finite inputs"
@@ -230,7 +240,6 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         made = f"the code of {where} made {count_text(tensor)} between {names[0]} and {names[1]}"
         told = " to ".join(line for line in lines if line)
         made += f" ({told})" if told else ""
-    cause = f"{call.module} {call.op}"
     return Draft(
         message=made if damage else made + HARMLESS,
         follows=step.poisoned, severity="error" if damage else "note",
@@ -267,6 +276,17 @@ def _reason(step: StepView, call: Call) -> Reason:
     inputs = [step.tensors[i] for _, i in call.inputs if i in step.tensors]
     outputs = [step.tensors[i] for _, i in call.outputs if i in step.tensors]
     return forward.explain(Facts(word, inputs, outputs, call.arguments))
+
+
+def _with_backward(step: StepView, call: Call, reason: Reason) -> Reason:
+    """Add why the gradient is not finite either, although what came out was masked away."""
+    inputs = [step.tensors[i] for _, i in call.inputs if i in step.tensors]
+    outputs = [step.tensors[i] for _, i in call.outputs if i in step.tensors]
+    forward_calls = (c for c in (*step.calls, *step.replayed) if c.phase == "forward")
+    facts = Facts(plain_op(call.op), inputs, outputs, call.arguments)
+    back = backward.explain(facts, selector(call, forward_calls))
+    return Reason(f"{reason.why}; in backward {back.why}", back.fix or reason.fix, reason.blamed,
+                  reason.carries)  # fmt: skip
 
 
 def _chain(

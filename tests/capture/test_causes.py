@@ -1,0 +1,266 @@
+"""Each kind of op: a program with a fault, what is said of it, and its silent repair."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tensortrace import trace
+from tensortrace.records import Finding
+from tests.capture import Recorded
+
+Level = Literal["module", "op"]
+Part = Callable[[Tensor], Tensor]
+INF = float("inf")
+NOTHING = torch.full((3,), -100)
+HIDES_A_ROW = torch.tensor([[True, False, False, False]] * 2 + [[False] * 4])
+LABELS = torch.tensor([0, 1, 2])
+
+
+@dataclass(frozen=True)
+class Case:
+    """What `wrong` does, the op to blame, words of the explanation, and the same done right."""
+
+    op: str
+    wrong: Part
+    right: Part
+    says: tuple[str, ...]
+    phase: str = "forward"
+
+
+def unit(x: Tensor) -> Tensor:
+    """Positive values up to 1, with one row of zeros."""
+    return x.sigmoid() * torch.tensor([[1.0], [1.0], [0.0]])
+
+
+def half(x: Tensor) -> Tensor:
+    return (x * 0 + 300).half()
+
+
+FORWARD = {
+    "log of zero": Case(
+        "log", lambda x: unit(x).log(), lambda x: unit(x).clamp_min(1e-8).log(),
+        ("log of 0 is -inf", "4 zeros of 12", "f32 [3, 4] from 0 to")),
+    "log of a negative": Case(
+        "log", lambda x: (unit(x) - 2).log(), lambda x: (unit(x) + 2).log(),
+        ("negative number NaN", "12 negatives of 12")),
+    "log1p below -1": Case(
+        "log1p", lambda x: (-unit(x) - 1).log1p(), lambda x: (-unit(x) - 1).clamp_min(-0.9).log1p(),
+        ("log1p of -1",)),
+    "sqrt": Case(
+        "sqrt", lambda x: (unit(x) - 2).sqrt(), lambda x: (unit(x) - 2).clamp_min(1e-12).sqrt(),
+        ("root of a negative number is NaN", "12 negatives of 12")),
+    "rsqrt": Case(
+        "rsqrt", lambda x: unit(x).rsqrt(), lambda x: (unit(x) + 1e-3).rsqrt(),
+        ("1 / sqrt(x) is infinite at 0", "4 zeros of 12")),
+    "div": Case(
+        "div", lambda x: x / unit(x).sum(1, keepdim=True),
+        lambda x: x / (unit(x).sum(1, keepdim=True) + 1e-3),
+        ("the divisor has 1 zero out of 3 (f32 [3, 1]",)),
+    "div by a count": Case(
+        "div", lambda x: x[x > INF].sum() / 0, lambda x: x[x > INF].sum() / 1,
+        ("divided by the number 0",)),
+    "reciprocal": Case(
+        "div", lambda x: 1 / unit(x), lambda x: 1 / (unit(x) + 1e-3),
+        ("the divisor has 4 zeros out of 12",)),
+    "div overflows": Case(
+        "div", lambda x: 1e30 / (unit(x) + 1e-12), lambda x: 1.0 / (unit(x) + 1e-3),
+        ("the quotient is over the range of f32",)),
+    "negative power of 0": Case(
+        "pow", lambda x: unit(x) ** -0.5, lambda x: unit(x).clamp_min(1e-3) ** -0.5,
+        ("0 to the power -0.5 is infinite", "4 zeros of 12")),
+    "fractional power": Case(
+        "pow", lambda x: (unit(x) - 2) ** 0.5, lambda x: (unit(x) - 2).clamp_min(1e-3) ** 0.5,
+        ("a negative number to the power 0.5", "12 negatives of 12")),
+    "pow overflows": Case(
+        "pow", lambda x: (unit(x) + 1e20) ** 3, lambda x: (unit(x) + 1.0) ** 3,
+        ("over the range of f32",)),
+    "exp": Case(
+        "exp", lambda x: (unit(x) + 89).exp(), lambda x: (unit(x) + 89).clamp(max=10).exp(),
+        ("exp is over the range of f32 above 88.7", "from 89 to")),
+    "exp in half": Case(
+        "exp", lambda x: (unit(x) + 12).half().exp(), lambda x: (unit(x) + 12).half().float().exp(),
+        ("exp is over the range of f16 above 11.1",)),
+    "acos": Case(
+        "acos", lambda x: (unit(x) + 1.5).acos(), lambda x: unit(x).clamp(-0.9, 0.9).acos(),
+        ("acos is defined between -1 and 1 only", "from 1.5 to")),
+    "asin": Case(
+        "asin", lambda x: (unit(x) + 1.5).asin(), lambda x: unit(x).clamp(-0.9, 0.9).asin(),
+        ("asin is defined between -1 and 1 only",)),
+    "atanh": Case(
+        "atanh", lambda x: (unit(x) + 1).atanh(), lambda x: unit(x).clamp(-0.9, 0.9).atanh(),
+        ("atanh is infinite at -1 and 1",)),
+    "norm in half": Case(
+        "norm", lambda x: (half(x) * 200).norm(), lambda x: (half(x) * 200).float().norm(),
+        ("over the range of f16 (largest 6.6e+04)", "f16 [3, 4], all 6.0e+04")),
+    "std of one": Case(
+        "std", lambda x: x[:1].std(0), lambda x: x[:1].std(0, correction=0) + x[:1].mean(0),
+        ("std of 1 element with correction 1 is 0 / 0", "f32 [1, 4]", "over dim 0")),
+    "var of one": Case(
+        "var", lambda x: x[0, 0].var(), lambda x: x[0, 0].var(correction=0),
+        ("var of 1 element",)),
+    "mean of nothing": Case(
+        "mean", lambda x: x[x > INF].mean(), lambda x: x[x > INF].sum() / 1,
+        ("the mean of nothing is 0 / 0", "f32 [0]")),
+    "softmax of a masked row": Case(
+        "softmax", lambda x: x.masked_fill(~HIDES_A_ROW, -INF).softmax(-1),
+        lambda x: x.masked_fill(~HIDES_A_ROW, torch.finfo(x.dtype).min).softmax(-1),
+        ("a row that is -inf throughout", "its mask hides every position", "10 -inf of 12")),
+    "attention over the range": Case(
+        "scaled_dot_product_attention",
+        lambda x: F.scaled_dot_product_attention(x[None] * 1e25, x[None] * 1e25, x[None])[0],
+        # A row of the mask that hides everything gives zeros since torch 2.5.
+        lambda x: F.scaled_dot_product_attention(
+            x[None], x[None], x[None], attn_mask=HIDES_A_ROW[:, :3])[0],
+        ("query times key is over the range of f32",)),
+    "cross entropy without a target": Case(
+        "cross_entropy", lambda x: F.cross_entropy(x, NOTHING),
+        lambda x: F.cross_entropy(x, NOTHING, reduction="sum") / 1,
+        ("all 3 targets are -100", "the mean over no target at all is 0 / 0")),
+    "cross entropy of a class that is ruled out": Case(
+        "cross_entropy", lambda x: F.cross_entropy(x.masked_fill(~HIDES_A_ROW[:1], -INF), LABELS),
+        lambda x: F.cross_entropy(x, LABELS),
+        ("a class of probability 0 costs infinity",)),
+    "normalize in half": Case(
+        "normalize", lambda x: F.normalize(unit(x).half(), dim=1),
+        lambda x: F.normalize(unit(x), dim=1, eps=1e-3),
+        ("eps 1e-12 rounds to 0 in f16: 0 / 0", "4 zeros of 12")),
+    "division by the norm of zeros": Case(
+        "div", lambda x: unit(x) / unit(x).norm(dim=1, keepdim=True),
+        lambda x: unit(x) / (unit(x).norm(dim=1, keepdim=True) + 1e-3),
+        ("the divisor has 1 zero out of 3",)),
+    "layer norm without eps": Case(
+        "layer_norm", lambda x: F.layer_norm(unit(x), (4,), eps=0.0),
+        lambda x: F.layer_norm(unit(x), (4,)),
+        ("equal elements have the variance 0, and with eps 0 that is 0 / 0",)),
+    "matmul in half": Case(
+        "matmul", lambda x: half(x) @ half(x).T, lambda x: half(x).float() @ half(x).float().T,
+        ("over the range of f16 (largest 6.6e+04)", "f16 [3, 4], all 300, f16 [4, 3], all 300")),
+    "sum in half": Case(
+        "sum", lambda x: (half(x) * 100).sum(), lambda x: (half(x) * 100).sum(dtype=torch.float32),
+        ("over the range of f16", "all 3.0e+04")),
+    "cast to half": Case(
+        "half", lambda x: (unit(x) + 1e5).half(), lambda x: (unit(x) + 1e5).bfloat16(),
+        ("f16 ends at 6.6e+04",)),
+    "prod": Case(
+        "prod", lambda x: (unit(x) + 1e15).prod(), lambda x: (unit(x) + 1.0).prod(),
+        ("the product is over the range of f32",)),
+    "cumprod": Case(
+        "cumprod", lambda x: (unit(x) + 1e15).cumprod(1), lambda x: (unit(x) + 1.0).cumprod(1),
+        ("the product is over the range of f32",)),
+    "anything else": Case(
+        "digamma", lambda x: -unit(x).digamma(), lambda x: (unit(x) + 1).digamma(),
+        ("outside its domain or over its range; it got f32 [3, 4] from 0 to",)),
+}  # fmt: skip
+
+BACKWARD = {
+    "sqrt": Case(
+        "sqrt", lambda x: unit(x).sqrt(), lambda x: (unit(x) + 1e-3).sqrt(),
+        ("the slope of sqrt is 1 / (2 sqrt(x)): infinite at 0", "4 zeros of 12")),
+    "rsqrt": Case(
+        "rsqrt", lambda x: (unit(x) + 1e-30).rsqrt(), lambda x: (unit(x) + 1e-3).rsqrt(),
+        ("the slope of rsqrt is",)),
+    "log selected by where": Case(
+        "log", lambda x: torch.where(unit(x) > 0, unit(x).log(), x),
+        lambda x: torch.where(unit(x) > 0, torch.where(unit(x) > 0, unit(x), 1.0).log(), x),
+        ("infinite at 0", "4 zeros of 12", "where (", "sends it a gradient of 0, and 0 * inf")),
+    "pow": Case(
+        "pow", lambda x: unit(x) ** 0.3, lambda x: unit(x).clamp_min(1e-3) ** 0.3,
+        ("the slope of x ** 0.3 is 0.3 x ** (0.3 - 1)", "4 zeros of 12")),
+    "acos": Case(
+        "acos", lambda x: (unit(x) * 0 + 1).acos(), lambda x: unit(x).clamp(-0.9, 0.9).acos(),
+        ("the slope of acos is infinite at -1 and 1", "all 1")),
+    "asin": Case(
+        "asin", lambda x: (unit(x) * 0 - 1).asin(), lambda x: unit(x).clamp(-0.9, 0.9).asin(),
+        ("the slope of asin is infinite at -1 and 1", "all -1")),
+    "div": Case(
+        "div", lambda x: (x / (unit(x) * 0 + 1e-30)) * 1e-8, lambda x: x / (unit(x) + 1e-3),
+        ("x / y**2", "all 1e-30")),
+    "prod": Case(
+        "prod", lambda x: (unit(x)[:2] * 0 + torch.tensor([1e-30, 1e30, 1e30, 1e-5])).prod(1),
+        lambda x: (unit(x)[:2] + 1).prod(1),
+        ("the gradient of a product is the product of all others",)),
+    "cumprod": Case(
+        "cumprod", lambda x: (unit(x) * 0 + torch.tensor([1e-30, 1e30, 1e20, 1e-5])).cumprod(1),
+        lambda x: (unit(x) + 1).cumprod(1),
+        ("the gradient of a product is the product of all others", "from 1e-30")),
+    "hypot": Case(
+        "hypot", lambda x: unit(x).hypot(unit(x)), lambda x: (unit(x) + 1e-3).hypot(unit(x)),
+        ("both are 0",)),
+    "logsumexp": Case(
+        "logsumexp",
+        lambda x: (x + torch.where(HIDES_A_ROW, 0, -INF)).logsumexp(-1).clamp_min(-9.0),
+        lambda x: (x + torch.where(HIDES_A_ROW, 0, -1e9)).logsumexp(-1).clamp_min(-9.0),
+        ("a row that is -inf throughout",)),
+    "eigh": Case(
+        "linalg_eigh", lambda x: torch.linalg.eigh((x[0, 0] * 0).nan_to_num() + torch.eye(3))[1],
+        lambda x: torch.linalg.eigvalsh(x[0, 0] * 0 + torch.eye(3)),
+        ("eigenvalues a and b", "infinite where they are equal")),
+    "anything else": Case(
+        "erfinv", lambda x: (unit(x) * 0 + 0.99999994).erfinv() * 1e35,
+        lambda x: (unit(x) * 0.5).erfinv(),
+        ("finite gradients went in, others came out", "f32 [3, 4], all 1")),
+}  # fmt: skip
+CASES = {
+    **{f"forward {name}": case for name, case in FORWARD.items()},
+    **{
+        f"backward {name}": Case(c.op, c.wrong, c.right, c.says, "backward")
+        for name, c in BACKWARD.items()
+    },
+}
+
+
+class Model(nn.Module):
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(self.fc(x)).float()
+
+
+def train(part: Part, level: Level) -> list[Finding]:
+    """Three updates; returns what is more than a note."""
+    torch.manual_seed(0)
+    model = Model(part)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    records = Recorded()
+    with trace(out=records.append, every=1, level=level) as t:
+        for _ in range(3):
+            loss = model(torch.randn(3, 4)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert [a.detail for a in records.actions("tracer_error")] == []
+    return [finding for finding in t.findings if finding.severity != "note"]
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom:UserWarning")
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("name", CASES)
+def test_fault_is_explained_by_the_values_that_went_in(name: str, level: Level) -> None:
+    case = CASES[name]
+    (finding,) = train(case.wrong, level)
+    assert (finding.op, finding.severity) == (case.op, "error")
+    # Op level sees the -inf that `where` hides, and what it did in backward.
+    assert finding.phase == ("forward" if "where" in name and level == "op" else case.phase)
+    for words in case.says:
+        assert words in finding.explanation
+    # The message says what, how many and where; why is said once, elsewhere.
+    assert re.search(r"made \d+ -?(NaN|inf)", finding.message)
+    assert finding.explanation not in finding.message
+    assert finding.fix
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("name", CASES)
+def test_repair_is_silent(name: str, level: Level) -> None:
+    assert [finding.message for finding in train(CASES[name].right, level)] == []
