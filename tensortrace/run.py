@@ -404,11 +404,18 @@ class Run:
         """True if no end line is there and its writer seems to be at work."""
         if self.end is not None or not self._file.growing:
             return False
+        alive = _alive(self.header)
+        if alive is not None:
+            return alive
         try:
-            recent = time.time() - os.fstat(self._file.fd).st_mtime < 10
+            return time.time() - os.fstat(self._file.fd).st_mtime < 10
         except OSError:
             return False
-        return recent or _alive(self.header)
+
+    @property
+    def killed(self) -> bool:
+        """True if no end line is there and its writer, a process of this machine, is gone."""
+        return self.end is None and self._file.growing and _alive(self.header) is False
 
     # -- steps
 
@@ -675,15 +682,17 @@ def _key(source: Source) -> tuple[str, int]:
     return source.file, source.first_line
 
 
-def _alive(header: Header) -> bool:
-    """Tell whether the writing process still runs on this machine."""
+def _alive(header: Header) -> bool | None:
+    """Tell whether the writing process still runs; None if it was on another machine."""
     if os.name != "posix" or header.pid <= 0 or header.hostname != socket.gethostname():
-        return False
+        return None
     try:
         os.kill(header.pid, 0)
     except PermissionError:
         return True
-    except (OSError, OverflowError):
+    except OverflowError:
+        return None
+    except OSError:
         return False
     return True
 

@@ -61,7 +61,9 @@ def ended_text(run: Run) -> str:
     """Say how the run ended, in one sentence."""
     end = run.end
     if end is None:
-        state = "still running" if run.live else "still running or killed"
+        state = (
+            "killed" if run.killed else "still running" if run.live else "still running or killed"
+        )
         cut = f", {run.lost_bytes} bytes cut" if run.lost_bytes else ""
         return f"no end line: {state}{cut}"
     after = f"after {end.elapsed_ns / 1e9:.1f} s"
