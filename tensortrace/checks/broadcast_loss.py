@@ -1,0 +1,90 @@
+"""TT604: a loss that compares every prediction with every target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check
+from tensortrace.records import Call, Severity, Tensor
+from tensortrace.text import location_text
+
+_OPS = frozenset(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"))
+_MODULES = frozenset(("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss"))
+
+
+@check("TT604", "broadcast-in-loss", severity="error")
+def broadcast_in_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
+    """A loss broadcasts [N, 1] against [N] to [N, N]: each prediction meets each target.
+
+    Symptom:    regression settles at the mean of the targets; the loss stays near their variance
+    Threshold:  mse, l1, smooth_l1 or huber loss (module or function) gets two tensors of the same
+                N > 1 elements, one of shape (..., 1) and the other the same without the last dim,
+                and the result has more than N. An error: torch itself warns that this is not meant,
+                and a loss over pairs written on purpose has tensors of equally many dims. A
+                warning for `a - b` outside modules, where one of them has a gradient, the other is
+                data, and no operation of this step has given (..., 1) its last dim
+    Source:     torch/nn/functional.py, mse_loss ("Using a target size that is different to the
+                input size")
+    Fix:        loss = F.mse_loss(prediction.squeeze(-1), target), or target.unsqueeze(-1)
+    Misses:     losses written by hand inside a module, but for `level="op"`; other operators than
+                minus; where N differs, broadcasting may be meant
+    """
+    if step.summary is None:
+        return
+    shaped = {id for c in step.calls if c.op is not None and c.module is None
+              and c.phase == "forward" for _, id in c.outputs}  # fmt: skip
+    losses = {c.seq for c in step.calls if _is_loss(step, c) and c.op is None}
+    for call in step.calls:
+        if call.phase != "forward" or call.replay or call.parent in losses:
+            continue
+        if not _is_loss(step, call) and not (call.op == "sub" and call.module is None):
+            continue
+        two = [step.tensors[id] for _, id in call.inputs[:2] if id in step.tensors]
+        count = _broadcast(two)
+        if not count:
+            continue
+        severity: Severity = "error"
+        if call.op == "sub":
+            severity = "warning"
+            if not _meets_data(two) or max(two, key=_dims).id in shaped:
+                continue
+        first, second = (list(t.shape or ()) for t in two)
+        yield Draft(
+            message=f"{call.op or call.module} of {first} and {second} broadcasts to {count} "
+            f"numbers (limit {two[0].numel}): every prediction is compared with every target",
+            cause=location_text(call.location), severity=severity, phase="forward",
+            module=call.module, op=call.op, seq=call.seq, tensor=two[0].id, value=count,
+            limit=two[0].numel, location=call.location,
+            evidence={"placed": "direct", "shapes": [first, second]},
+        )  # fmt: skip
+
+
+def _is_loss(step: StepView, call: Call) -> bool:
+    if call.op is not None:
+        return call.op in _OPS
+    module = step.modules.get(call.module or "")
+    return module is not None and module.cls in _MODULES
+
+
+def _dims(tensor: Tensor) -> int:
+    return len(tensor.shape or ())
+
+
+def _broadcast(two: list[Tensor]) -> int:
+    """Count the elements of the result if (..., 1) meets the same without its last dim, else 0."""
+    if len(two) != 2 or two[0].shape is None or two[1].shape is None:
+        return 0
+    low, high = sorted((two[0].shape, two[1].shape), key=len)
+    if high != (*low, 1) or two[0].numel < 2:
+        return 0
+    count = 1
+    for a, b in zip((1, *low), high, strict=True):
+        count *= max(a, b)
+    return count if count > two[0].numel else 0
+
+
+def _meets_data(two: list[Tensor]) -> bool:
+    """Tell whether a result of the network meets something that has no gradient."""
+    made, data = sorted(two, key=lambda t: not t.requires_grad)
+    return made.requires_grad and not made.is_leaf and not data.requires_grad
