@@ -115,7 +115,8 @@ class Module(Record, frozen=True, kw_only=True, tag="module"):
     """A module, written at its first call and again when it changes.
 
     `path` as in `named_modules()` ("" is the root). `alias` is a better path learnt later.
-    `forward` is where the class defines its forward.
+    `forward` is where the class defines its forward. `registered` is False if it ran inside a
+    module that does not hold it, directly or further in; what it holds itself is registered in it.
     """
 
     path: str
@@ -124,6 +125,7 @@ class Module(Record, frozen=True, kw_only=True, tag="module"):
     training: bool = True
     alias: str | None = None
     forward: Location | None = None
+    registered: bool = True
 
 
 class Source(Record, frozen=True, kw_only=True, tag="source"):

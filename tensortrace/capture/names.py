@@ -29,6 +29,8 @@ class ModuleNames:
         self._rooted = model is not None
         self._classes: dict[str, list[weakref.ref[nn.Module]]] = {}
         self._walked: dict[int, int] = {}
+        # Paths of modules that ran inside another and that its root does not hold.
+        self.unregistered: set[str] = set()
         self._aliases: dict[str, str] = {}
         self._fresh_aliases: list[tuple[str, str]] = []
         # Owners of parameters by identity, as of when so many modules were known.
@@ -106,16 +108,26 @@ class ModuleNames:
         if self._walked.get(id(root)) != step:
             # Once a step at most: a program that makes modules in forward would walk at every call.
             self._walked[id(root)] = step
-            root_path = self.known(root)
-            if root_path is not None:
-                self._name_tree(root, root_path)
-            path = self.known(module)
+            path = self._in_tree(module, root)
             if path is not None:
                 return path
         cls = type(module).__name__
         path = self._numbered(f"{parent_path}.{cls}" if parent_path else cls, module)
+        if path not in self.unregistered:
+            # Before it is said for the first time: it may be new since the walk of this step.
+            known = self._in_tree(module, root)
+            if known is not None:
+                return known
+            self.unregistered.add(path)
         self._name_tree(module, path)
         return self.known(module) or path
+
+    def _in_tree(self, module: nn.Module, root: nn.Module) -> str | None:
+        """Name all that a root holds by now; the path of a module, if it is among that."""
+        root_path = self.known(root)
+        if root_path is not None:
+            self._name_tree(root, root_path)
+        return self.known(module)
 
     def _numbered(self, path: str, module: nn.Module) -> str:
         """Add ``#2`` if another living module has this path."""

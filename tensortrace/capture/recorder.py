@@ -268,6 +268,7 @@ class Recorder:
             path=path,
             cls=cls.__name__,
             training=module.training,
+            registered=path not in self.names.unregistered,
             parameters=[
                 ParameterInfo(
                     name, tuple(p.shape), dtype_name(p.dtype), str(p.device), p.requires_grad

@@ -50,7 +50,7 @@ from tensortrace.records import (
 
 __all__ = [
     "Check", "Draft", "Engine", "Page", "StepView", "all_checks", "check", "completion_order",
-    "count_text", "explain", "finite", "plain_op", "select", "steadiness",
+    "count_text", "explain", "finite", "plain_op", "select", "steadiness", "unheld",
 ]  # fmt: skip
 
 # Design "Steps": a step is flushed in parts after this many records, so this much is held here too.
@@ -493,6 +493,36 @@ def steadiness(values: Sequence[float]) -> tuple[float, float]:
     if total <= 0:
         return 0.0, 1.0
     return sum(step > 0 for step in steps) / len(steps), max(steps) / total
+
+
+def unheld(step: StepView, memory: dict[str, Any]) -> dict[str, tuple[int, list[str]]]:
+    """Count for how many optimizer steps running parameters had gradients and no optimizer.
+
+    Call it once in every step. ``memory["held"]`` is what each optimizer holds: names by index.
+
+    Returns:
+        By module that ran in training mode: that count, and the full names of the parameters.
+    """
+    held: dict[int, set[str]] = memory.setdefault("held", {})
+    taken = [o for o in step.optimizers if not o.skipped]
+    held.update((o.index, set(o.parameters)) for o in taken if o.parameters is not None)
+    if step.summary is None or not taken or not held:
+        return {}
+    everything = set().union(*held.values())
+    streaks: dict[str, int] = memory.setdefault("unheld", {})
+    found: dict[str, tuple[int, list[str]]] = {}
+    columns = step.summary.modules
+    for path, rms in zip(columns.path, columns.param_grad_rms, strict=False):
+        module = step.modules.get(path)
+        if not rms or module is None or not module.training:
+            continue
+        own = ((f"{path}.{p.name}" if path else p.name) for p in module.parameters
+               if p.requires_grad)  # fmt: skip
+        names = [name for name in own if name not in everything]
+        streaks[path] = streaks.get(path, 0) + 1 if names else 0
+        if names:
+            found[path] = (streaks[path], names)
+    return found
 
 
 def plain_op(op: str | None) -> str:

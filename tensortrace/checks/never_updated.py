@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check
+from tensortrace.checks import Draft, StepView, check, unheld
 from tensortrace.records import Module
 
 
-@check("TT401", "never-updated")
+@check("TT401", "never-updated", after=("TT406",))
 def never_updated(
     step: StepView, memory: dict[str, Any], *, updates: int = 4, idle: int = 20
 ) -> Iterator[Draft]:
@@ -31,12 +31,11 @@ def never_updated(
                 all weights that stop moving together later in the run are taken for converged
     """
     summary = step.summary
-    held: dict[int, set[str]] = memory.setdefault("held", {})
+    forgotten = [name for count, names in unheld(step, memory).values() if count >= updates
+                 for name in names]  # fmt: skip
     zero_lr: dict[int, int] = memory.setdefault("zero_lr", {})
     taken = [o for o in step.optimizers if not o.skipped]
     for optimizer in taken:
-        if optimizer.parameters is not None:
-            held[optimizer.index] = set(optimizer.parameters)
         still = bool(optimizer.lr) and not any(optimizer.lr)
         zero_lr[optimizer.index] = zero_lr.get(optimizer.index, 0) + 1 if still else 0
     if summary is None or not taken:
@@ -50,21 +49,26 @@ def never_updated(
                 location=next((o.location for o in taken if o.index == index), None),
                 fix="check the scheduler: its total number of steps, and where step() is called",
             )  # fmt: skip
-    yield from _unmoved(step, memory, updates)
+    # Where another check says why, it has said all.
+    told = {name for f in step.findings if f.code == "TT406" for name in f.evidence["parameters"]}
+    forgotten = [name for name in forgotten if name not in told]
+    unmoved = _unmoved(step, memory, updates)
+    for why, names in (("forgotten", forgotten), ("unmoved", unmoved)):
+        if names:
+            yield _draft(step, why, names, updates)
 
 
-def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> Iterator[Draft]:
+def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
     taken = [o for o in step.optimizers if not o.skipped]
     assert step.summary is not None
     columns, held = step.summary.modules, memory["held"]
-    everything: set[str] = set().union(*held.values())
     moved_now = any(columns.update_ratio)
     memory["moved"] = memory.get("moved", False) or moved_now
     converged = memory["moved"] and not moved_now
     moving = not converged and all(lr > 0 for o in taken for lr in o.lr)
     stepping: set[str] = set().union(*(held.get(o.index, set()) for o in taken))
-    streaks: dict[tuple[str, str], int] = memory.setdefault("streaks", {})
-    found: dict[str, list[str]] = {"forgotten": [], "unmoved": []}
+    streaks: dict[str, int] = memory.setdefault("streaks", {})
+    found: list[str] = []
     for path, rms, moved in zip(
         columns.path, columns.param_grad_rms, columns.update_ratio, strict=False
     ):
@@ -72,16 +76,11 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> Iterator[D
         if not rms or module is None or not module.training:
             continue
         names = _trainable(module)
-        forgotten = [name for name in names if name not in everything]
-        unmoved = names if moving and moved == 0 and stepping.issuperset(names) else []
-        for why, which in (("forgotten", forgotten), ("unmoved", unmoved)):
-            key = (why, path)
-            streaks[key] = streaks.get(key, 0) + 1 if which else 0
-            if streaks[key] >= updates:
-                found[why] += which
-    for why, names in found.items():
-        if held and names:
-            yield _draft(step, why, names, updates)
+        unmoved = bool(names) and moving and moved == 0 and stepping.issuperset(names)
+        streaks[path] = streaks.get(path, 0) + 1 if unmoved else 0
+        if streaks[path] >= updates:
+            found += names
+    return found
 
 
 def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:
