@@ -64,10 +64,9 @@ def clip_without_effect(
             for cycle in cycles.values():
                 cycle.backward = True
         elif record.action == "clip" and _limit(record) < math.inf:
-            index = next(iter(cycles)) if len(cycles) == 1 else record.optimizer
-            if index is None or index not in cycles:
-                continue
-            cycle = cycles[index]
+            if record.optimizer not in cycles:
+                continue  # its first step is still to come, or no optimizer holds what is clipped
+            cycle = cycles[record.optimizer]
             if not cycle.backward:
                 cycle.early = record
                 continue

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from msgspec import structs
 from torch import nn
 
 from tensortrace.records import Action
@@ -93,6 +94,15 @@ def test_two_steps_are_not_enough_and_the_number_is_a_setting():
     assert find(steps(3, lambda s: 1.0, order=order), "TT205") == []
     assert len(find(steps(4, lambda s: 1.0, order=order), "TT205")) == 1
     assert len(find(steps(3, lambda s: 1.0, order=order), "TT205", sustain=2)) == 1
+
+
+def test_clipping_what_no_optimizer_holds_is_silent():
+    order = ("clip", "loss")
+    records = [
+        structs.replace(r, optimizer=None) if isinstance(r, Action) else r
+        for r in steps(9, lambda s: 1.0, order=order)
+    ]
+    assert find(records, "TT205") == []
 
 
 def test_a_second_clip_in_time_is_silent():
