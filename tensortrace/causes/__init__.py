@@ -16,7 +16,8 @@ from tensortrace.text import number_text, shape_text, short_dtype
 
 __all__ = [
     "Carries", "Facts", "Reason", "counted", "first_index", "first_text", "follow", "large",
-    "limit_of", "masked", "negative", "plain", "selector", "values_text", "zero",
+    "limit_of", "masked", "negative", "plain", "range_text", "selector",
+    "values_text", "zero",
 ]  # fmt: skip
 
 # The largest finite number of a dtype.
@@ -101,6 +102,11 @@ def limit_of(dtype: str) -> float:
     return _LIMITS.get(dtype, 3.4e38)
 
 
+def range_text(dtype: str) -> str:
+    """Name a dtype with its largest number: ``f16 (largest 65504)``."""
+    return f"{short_dtype(dtype)} (largest {limit_of(dtype):g})"
+
+
 def counted(n: int, word: str) -> str:
     """Count in words: ``1 zero``, ``3 zeros``."""
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
@@ -151,7 +157,7 @@ def follow(
         tensors: by id.
         most: calls to return at most.
     """
-    if reason.blamed is None or (reason.carries and not reason.carries(reason.blamed)):
+    if reason.blamed is None or reason.carries is None or not reason.carries(reason.blamed):
         return []
     makers: dict[int, Call] = {}
     for other in calls:
@@ -183,11 +189,9 @@ def plain(op: str | None) -> str:
 
 
 def _carrier(
-    maker: Call, made: Tensor, carries: Carries | None, tensors: Mapping[int, Tensor]
+    maker: Call, made: Tensor, carries: Carries, tensors: Mapping[int, Tensor]
 ) -> int | None:
     """The input of a call from which the result has what is to blame; None if it made that."""
-    if carries is None:
-        return None
     moves = plain(maker.op) in _MOVES
     if not moves and carries not in (zero, masked):
         return None  # a computed number is a new one

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tensortrace.causes import Facts, Reason, counted, large, limit_of, negative, values_text, zero
+from tensortrace.causes import (
+    Facts,
+    Reason,
+    counted,
+    large,
+    negative,
+    range_text,
+    values_text,
+    zero,
+)
 from tensortrace.records import Call
 from tensortrace.text import location_text, number_text, short_dtype
 
@@ -120,7 +129,7 @@ def _decomposition(f: Facts) -> Reason:
 def _product_of(f: Facts) -> Reason:
     told = ", ".join(values_text(t) for t in f.inputs[:3])
     why = "the gradient times what went in is over the range of "
-    why += f"{short_dtype(f.dtype)} (largest {number_text(limit_of(f.dtype))}); it got {told}"
+    why += f"{range_text(f.dtype)}; it got {told}"
     fix = "compute this in float32, scale the loss down, or clip before"
     return Reason(why, fix, max(f.inputs, key=large, default=None), large)
 

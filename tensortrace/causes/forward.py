@@ -10,9 +10,9 @@ from tensortrace.causes import (
     Reason,
     counted,
     large,
-    limit_of,
     masked,
     negative,
+    range_text,
     values_text,
     zero,
 )
@@ -98,8 +98,8 @@ def _div(f: Facts) -> Reason:
         why = (f"x / 0 is infinite and 0 / 0 is NaN; the divisor has {counted(y.zeros, 'zero')} "
                f"out of {y.numel} ({values_text(y)})")  # fmt: skip
         return Reason(why, _DIVIDE, y, zero)
-    why = f"the quotient is over the range of {short_dtype(f.dtype)}"
-    why += f" ({number_text(limit_of(f.dtype))}); the divisor is {values_text(y)}"
+    why = f"the quotient is over the range of {range_text(f.dtype)}"
+    why += f"; the divisor is {values_text(y)}"
     return Reason(why, _DIVIDE, y)
 
 
@@ -179,7 +179,6 @@ def _loss(f: Facts) -> Reason:
 
 
 def _overflow(f: Facts) -> Reason:
-    short, limit = short_dtype(f.dtype), number_text(limit_of(f.dtype))
     bad = [t for t in f.inputs if t.neginf]
     if bad:
         return Reason(f"0 * -inf and -inf + inf are NaN; it got {bad[0].neginf} -inf of "
@@ -187,8 +186,8 @@ def _overflow(f: Facts) -> Reason:
     told = ", ".join(values_text(t) for t in f.inputs[:3])
     largest = max(f.inputs, key=large, default=f.first)
     fix = _FLOAT32 if f.dtype in ("float16", "bfloat16") else "scale the inputs down before it"
-    return Reason(f"the result is over the range of {short} (largest {limit}); it got {told}", fix,
-                  largest, large)  # fmt: skip
+    why = f"the result is over the range of {range_text(f.dtype)}; it got {told}"
+    return Reason(why, fix, largest, large)
 
 
 def _spread(f: Facts) -> Reason:
@@ -233,8 +232,7 @@ def _layer_norm(f: Facts) -> Reason:
 
 
 def _cast(f: Facts) -> Reason:
-    short, limit = short_dtype(f.dtype), number_text(limit_of(f.dtype))
-    why = f"{short} ends at {limit}; {_got(f.first)}"
+    why = f"it does not fit in {range_text(f.dtype)}; {_got(f.first)}"
     return Reason(why, "use bfloat16, or scale before the cast", f.first, large)
 
 
