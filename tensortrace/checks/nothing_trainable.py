@@ -1,0 +1,74 @@
+"""TT409: an optimizer steps and nothing at all is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check
+from tensortrace.records import Optimizer
+
+# They skip a parameter without a gradient, so such a step does nothing.
+_TORCH = frozenset({
+    "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "Muon", "NAdam",
+    "RAdam", "RMSprop", "Rprop", "SGD", "SparseAdam",
+})  # fmt: skip
+
+
+@check("TT409", "nothing-trainable", severity="error")
+def nothing_trainable(
+    step: StepView, memory: dict[str, Any], *, sustain: int = 4
+) -> Iterator[Draft]:
+    """An optimizer steps again and again and no parameter anywhere has a gradient.
+
+    Symptom:    the loss stays what it was but for the noise of the batches; no error is raised
+    Threshold:  in `sustain` steps running of an optimizer of torch.optim all parameters that it
+                holds have the gradient None, and in these training steps no module that ran has a
+                gradient of its own parameters. An error: torch.optim skips a parameter without a
+                gradient, so these steps did nothing
+    Source:     definition; torch.optim.Optimizer.zero_grad on None: "in one case it does the step
+                with a gradient of 0 and in the other it skips the step altogether"; `sustain` as
+                in TT401
+    Fix:        call loss.backward(); do not make the loss anew with torch.tensor(loss) or
+                .item(); set requires_grad_(True) on what is to be trained, after the rest is frozen
+    Misses:     other optimizers, as some work without gradients; gradients that are there and 0
+                (TT203); a loss that needs no gradient at all raises in backward (TT801)
+    """
+    held: dict[int, int] = memory.setdefault("held", {})
+    running: dict[int, int] = memory.setdefault("running", {})
+    taken = [o for o in step.optimizers if not o.skipped]
+    for optimizer in taken:
+        if optimizer.parameters is not None:
+            held[optimizer.index] = len(optimizer.parameters)
+    if step.summary is None:
+        return
+    memory["backward"] = memory.get("backward", False) or any(
+        a.action == "loss" for a in step.actions
+    )
+    if any(rms is not None for rms in step.summary.modules.param_grad_rms):
+        running.clear()
+        return
+    for optimizer in taken:
+        index = optimizer.index
+        without = optimizer.no_grad == held.get(index) and optimizer.cls in _TORCH
+        running[index] = running.get(index, 0) + 1 if without else 0
+        if running[index] >= sustain:
+            yield _draft(step, optimizer, running[index], sustain, memory["backward"])
+
+
+def _draft(
+    step: StepView, optimizer: Optimizer, running: int, sustain: int, backward: bool
+) -> Draft:
+    declared = [p for module in step.modules.values() for p in module.parameters]
+    if declared and not any(p.requires_grad for p in declared):
+        why = f"all {len(declared)} parameters of the modules that ran have requires_grad=False"
+    elif backward:
+        why = "the losses that backward() began at do not depend on them"
+    else:
+        why = "backward() was never called"
+    return Draft(
+        message=f"none of the {optimizer.no_grad} parameters of optimizer {optimizer.index}, "
+        f"{optimizer.cls}, has a gradient in {running} steps running (limit {sustain}): {why}",
+        cause=f"optimizer {optimizer.index}", phase="optimizer", value=running, limit=sustain,
+        location=optimizer.location, evidence={"optimizer": optimizer.index},
+    )  # fmt: skip
