@@ -235,8 +235,10 @@ class Action(Record, frozen=True, kw_only=True, tag="action"):
     """What the loop did that is no call.
 
     `detail` by action: clip {"total_norm", "max_norm", "value", "outside"}; loss {"value", "shape",
-    "dtype", "gradients"}; scale and unscale {"scale", "found_inf"}; fetch {"host_ns"}; zero_grad
-    {"set_to_none", "parameters", "left", "left_names", "grown"}; train and eval {"modules"};
+    "dtype", "gradients", "graph": [name of an autograd node, places of its inputs in this list],
+    nearest first, views left out}; scale and unscale {"scale", "found_inf"}; fetch {"host_ns"};
+    zero_grad {"set_to_none", "parameters", "left", "left_names", "grown"};
+    train and eval {"modules"};
     load_state_dict {"missing", "unexpected", "matched", "examples", and "prefix_given" or
     "prefix_wanted" if most of its names differ from the module's by that prefix only};
     compiled {"modules"}; replay {"phase", "forward", "placed", "op", "seq", "differs"}; exception

@@ -26,6 +26,7 @@ from tensortrace.capture.active import here, slot
 from tensortrace.capture.carried import Carried
 from tensortrace.capture.drafts import ActionDraft, Draft
 from tensortrace.capture.gradients import Parameters, own_parameters
+from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.names import ModuleNames, unwrapped
 from tensortrace.capture.ops import leave_module
@@ -115,6 +116,7 @@ class Recorder:
         self.parameters = Parameters()
         self.optimizers = Optimizers()
         self.carried = Carried(self.optimizers)
+        self.graphs = LossGraphs()
         self.on = dict.fromkeys(PARTS, True)
         self._patterns = None if wanted is None else list(wanted)
         self._wanted: dict[str, bool] = {}
@@ -359,6 +361,9 @@ class Recorder:
             detail["dtype"] = dtype_name(tensor.dtype)
             if gradients:
                 detail["gradients"] = gradients
+            graph = self.graphs.nodes(tensor, location)
+            if graph:
+                detail["graph"] = graph
             known = self.tensors.id_of(tensor)
             action = self.action("loss", location=location, tensor=known, detail=detail)
             if tensor.numel() == 1:

@@ -1,0 +1,95 @@
+"""TT605: probabilities where cross entropy expects logits, or where nll expects logarithms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check, plain_op
+from tensortrace.records import Action, Call, Severity
+from tensortrace.text import location_text, module_text
+
+_NLL = frozenset(("nllloss", "nllloss2d", "nlllossnd"))
+# What lies above what: how sure it is, what happens, what to write.
+_PAIRS: dict[tuple[str, str], tuple[Severity, str, str]] = {
+    ("logsoftmax", "softmax"): (
+        "error", "cross entropy takes the softmax of probabilities: its logits lie between 0 and 1",
+        "give cross_entropy the logits: remove the softmax, or use F.nll_loss(p.log(), y)"),
+    ("logsoftmax", "sigmoid"): (
+        "warning", "cross entropy takes the softmax of sigmoids: its logits lie between 0 and 1",
+        "give cross_entropy the logits: remove the sigmoid"),
+    ("nll", "softmax"): (
+        "warning", "nll_loss gets probabilities, not their logarithms: the loss is -p, below 0",
+        "F.nll_loss(logits.log_softmax(-1), y), or F.cross_entropy(logits, y)"),
+    ("logsoftmax", "logsoftmax"): (
+        "note", "log_softmax is taken twice; the second changes nothing and costs time",
+        "F.nll_loss(log_probabilities, y) instead of F.cross_entropy"),
+}  # fmt: skip
+
+
+@check("TT605", "softmax-before-cross-entropy", severity="error")
+def softmax_before_cross_entropy(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
+    """Cross entropy gets what has been through a softmax, or nll gets no logarithms.
+
+    Symptom:    the loss falls slowly and stops far from 0 (at 1.46 for 10 classes), whatever the
+                learning rate; with nll it goes below 0
+    Threshold:  in the graph of the loss, but for views and casts, the input of log_softmax comes
+                straight from softmax (an error if nll_loss takes the result, since its logits
+                cannot differ by more than 1; else a warning), from sigmoid, under nll_loss (a
+                warning) or from log_softmax (a note); or that of nll_loss from softmax (a warning:
+                the expected accuracy may be meant)
+    Source:     torch.nn.CrossEntropyLoss ("the input is expected to contain the unnormalized
+                logits"), torch.nn.NLLLoss ("log-probabilities"); -log(e / (e + 9)) is 1.46
+    Fix:        give cross_entropy the logits, and take the softmax for predictions only
+    Misses:     losses that only `autograd.grad` sees, in compiled or reentrant checkpointed code,
+                or more than 48 nodes away from backward(); each line is read in its first 3 calls
+    """
+    if step.summary is None:
+        return
+    for action in step.actions:
+        graph = action.detail.get("graph", ()) if action.action == "loss" else ()
+        names = [_word(name) for name, _ in graph]
+        under_nll = {i for name, (_, above) in zip(names, graph, strict=True) if name == "nll"
+                     for i in above}  # fmt: skip
+        for i, (_, above) in enumerate(graph):
+            for j in above:
+                known = _PAIRS.get((names[i], names[j]))
+                if known is None or (names[j] == "sigmoid" and i not in under_nll):
+                    continue
+                pair = graph[i][0], graph[j][0]
+                yield _draft(step, action, pair, known, sure=i in under_nll)
+
+
+def _word(name: str) -> str:
+    word = plain_op(name)
+    return "nll" if word in _NLL else word
+
+
+def _draft(
+    step: StepView, action: Action, pair: tuple[str, str], known: tuple[Severity, str, str],
+    *, sure: bool,
+) -> Draft:  # fmt: skip
+    severity, what, fix = known
+    if severity == "error" and not sure:
+        severity = "warning"
+    made = _maker(step, pair[1])
+    path = made.module if made is not None else None
+    by = f" (made in {module_text(path)})" if path is not None else ""
+    return Draft(
+        message=f"{what}{by}", severity=severity, fix=fix, phase="forward", module=path,
+        cause=f"{pair} {location_text(action.location)}", tensor=action.tensor,
+        seq=made.seq if made is not None else None,
+        location=made.location if made is not None else action.location,
+        evidence={"placed": "close", "nodes": pair, "loss": location_text(action.location)},
+    )  # fmt: skip
+
+
+def _maker(step: StepView, node: str) -> Call | None:
+    """Find the innermost call that returned what the node made; the last one, if there are more."""
+    found = None
+    for call in step.calls:
+        if call.phase == "forward" and any(
+            id in step.tensors and step.tensors[id].grad_fn == node for _, id in call.outputs
+        ):
+            found = call
+    return found

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tensortrace.records import Action
+from tests.checks import brief, closing, find
+from tests.checks.traced import find_live
+from tests.healthy.data import images
+from tests.healthy.vision import convnet
+
+
+class WithLoss(nn.Module):
+    """The loss is computed inside, as in models that take labels."""
+
+    def __init__(self, last, loss):
+        super().__init__()
+        self.body, self.last, self.loss = convnet(), last, loss
+
+    def forward(self, x, y):
+        return self.loss(self.last(self.body(x)), y)
+
+
+def inside(last, loss):
+    model = WithLoss(last, loss)
+    return model, model
+
+
+def outside(last, loss):
+    model = nn.Sequential(convnet(), last)
+    return model, lambda x, y: loss(model(x), y)
+
+
+def program(place, last, loss, scaled=False):
+    def run():
+        model, loss_of = place(last, loss)
+        adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        for _ in range(2):
+            x, y = images(8)
+            adam.zero_grad()
+            scaler.scale(0.5 * loss_of(x, y)).backward()
+            scaler.step(adam)
+            scaler.update()
+
+    return run
+
+
+FAULTS = {
+    "softmax": (nn.Softmax(1), nn.CrossEntropyLoss(), "error"),
+    "smoothed": (nn.Softmax(1), nn.CrossEntropyLoss(label_smoothing=0.1), "error"),
+    "sigmoid": (nn.Sigmoid(), F.cross_entropy, "warning"),
+    "nll": (nn.Softmax(1), F.nll_loss, "warning"),
+    "twice": (nn.LogSoftmax(1), F.cross_entropy, "note"),
+}
+
+
+@pytest.mark.parametrize("place", [inside, outside])
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_convnet_gives_its_loss_what_it_does_not_expect(place, name):
+    last, loss, severity = FAULTS[name]
+    (found,) = find_live(program(place, last, loss), "TT605")
+    path = "last" if place is inside else "1"
+    assert (found.severity, found.module, found.step) == (severity, path, 0)
+    assert found.location.file == __file__
+
+
+def test_op_level_and_a_scaler_make_no_difference():
+    fault = program(inside, nn.Softmax(1), F.cross_entropy, scaled=True)
+    (found,) = find_live(fault, "TT605", level="op")
+    assert "cross entropy takes the softmax of probabilities" in found.message
+    assert found.evidence["nodes"] == ["LogSoftmaxBackward0", "SoftmaxBackward0"]
+
+
+@pytest.mark.parametrize("place", [inside, outside])
+@pytest.mark.parametrize(
+    ("last", "loss"),
+    [
+        (nn.Identity(), nn.CrossEntropyLoss()),
+        (nn.LogSoftmax(1), nn.NLLLoss()),
+        (nn.Softmax(1), lambda p, y: F.nll_loss(p.clamp_min(1e-8).log(), y)),
+        (nn.Softmax(1), lambda p, y: F.mse_loss(p, F.one_hot(y, 4).float())),
+        (nn.Softmax(1), lambda p, y: F.cross_entropy(10 * p, y)),
+    ],
+)
+def test_logits_and_logarithms_are_silent(place, last, loss):
+    assert find_live(program(place, last, loss), "TT605") == []
+
+
+def test_attention_inside_is_no_softmax_before_the_loss():
+    def run():
+        model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        x = torch.randn(4, 6, 16)
+        F.cross_entropy(model(x)[:, 0], torch.randint(16, (4,))).backward()
+
+    assert find_live(run, "TT605", level="op") == []
+
+
+def graph(*nodes):
+    detail = {"graph": [list(node) for node in nodes]}
+    return [Action(step=0, seq=1, action="loss", detail=detail), closing()]
+
+
+def test_without_nll_above_it_is_not_certain():
+    loss, log, soft = "NllLoss2DBackward0", "LogSoftmaxBackward0", "SoftmaxBackward0"
+    (sure,) = find(graph((loss, [1]), (log, [2]), (soft, [])), "TT605")
+    (likely,) = find(graph(("SumBackward0", [1]), (log, [2]), (soft, [])), "TT605")
+    assert (sure.severity, likely.severity) == ("error", "warning")
+    assert find(graph(("SumBackward0", [1]), (log, [2]), ("SigmoidBackward0", [])), "TT605") == []
+
+
+def test_one_node_between_them_is_enough_to_be_silent():
+    nodes = ("NllLossBackward0", [1]), ("LogSoftmaxBackward0", [2]), ("MulBackward0", [3])
+    assert find(graph(*nodes, ("SoftmaxBackward0", [])), "TT605") == []
+
+
+def test_nothing_says_nothing():
+    assert find([], "TT605") == []
+    assert brief(find([Action(step=0, seq=1, action="loss"), closing()], "TT605")) == []
+    assert find(graph(), "TT605") == []
