@@ -9,6 +9,7 @@ tensor or node would keep the graph alive.
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -220,10 +221,12 @@ def next_sequence_nr() -> int:
 
 
 class _Watched:
-    __slots__ = ("handle", "name", "path", "pointer", "tensor", "version")
+    __slots__ = ("handle", "name", "owner", "path", "pointer", "tensor", "version")
 
-    def __init__(self, handle: RemovableHandle, path: str, name: str) -> None:
-        self.handle, self.path, self.name = handle, path, name
+    def __init__(
+        self, handle: RemovableHandle, owner: weakref.ref[nn.Module], path: str, name: str
+    ) -> None:
+        self.handle, self.owner, self.path, self.name = handle, owner, path, name
         self.pointer = self.version = -1
         self.tensor: TensorDraft | None = None
 
@@ -238,14 +241,16 @@ class Parameters:
     def __init__(self) -> None:
         self._watched: dict[int, _Watched] = {}
 
-    def watch(self, parameter: nn.Parameter, path: str, name: str, serial: int) -> None:
+    def watch(
+        self, parameter: nn.Parameter, owner: nn.Module, path: str, name: str, serial: int
+    ) -> None:
         """Hook a parameter once. Hot."""
         entry = self._watched.get(id(parameter))
         if entry is not None and _is_hooked(parameter, entry):
             return
         probe = ParameterProbe(serial, id(parameter), path, name)
         handle = parameter.register_hook(probe)  # type: ignore[no-untyped-call]
-        self._watched[id(parameter)] = _Watched(handle, path, name)
+        self._watched[id(parameter)] = _Watched(handle, weakref.ref(owner), path, name)
 
     def name_of(self, parameter: torch.Tensor) -> tuple[str, str] | None:
         """(module path, local name) of a parameter, None if no module that ran owns it."""
@@ -253,6 +258,14 @@ class Parameters:
         if entry is None or not _is_hooked(parameter, entry):
             return None
         return entry.path, entry.name
+
+    def was_replaced(self, parameter: torch.Tensor) -> bool:
+        """Whether the module that had a parameter when it was called has it no longer."""
+        entry = self._watched.get(id(parameter))
+        owner = entry.owner() if entry is not None else None
+        if entry is None or owner is None:
+            return True
+        return own_parameters(owner).get(entry.name) is not parameter
 
     def saw_gradient(self, key: int, grad: torch.Tensor, tensor: TensorDraft) -> None:
         """Remember what a backward pass delivered, to know it again as ``.grad``."""
@@ -294,7 +307,7 @@ def watch_parameters(recorder: Recorder, module: nn.Module, path: str) -> None:
         if parameter is None or not parameter.requires_grad or not parameter.is_leaf:
             continue
         if not _is_functorch(parameter):
-            recorder.parameters.watch(parameter, path, name, recorder.serial)
+            recorder.parameters.watch(parameter, module, path, name, recorder.serial)
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:

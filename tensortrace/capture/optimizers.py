@@ -174,16 +174,15 @@ def begin_step(
     names: list[str] = []
     grads: list[TensorDraft] = []
     values: list[TensorDraft] = []
+    unowned: list[tuple[int, ...]] = []
     no_grad = 0
     for g, group in enumerate(optimizer.param_groups):
         for i, parameter in enumerate(group["params"]):
-            path, name = (
-                recorder.parameters.name_of(parameter)
-                or recorder.names.owner_of(parameter)
-                or (None, f"group{g}.{i}")
-            )
+            path, name = _name(recorder, parameter) or (None, f"group{g}.{i}")
             full_name = f"{path}.{name}" if path else name
             names.append(full_name)
+            if path is None:
+                unowned.append(_shape(parameter))
             if parameter.grad is None:
                 no_grad += 1
                 continue
@@ -199,6 +198,7 @@ def begin_step(
             else:
                 sample = _sample(parameter)
                 running.samples.append((parameter, param, parameter._version, sample))
+    changed = recorder.optimizers.newly_held(index, names)
     fields = {
         "update": recorder.update,
         "index": index,
@@ -206,7 +206,8 @@ def begin_step(
         "lr": [_rate(group.get("lr")) for group in optimizer.param_groups],
         "skipped": skipped,
         "no_grad": no_grad,
-        "parameters": recorder.optimizers.newly_held(index, names),
+        "parameters": changed,
+        "unowned": unowned if changed else [],
         "location": recorder.sources.locate_frame(frame),
     }
     # Replayed calls come before the record that makes the checks decide.
@@ -215,6 +216,15 @@ def begin_step(
     if not skipped:
         recorder.stepping = running
     recorder.decide()
+
+
+def _name(recorder: Recorder, parameter: torch.Tensor) -> tuple[str, str] | None:
+    """(module path, local name); None if no module has the parameter, or none has it any more."""
+    known = recorder.parameters.name_of(parameter)
+    # What is still there after a replacement has no gradient: only that is worth a look.
+    if known is None or (parameter.grad is None and recorder.parameters.was_replaced(parameter)):
+        return recorder.names.owner_of(parameter)
+    return known
 
 
 def finish_step(recorder: Recorder, running: StepInFlight) -> None:

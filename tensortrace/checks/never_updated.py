@@ -9,7 +9,7 @@ from tensortrace.checks import Draft, StepView, check, unheld
 from tensortrace.records import Module
 
 
-@check("TT401", "never-updated", after=("TT406",))
+@check("TT401", "never-updated", after=("TT405", "TT406"))
 def never_updated(
     step: StepView, memory: dict[str, Any], *, updates: int = 4, idle: int = 20
 ) -> Iterator[Draft]:
@@ -50,7 +50,8 @@ def never_updated(
                 fix="check the scheduler: its total number of steps, and where step() is called",
             )  # fmt: skip
     # Where another check says why, it has said all.
-    told = {name for f in step.findings if f.code == "TT406" for name in f.evidence["parameters"]}
+    told = {name for f in step.findings if f.code in ("TT405", "TT406")
+            for name in f.evidence["parameters"]}  # fmt: skip
     forgotten = [name for name in forgotten if name not in told]
     unmoved = _unmoved(step, memory, updates)
     for why, names in (("forgotten", forgotten), ("unmoved", unmoved)):
