@@ -96,13 +96,15 @@ def finding_lines(finding: Finding, modules: Mapping[str, Module], width: int) -
         )
     lines += _labelled("why", finding.explanation, width)
     lines += _labelled("fix", finding.fix, width)
-    for at, link in enumerate(finding.chain):
+    for link in finding.chain:
         code = escape((link.location.code or "").strip()) if link.location else ""
         seq = "" if link.seq is None else f"#{link.seq} "
         lines.append([
-            ("  from " if at else "  c    ", "faint"), (f"{seq}{escape(link.op or 'call')}  ", ""),
+            ("  from ", "faint"), (f"{seq}{escape(link.op or 'call')}  ", ""),
             (short_place(link.location), "faint"), (f"  {code}", ""),
         ])  # fmt: skip
+    if len(finding.chain) > 1:
+        lines.append([("       c walks these causes", "faint")])
     return lines
 
 

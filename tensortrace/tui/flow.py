@@ -48,13 +48,17 @@ class Flow:
         self._step, self._cancelled = step, cancelled
         self._lines: list[int] = step.indices(*LOOKED_AT).tolist()
 
-    def _holding(self, *patterns: bytes) -> list[Record]:
+    def _holding(self, pattern: bytes, numbers: Iterable[int] = ()) -> list[Record]:
+        """The records with a text in their line; `numbers` stand for ``%b``, any of them."""
+        texts = [b"%d" % number for number in sorted(set(numbers))]
+        asked = re.compile(pattern % b"|".join(texts) if texts else pattern)
         found = []
-        pattern = re.compile(b"|".join(patterns))
         for at, line in enumerate(self._lines):
             if at % 1000 == 0 and self._cancelled():
                 break
-            if pattern.search(self._step.line(line)):
+            data = self._step.line(line)
+            # Most lines hold none of the numbers: to see that first is five times as fast.
+            if (not texts or any(text in data for text in texts)) and asked.search(data):
                 record = self._step.record(line)
                 if record is not None:
                     found.append(record)
@@ -62,26 +66,22 @@ class Flow:
 
     def about(self, ids: Iterable[int]) -> list[Record]:
         """The records that name one of some tensors, in log order."""
-        asked = b"|".join(b"%d" % number for number in sorted(set(ids)))
-        if not asked:
-            return []
+        wanted = set(ids)
         # As a link `["input[0]",7]`, described `"id":7`, or of an action `"tensor":7`.
-        return self._holding(rb'(?:,\s*|"id":\s*|"tensor":\s*)(?:%b)(?!\d)' % asked)
+        pattern = rb'(?:,\s*|"id":\s*|"tensor":\s*)(?:%b)(?!\d)'
+        return self._holding(pattern, wanted) if wanted else []
 
     def of(self, seqs: Iterable[int]) -> list[Call]:
         """The backward and recomputed calls that belong to some forward calls."""
         wanted = set(seqs)
-        if not wanted:
-            return []
-        asked = b"|".join(b"%d" % seq for seq in sorted(wanted))
-        found = self._holding(rb'"forward":\s*(?:%b)(?!\d)' % asked)
+        found = self._holding(rb'"forward":\s*(?:%b)(?!\d)', wanted) if wanted else []
         return [c for c in found if isinstance(c, Call) and c.forward in wanted]
 
     def call(self, seq: int | None) -> Call | None:
         """The call of a seq."""
         if seq is None:
             return None
-        found = self._holding(rb'"seq":\s*%d(?!\d)' % seq)
+        found = self._holding(rb'"seq":\s*(?:%b)(?!\d)', [seq])
         return next((c for c in found if isinstance(c, Call) and c.seq == seq), None)
 
     def of_module(self, path: str | None) -> list[Call]:
@@ -139,18 +139,18 @@ def counterparts(record: Record | None, flow: Flow) -> Way:
         case Call(forward=int(seq)):
             call = flow.call(seq)
             links = [] if call is None else [Link(call, "forward")]
-            return Way(links, f"its forward call #{seq} is not in this step")
+            return _found(links, f"its forward call #{seq} is not in this step")
         case Call(phase="backward"):
             links = [Link(call, "forward") for call in flow.of_module(record.module)]
-            return Way(links, "its forward call is not known")
+            return _found(links, "its forward call is not known")
         case Call():
             # Ops were replayed for one pass only, and what they repeat has its own gradient.
             found = [Link(c, "gradient" if c.phase == "backward" else "recomputed")
                      for c in flow.of([record.seq])]  # fmt: skip
-            return Way(found, "no gradient came back to this call in this step")
+            return _found(found, "no gradient came back to this call in this step")
         case Param(grad=Tensor(id=number)):
-            return Way([Link(c, "gradient") for c in _gradients(record, number, flow)],
-                       "the call that made its gradient is not in this step")  # fmt: skip
+            links = [Link(call, "gradient") for call in _gradients(record, number, flow)]
+            return _found(links, "the call that made its gradient is not in this step")
         case Param():
             return Way([], "this parameter got no gradient in this step")
     return Way([], "this row has no gradient")
@@ -288,6 +288,10 @@ def _no_maker(name: str, tensor: Tensor | None, user: Record | None) -> str:
         where = "the module around it" if not user.module else f"around {module_text(user.module)}"
         return f"what made {name} was not recorded: an op {where}"
     return f"nothing in this step made {name}: it came from outside"
+
+
+def _found(links: list[Link], why: str) -> Way:
+    return Way(links, "" if links else why)
 
 
 def _once(links: list[Link]) -> list[Link]:

@@ -128,7 +128,13 @@ class Frame(App[int]):
         number = max(self.log_.first_step(), min(number, self.log_.last_step()))
         near = self.pane("calls").cursor or 0
         self.number = number
-        self.rows = rows = StepRows(self.log_.step(number), self.opened)
+        step = self.log_.step(number)
+        if step is self.rows.step:
+            self.rows.opened = self.opened
+            self.rows.fold()
+        else:
+            self.rows = StepRows(step, self.opened)
+        rows = self.rows
         summary = rows.step.summary
         if summary is not None:
             self.summaries[number] = summary
@@ -136,7 +142,9 @@ class Frame(App[int]):
         if place is not None:
             self.anchor = self.row
         if rows.folds is None:
-            self.run_worker(lambda: self.read_folds(rows), thread=True, group="folds")
+            self.run_worker(
+                lambda: self.read_folds(rows), thread=True, exclusive=True, group="folds"
+            )
         self.draw_top()
         self.want_detail()
 

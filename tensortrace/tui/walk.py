@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from rich.cells import cell_len
 from textual.worker import get_current_worker
 
 from tensortrace.records import Call, Finding, Record
@@ -23,7 +24,7 @@ from tensortrace.tui.flow import Flow, Link, Way
 from tensortrace.tui.folds import Opened
 from tensortrace.tui.pick import Pick
 from tensortrace.tui.rows import Row, StepRows
-from tensortrace.tui.theme import UNICODE, Glyphs, Styled
+from tensortrace.tui.theme import UNICODE, Glyphs, Styled, fit
 
 KEPT_PLACES = 100
 # Earlier steps that are looked through for the same place.
@@ -227,17 +228,21 @@ class Walker(Reader):
         if finding is None:
             self.tell("no finding here has a chain of causes")
             return
-        lines = [
-            [(f"#{'-' if link.seq is None else link.seq} {escape(link.op or 'call')}", "op"),
-             (f"  {short_place(link.location)}", "faint"),
-             (f"  {escape((link.location.code or '').strip()) if link.location else ''}", "")]
-            for link in finding.chain
+        heads = [f"#{'-' if link.seq is None else link.seq} {escape(link.op or 'call')[:20]}"
+                 for link in finding.chain]  # fmt: skip
+        places = [short_place(link.location) for link in finding.chain]
+        lines: list[Styled] = [
+            [(fit(head, max(map(cell_len, heads)) + 2), "op"),
+             (fit(place, min(28, max(map(cell_len, places)) + 2)), "faint"),
+             (escape((link.location.code or "").strip()) if link.location else "", "")]
+            for head, place, link in zip(heads, places, finding.chain, strict=True)
         ]  # fmt: skip
-        places = [(finding.step, link.seq) for link in finding.chain]
+        rows = [(finding.step, link.seq) for link in finding.chain]
         seq = self.row.seq if self.row is not None else None
-        at = next((i for i, place in enumerate(places) if place == (self.number, seq)), 0)
-        title = f"Causes of {finding.code} at step {finding.step}, the first first"
-        self.ask_which(title, lines, places, at)
+        at = next((i for i, row in enumerate(rows) if row == (self.number, seq)), 0)
+        self.ask_which(
+            f"Causes of {finding.code} in step {finding.step}, in order", lines, rows, at
+        )
 
     def finding_here(self) -> Finding | None:
         """The finding whose causes one would walk from the row under the cursor."""

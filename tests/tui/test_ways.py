@@ -115,6 +115,7 @@ async def test_b_goes_to_the_gradient_and_back(opened: Any) -> None:
     async with opened() as (app, press):
         assert await press("b") == (2, 12)
         assert "LogBackward0" in text_of(app)
+        assert "no gradient" not in text_of(app)
         assert await press("b") == (2, 6)
 
 
