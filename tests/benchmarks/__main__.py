@@ -30,6 +30,7 @@ of the first row (nothing against nothing) are noise. The table goes to stdout, 
 _ROWS: dict[str, tuple[str, Way]] = {
     "aa": ("nothing against nothing (noise)", untraced),
     "full": ("`trace(every=1)`", tracing(every=1)),
+    "op": ('`trace(every=1, level="op")`', tracing(every=1, level="op")),
     "auto": ('`trace()`, `every="auto"`, after step 1000', tracing(every="auto", after=1001)),
     "minmax": ('`trace(every=1, stats="minmax")`', tracing(every=1, stats="minmax")),
     "none": ('`trace(every=1, stats="none")`', tracing(every=1, stats="none")),
