@@ -235,6 +235,7 @@ class LogWriter(_Buffered):
         super().__init__(path)
         self._fd = fd
         self._flushed = 0
+        self._linked = os.fstat(fd).st_nlink > 0  # some network file systems count no links
 
     @classmethod
     def open(cls, path: str | Path) -> LogWriter:
@@ -254,7 +255,7 @@ class LogWriter(_Buffered):
                 name = wanted.with_name(f"{stem}{_rank_suffix()}{wanted.suffix}")
                 fd = _claim(name)
                 if fd is not None:
-                    return cls(name, fd)
+                    return cls(name, _above_standard(fd))
         except (OSError, ValueError) as err:
             reason = getattr(err, "strerror", None) or str(err)
             raise UsageError(f"cannot write a log to {escape(str(path))}: {reason}") from err
@@ -264,6 +265,7 @@ class LogWriter(_Buffered):
         )
 
     def _hand_on(self, data: memoryview) -> None:
+        self._look_for_loss()
         rest = data[self._written_of(data) :]
         while rest:
             try:
@@ -271,6 +273,17 @@ class LogWriter(_Buffered):
             except BlockingIOError:
                 _wait_writable(self._fd)
         self._flushed += len(data)
+
+    def _look_for_loss(self) -> None:
+        """Notice that what was written is gone; a log that was only moved away is whole."""
+        now = os.fstat(self._fd)
+        if not stat.S_ISREG(now.st_mode):
+            return
+        if self._linked and not now.st_nlink:
+            raise OSError(errno.ENOENT, "it was deleted or replaced while it was being written")
+        if now.st_size < self._flushed:
+            what = f"it was cut from {self._flushed:,} to {now.st_size:,} bytes by another program"
+            raise OSError(errno.ESTALE, what)
 
     def _written_of(self, data: memoryview) -> int:
         """How much of `data` an interrupted flush has left in the file already."""
@@ -355,6 +368,18 @@ def _claim(path: Path) -> int | None:
         finally:
             if not keep:
                 os.close(fd)
+
+
+def _above_standard(fd: int) -> int:
+    """Move off the descriptor of a closed standard stream: what others print there is no record."""
+    if fd > 2:
+        return fd
+    import fcntl
+
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
 
 
 def _same_file(path: Path, fd: int) -> bool:
