@@ -50,6 +50,9 @@ class Narrower:
         """Replay what the step asks for; records and the verdict are pended. Called at gates."""
         if not step.bad or step.poisoned or self._replays >= MOST_REPLAYS:
             return
+        # What did no harm so far (a mask, a value that is consumed) may do so in a later step.
+        if step.damage() is None:
+            return
         forward = self._forward_suspect(step)
         if isinstance(forward, Root):
             self._replay(forward, "forward", step)
