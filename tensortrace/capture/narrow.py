@@ -51,12 +51,15 @@ class Narrower:
         if not step.bad or step.poisoned or self._replays >= MOST_REPLAYS:
             return
         # What did no harm so far (a mask, a value that is consumed) may do so in a later step.
-        if step.damage() is None:
+        damage = step.damage()
+        if damage is None:
             return
         forward = self._forward_suspect(step)
         if isinstance(forward, Root):
             self._replay(forward, "forward", step)
-        elif not forward and not step.scaled():  # a scaler's inf is its own to handle
+        # With a finite loss it may be the backward of that, or of something else, that spoilt the
+        # gradients. A scaler's inf is its own to handle.
+        if (not forward or damage == "gradient") and not step.scaled():
             for root in self._backward_suspects(step)[:_MOST_ROOTS]:
                 if self._replay(root, "backward", step):
                     return
