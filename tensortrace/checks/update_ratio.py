@@ -1,0 +1,106 @@
+"""TT402: weights that move too far or hardly at all in each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check
+from tensortrace.text import number_text
+
+
+@check("TT402", "update-ratio")
+def update_ratio(
+    step: StepView,
+    memory: dict[str, Any],
+    *,
+    high: float = 0.3,
+    sustain: int = 8,
+    rewritten: float = 1.0,
+    least: int = 3,
+    low: float = 1e-6,
+    idle: int = 20,
+) -> Iterator[Draft]:
+    """The optimizer rewrites weights in each step, or hardly moves any.
+
+    Symptom:    the loss jumps about or is stuck high from the start; or it stays where it began
+    Threshold:  norm of the update over norm of the weights (of two dims or more) > high in
+                `sustain` optimizer steps running of a module. Or, embeddings aside: its median over
+                at least `least` modules > rewritten in a single step; or that of all modules < low,
+                and above 0 in one of them, in each of the first `idle` optimizer steps, while no
+                learning rate rises
+    Source:     about 1e-3 is usual (A. Karpathy, "Makemore 3"); outside 1e-5 to 1e-1 DeepDiagnosis
+                speaks up, outside 1e-8 to 10 SageMaker Debugger. A step longer than the weights
+                leaves nothing of their initialisation. `high` and `sustain` so that what starts at
+                zero is silent: with Adam its k-th step has about 1/k (measured on tests/healthy:
+                at most 3 steps running above 0.3, a median of at most 0.38)
+    Fix:        too far: a learning rate 10 to 100 times lower (1e-3 is Adam's default), warm-up;
+                hardly at all: a higher one, and a loss that is not scaled down twice
+    Misses:     weights of one dim; LBFGS, whose step is a search of many; updates of exactly 0
+                (TT401); single layers that hardly move beside others that do, as zero-initialised
+                branches make such; embeddings, of which a step moves a few rows
+    """
+    taken = [o for o in step.optimizers if not o.skipped]
+    if step.summary is None or not taken or any(o.cls == "LBFGS" for o in taken):
+        return
+    columns = step.summary.modules
+    ratios: dict[str, float] = {}
+    for path, ratio in zip(columns.path, columns.update_ratio, strict=False):
+        module = step.modules.get(path)
+        if ratio is not None and module and any(len(p.shape) > 1 for p in module.parameters):
+            ratios[path] = ratio
+    if not ratios:
+        return
+    running: dict[str, int] = memory.setdefault("running", {})
+    for path, ratio in ratios.items():
+        running[path] = running.get(path, 0) + 1 if ratio > high else 0
+    far = [path for path in ratios if running[path] >= sustain]
+    if far:
+        worst = max(far, key=lambda path: ratios[path])
+        yield Draft(
+            message=f"one step changes the weights by {number_text(ratios[worst])} of their norm, "
+            f"{running[worst]} optimizer steps running (limit {high:g} in {sustain}), in {len(far)}"
+            f" of {len(ratios)} modules",
+            cause="far", phase="optimizer", module=worst, value=ratios[worst], limit=high,
+            evidence={"modules": {path: ratios[path] for path in far[:20]}},
+        )  # fmt: skip
+    compared = {p: r for p, r in ratios.items() if "Embedding" not in step.modules[p].cls}
+    middle = median(compared.values()) if len(compared) >= least else 0.0
+    if middle > rewritten and not far:
+        worst = max(compared, key=lambda path: compared[path])
+        yield Draft(
+            message=f"one step changes the weights by {number_text(middle)} times their norm, the "
+            f"median of {len(compared)} modules (limit {rewritten:g}): nothing is left of what "
+            "they were",
+            cause="far", phase="optimizer", module=worst, value=middle, limit=rewritten,
+            evidence={"modules": dict(list(compared.items())[:20])},
+        )  # fmt: skip
+    yield from _hardly(step, memory, compared, low, idle)
+
+
+def _hardly(
+    step: StepView, memory: dict[str, Any], compared: dict[str, float], low: float, idle: int
+) -> Iterator[Draft]:
+    # The optimizers of a GAN take turns: each has rates of its own.
+    rates: dict[int, float] = memory.setdefault("rates", {})
+    rising = False
+    for optimizer in step.optimizers:
+        rate = max(optimizer.lr, default=0.0)
+        rising = rising or rate > rates.get(optimizer.index, rate)
+        rates[optimizer.index] = rate
+    if not compared or memory.get("moves"):
+        return
+    if rising or max(compared.values()) >= low:
+        memory["moves"] = True
+        return
+    memory["count"] = memory.get("count", 0) + any(compared.values())
+    if memory["count"] >= idle:
+        most = max(compared, key=lambda path: compared[path])
+        yield Draft(
+            message=f"one step changes the weights by {number_text(compared[most])} of their norm "
+            f"at most, in {len(compared)} modules and each of the first {memory['count']} optimizer"
+            f" steps (limit {low:g}): a million steps would be needed to train them",
+            cause="hardly", phase="optimizer", module=most, value=compared[most], limit=low,
+            evidence={"modules": dict(list(compared.items())[:20])},
+        )  # fmt: skip

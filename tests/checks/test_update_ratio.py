@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.checks import closing, find, module, optimizer, row
+from tests.checks.traced import find_live
+from tests.healthy.data import images, sentences
+from tests.healthy.language import LanguageModel, next_word_loss
+from tests.healthy.vision import convnet
+
+
+def language(lr):
+    def program():
+        model = LanguageModel()
+        adam = torch.optim.Adam(model.parameters(), lr=lr)
+        for _ in range(12):
+            next_word_loss(model, sentences()).backward()
+            adam.step()
+            adam.zero_grad()
+
+    return program
+
+
+def test_rate_of_one_for_adam_rewrites_a_language_model_in_each_step():
+    (found,) = find_live(language(1.0), "TT402")
+    assert (found.severity, found.step, found.limit) == ("warning", 0, 1.0)
+    assert found.value > 3
+    assert "times their norm, the median of" in found.message
+    assert find_live(language(1e-3), "TT402") == []
+
+
+def classify(lr, scale=1.0):
+    def program():
+        model = convnet()
+        sgd = torch.optim.SGD(model.parameters(), lr=lr)
+        for _ in range(21):
+            x, y = images(8)
+            (scale * F.cross_entropy(model(x), y)).backward()
+            sgd.step()
+            sgd.zero_grad()
+
+    return program
+
+
+def test_rate_of_a_hundred_for_sgd_is_one_finding_though_it_lasts():
+    (found,) = find_live(classify(100.0), "TT402")
+    assert (found.step, found.limit) == (0, 1.0)
+
+
+def test_loss_scaled_down_until_nothing_moves_is_told():
+    (found,) = find_live(classify(0.01, scale=1e-5), "TT402")
+    assert (found.step, found.limit) == (19, 1e-6)
+    assert "each of the first 20 optimizer steps" in found.message
+    assert find_live(classify(0.01), "TT402") == []
+
+
+def steps(count, ratio, *, cls="Linear", shape=(4, 4), lr=0.1, other=None, kind="SGD", **changes):
+    yield module("a", "weight", shape=shape, cls=cls)
+    yield module("b", "weight")
+    for step in range(count):
+        rate = lr(step) if callable(lr) else lr
+        yield optimizer(step=step, lr=[rate], cls=kind, **changes)
+        now = ratio(step) if callable(ratio) else ratio
+        yield closing(step, modules=row(update_ratio={"a": now, "b": other}))
+
+
+@pytest.mark.parametrize(("ratio", "count", "found"), [(0.31, 8, 1), (0.31, 7, 0), (0.3, 30, 0)])
+def test_limit_of_what_is_too_far(ratio, count, found):
+    assert len(find(steps(count, ratio), "TT402")) == found
+
+
+def test_what_starts_at_zero_or_has_one_dim_is_silent():
+    assert find(steps(40, lambda step: 1 / (step + 1)), "TT402") == []
+    assert find(steps(40, 0.9, shape=(4,)), "TT402") == []
+    assert find(steps(40, 0.9, skipped=True), "TT402") == []
+    assert find(steps(40, 0.9, kind="LBFGS"), "TT402") == []
+    assert len(find(steps(40, 0.9), "TT402", high=0.8, sustain=40)) == 1
+
+
+@pytest.mark.parametrize(("ratio", "count", "found"), [(9e-7, 20, 1), (9e-7, 19, 0), (1e-6, 40, 0)])
+def test_limit_of_what_hardly_moves(ratio, count, found):
+    assert len(find(steps(count, ratio), "TT402")) == found
+
+
+@pytest.mark.parametrize(
+    ("ratios", "found"), [((1.1, 1.1, 0.1), 1), ((9.0, 1.0, 0.1), 0), ((9.0, 9.0), 0)]
+)
+def test_median_of_three_modules_in_one_step_is_enough(ratios, found):
+    paths = "abc"[: len(ratios)]
+    records = [module(path, "weight") for path in paths]
+    moved = row(update_ratio=dict(zip(paths, ratios, strict=True)))
+    records += [optimizer(), closing(modules=moved)]
+    assert len(find(records, "TT402")) == found
+    assert find([module("d", "weight", cls="Embedding"), *records], "TT402", least=4) == []
+
+
+def test_warm_up_embeddings_and_layers_beside_others_that_move_are_silent():
+    assert find(steps(40, 1e-8, lr=lambda step: step * 1e-6), "TT402") == []
+    assert find(steps(40, 1e-8, cls="Embedding"), "TT402") == []
+    assert find(steps(40, 1e-8, other=1e-3), "TT402") == []
+    assert find(steps(40, 0.0), "TT402") == []
+
+
+def test_weights_that_moved_before_have_converged():
+    assert find(steps(60, lambda step: 1e-8 if step > 3 else 1e-3), "TT402") == []
+    assert find([], "TT402") == []
