@@ -199,14 +199,17 @@ def _merge(runs: Sequence[Run], found: Sequence[Found], globs: Sequence[str]) ->
 
 def _choose_step(runs: Sequence[Run], shown: Sequence[Shown]) -> tuple[Run, int | None]:
     for one in shown:
-        if one.finding.severity != "note" and is_whole(one.run.step(one.finding.step)):
-            return one.run, one.finding.step
+        run, number = one.run, one.finding.step
+        # In a damaged log a finding can be of a step that the log does not have.
+        known = one.finding.severity != "note" and number in run.steps
+        if known and is_whole(run.step(number)):
+            return run, number
     run = runs[0]
     for number in reversed(run.steps[-NEAR:]):
         if is_whole(run.step(number)):
             return run, number
     whole = [line.step for line in step_lines(run) if line.full and line.modules.path]
-    return run, whole[-1] if whole else None
+    return run, next((number for number in reversed(whole) if number in run.steps), None)
 
 
 def _worst_codes(findings: Sequence[Finding], number: int) -> dict[str, str]:

@@ -143,11 +143,12 @@ def _columns(line: Step | None) -> dict[str, dict[str, Any]]:
 
 
 def _grad_norms(records: StepRecords) -> dict[str, float]:
-    squares: dict[str, float] = {}
+    norms: dict[str, float] = {}
     for param in records.params:
         if param.module is not None and param.grad is not None and param.grad.norm is not None:
-            squares[param.module] = squares.get(param.module, 0.0) + param.grad.norm**2
-    return {path: square**0.5 for path, square in squares.items()}
+            # hypot, since the square of a large float64 overflows.
+            norms[param.module] = math.hypot(norms.get(param.module, 0.0), param.grad.norm)
+    return norms
 
 
 def _rms(tensor: Tensor) -> float | None:
