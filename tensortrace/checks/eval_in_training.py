@@ -1,0 +1,103 @@
+"""TT701: training that goes on in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check
+from tensortrace.records import Call, Location, Optimizer
+from tensortrace.text import module_text
+
+# Classes that do something else in eval mode, by the beginning of their name.
+_SENSITIVE = ("BatchNorm", "SyncBatchNorm", "LazyBatchNorm", "Dropout", "AlphaDropout",
+              "FeatureAlphaDropout")  # fmt: skip
+
+
+@dataclass(slots=True)
+class Switched:
+    """A module was put in eval mode after training had begun; `updates` since then."""
+
+    step: int
+    location: Location | None
+    updates: int = 0
+
+
+@check("TT701", "eval-mode-in-training")
+def eval_mode_in_training(
+    step: StepView, memory: dict[str, Any], *, sustain: int = 3
+) -> Iterator[Draft]:
+    """The network goes on being trained in eval mode: no dropout, fixed BatchNorm statistics.
+
+    Symptom:    after the first validation the training loss drops and the network overfits; or
+                BatchNorm normalises with statistics of long ago
+    Threshold:  an outermost call in eval mode, with a BatchNorm or Dropout in eval mode inside,
+                gets a gradient in a step in which an optimizer steps that holds parameters of it,
+                and the module was put in eval mode after an optimizer step, with `sustain` more
+                since and no train() of it
+    Source:     torch.nn.Module.eval; `sustain` chosen here
+    Fix:        model.train() at the top of each training epoch, behind the validation
+    Misses:     a network that never was in train mode (fine-tuning in eval mode may be meant);
+                modules of your own that look at self.training; a train() of another module of the
+                same class in between
+    """
+    switched: dict[str, Switched] = memory.setdefault("switched", {})
+    held: dict[int, set[str]] = memory.setdefault("held", {})
+    for record in step.happened():
+        if isinstance(record, Optimizer):
+            if record.parameters is not None:
+                held[record.index] = set(record.parameters)
+            memory["trains"] = memory.get("trains", False) or not record.skipped
+            for each in switched.values():
+                each.updates += not record.skipped
+        elif record.action == "eval" and memory.get("trains"):
+            switched[record.of or ""] = Switched(step.number, record.location)
+        elif record.action == "train":
+            switched.pop(record.of or "", None)
+    if step.summary is None or not any(one.updates >= sustain for one in switched.values()):
+        return
+    stepping: set[str] = set().union(*(held.get(o.index, set()) for o in step.optimizers))
+    reached = {c.forward for c in step.calls if c.phase == "backward"}
+    for call in step.calls:
+        if call.phase != "forward" or call.op or call.parent is not None or call.training:
+            continue
+        module = step.modules.get(call.module or "")
+        one = switched.get(call.module or "") or switched.get(module.cls if module else "")
+        if one is None or one.updates < sustain or call.seq not in reached:
+            continue
+        inside = _inside(step, call)
+        sensitive = {
+            c.module or "" for c in inside if c.training is False and _is_sensitive(step, c)
+        }
+        if sensitive and any(_trainable(step, c.module or "") & stepping for c in inside):
+            yield Draft(
+                message=f"{module_text(call.module, module.cls if module else None)} is in eval "
+                f"mode since step {one.step} and was trained in it in {one.updates} optimizer "
+                f"steps (limit {sustain}): {len(sensitive)} BatchNorm or Dropout modules are off",
+                cause=call.module or "the root", phase="forward", module=call.module, seq=call.seq,
+                value=one.updates, limit=sustain, location=one.location or call.location,
+                evidence={"placed": "direct", "since": one.step, "modules": sorted(sensitive)[:20]},
+            )  # fmt: skip
+
+
+def _inside(step: StepView, root: Call) -> list[Call]:
+    """List the module calls that ran inside an outermost one, itself too."""
+    seqs, inside = {root.seq}, [root]
+    for call in sorted(step.calls, key=lambda c: c.seq):
+        if call.phase == "forward" and call.op is None and call.parent in seqs:
+            seqs.add(call.seq)
+            inside.append(call)
+    return inside
+
+
+def _is_sensitive(step: StepView, call: Call) -> bool:
+    module = step.modules.get(call.module or "")
+    return module is not None and module.cls.startswith(_SENSITIVE)
+
+
+def _trainable(step: StepView, path: str) -> set[str]:
+    """Name in full the own parameters of a module that require gradients."""
+    module = step.modules.get(path)
+    prefix = f"{path}." if path else ""
+    return {prefix + p.name for p in module.parameters if p.requires_grad} if module else set()
