@@ -1,0 +1,157 @@
+"""TT702: dropout and moving BatchNorm statistics where the network is judged or frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check
+from tensortrace.records import Call
+from tensortrace.text import location_text, module_text
+
+_NORMS = ("BatchNorm", "SyncBatchNorm", "LazyBatchNorm")
+_DROPOUTS = ("Dropout", "AlphaDropout", "FeatureAlphaDropout")
+_DROPOUT_OPS = frozenset(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
+                          "feature_alpha_dropout"))  # fmt: skip
+_LOSSES = frozenset((
+    "cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
+    "binary_cross_entropy", "binary_cross_entropy_with_logits",
+))  # fmt: skip
+
+
+@check("TT702", "train-mode-in-evaluation")
+def train_mode_in_evaluation(
+    step: StepView, memory: dict[str, Any], *, batches: int = 2, sustain: int = 3
+) -> Iterator[Draft]:
+    """The network is judged in train mode, or dropout or BatchNorm is on where it must not be.
+
+    Symptom:    validation is worse than it should be and differs from run to run; BatchNorm learns
+                the statistics of the validation data
+    Threshold:  in `batches` steps running there is no backward and no optimizer step, and in the
+                last a network that an optimizer holds runs outermost, in train mode, with gradients
+                disabled, has a BatchNorm or a Dropout that acts inside, and a loss or the accuracy
+                is computed. Or F.dropout acts in a module in eval mode (a note if none is computed).
+                A note: a BatchNorm whose weights are frozen and in no optimizer runs in train mode
+                inside a network that is trained, for `sustain` optimizer steps
+    Source:     torch.nn.Module.eval, torch.nn.functional.dropout (training=True by default);
+                `batches` and `sustain` chosen here
+    Fix:        model.eval() before the evaluation and model.train() behind it; F.dropout(x, p,
+                training=self.training); norm.eval() in a part that is frozen
+    Misses:     rollouts, teachers and BatchNorm recalibration compute no loss and are silent, but
+                so is evaluation whose metric is not seen; F.dropout is seen with level="op" only,
+                and with training=True on purpose (Monte Carlo dropout) it is reported
+    """
+    held: set[str] = memory.setdefault("held", set())
+    for optimizer in step.optimizers:
+        held.update(optimizer.parameters or ())
+        memory["updates"] = memory.get("updates", 0) + (not optimizer.skipped)
+    if step.summary is None:
+        return
+    idle = not step.optimizers and not any(a.action == "loss" for a in step.actions)
+    memory["idle"] = memory.get("idle", 0) + 1 if idle else 0
+    yield from _left_on(step)
+    judging = memory["idle"] >= batches and _judged(step)
+    if not held or not (judging or (step.optimizers and memory["updates"] >= sustain)):
+        return
+    for root in step.calls:
+        if root.phase != "forward" or root.op or root.parent is not None or not root.training:
+            continue
+        inside = _inside(step, root)
+        if not any(_names(step, c) & held for c in inside):
+            continue
+        if judging and not root.grad_enabled:
+            acting = [c.module or "" for c in inside if _acts(step, c)]
+            if acting:
+                yield Draft(
+                    message=f"{module_text(root.module)} is evaluated in train mode: "
+                    f"{len(acting)} BatchNorm or Dropout modules act as in training, in "
+                    f"{memory['idle']} steps running (limit {batches})",
+                    cause=f"evaluation {root.module}", phase="forward", module=root.module,
+                    seq=root.seq, value=memory["idle"], limit=batches, location=root.location,
+                    evidence={"placed": "direct", "modules": acting[:20]},
+                )  # fmt: skip
+        elif not judging and root.grad_enabled:
+            frozen = [c.module or "" for c in inside if _is_frozen_norm(step, c, held)]
+            if frozen:
+                yield Draft(
+                    message=f"{len(frozen)} BatchNorm modules are frozen and in train mode: their "
+                    f"statistics move, after {memory['updates']} optimizer steps (limit {sustain})",
+                    cause=f"frozen {root.module}", severity="note", phase="forward",
+                    module=frozen[0], seq=root.seq, value=memory["updates"], limit=sustain,
+                    location=root.location, evidence={"modules": frozen[:20]},
+                )  # fmt: skip
+
+
+def _left_on(step: StepView) -> Iterator[Draft]:
+    for call in step.calls:
+        if call.op not in _DROPOUT_OPS or call.phase != "forward" or call.training is not False:
+            continue
+        if call.arguments.get("training") is not True or call.arguments.get("p") == 0:
+            continue
+        yield Draft(
+            message=f"F.{call.op} acts in {module_text(call.module)}, which is in eval mode: its "
+            "training= is True, as it is by default",
+            severity=None if _judged(step) else "note",
+            cause=f"functional {location_text(call.location)}", phase="forward",
+            module=call.module, op=call.op, seq=call.seq, location=call.location,
+            evidence={"placed": "direct"},
+            fix="F.dropout(x, p, training=self.training), or an nn.Dropout",
+        )  # fmt: skip
+
+
+def _judged(step: StepView) -> bool:
+    """Tell whether a loss, or how many classes were guessed right, is computed outside modules."""
+    guesses: set[int] = set()
+    for call in step.calls:
+        if call.phase != "forward" or (call.parent is not None and call.op is None):
+            continue
+        module = step.modules.get(call.module or "") if call.op is None else None
+        if call.op in _LOSSES or (module is not None and module.cls.endswith("Loss")):
+            return True
+        if call.op in ("argmax", "max"):
+            guesses.update(id for _, id in call.outputs)
+        elif call.op == "eq" and any(id in guesses for _, id in call.inputs):
+            return True
+    return False
+
+
+def _inside(step: StepView, root: Call) -> list[Call]:
+    """List the module calls that ran inside an outermost one, itself too."""
+    seqs, inside = {root.seq}, [root]
+    for call in sorted(step.calls, key=lambda c: c.seq):
+        if call.phase == "forward" and call.op is None and call.parent in seqs:
+            seqs.add(call.seq)
+            inside.append(call)
+    return inside
+
+
+def _cls(step: StepView, call: Call) -> str:
+    module = step.modules.get(call.module or "")
+    return module.cls if module is not None else ""
+
+
+def _acts(step: StepView, call: Call) -> bool:
+    """Tell whether a call is of a BatchNorm in train mode, or of a Dropout that dropped."""
+    if not call.training:
+        return False
+    if _cls(step, call).startswith(_NORMS):
+        return True
+    if not _cls(step, call).startswith(_DROPOUTS) or not call.inputs or not call.outputs:
+        return False
+    given, made = (step.tensors.get(names[0][1]) for names in (call.inputs, call.outputs))
+    return given is not None and made is not None and made.zeros > given.zeros
+
+
+def _names(step: StepView, call: Call) -> set[str]:
+    """Name in full the own parameters of a module that require gradients."""
+    module = step.modules.get(call.module or "")
+    prefix = f"{call.module}." if call.module else ""
+    return {prefix + p.name for p in module.parameters if p.requires_grad} if module else set()
+
+
+def _is_frozen_norm(step: StepView, call: Call, held: set[str]) -> bool:
+    module = step.modules.get(call.module or "")
+    if module is None or not call.training or not module.cls.startswith(_NORMS):
+        return False
+    names = {f"{module.path}.{p.name}" for p in module.parameters}
+    return bool(names) and not any(p.requires_grad for p in module.parameters) and not names & held

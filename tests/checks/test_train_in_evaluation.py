@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.checks import brief, call, closing, find, module, ok, op, optimizer
+from tests.checks.traced import find_live
+from tests.healthy.data import images, loader
+from tests.healthy.vision import convnet
+
+
+def accuracy(logits, y):
+    return (logits.argmax(1) == y).float().mean().item()
+
+
+def classifier(switch, judge=accuracy, with_loader=True):
+    def run():
+        model = convnet(4)
+        adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        train = loader(32) if with_loader else [images(16) for _ in range(2)]
+        test = loader(48) if with_loader else [images(16) for _ in range(3)]
+        for x, y in train:
+            adam.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            adam.step()
+        if switch:
+            model.eval()
+        with torch.no_grad():
+            for x, y in test:
+                judge(model(x), y)
+
+    return run
+
+
+@pytest.mark.parametrize("with_loader", [True, False])
+@pytest.mark.parametrize("judge", [accuracy, F.cross_entropy, nn.CrossEntropyLoss()])
+def test_validation_of_a_classifier_without_eval(judge, with_loader):
+    (found,) = find_live(classifier(False, judge, with_loader), "TT702")
+    assert (found.severity, found.module, found.value, found.limit) == ("warning", "", 2, 2)
+    assert "evaluated in train mode: 3 BatchNorm or Dropout modules" in found.message
+    assert find_live(classifier(True, judge, with_loader), "TT702") == []
+
+
+def test_predictions_that_nobody_judges_are_silent():
+    recalibrate = lambda logits, y: logits.softmax(1).mean(0)  # noqa: E731
+    assert find_live(classifier(False, recalibrate), "TT702") == []
+
+
+class Attention(nn.Module):
+    def __init__(self, dropout):
+        super().__init__()
+        self.qkv, self.head, self.dropout = nn.Linear(16, 48), nn.Linear(16, 2), dropout
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        weights = self.dropout(self, (q @ k.mT).softmax(-1))
+        return self.head(weights @ v).mean(1)
+
+
+def left_on(dropout, judged=True):
+    def run():
+        model = Attention(dropout)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        F.cross_entropy(model(torch.randn(4, 6, 16)), torch.tensor([0, 1, 0, 1])).backward()
+        sgd.step()
+        model.eval()
+        with torch.no_grad():
+            guess = model(torch.randn(4, 6, 16))
+            if judged:
+                F.cross_entropy(guess, torch.tensor([0, 1, 0, 1]))
+
+    return run
+
+
+def test_functional_dropout_that_does_not_know_of_eval():
+    (found,) = find_live(left_on(lambda m, x: F.dropout(x, 0.1)), "TT702", level="op")
+    assert (found.severity, found.op, found.step) == ("warning", "dropout", 1)
+    fixed = left_on(lambda m, x: F.dropout(x, 0.1, training=m.training))
+    assert find_live(fixed, "TT702", level="op") == []
+    (alone,) = find_live(left_on(lambda m, x: F.dropout(x), judged=False), "TT702", level="op")
+    assert alone.severity == "note"
+    assert find_live(left_on(lambda m, x: F.dropout(x, p=0)), "TT702", level="op") == []
+
+
+@pytest.mark.parametrize("norms_in_eval", [False, True])
+def test_frozen_norms_whose_statistics_move_are_a_note(norms_in_eval):
+    def run():
+        model = convnet(4)
+        model[:-1].requires_grad_(False)
+        if norms_in_eval:
+            model[:-2].eval()
+        sgd = torch.optim.SGD(model[-1].parameters(), lr=0.1)
+        for _ in range(4):
+            x, y = images(8)
+            F.cross_entropy(model(x), y).backward()
+            sgd.step()
+            sgd.zero_grad()
+
+    found = find_live(run, "TT702")
+    assert [f.severity for f in found] == ([] if norms_in_eval else ["note"])
+
+
+def steps(count, *, cls="Dropout", zeros=4, judge="cross_entropy", held=("a.weight",), **changes):
+    yield module("a", "weight", cls="Net")
+    yield module("a.drop", cls=cls)
+    yield optimizer(parameters=list(held))
+    yield closing(0)
+    fields = {"training": True, "grad_enabled": False, **changes}
+    for i in range(1, count + 1):
+        yield call(0, "a", [0], [2], [ok(0), ok(2)], step=i, **fields)
+        yield call(1, "a.drop", [0], [1], [ok(1, zeros=zeros)], step=i, parent=0, **fields)
+        yield op(2, judge, [2], [3], step=i)
+        yield closing(i)
+
+
+def test_two_steps_are_the_edge_and_a_setting():
+    assert find(steps(1), "TT702") == []
+    assert brief(find(steps(2), "TT702")) == [("TT702", "warning", "a")]
+    assert len(find(steps(1), "TT702", batches=1)) == 1
+
+
+def test_what_makes_no_difference_is_silent():
+    assert find(steps(4, zeros=0), "TT702") == []  # p=0
+    assert len(find(steps(4, cls="BatchNorm1d", zeros=0), "TT702")) == 1
+    assert find(steps(4, cls="LayerNorm"), "TT702") == []
+    assert find(steps(4, training=False), "TT702") == []
+    assert find(steps(4, grad_enabled=True), "TT702") == []
+    assert find(steps(4, judge="argmax"), "TT702") == []
+    assert find(steps(4, held=("teacher.weight",)), "TT702") == []
+
+
+def test_nothing_says_nothing():
+    assert find([], "TT702") == []
+    assert find([optimizer(parameters=[]), closing(), closing(1), closing(2)], "TT702") == []
