@@ -104,6 +104,8 @@ def _clean(value: Any, depth: int) -> Any:
         return "..."
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return f"<an integer of {value.bit_length()} bits>"  # Python refuses to write it out
     if isinstance(value, dict):
         return {_clean(str(k), 0): _clean(v, depth + 1) for k, v in list(value.items())}
     if isinstance(value, list | tuple | set | frozenset):

@@ -20,6 +20,9 @@ _CONTROL = re.compile(
     "\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f]"
 )
 
+# Of a name that the program made (module, class, parameter, key); generated ones reach megabytes.
+LONGEST_NAME = 1000
+
 _SHORT_DTYPES = {
     "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "int64": "i64",
     "int32": "i32", "int16": "i16", "int8": "i8", "uint8": "u8", "uint16": "u16", "uint32": "u32",
@@ -41,6 +44,14 @@ def _visible(match: re.Match[str]) -> str:
     if code < 256:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 65_536 else f"\\U{code:08x}"
+
+
+def shorten(text: str, limit: int = LONGEST_NAME) -> str:
+    """Cut a text that nobody can mean to read in full; its two ends stay, around an ellipsis."""
+    if len(text) <= limit:
+        return text
+    half = (limit - 1) // 2
+    return f"{text[:half]}…{text[-half:]}"
 
 
 def short_dtype(dtype: str) -> str:

@@ -28,6 +28,7 @@ from tensortrace.capture.tensors import describe
 from tensortrace.capture.unwrap import quiet
 from tensortrace.errors import TraceStoppedError
 from tensortrace.records import Location
+from tensortrace.text import shorten
 
 if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
@@ -70,7 +71,7 @@ def explain(recorder: Recorder, error: BaseException, traceback: TracebackType |
         return
     recorder.explained = key
     entries = _entries(traceback)
-    detail: dict[str, Any] = {"type": type(error).__name__, "message": message}
+    detail: dict[str, Any] = {"type": shorten(type(error).__name__), "message": message}
     inner = [i for i, tb in enumerate(entries) if recorder.sources.is_user(tb.tb_frame.f_code)]
     mine = inner[-1] if inner else -1
     module = _entered(recorder, entries, detail)
@@ -86,7 +87,7 @@ def explain(recorder: Recorder, error: BaseException, traceback: TracebackType |
         detail["state_dict"] = _state_dict(str(error))
     recorder.action(
         "exception",
-        of=type(module).__name__ if module is not None else None,
+        of=shorten(type(module).__name__) if module is not None else None,
         location=location,
         detail=_plain(detail),
     )
@@ -280,9 +281,12 @@ def _operand(recorder: Recorder, name: str, value: Any) -> dict[str, Any]:
         return {"name": name, "tensor": value}
     if value is None or type(value) in (bool, int, float, str):
         return {"name": name, "value": value[:_TEXT] if isinstance(value, str) else value}
+    if value is _MISSING:
+        return {"name": name}
+    known: dict[str, Any] = {"name": name, "cls": shorten(type(value).__name__)}
     if isinstance(value, nn.Module):
-        return {"name": name, "cls": type(value).__name__, "module": recorder.names.known(value)}
-    return {"name": name} if value is _MISSING else {"name": name, "cls": type(value).__name__}
+        known["module"] = recorder.names.known(value)
+    return known
 
 
 # ---- reading without calling

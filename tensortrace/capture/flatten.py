@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from tensortrace.text import shorten
+
 _DEEPEST = 8
 _WIDEST = 10_000
 _LEAVES = (str, bytes, int, float, bool, complex, type(None), torch.nn.Module)
@@ -48,7 +50,7 @@ def _collect(
                 _collect(part, f"{name}[{i}]", found, depth - 1, open_)
             return
         for label, part in _parts(value, depth):
-            _collect(part, name + label, found, depth - 1, open_)
+            _collect(part, name + shorten(label), found, depth - 1, open_)
     except Exception:
         return  # a container of the user's that cannot be read: what was found so far stands
     finally:

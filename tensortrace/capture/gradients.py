@@ -18,6 +18,7 @@ from torch import nn
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.tensors import TensorDraft
+from tensortrace.text import shorten
 
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
@@ -248,6 +249,7 @@ class Parameters:
         entry = self._watched.get(id(parameter))
         if entry is not None and _is_hooked(parameter, entry):
             return
+        name = shorten(name)
         probe = ParameterProbe(serial, id(parameter), path, name)
         handle = parameter.register_hook(probe)  # type: ignore[no-untyped-call]
         self._watched[id(parameter)] = _Watched(handle, weakref.ref(owner), path, name)

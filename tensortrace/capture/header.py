@@ -14,7 +14,11 @@ from typing import Any
 import torch
 
 from tensortrace.records import FORMAT, FORMAT_VERSION, Header
+from tensortrace.text import shorten
 from tensortrace.version import __version__
+
+# A shell can expand one star to a hundred thousand names.
+_ARGUMENTS = 200
 
 
 def make_header(options: dict[str, Any]) -> Header:
@@ -25,7 +29,7 @@ def make_header(options: dict[str, Any]) -> Header:
         version=FORMAT_VERSION,
         run_id=uuid.uuid4().hex,
         time_ns=time.time_ns(),
-        argv=list(sys.argv),
+        argv=[shorten(argument, 4096) for argument in sys.argv[:_ARGUMENTS]],
         python=platform.python_version(),
         torch=str(torch.__version__),
         tensortrace=__version__,

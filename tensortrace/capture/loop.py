@@ -23,6 +23,7 @@ from torch.utils.data import dataloader
 from tensortrace.capture import optimizers
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.flatten import tensors_in
+from tensortrace.text import shorten
 
 if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
@@ -154,7 +155,7 @@ def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
                 detail.update(recorder.carried.left_over(recorder.names))
         recorder.action(
             "zero_grad",
-            of=type(owner).__name__,
+            of=shorten(type(owner).__name__),
             optimizer=optimizer,
             frame=sys._getframe(2),
             detail=detail,
@@ -178,7 +179,7 @@ def _train(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
         with _Ours(recorder):
             recorder.action(
                 "train" if mode else "eval",
-                of=recorder.names.known(module) or type(module).__name__,
+                of=recorder.names.known(module) or shorten(type(module).__name__),
                 frame=sys._getframe(2),
                 detail={"modules": sum(1 for _ in module.modules())},
             )
@@ -197,7 +198,7 @@ def _load_state_dict(recorder: Recorder, args: Any, kwargs: Any, call: _Call) ->
             apart = {"prefix_wanted": prefix}
         recorder.action(
             "load_state_dict",
-            of=recorder.names.known(args[0]) or type(args[0]).__name__,
+            of=recorder.names.known(args[0]) or shorten(type(args[0]).__name__),
             frame=sys._getframe(2),
             detail={
                 "matched": given - len(unexpected),

@@ -25,6 +25,7 @@ from tensortrace.capture.gradients import watch_output, watch_parameters
 from tensortrace.capture.roots import Root, Roots, is_wrapper
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import Location
+from tensortrace.text import shorten
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -295,7 +296,7 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
     draft.tensors = call.tensors
     if failed:
         if error is not None and type(error).__name__ != _EARLY_STOP:
-            fields["exception"] = type(error).__name__
+            fields["exception"] = shorten(type(error).__name__)
     else:
         _, _, kwargs, output = hook_args
         _describe(recorder, call, draft, kwargs, output)
@@ -314,7 +315,7 @@ def _describe(
 ) -> None:
     # Keyword arguments reach a global hook only now, after the call.
     for key, value in kwargs.items():
-        for name, tensor in tensors_in(value, key):
+        for name, tensor in tensors_in(value, shorten(key)):
             number, described = recorder.tensors.identify(tensor)
             call.inputs.append((name, number))
             if described is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tensortrace.capture.gradients import own_parameters
+from tensortrace.text import shorten
 
 # Attributes by which wrappers hold what they wrap (DataParallel and DDP, compile, FSDP1,
 # checkpoint_wrapper): they are no part of a user's path.
@@ -85,7 +86,7 @@ class ModuleNames:
             return ""
         path = self._path_of_wrapped(module)
         if path is None:
-            path = self._numbered(type(module).__name__, module)
+            path = self._numbered(shorten(type(module).__name__), module)
         self._name_tree(module, path)
         return self.known(module) or path
 
@@ -111,7 +112,7 @@ class ModuleNames:
             path = self._in_tree(module, root)
             if path is not None:
                 return path
-        cls = type(module).__name__
+        cls = shorten(type(module).__name__)
         path = self._numbered(f"{parent_path}.{cls}" if parent_path else cls, module)
         if path not in self.unregistered:
             # Before it is said for the first time: it may be new since the walk of this step.
@@ -194,4 +195,4 @@ def walk(root: nn.Module, root_path: str) -> Iterator[tuple[str, nn.Module]]:
             if child is inner:
                 stack.append((path, child))
             else:
-                stack.append((f"{path}.{name}" if path else name, child))
+                stack.append((shorten(f"{path}.{name}" if path else name), child))

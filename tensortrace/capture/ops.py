@@ -29,6 +29,7 @@ from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import next_sequence_nr, watch_nodes
 from tensortrace.records import to_scalar
+from tensortrace.text import shorten
 
 if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
@@ -189,7 +190,7 @@ def _run(
     except Exception as error:
         if draft is not None:
             draft.fields["host_ns"] = _clock() - started_ns
-            draft.fields["exception"] = type(error).__name__
+            draft.fields["exception"] = shorten(type(error).__name__)
             recorder.pend(draft)
         raise
     if draft is not None:
@@ -292,7 +293,7 @@ def _arguments(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
         if value is not None and not isinstance(value, torch.Tensor):
             text = _argument(value)
             if text is not None:
-                found[key] = text
+                found[shorten(key)] = text
     return found
 
 

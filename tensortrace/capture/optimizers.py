@@ -25,6 +25,7 @@ from tensortrace.capture.active import here, slot
 from tensortrace.capture.drafts import OptimizerDraft, ParamDraft
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.capture.unwrap import plain, quiet
+from tensortrace.text import shorten
 
 if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
@@ -202,7 +203,7 @@ def begin_step(
     fields = {
         "update": recorder.update,
         "index": index,
-        "cls": type(optimizer).__name__,
+        "cls": shorten(type(optimizer).__name__),
         "lr": [_rate(group.get("lr")) for group in optimizer.param_groups],
         "skipped": skipped,
         "no_grad": no_grad,

@@ -47,6 +47,7 @@ from tensortrace.records import (
     ParameterInfo,
     Record,
 )
+from tensortrace.text import shorten
 
 # A step is handed on in parts of this many records, so that nothing is held without bound.
 PART = 20_000
@@ -268,12 +269,16 @@ class Recorder:
         record = Module(
             step=self.step,
             path=path,
-            cls=cls.__name__,
+            cls=shorten(cls.__name__),
             training=module.training,
             registered=path not in self.names.unregistered,
             parameters=[
                 ParameterInfo(
-                    name, tuple(p.shape), dtype_name(p.dtype), str(p.device), p.requires_grad
+                    shorten(name),
+                    tuple(p.shape),
+                    dtype_name(p.dtype),
+                    str(p.device),
+                    p.requires_grad,
                 )
                 for name, p in own.items()
                 if p is not None and not nn.parameter.is_lazy(p)
@@ -298,7 +303,7 @@ class Recorder:
             )
         if count:
             self.compiled_modules += count
-            self.action("compiled", of=type(module).__name__, detail={"modules": count})
+            self.action("compiled", of=shorten(type(module).__name__), detail={"modules": count})
 
     def take_aliases(self) -> None:
         """Write down better paths that were learnt."""

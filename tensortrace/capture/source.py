@@ -12,6 +12,7 @@ from types import CodeType, FrameType, TracebackType
 import torch
 
 from tensortrace.records import Location, Source
+from tensortrace.text import shorten
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # Frames of these are never the user's; the demo lives in our package but plays the user.
@@ -104,7 +105,7 @@ def with_code(location: Location | None) -> Location | None:
 
 
 def _name(code: CodeType) -> str:
-    return str(getattr(code, "co_qualname", code.co_name))  # co_qualname: Python 3.11
+    return shorten(getattr(code, "co_qualname", code.co_name))  # co_qualname: Python 3.11
 
 
 def _is_foreign(filename: str) -> bool:

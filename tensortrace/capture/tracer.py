@@ -47,7 +47,7 @@ from tensortrace.checks import Engine
 from tensortrace.errors import LogError, TraceStoppedError, UsageError
 from tensortrace.log import LogWriter, open_sink
 from tensortrace.records import Failure, Finding
-from tensortrace.text import escape, finding_text
+from tensortrace.text import escape, finding_text, shorten
 
 F = TypeVar("F", bound=Callable[..., Any])
 StopOn = str | Callable[[Finding], object] | None
@@ -398,7 +398,7 @@ class Trace:
         except Exception:
             message = "(its message cannot be read)"
         return Failure(
-            type=type(error).__name__,
+            type=shorten(type(error).__name__),
             message=message,
             module=recorder.failed_module(traceback),
             location=with_code(recorder.sources.locate_traceback(traceback)),
@@ -435,7 +435,7 @@ class Trace:
     def _warn(self, sentence: str) -> None:
         if sentence not in self._warned:
             self._warned.add(sentence)
-            _say(f"tensortrace: {escape(sentence)}")
+            _say(f"tensortrace: {escape(shorten(sentence, 2000))}")
 
     def _say_goodbye(self) -> None:
         recorder = self._recorder
