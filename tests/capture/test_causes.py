@@ -263,4 +263,6 @@ def test_fault_is_explained_by_the_values_that_went_in(name: str, level: Level) 
 @pytest.mark.parametrize("level", ["module", "op"])
 @pytest.mark.parametrize("name", CASES)
 def test_repair_is_silent(name: str, level: Level) -> None:
-    assert [finding.message for finding in train(CASES[name].right, level)] == []
+    # Other families may speak of the same program: labels that are all ignored stay that.
+    found = [f for f in train(CASES[name].right, level) if f.code.startswith("TT1")]
+    assert [finding.message for finding in found] == []

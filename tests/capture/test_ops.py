@@ -168,6 +168,8 @@ def test_loss_is_what_backward_was_called_on() -> None:
     values: list[float] = []
     records = record(program)
     (loss,) = records.actions("loss")
+    graph = loss.detail.pop("graph")
+    assert [name for name, _ in graph][:3] == ["MeanBackward0", "PowBackward0", "SubBackward0"]
     assert loss.detail == {"value": values[0], "shape": [], "dtype": "float32"}
     assert loss.tensor == records.op("mean").outputs[0][1]
     assert line_of(loss.location) == "loss.backward()"
@@ -193,7 +195,9 @@ def test_loss_that_is_not_finite_is_written_by_its_name(value: float) -> None:
 def test_gradient_given_for_a_tensor_that_is_no_scalar_has_no_value() -> None:
     w = torch.ones(3, requires_grad=True)
     records = record(lambda t: (w * 2).backward(torch.ones(3)))
-    assert records.actions("loss")[0].detail == {"shape": [3], "dtype": "float32"}
+    detail = records.actions("loss")[0].detail
+    assert detail.pop("graph")[0][0] == "MulBackward0"
+    assert detail == {"shape": [3], "dtype": "float32"}
 
 
 def test_several_losses_given_to_autograd_backward_are_each_recorded() -> None:

@@ -338,7 +338,7 @@ def test_check_that_raises_is_off_and_the_others_go_on(
     rule.__doc__ = all_checks()[0].rule.__doc__
     broken = Check("TT999", "broken", "error", "gate", rule)
     checks = [broken, *all_checks()]
-    monkeypatch.setattr("tensortrace.capture.options.select", lambda choice: checks)
+    monkeypatch.setattr("tensortrace.config.select", lambda *choice: checks)
     records: list[Any] = []
     with trace(out=records.append) as t:
         train(make_net(poison=[1]), 3)
