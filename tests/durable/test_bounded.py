@@ -152,8 +152,8 @@ def test_ten_thousand_steps_take_no_more_memory_than_a_hundred(one: Turn, tmp_pa
         tracemalloc.stop()
     assert left < 900 * 40  # one small object a step would be more
     print(f"{one.__name__}: resident {before >> 10} KiB at step 100, {after >> 10} at 9,000")
-    # The C allocator takes a few pages more or less; one small object a step would be 0.4 MB.
-    assert after - before < 4 << 20
+    # This sees what Python's allocator does not: 240 bytes a step. Measured: 60 to 250 KiB in all.
+    assert after - before < 2 << 20
 
 
 def test_an_optimizer_made_anew_has_the_number_of_the_one_before_it() -> None:
