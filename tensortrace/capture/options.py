@@ -102,6 +102,7 @@ def parse_options(
     )
 
 
+OPTION_NAMES = tuple(parse_options.__kwdefaults__ or ())
 _DEFAULTS = {
     name: default
     for name, default in (parse_options.__kwdefaults__ or {}).items()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import difflib
 import functools
 import inspect
 import os
@@ -39,7 +40,7 @@ from tensortrace.capture.modules import ModuleHooks
 from tensortrace.capture.names import ModuleNames
 from tensortrace.capture.narrow import Narrower
 from tensortrace.capture.optimizers import OptimizerHooks
-from tensortrace.capture.options import Options, parse_options
+from tensortrace.capture.options import OPTION_NAMES, Options, parse_options
 from tensortrace.capture.recorder import Recorder
 from tensortrace.capture.source import SourceLines, with_code
 from tensortrace.capture.stats import StatsQueue
@@ -145,6 +146,11 @@ class Trace:
         if isinstance(outer, Trace) and outer is not self:
             self._joined = outer
             outer._depth += 1
+            if self._options.out not in (outer._options.out, "log.jsonl"):
+                outer._warn(
+                    f"a block inside another joins its run: nothing is written to "
+                    f"{str(self._options.out)[:200]}"
+                )
             return self
         self._joined = None
         self._depth += 1
@@ -450,6 +456,11 @@ class Trace:
         path = self.path
         if path is not None:
             line += f"; open with: tensortrace view {_relative(path)}"
+        if self._decorates and journal.steps == 1 and recorder.update > 1:
+            line += (
+                f" ({recorder.update} optimizer steps in 1 step: a decorated call is one step; "
+                "decorate what runs once a turn, or call t.step())"
+            )
         if recorder.compiled_modules:
             line += (
                 f" ({recorder.compiled_modules} compiled modules not visible; "
@@ -538,6 +549,11 @@ def trace(*positional: Any, **options: Any) -> Any:
     Raises:
         UsageError: an option that makes no sense, a file that is not a log in the log's place.
     """
+    for name in options.keys() - {"out", *OPTION_NAMES}:
+        close = difflib.get_close_matches(name, OPTION_NAMES, 1)
+        meant = f" Did you mean {close[0]}=?" if close else ""
+        known = ", ".join(OPTION_NAMES)
+        raise UsageError(f"trace() has no option {name}=.{meant} It takes out, {known}.")
     if len(positional) == 1 and not options and _is_function(positional[0]):
         return Trace(parse_options())(positional[0])
     return Trace(parse_options(*positional, **options))

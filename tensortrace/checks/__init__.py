@@ -163,10 +163,25 @@ class StepView:
         return max(families.values(), key=len, default=[])
 
     def _unhealed(self) -> Literal["output"] | None:
-        outer = [c for c in self.calls if c.parent is None and c.phase == "forward"]
-        healed = {id for c in outer for _, id in c.inputs if c.outputs and not self.hurt(c.outputs)}
-        made = [c for c in outer if c.op is None and self.hurt(c.outputs)]
-        return "output" if any(id not in healed for c in made for _, id in c.outputs) else None
+        """Follow what outermost modules spoilt to where nothing finite was made of it.
+
+        An index or a count of NaN (argmax, eq) heals nothing.
+        """
+        outer = (c for c in self.calls if c.parent is None and c.phase == "forward")
+        bad: set[int] = set()
+        used: set[int] = set()
+        for call in sorted(outer, key=lambda c: c.seq):
+            got = {id for _, id in call.inputs if id in bad}
+            made = {tensor.id for tensor in self.hurt(call.outputs)}
+            if call.op is None or got:
+                bad |= made
+            if any(self._is_float(id) for _, id in call.outputs):
+                used |= got - made
+        return "output" if bad - used else None
+
+    def _is_float(self, id: int) -> bool:
+        tensor = self.tensors.get(id)
+        return tensor is not None and tensor.dtype.startswith(("float", "bfloat", "complex"))
 
     def nonfinite(self, names: Iterable[tuple[str, int]]) -> list[Tensor]:
         """Pick those of a call's tensors that have any NaN or infinity."""

@@ -17,20 +17,22 @@ _TORCH = frozenset({
 
 @check("TT409", "nothing-trainable", severity="error")
 def nothing_trainable(
-    step: StepView, memory: dict[str, Any], *, sustain: int = 4
+    step: StepView, memory: dict[str, Any], *, sustain: int = 4, idle: int = 8
 ) -> Iterator[Draft]:
-    """An optimizer steps again and again and no parameter anywhere has a gradient.
+    """An optimizer steps again and again and none of its parameters has a gradient.
 
     Symptom:    the loss stays what it was but for the noise of the batches; no error is raised
     Threshold:  in `sustain` steps running of an optimizer of torch.optim all parameters that it
                 holds have the gradient None, and in these training steps no module that ran has a
                 gradient of its own parameters. An error: torch.optim skips a parameter without a
-                gradient, so these steps did nothing
+                gradient, so these steps did nothing. A warning if other modules have gradients,
+                but this optimizer met none in its first `idle` steps (a generator behind detach())
     Source:     definition; torch.optim.Optimizer.zero_grad on None: "in one case it does the step
                 with a gradient of 0 and in the other it skips the step altogether"; `sustain` as
                 in TT401
-    Fix:        call loss.backward(); do not make the loss anew with torch.tensor(loss) or
-                .item(); set requires_grad_(True) on what is to be trained, after the rest is frozen
+    Fix:        call loss.backward(); look for detach() between the parameters and the loss; do
+                not make the loss anew with torch.tensor(loss) or .item(); set
+                requires_grad_(True) on what is to be trained, after the rest is frozen
     Misses:     other optimizers, as some work without gradients; gradients that are there and 0
                 (TT203); a loss that needs no gradient at all raises in backward (TT801)
     """
@@ -45,15 +47,32 @@ def nothing_trainable(
     memory["backward"] = memory.get("backward", False) or any(
         a.action == "loss" for a in step.actions
     )
-    if any(rms is not None for rms in step.summary.modules.param_grad_rms):
+    elsewhere = any(rms is not None for rms in step.summary.modules.param_grad_rms)
+    if elsewhere:
         running.clear()
-        return
+    # Steps from the first on, None once the optimizer has met a gradient.
+    idling: dict[int, int | None] = memory.setdefault("idling", {})
     for optimizer in taken:
         index = optimizer.index
         without = optimizer.no_grad == held.get(index) and optimizer.cls in _TORCH
-        running[index] = running.get(index, 0) + 1 if without else 0
-        if running[index] >= sustain:
-            yield _draft(step, optimizer, running[index], sustain, memory["backward"])
+        before = idling.get(index, 0)
+        idling[index] = before + 1 if without and before is not None else None
+        if not elsewhere:
+            running[index] = running.get(index, 0) + 1 if without else 0
+            if running[index] >= sustain:
+                yield _draft(step, optimizer, running[index], sustain, memory["backward"])
+        elif before is not None and before + 1 == idle and without:
+            yield _behind_detach(optimizer, idle)
+
+
+def _behind_detach(optimizer: Optimizer, idle: int) -> Draft:
+    return Draft(
+        message=f"none of the {optimizer.no_grad} parameters of optimizer {optimizer.index}, "
+        f"{optimizer.cls}, had a gradient in its first {idle} steps, though other modules have: "
+        "its steps do nothing",
+        severity="warning", cause=f"optimizer {optimizer.index}", phase="optimizer", value=idle,
+        limit=idle, location=optimizer.location, evidence={"optimizer": optimizer.index},
+    )  # fmt: skip
 
 
 def _draft(

@@ -59,11 +59,6 @@ def test_setting_that_does_not_exist_is_a_usage_error_that_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_option_is_a_type_error_as_for_any_function() -> None:
-    with pytest.raises(TypeError, match="evry"):
-        trace(evry=3)  # type: ignore[call-overload]
-
-
 def test_checks_can_be_chosen_by_code_prefix_and_name() -> None:
     def codes(checks: Any) -> list[str]:
         return [check.code for check in parse_options(checks=checks).checks]
@@ -212,3 +207,8 @@ def test_a_bad_table_of_the_project_is_a_usage_error(
     with pytest.raises(UsageError, match="unknown key 'check'"), trace(tmp_path / "log.jsonl"):
         pass
     assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_option_that_does_not_exist_is_one_sentence_with_the_closest() -> None:
+    with pytest.raises(UsageError, match=r"no option evry=\. Did you mean every=\?"):
+        trace(evry=1)  # type: ignore[call-overload]

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import io
+import warnings
 from itertools import chain
 
 import pytest
+import torch
+from torch import nn
 
+from tensortrace import trace
 from tensortrace.records import Action, Call, Location
 from tests.checks import brief, call, closing, find, loss, module, nan, ok, op, optimizer
 
@@ -357,3 +362,32 @@ def test_data_spoilt_after_the_last_update_is_an_error_where_it_does_harm():
     assert brief([note, error]) == [("TT101", "note", "div"), ("TT101", "error", "div")]
     assert (error.step, error.seq, error.evidence["made_in_step"]) == (1, None, 0)
     assert "made at the end of step 0" in error.message
+
+
+def test_validation_loss_that_is_nan_is_an_error_though_no_backward_follows() -> None:
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head((x - x.mean(0)) / x.std(0))
+
+    model = Normalised()
+    with warnings.catch_warnings(), torch.no_grad(), trace(out=io.BytesIO()) as t:
+        warnings.simplefilter("ignore")
+        scores = model(torch.randn(1, 4))
+        nn.functional.cross_entropy(scores, torch.tensor([1])).item()
+        (scores.argmax(-1) == 1).sum()
+    assert [(f.code, f.severity, f.op) for f in t.findings] == [("TT101", "error", "std")]
+
+
+def test_nan_that_a_float_op_heals_after_the_module_is_no_error() -> None:
+    class Ratio(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x / x
+
+    with torch.no_grad(), trace(out=io.BytesIO()) as t:
+        ratio = Ratio()(torch.tensor([0.0, 1.0]))
+        (ratio + 1).nan_to_num().sum()
+    assert all(f.severity == "note" for f in t.findings)

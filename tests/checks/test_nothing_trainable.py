@@ -88,8 +88,10 @@ def test_four_steps_running_are_the_limit():
     assert find(steps(7, rms=lambda step: 1.0 if step == 3 else None), "TT409") == []
 
 
-def test_any_gradient_anywhere_is_enough_for_silence():
-    assert find(steps(9, rms=0.0), "TT409") == []
+def test_any_gradient_anywhere_is_no_error_and_a_warning_after_eight_steps():
+    assert find(steps(7, rms=0.0), "TT409") == []
+    (found,) = find(steps(9, rms=0.0), "TT409")
+    assert (found.step, found.severity) == (7, "warning")
     assert find(steps(9, no_grad=1), "TT409") == []
     assert find([], "TT409") == []
 
@@ -97,3 +99,28 @@ def test_any_gradient_anywhere_is_enough_for_silence():
 def test_skipped_steps_and_optimizers_that_may_need_no_gradient_are_silent():
     assert find(steps(9, skipped=True), "TT409") == []
     assert find(steps(9, cls="ZerothOrder"), "TT409") == []
+
+
+def adversarial(*, detached):
+    def program():
+        maker, judge = nn.Linear(4, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+        first = torch.optim.Adam(judge.parameters(), lr=1e-3)
+        second = torch.optim.Adam(maker.parameters(), lr=1e-3)
+        for _ in range(9):
+            fake = maker(torch.randn(8, 4))
+            first.zero_grad()
+            (judge(fake.detach()).mean() - judge(torch.randn(8, 8)).mean()).backward()
+            first.step()
+            second.zero_grad()
+            judge(fake.detach() if detached else fake).mean().neg().backward()
+            second.step()
+
+    return program
+
+
+def test_generator_behind_detach_is_told_and_one_that_learns_is_silent():
+    found = [f for f in find_live(adversarial(detached=True), "TT409") if f.severity != "note"]
+    assert brief(found) == [("TT409", "warning", None)]
+    assert "none of the 2 parameters of optimizer 1, Adam, had a gradient" in found[0].message
+    assert "second.step()" in found[0].location.code
+    assert find_live(adversarial(detached=False), "TT409") == []
