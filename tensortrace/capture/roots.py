@@ -67,9 +67,10 @@ class Alias:
 class Tree:
     """The modules, parameters and buffers below a root, as they were in this step."""
 
-    __slots__ = ("buffers", "modules", "own", "parameters")
+    __slots__ = ("buffers", "is_wrapper", "modules", "own", "parameters")
 
     def __init__(self, root: nn.Module) -> None:
+        self.is_wrapper = is_wrapper(root)
         # By identity: modules may be unhashable, parameters may be shared.
         self.modules = [module for _, module in walk(root, "")]
         self.parameters = _distinct(p for m in self.modules for p in own_parameters(m).values())
@@ -152,11 +153,11 @@ class Roots:
         """Keep what a call starts from; None for what is no root: wrappers, recomputation. Hot."""
         if _in_backward() != -1 or torch._C._functorch.maybe_current_level() is not None:
             return None
-        if is_wrapper(module):
-            return None
         tree = self._trees.get(id(module))
         if tree is None:
             tree = self._trees[id(module)] = Tree(module)
+        if tree.is_wrapper:
+            return None
         root = Root(module, call.path, call.seq, tree)
         self._roots[call.seq] = root
         if len(self._roots) > MOST_ROOTS:
@@ -210,11 +211,11 @@ class Roots:
             self._moving_buffers.clear()
 
     def _count(self, root: Root, tensor: torch.Tensor) -> None:
-        if tensor.layout is not torch.strided or tensor.is_nested:
+        if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided:
             return
         try:
-            storage = tensor.untyped_storage()
-            key, nbytes = storage._cdata, storage.nbytes()
+            # By address, as one batch is often given to several calls; views count for themselves.
+            key, nbytes = tensor.data_ptr(), tensor.nbytes
         except (RuntimeError, NotImplementedError):
             return
         if key not in self._counted:
