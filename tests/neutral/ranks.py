@@ -1,7 +1,7 @@
 """What two ranks train: run as ``python -m tests.neutral.ranks FOLDER`` with RANK and WORLD_SIZE.
 
-Each rank runs every program plain, then traced on both ranks, then traced on rank 0 alone, and
-writes what differed and what was found to ``FOLDER/result.rank<n>.json``.
+Each rank runs every program plain, then traced on both ranks, at module and at op level, then
+traced on rank 0 alone. What differed and what was found goes to ``FOLDER/result.rank<n>.json``.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ def compare(program: Callable[[], list[Any]], folder: Path) -> dict[str, Any]:
     before = attributes()
     with trace(folder / f"{program.__name__}.jsonl", every=1) as t:
         both = outcome(program)
+    with trace(folder / f"{program.__name__}-ops.jsonl", every=1, level="op") as at_op:
+        ops = outcome(program)
     alone = plain
     if RANK == 0:
         with trace(folder / f"{program.__name__}-alone.jsonl", every=1):
@@ -109,11 +111,14 @@ def compare(program: Callable[[], list[Any]], folder: Path) -> dict[str, Any]:
         alone = outcome(program)
     return {
         "both": both == plain,
+        "ops": ops == plain,
         "alone": alone == plain,
         "hooks": list(hooks()),
         "restored": attributes() == before,
         "log": t.path.name if t.path else None,
-        "found": [f"{f.code} {f.message}" for f in t.findings if f.severity != "note"],
+        "found": [
+            f"{f.code} {f.message}" for f in t.findings + at_op.findings if f.severity != "note"
+        ],
     }
 
 

@@ -51,10 +51,18 @@ def run_ranks(folder: Path) -> list[dict[str, Any]]:
 def test_two_ranks_train_the_same_traced_and_each_writes_its_own_log(tmp_path: Path) -> None:
     """One test for all programs: they share the two processes, which take seconds to start."""
     for rank, result in enumerate(run_ranks(tmp_path)):
-        same = {"both": True, "alone": True, "hooks": [], "restored": True, "found": []}
+        same = {
+            "both": True,
+            "ops": True,
+            "alone": True,
+            "hooks": [],
+            "restored": True,
+            "found": [],
+        }
         assert result == {name: {**same, "log": f"{name}.rank{rank}.jsonl"} for name in NAMES}
         for name in NAMES:
-            check_log(tmp_path / f"{name}.rank{rank}.jsonl", rank)
+            for log in (name, f"{name}-ops"):
+                check_log(tmp_path / f"{log}.rank{rank}.jsonl", rank)
 
 
 def check_log(log: Path, rank: int) -> None:
