@@ -54,7 +54,8 @@ def nothing_trainable(
     idling: dict[int, int | None] = memory.setdefault("idling", {})
     for optimizer in taken:
         index = optimizer.index
-        without = optimizer.no_grad == held.get(index) and optimizer.cls in _TORCH
+        count = held.get(index, 0)
+        without = 0 < count == optimizer.no_grad and optimizer.cls in _TORCH
         before = idling.get(index, 0)
         idling[index] = before + 1 if without and before is not None else None
         if not elsewhere:
