@@ -214,8 +214,9 @@ class Roots:
         if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided:
             return
         try:
-            # By address, as one batch is often given to several calls; views count for themselves.
-            key, nbytes = tensor.data_ptr(), tensor.nbytes
+            # By storage, as one batch is often given to several calls. Not by address: asking a
+            # tensor without memory (a fake one) for that warns.
+            key, nbytes = tensor.untyped_storage()._cdata, tensor.nbytes
         except (RuntimeError, NotImplementedError):
             return
         if key not in self._counted:
