@@ -24,7 +24,7 @@ from torch import nn
 from tensortrace.capture import ops
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.carried import Carried
-from tensortrace.capture.drafts import ActionDraft, Draft
+from tensortrace.capture.drafts import ActionDraft, CallDraft, Draft
 from tensortrace.capture.gradients import Parameters, own_parameters
 from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
@@ -135,7 +135,8 @@ class Recorder:
         self.replaying = False
         self.roots: Roots | None = Roots() if narrow and not op_level else None
         self.look: Callable[[StepView], None] | None = None
-        self._undecided = False
+        # Whether calls came since the last gate, and whether the step in flight has had one.
+        self._undecided = self._gated = False
         self._shows_compiled = shows_compiled
         self.compiled_modules = 0
         self.step = self.update = self._seq = 0
@@ -164,7 +165,8 @@ class Recorder:
     def pend(self, draft: Draft) -> None:
         """Take a draft; it becomes a record at the next gate."""
         self._pending.append(draft)
-        self._undecided = True
+        if type(draft) is CallDraft:
+            self._undecided = True
         if len(self._pending) >= PART:
             self.hand_on()
             self.journal.part()
@@ -440,7 +442,7 @@ class Recorder:
         self._started_ns = time.perf_counter_ns()
         self.tensors.begin_step(self.step)
         self.parameters.forget_gradients()
-        self._undecided = False
+        self._undecided = self._gated = False
         if self.roots is not None:
             self.roots.release()
         self.calls_of_step.clear()
@@ -451,15 +453,14 @@ class Recorder:
 
     def close_step(self) -> None:
         """End the step in flight and begin the next."""
-        # A step whose calls no gate has decided decides now; on CUDA that is its one sync.
-        undecided = self._undecided
-        if undecided:
+        # On CUDA what came after the step's own gate travels with the next one: one sync a gate.
+        travels = self.on_cuda and self._gated
+        if not travels:
             self.narrow()
         with self._lock:
             elapsed = time.perf_counter_ns() - self._started_ns
             self._pending.append(_StepMark(self.step, self.next_seq(), self.update, elapsed))
-            # On CUDA what was measured after the gate travels with the next one: one sync a gate.
-            if undecided or not self.on_cuda:
+            if not travels:
                 self.hand_on()
             self.step += 1
             self._begin_step()
@@ -496,6 +497,7 @@ class Recorder:
     def decide(self) -> None:
         """Hand on all that is known; the checks decide at the optimizer or gate record in it."""
         self.backward_seen = self._undecided = False
+        self._gated = True
         if self.on["gate"]:
             self.hand_on()
 
