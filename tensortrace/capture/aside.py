@@ -263,9 +263,11 @@ def _random_as_it_was(root: Root, stack: contextlib.ExitStack) -> None:
         stack.callback(numpy.random.set_state, numpy.random.get_state())
         if root.numpy_rng is not None:
             numpy.random.set_state(root.numpy_rng)
-    if root.cuda_rng is not None:
-        stack.callback(torch.cuda.set_rng_state, torch.cuda.get_rng_state())
-        torch.cuda.set_rng_state(root.cuda_rng)
+    if root.cuda_rng:
+        # Every device's comes back: the call may draw where none of its parameters lie.
+        stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+        for device, state in root.cuda_rng.items():
+            torch.cuda.set_rng_state(state, device)
 
 
 def _modes_as_they_were(stack: contextlib.ExitStack) -> None:

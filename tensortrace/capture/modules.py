@@ -291,7 +291,7 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
         fields["allocated"] = torch.cuda.memory_allocated()
     if call.root is not None and call.root.seq == call.seq and recorder.roots is not None:
         kwargs = {} if failed else hook_args[2]
-        recorder.roots.leave(call.root, kwargs, failed)
+        recorder.roots.leave(call.root, hook_args[1], kwargs, failed)
     draft = CallDraft(call.step, call.seq, fields)
     draft.tensors = call.tensors
     if failed:

@@ -159,7 +159,7 @@ class Narrower:
         until = found if phase == "forward" else None
         differs = _first_difference(step, root, calls, tensors, until)
         originals = _originals(step, root, calls)
-        for call in calls[:_MOST_RECORDS]:
+        for call in calls:
             if call.op is not None:
                 self._recorder.pend_replayed(call, originals.get(call.parent, root.seq))
         if found is not None:

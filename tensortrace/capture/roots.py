@@ -29,7 +29,8 @@ MOST_BYTES = 256 << 20
 MOST_ROOTS = 256
 # A larger buffer is not copied; if it changes during the call, the call cannot be run again.
 _LARGEST_BUFFER = 65_536
-# After so many calls it is known what moves: Python's and NumPy's random states, attributes.
+# After so many calls of a module it is known what they move: Python's and NumPy's random states,
+# attributes.
 _LEARNING = 3
 _PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size)
 _in_backward = torch._C._current_graph_task_id
@@ -67,7 +68,7 @@ class Alias:
 class Tree:
     """The modules, parameters and buffers below a root, as they were in this step."""
 
-    __slots__ = ("buffers", "is_wrapper", "modules", "own", "parameters")
+    __slots__ = ("buffers", "devices", "is_wrapper", "modules", "own", "parameters")
 
     def __init__(self, root: nn.Module) -> None:
         self.is_wrapper = is_wrapper(root)
@@ -75,6 +76,8 @@ class Tree:
         self.modules = [module for _, module in walk(root, "")]
         self.parameters = _distinct(p for m in self.modules for p in own_parameters(m).values())
         self.buffers = _distinct(b for m in self.modules for b in own_buffers(m))
+        held = (*self.parameters, *self.buffers)
+        self.devices = {t.device.index for t in held if t.device.type == "cuda"}
         # Those whose plain attributes may change in a call: torch's own layers have none.
         self.own = [m for m in self.modules if not type(m).__module__.startswith("torch.nn.mod")]
 
@@ -95,13 +98,14 @@ class Root:
 
     __slots__ = (
         "args", "attributes", "autocast", "backward_autocast", "buffers", "cast_cache", "closed",
-        "cuda_rng", "dropped", "failed", "grad_enabled", "gradients", "inference", "kwargs",
-        "module", "numpy_rng", "parameter_versions", "path", "python_rng", "rng", "seq", "training",
-        "tree",
+        "cuda_rng", "dropped", "failed", "given", "grad_enabled", "gradients", "inference",
+        "kwargs", "module", "numpy_rng", "parameter_versions", "path", "python_rng", "rng", "seq",
+        "training", "tree",
     )  # fmt: skip
 
     def __init__(self, module: nn.Module, path: str, seq: int, tree: Tree) -> None:
         self.module, self.path, self.seq, self.tree = weakref.ref(module), path, seq, tree
+        self.given: Any = None  # the arguments themselves, until the call is over
         self.args: Any = ()
         self.kwargs: Any = {}
         self.dropped: str | None = None
@@ -110,7 +114,7 @@ class Root:
         self.gradients: dict[int, dict[str, tuple[torch.Tensor, int]]] = {}
         self.backward_autocast: list[tuple[str, bool, torch.dtype]] = []
         self.rng = torch.default_generator.get_state()
-        self.cuda_rng: torch.Tensor | None = None
+        self.cuda_rng: dict[int, torch.Tensor] = {}
         self.python_rng: Any = None
         self.numpy_rng: Any = None
         self.grad_enabled = torch.is_grad_enabled()
@@ -125,7 +129,7 @@ class Root:
     def drop(self, why: str) -> None:
         """Keep nothing of this call but the reason."""
         self.dropped = why
-        self.args, self.kwargs, self.gradients = (), {}, {}
+        self.given, self.args, self.kwargs, self.gradients = None, (), {}, {}
         self.buffers, self.attributes = [], []
 
 
@@ -137,10 +141,8 @@ class Roots:
         self._trees: dict[int, Tree] = {}
         self._nbytes = 0
         self._counted: set[int] = set()
-        self._calls = 0
         self._moving_buffers: dict[int, bool] = {}
-        self._moving_attributes: dict[int, set[str]] = {}
-        self._python_moves = self._numpy_moves = False
+        self._learnt: dict[int, _Learnt] = {}
 
     def get(self, seq: int) -> Root | None:
         """The root whose call has this number."""
@@ -163,31 +165,38 @@ class Roots:
         if len(self._roots) > MOST_ROOTS:
             root.drop(f"more than {MOST_ROOTS} outermost calls in a step")
             return root
-        self._keep_random_state(root)
+        learnt = self._learnt.get(id(module))
+        if learnt is None or learnt.module() is not module:
+            learnt = self._learnt[id(module)] = _Learnt(module)
+        _keep_random_state(root, learnt)
         with quiet():
             root.buffers = [(self._copy_of(b), version_of(b)) for b in tree.buffers]
-            root.attributes = [self._attributes_of(m) for m in tree.own]
+            root.attributes = [learnt.attributes_of(m) for m in tree.own]
             root.args = keep(args)
+        root.given = args
         for alias in aliases_in(root.args):
             self._count(root, alias.tensor)
-        self._calls += 1
         return root
 
-    def leave(self, root: Root, kwargs: dict[str, Any], failed: bool) -> None:
+    def leave(self, root: Root, args: Any, kwargs: dict[str, Any], failed: bool) -> None:
         """Complete a root at its exit: keyword arguments are known only now. Hot."""
+        given, root.given = root.given, None
         root.closed, root.failed = True, failed
         if root.dropped is not None:
             return
-        if kwargs:
+        if kwargs or args is not given:
             with quiet():
                 root.kwargs = keep(kwargs)
-            for alias in aliases_in(root.kwargs):
+                if args is not given:  # by a hook of the user's: what the forward really got
+                    root.args = keep(args)
+            for alias in aliases_in((root.args, root.kwargs)):
                 self._count(root, alias.tensor)
         for buffer, (_, version) in zip(root.tree.buffers, root.buffers, strict=True):
             moved = version_of(buffer) != version
             self._moving_buffers[id(buffer)] = moved or self._moving_buffers.get(id(buffer), False)
-        if self._calls <= _LEARNING:
-            self._learn(root)
+        module = root.module()
+        if module is not None and (learnt := self._learnt[id(module)]).calls < _LEARNING:
+            learnt.learn(root)
 
     def saw_gradient(self, seq: int, name: str, grad: torch.Tensor) -> None:
         """Keep the gradient that arrived at an output of a root. Hot."""
@@ -209,6 +218,9 @@ class Roots:
         self._nbytes = 0
         if len(self._moving_buffers) > 100_000:
             self._moving_buffers.clear()
+        if len(self._learnt) > MOST_ROOTS:
+            alive = ((k, v) for k, v in self._learnt.items() if v.module() is not None)
+            self._learnt = dict(alive)
 
     def _count(self, root: Root, tensor: torch.Tensor) -> None:
         if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided:
@@ -225,42 +237,61 @@ class Roots:
             if self._nbytes > MOST_BYTES:
                 root.drop(f"inputs and output gradients of the step exceed {MOST_BYTES >> 20} MiB")
 
-    def _keep_random_state(self, root: Root) -> None:
-        learning = self._calls < _LEARNING
-        if learning or self._python_moves:
-            root.python_rng = random.getstate()
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and (learning or self._numpy_moves):
-            root.numpy_rng = numpy.random.get_state()
-        on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        if on_cuda and not torch.cuda.is_current_stream_capturing():
-            root.cuda_rng = torch.cuda.get_rng_state()
+    def _copy_of(self, buffer: torch.Tensor) -> torch.Tensor | None:
+        moves = self._moving_buffers.get(id(buffer), True)
+        return buffer.clone() if moves and buffer.numel() <= _LARGEST_BUFFER else None
 
-    def _learn(self, root: Root) -> None:
-        if root.python_rng is not None and random.getstate() != root.python_rng:
-            self._python_moves = True
+
+class _Learnt:
+    """What the first calls of one root were seen to move."""
+
+    __slots__ = ("attributes", "calls", "module", "numpy_moves", "python_moves")
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = weakref.ref(module)
+        self.calls = 0
+        self.python_moves = self.numpy_moves = True
+        self.attributes: dict[int, set[str]] = {}
+
+    def attributes_of(self, module: nn.Module) -> dict[str, Any]:
+        """Keep the attributes of a module that calls change; all of them while that is learnt."""
+        values = module.__dict__
+        if self.calls < _LEARNING:
+            return {k: keep(v, 2) for k, v in values.items() if k not in OWN}
+        moving = self.attributes.get(id(module))
+        return {k: keep(values[k], 2) for k in moving if k in values} if moving else {}
+
+    def learn(self, root: Root) -> None:
+        """Compare what a call left behind with what it started from."""
+        first = self.calls == 0
+        self.calls += 1
+        moved = random.getstate() != root.python_rng
+        self.python_moves = moved or (self.python_moves and not first)
         numpy = sys.modules.get("numpy")
         if numpy is not None and root.numpy_rng is not None:
             now, then = numpy.random.get_state(), root.numpy_rng
-            self._numpy_moves |= now[2] != then[2] or bool((now[1] != then[1]).any())
+            moved = now[2] != then[2] or bool((now[1] != then[1]).any())
+            self.numpy_moves = moved or (self.numpy_moves and not first)
         for module, kept in zip(root.tree.own, root.attributes, strict=True):
-            moving = self._moving_attributes.setdefault(id(module), set())
+            moving = self.attributes.setdefault(id(module), set())
             now = module.__dict__
             for key, value in kept.items():
                 if key not in now or not same(value, now[key]):
                     moving.add(key)
             moving.update(k for k in now if k not in kept and k not in OWN)
 
-    def _copy_of(self, buffer: torch.Tensor) -> torch.Tensor | None:
-        moves = self._moving_buffers.get(id(buffer), True)
-        return buffer.clone() if moves and buffer.numel() <= _LARGEST_BUFFER else None
 
-    def _attributes_of(self, module: nn.Module) -> dict[str, Any]:
-        values = module.__dict__
-        if self._calls < _LEARNING:
-            return {k: keep(v, 2) for k, v in values.items() if k not in OWN}
-        moving = self._moving_attributes.get(id(module))
-        return {k: keep(values[k], 2) for k in moving if k in values} if moving else {}
+def _keep_random_state(root: Root, learnt: _Learnt) -> None:
+    learning = learnt.calls < _LEARNING
+    if learning or learnt.python_moves:
+        root.python_rng = random.getstate()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and (learning or learnt.numpy_moves):
+        root.numpy_rng = numpy.random.get_state()
+    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if on_cuda and not torch.cuda.is_current_stream_capturing():
+        for device in {torch.cuda.current_device(), *root.tree.devices}:
+            root.cuda_rng[device] = torch.cuda.get_rng_state(device)
 
 
 def is_wrapper(module: nn.Module) -> bool:

@@ -309,3 +309,48 @@ def test_replay_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     with trace(out=io.BytesIO()):
         train(Prints)
     assert capsys.readouterr().out == "forward\n" * 2
+
+
+class Counter(nn.Module):
+    """NaN in its second call only: the replay must start from the count of that call's entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(4, 2)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        h = self.lin(x)
+        return (h * 0 - 1).sqrt() if self.calls == 2 else h
+
+
+def test_attributes_are_learnt_of_each_module_and_not_of_the_first_that_run() -> None:
+    others = [nn.Linear(4, 4) for _ in range(5)]
+    model = Counter()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with trace(out=io.BytesIO()) as t:
+        for _ in range(2):
+            for other in others:
+                other(torch.randn(2, 4))
+            model(torch.randn(2, 4)).sum().backward()
+            optimizer.step()
+    error = next(f for f in t.findings if f.severity == "error")
+    assert (error.op, error.evidence["placed"]) == ("sqrt", "exact")
+
+
+def test_arguments_that_a_hook_of_the_users_replaced_are_the_ones_that_are_replayed() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lin(x) + x.log()
+
+    model = Root()
+    model.register_forward_pre_hook(lambda module, args: (args[0] * 0,))
+    with trace(out=io.BytesIO()) as t:
+        model(torch.rand(2, 4) + 1).sum().backward()
+    error = next(f for f in t.findings if f.severity == "error")
+    assert (error.op, error.evidence["placed"]) == ("log", "exact")
