@@ -107,20 +107,27 @@ def grown(one: Turn, steps: int, folder: Path, **options: Any) -> int:
     """Small objects that so many steps leave behind, after a hundred to warm up.
 
     Counted in blocks of the interpreter's allocator, since tracemalloc takes ten times as long.
+    A leak grows in every window; a cache of torch or of the interpreter that fills up, or a
+    table that doubles, does so in one (up to a thousand blocks, seen in a full run of the
+    tests). So what counts is the least of three windows, the first that shows no leak ending it.
     """
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     with trace(folder / "log.jsonl", **options):
         repeat(one, WARM, model, optimizer)
-        gc.collect()
-        before = sys.getallocatedblocks()
-        repeat(one, steps, model, optimizer)
-        gc.collect()
-        return sys.getallocatedblocks() - before
+        least = sys.maxsize
+        for _ in range(3):
+            gc.collect()
+            before = sys.getallocatedblocks()
+            repeat(one, steps, model, optimizer)
+            gc.collect()
+            least = min(least, sys.getallocatedblocks() - before)
+            if least < steps:
+                break
+        return least
 
 
-# One block a step is the least leak there is. What stays below is caches of torch and of the
-# interpreter that still fill up: some hundred blocks in all, measured over 1,300 steps.
+# One block a step is the least leak there is.
 @pytest.mark.parametrize("one", TURNS, ids=lambda one: one.__name__)
 def test_no_object_is_left_behind_by_a_step(one: Turn, tmp_path: Path) -> None:
     assert grown(one, 500, tmp_path) < 500
