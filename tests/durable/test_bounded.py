@@ -108,12 +108,12 @@ def grown(one: Turn, steps: int, folder: Path, **options: Any) -> int:
 
     Counted in blocks of the interpreter's allocator, since tracemalloc takes ten times as long.
     A leak grows in every window; a cache of torch or of the interpreter that fills up, or a
-    table that doubles, does so in one (up to a thousand blocks, seen in a full run of the
-    tests), and what is freed late shrinks in one. So it is the median of three windows.
+    table that doubles, does so in some (up to a thousand blocks, seen in a full run of the
+    tests). So it is the least of three windows, the first that shows no leak ending it.
     """
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    windows = []
+    least = sys.maxsize
     with trace(folder / "log.jsonl", **options):
         repeat(one, WARM, model, optimizer)
         for _ in range(3):
@@ -121,8 +121,10 @@ def grown(one: Turn, steps: int, folder: Path, **options: Any) -> int:
             before = sys.getallocatedblocks()
             repeat(one, steps, model, optimizer)
             gc.collect()
-            windows.append(sys.getallocatedblocks() - before)
-    return sorted(windows)[1]
+            least = min(least, sys.getallocatedblocks() - before)
+            if least < steps // 2:
+                break
+    return least
 
 
 def leaking(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -135,19 +137,19 @@ LEAKED: list[object] = []
 
 
 def test_the_least_leak_is_seen(tmp_path: Path) -> None:
-    assert grown(leaking, 300, tmp_path) >= 150
+    assert grown(leaking, 600, tmp_path) >= 300
 
 
 @pytest.mark.parametrize("one", TURNS, ids=lambda one: one.__name__)
 def test_no_object_is_left_behind_by_a_step(one: Turn, tmp_path: Path) -> None:
-    assert grown(one, 300, tmp_path) < 150
+    assert grown(one, 600, tmp_path) < 300
 
 
 @pytest.mark.parametrize("options", [{"level": "op"}, {"every": 1}, {"narrow": False}], ids=str)
 def test_no_object_is_left_behind_whatever_is_written(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
-    assert grown(turn, 300, tmp_path, **options) < 150
+    assert grown(turn, 600, tmp_path, **options) < 300
 
 
 @pytest.mark.slow
