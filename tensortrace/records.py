@@ -229,8 +229,8 @@ class Line(Record, frozen=True, kw_only=True, tag="line"):
 
 
 ActionName = Literal[
-    "zero_grad", "clip", "unscale", "scale", "loss", "train", "eval", "fetch", "load_state_dict",
-    "compiled", "gate", "replay", "exception", "tracer_error",
+    "zero_grad", "clip", "unscale", "scale", "loss", "train", "eval", "loader", "fetch",
+    "load_state_dict", "compiled", "gate", "replay", "exception", "tracer_error",
 ]  # fmt: skip
 
 
@@ -240,6 +240,8 @@ class Action(Record, frozen=True, kw_only=True, tag="action"):
     `detail` by action: clip {"total_norm", "max_norm", "value", "outside"}; loss {"value", "shape",
     "dtype", "gradients", "graph": [name of an autograd node, places of its inputs in this list],
     nearest first, views left out}; scale and unscale {"scale", "found_inf"}; fetch {"host_ns"};
+    loader (a DataLoader begins to be read) {"host_ns", "batches", "workers", "pin_memory",
+    "shuffled"}, `of` its dataset;
     zero_grad {"set_to_none", "parameters", "left", "left_names", "grown"};
     train and eval {"modules"};
     load_state_dict {"missing", "unexpected", "matched", "examples", and "prefix_given" or

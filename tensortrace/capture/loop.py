@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.amp import grad_scaler
 from torch.nn.utils import clip_grad
-from torch.utils.data import dataloader
+from torch.utils.data import IterableDataset, SequentialSampler, dataloader
 
 from tensortrace.capture import optimizers
 from tensortrace.capture.active import here, slot
@@ -60,7 +60,7 @@ class Patches:
 def _targets() -> list[tuple[Any, str, _Report]]:
     scaler = grad_scaler.GradScaler
     return [
-        (dataloader.DataLoader, "__iter__", _silently),
+        (dataloader.DataLoader, "__iter__", _loader),
         (dataloader._BaseDataLoaderIter, "__next__", _fetch),
         (torch.optim.Optimizer, "zero_grad", _zero_grad),
         (nn.Module, "zero_grad", _zero_grad),
@@ -129,6 +129,35 @@ def _quietly(call: _Call) -> Any:
 
 def _silently(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     return _quietly(call)
+
+
+def _loader(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    started = time.perf_counter_ns()
+    batches = _quietly(call)  # with workers, that is where they start
+    outside = not here.stack and torch._C._current_graph_task_id() == -1
+    if recorder.owns_thread() and outside:
+        with _Ours(recorder):
+            loader = args[0]
+            detail = {
+                "host_ns": time.perf_counter_ns() - started,
+                "batches": _count_batches(loader),
+                "workers": loader.num_workers,
+                "pin_memory": bool(loader.pin_memory),
+                "shuffled": not isinstance(loader.sampler, SequentialSampler),
+            }
+            of = shorten(type(loader.dataset).__name__)
+            recorder.action("loader", of=of, frame=sys._getframe(2), detail=detail)
+    return batches
+
+
+def _count_batches(loader: dataloader.DataLoader[Any]) -> int | None:
+    """How many batches an epoch has; None where a stream or a sampler does not say."""
+    if isinstance(loader.dataset, IterableDataset):
+        return None
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def _fetch(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from tensortrace import trace
 from tensortrace.capture import loop
@@ -98,10 +98,29 @@ def test_fetches_are_actions_and_collating_is_no_op_of_the_step() -> None:
     with trace(out=records.append, every=1):
         for (x,) in loader:
             net(x)
-    assert actions(records) == ["fetch"] * 3
+    assert actions(records) == ["loader"] + ["fetch"] * 3
     assert [step.step for step in of(Step, records)] == [0, 1, 2]
     assert all(action.detail["host_ns"] > 0 for action in of(Action, records))
     assert {call.op for call in of(Call, records)} == {None}
+    first = one(records, "loader")
+    assert (first.of, first.step) == ("TensorDataset", 0)
+    assert first.detail.pop("host_ns") > 0
+    told = {"batches": 3, "workers": 0, "pin_memory": False, "shuffled": False}
+    assert first.detail == told
+
+
+def test_stream_of_unknown_length_has_no_number_of_batches() -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(torch.ones(4, 4))
+
+        def __len__(self) -> int:
+            raise AssertionError("a length of a stream is a guess, and costs what it costs")
+
+    records: list[Any] = []
+    with trace(out=records.append, every=1):
+        assert len([make_net()(x) for x in DataLoader(Stream(), batch_size=None)]) == 4
+    assert one(records, "loader").detail["batches"] is None
 
 
 def test_error_of_the_loader_is_the_users() -> None:

@@ -1,0 +1,89 @@
+"""TT602: one batch is fed again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check
+from tensortrace.records import Tensor
+
+
+@check("TT602", "same-batch-again")
+def same_batch_again(
+    step: StepView, memory: dict[str, Any], *, sustain: int = 5
+) -> Iterator[Draft]:
+    """Every step fetches a batch, and it is the same one.
+
+    Symptom:    the training loss falls to 0 at once, the validation loss rises; or all samples of
+                an epoch look alike
+    Threshold:  in `sustain` training steps running, each after a fetch from a DataLoader of at
+                least two batches, all data that comes in from outside is the same to the last bit
+                of its statistics
+    Source:     torch.utils.data.DataLoader: each iter() begins anew; `sustain` chosen here
+                (measured on tests/healthy: at most 1)
+    Fix:        for x, y in loader: instead of next(iter(loader)) in each step; in __getitem__ use
+                the index
+    Misses:     a batch that is fetched once and kept, or made by hand, since an overfit test and
+                full-batch training look the same; loaders whose
+                length is not known; steps that are not written in full; a batch that comes again
+                in another order
+    Example:    for step in range(1000):
+                    x, y = next(iter(loader))
+                    train_step(x, y)
+    Fixed:      for x, y in loader:
+                    train_step(x, y)
+    """
+    summary = step.summary
+    for action in step.actions:
+        if action.action == "loader":
+            memory["batches"] = action.detail.get("batches") or 0
+            memory["dataset"] = action.of
+    if summary is None:
+        return
+    data = _data(step)
+    trains = any(a.action == "loss" for a in step.actions)
+    if not summary.full or not data or not trains or memory.get("batches", 0) < 2:
+        memory["last"] = None
+        return
+    fetch = next((a for a in step.actions if a.action == "fetch"), None)
+    # Only what is new each time: weights of classes, masks and positions stay as they are.
+    signs = sorted({_sign(tensor) for tensor in data if tensor.from_step is None})
+    if fetch is None or not signs:
+        memory["last"] = None
+        return
+    memory["running"] = memory.get("running", 0) + 1 if memory.get("last") == signs else 1
+    memory["last"] = signs
+    if memory["running"] >= sustain:
+        yield Draft(
+            message=f"{memory['running']} steps running (limit {sustain}) each fetch a batch of "
+            f"{memory['dataset']}, and it is the same one; an epoch has {memory['batches']}",
+            cause="fetched", value=memory["running"], limit=sustain, tensor=data[0].id,
+            location=fetch.location, evidence={"placed": "direct", "batches": memory["batches"]},
+        )  # fmt: skip
+
+
+def _data(step: StepView) -> list[Tensor]:
+    """List the tensors that come into outermost calls, and that nothing in the step has made."""
+    made: set[int] = set()
+    found: dict[int, Tensor] = {}
+    for call in sorted(step.calls, key=lambda c: c.seq):
+        if call.phase != "forward" or call.replay:
+            continue
+        if call.parent is None:
+            for _, id in call.inputs:
+                tensor = step.tensors.get(id)
+                if id not in made and tensor is not None and _is_data(tensor):
+                    found[id] = tensor
+        made.update(id for _, id in call.outputs)
+    return list(found.values())
+
+
+def _is_data(tensor: Tensor) -> bool:
+    known = tensor.unmeasured is None and tensor.norm is not None
+    return known and not tensor.requires_grad and tensor.numel > 1 and tensor.view_of is None
+
+
+def _sign(tensor: Tensor) -> str:
+    values = (tensor.mean, tensor.std, tensor.norm, tensor.min, tensor.max, tensor.zeros)
+    return f"{tensor.shape} {tensor.dtype} {values}"
