@@ -162,6 +162,24 @@ class StepView:
                 families.setdefault(module.cls, []).append((path, rms))
         return max(families.values(), key=len, default=[])
 
+    def carried(self) -> Iterator[tuple[Call, str, Tensor]]:
+        """List what modules got from earlier steps with a graph, outermost modules first.
+
+        Returns:
+            The call that got it first, the name of the input there, and the tensor.
+        """
+        calls = [c for c in self.calls
+                 if c.phase == "forward" and c.op is None and not c.recompute]  # fmt: skip
+        told: set[int] = set()
+        for call in sorted(calls, key=lambda c: (c.parent is not None, c.seq)):
+            for name, id in call.inputs:
+                tensor = self.tensors.get(id)
+                if tensor is None or tensor.from_step is None or id in told or tensor.is_leaf:
+                    continue
+                if tensor.requires_grad and tensor.grad_fn is not None:
+                    told.add(id)
+                    yield call, name, tensor
+
     def _unhealed(self) -> Literal["output"] | None:
         """Follow what outermost modules spoilt to where nothing finite was made of it.
 

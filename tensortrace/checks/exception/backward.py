@@ -106,11 +106,27 @@ def second_backward(facts: Facts, found: Match) -> Told:
             "(loss_a + loss_b).backward(), or detach() what both share, or retain_graph=True",
             (_link(first), _link(last)),
         )  # fmt: skip
-    return Told(
+    freed = ", which the backward() of an earlier step freed; this one goes into it"
+    return _from_earlier_step(facts, freed) or Told(
         "the graph was freed by the backward() of an earlier step: something that is kept from "
         "step to step still hangs on it",
         "a hidden state, a running loss or a cached output carries the graph of its own step",
         "hidden = hidden.detach()  # at the start of each step",
+    )
+
+
+def _from_earlier_step(facts: Facts, fate: str) -> Told | None:
+    """A module got something with the graph of an earlier step, and this is the only backward."""
+    carried = next(facts.step.carried(), None)
+    if carried is None or len(_losses(facts)) != 1:
+        return None
+    call, name, state = carried
+    return Told(
+        f"{name} of {quoted(call.module or 'the model')} at {line_text(call.location)} comes from "
+        f"step {state.from_step} with its graph{fate}",
+        "a hidden state carries the graph of the step that made it: see TT705",
+        "hidden = hidden.detach()  # at the start of each step; each of them, if it is a tuple",
+        (ChainLink(call.seq, state.id, call.module, call.location),),
     )
 
 
@@ -146,6 +162,9 @@ def modified_in_place(facts: Facts, found: Match) -> Told:
             why, "call every backward() before the first optimizer.step()",
             (ChainLink(moved.seq, None, f"{moved.cls}.step", moved.location),),
         )  # fmt: skip
+    then = ": this backward() needs the weights as they were then"
+    if change is None and (told := _from_earlier_step(facts, then)):
+        return told
     if change is None:
         return Told(
             f"a tensor {text} made by {node or 'the program'} was changed in place before this "
@@ -157,15 +176,15 @@ def modified_in_place(facts: Facts, found: Match) -> Told:
     by = quoted(writer.op or writer.module or "the model")
     if not writer.op and not _has(writer.outputs, new.id):
         by = f"something before {by}"
-    told = f"a tensor {text} made by {node} was changed in place by {by} at " + (
+    what = f"a tensor {text} made by {node} was changed in place by {by} at " + (
         line_text(writer.location))  # fmt: skip
     chain = [made, needed, writer] if needed is not made else [made, writer]
     if needed is not None:
-        told += f"; the backward of `{needed.op or needed.module}` at "
-        told += f"{line_text(needed.location)} needs the old values"
+        what += f"; the backward of `{needed.op or needed.module}` at "
+        what += f"{line_text(needed.location)} needs the old values"
     links = tuple(ChainLink(c.seq, old.id, c.op or c.module, c.location) for c in chain if c)
     plain = (writer.op or "").rstrip("_")
-    return Told(told, why, f"x = x.{plain}(...) instead of x.{plain}_(...) or an augmented "
+    return Told(what, why, f"x = x.{plain}(...) instead of x.{plain}_(...) or an augmented "
                  "assignment; or change a .clone()" if plain else
                  "write x = x + 1 instead of x += 1, or change a .clone()", links)  # fmt: skip
 
