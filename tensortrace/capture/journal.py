@@ -125,13 +125,19 @@ class Journal:
             if found:
                 self.flush()
 
-    def close_step(self, *, number: int, seq: int, update: int, host_ns: int) -> None:
-        """Write the step line and begin the next step."""
+    def close_step(
+        self, *, number: int, seq: int, update: int, host_ns: int, passed_over: int = 0
+    ) -> None:
+        """Write the step line and begin the next step; some calls were never looked at."""
+        self.thinned += passed_over
         step = self._summary.step(
             number=number, seq=seq, update=update, host_ns=host_ns, time_ns=time.time_ns()
         )
         step = msgspec.structs.replace(
-            step, full=self.full, repeats=self.engine.take_repeats(), dropped=self._leave_out()
+            step,
+            full=self.full,
+            repeats=self.engine.take_repeats(),
+            dropped=self._leave_out() + passed_over,
         )
         self.take([step])
         if not self.full:

@@ -140,6 +140,8 @@ def _before(module: nn.Module, args: tuple[Any, ...]) -> None:
         return
     if torch._C._get_tracing_state() is not None:
         return  # torch.jit.trace would write our kernels into its graph
+    if recorder.sampling and here.stack and recorder.passes_over(module):
+        return
     with _no_functions():
         here.busy += 1
         try:
@@ -157,6 +159,10 @@ def _after(*hook_args: Any) -> None:
     recorder = slot.recorder
     if recorder is None or here.busy or not here.stack:
         return
+    if recorder.sampling and len(hook_args) == 4:
+        module = hook_args[0]
+        if not any(call.module is module for call in here.stack):
+            return  # passed over
     with _no_functions():
         here.busy += 1
         try:
@@ -227,7 +233,7 @@ def _link(recorder: Recorder, call: OpenCall, around: OpenCall | None) -> None:
     seqs = recorder.calls_of_step.setdefault(key, [])
     todo = recorder.to_recompute.setdefault(key, [])
     if _in_backward() == -1 or not seqs:
-        call.nth = len(seqs)
+        call.nth = recorder.turn_of(call.module, len(seqs))
         seqs.append(call.seq)
         todo.append((call.seq, call.nth))
         return
@@ -256,10 +262,14 @@ def _drop_stale(stack: list[OpenCall], frame: FrameType) -> None:
 def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
     module, stack = hook_args[0], here.stack
     i = next((i for i in range(len(stack) - 1, -1, -1) if stack[i].module is module), None)
-    if i is None:
-        return  # entered before the trace began
-    call = stack[i]
     failed = len(hook_args) != 4
+    if i is None and failed and recorder.sampling:
+        # A call that was passed over: what failed is looked at after all.
+        _enter(recorder, module, hook_args[1], sys._getframe(2))
+        i = len(stack) - 1
+    if i is None:
+        return  # passed over, or entered before the trace began
+    call = stack[i]
     error = sys.exc_info()[1] if failed else None
     ended_ns = _clock()
     while len(stack) > i:

@@ -271,6 +271,7 @@ class ReplayRecorder(Recorder):
         self.to_recompute = {}
         self.on_cuda = self.clipped = self.backward_seen = False
         self.full = True
+        self.sampling = False
         self.replaying = True
         self.stage: Stage | None = None
         self.taken: list[Draft] = []
@@ -283,6 +284,10 @@ class ReplayRecorder(Recorder):
     def next_seq(self) -> int:
         """Numbers go on where the step's own are."""
         return self.live.next_seq()
+
+    def turn_of(self, module: nn.Module, seen: int) -> int:
+        """No call of a replay is passed over."""
+        return seen
 
     def pend(self, draft: Draft) -> None:
         """Keep a draft, within the bound of a replay."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +30,14 @@ from tensortrace.text import shorten
 if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
 
+# Most elements of a parameter whose change is measured, in full steps and in thin ones: reading
+# 65,536 of each of the eight weights of an MLP before and after costs 5 % of its step, 4,096 1 %,
+# and a norm from 4,096 elements is known to 1.1 % (one over the root of twice their number).
 SAMPLE = 65_536
-# A line of cache: single elements so far apart would read all of the parameter.
-_RUN = 16
+THIN_SAMPLE = 4_096
+# Four lines of cache: single elements so far apart would read all of the parameter, and shorter
+# runs touch as many pages as there are runs.
+_RUN = 64
 _FAR = 8
 _no_functions = torch._C.DisableTorchFunction
 
@@ -40,10 +45,12 @@ _no_functions = torch._C.DisableTorchFunction
 class StepInFlight:
     """An optimizer step between its two hooks."""
 
-    __slots__ = ("frame", "index", "mode", "optimizer", "samples")
+    __slots__ = ("frame", "index", "mode", "most", "optimizer", "samples")
 
-    def __init__(self, optimizer: Optimizer, index: int, frame: FrameType) -> None:
-        self.optimizer, self.index, self.frame = optimizer, index, frame
+    def __init__(
+        self, optimizer: Optimizer, index: int, frame: FrameType, most: int = SAMPLE
+    ) -> None:
+        self.optimizer, self.index, self.frame, self.most = optimizer, index, frame, most
         self.mode = 0  # what the function mode was changed by
         # Each parameter that has a gradient, its draft, its version and a copy of its sample.
         self.samples: list[tuple[torch.Tensor, ParamDraft, int, torch.Tensor | None]] = []
@@ -171,7 +178,7 @@ def begin_step(
 ) -> None:
     """Record the optimizer and its parameters as they are, and decide the gate."""
     index = recorder.optimizers.index_of(optimizer)
-    running = StepInFlight(optimizer, index, frame)
+    running = StepInFlight(optimizer, index, frame, SAMPLE if recorder.full else THIN_SAMPLE)
     names: list[str] = []
     grads: list[TensorDraft] = []
     values: list[TensorDraft] = []
@@ -197,7 +204,7 @@ def begin_step(
                 param.changed = False
                 recorder.pend(param)
             else:
-                sample = _sample(parameter)
+                sample = _sample(parameter, running.most)
                 running.samples.append((parameter, param, parameter._version, sample))
     changed = recorder.optimizers.newly_held(index, names)
     fields = {
@@ -230,21 +237,24 @@ def _name(recorder: Recorder, parameter: torch.Tensor) -> tuple[str, str] | None
 
 def finish_step(recorder: Recorder, running: StepInFlight) -> None:
     """Measure how far the parameters moved; the numbers travel with the next gate."""
-    changes: list[torch.Tensor] = []
+    befores: list[torch.Tensor] = []
+    afters: list[torch.Tensor] = []
     drafts: list[ParamDraft] = []
     with quiet():
         for parameter, draft, version, before in running.samples:
             draft.changed = parameter._version != version
-            after = _sample(parameter)
+            after = _sample(parameter, running.most)
             if before is None or after is None or before.shape != after.shape:
                 continue
             draft.fields["sampled"] = before.numel()
             draft.numel = parameter.numel()
             drafts.append(draft)
-            changes += [_norm(after - before), _norm(before)]
-    tickets = recorder.queue.add_scalars(changes)
-    for i, draft in enumerate(drafts):
-        draft.update, draft.weight = tickets[2 * i], tickets[2 * i + 1]
+            befores.append(before)
+            afters.append(after)
+        norms = _norms([*_differences(afters, befores), *befores])
+    tickets = recorder.queue.add_scalars(norms)
+    for draft, update, weight in zip(drafts, tickets, tickets[len(drafts) :], strict=False):
+        draft.update, draft.weight = update, weight
     for _, draft, _, _ in running.samples:
         draft.step, draft.seq = recorder.step, recorder.next_seq()
         recorder.pend(draft)
@@ -290,22 +300,22 @@ def _gate_closure(
     return (args[0], evaluate, *args[2:]), kwargs
 
 
-def _sample(parameter: torch.Tensor) -> torch.Tensor | None:
-    """A copy of at most `SAMPLE` elements, evenly strided; None where it cannot be had."""
+def _sample(parameter: torch.Tensor, most: int) -> torch.Tensor | None:
+    """A copy of at most so many elements, evenly strided; None where it cannot be had."""
     with quiet():
         dense = plain(parameter)
         if isinstance(dense, str) or not dense.is_floating_point() or not dense.numel():
             return None
         try:
             flat = dense.view(-1) if dense.is_contiguous() else dense.reshape(-1)
-            return _strided(flat).clone()
+            return _strided(flat, most).clone()
         except RuntimeError:
             return None
 
 
-def _strided(flat: torch.Tensor) -> torch.Tensor:
-    """At most `SAMPLE` elements, evenly spaced: single ones, in large parameters runs of `_RUN`."""
-    stride = math.ceil(flat.numel() / SAMPLE)
+def _strided(flat: torch.Tensor, most: int) -> torch.Tensor:
+    """At most so many elements, evenly spaced: single ones, in large parameters runs of `_RUN`."""
+    stride = math.ceil(flat.numel() / most)
     if stride < _FAR:
         return flat[::stride]
     # An odd spacing, in runs, meets other columns in each row of a matrix of even width.
@@ -314,10 +324,17 @@ def _strided(flat: torch.Tensor) -> torch.Tensor:
     return flat[: runs * pitch].view(runs, pitch)[:, :_RUN]
 
 
-def _norm(x: torch.Tensor) -> torch.Tensor:
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    norm: torch.Tensor = torch.linalg.vector_norm(x, dtype=wide)
-    return norm
+def _differences(left: list[torch.Tensor], right: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+    # One call for all: a third of the time of as many of their own, for small parameters.
+    return torch._foreach_sub(left, right) if left else ()
+
+
+def _norms(tensors: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """The L2 norm of each, accumulated in f32 at least."""
+    if all(x.dtype is torch.float32 for x in tensors):
+        return torch._foreach_norm(tensors) if tensors else ()
+    wide = {torch.float64: torch.float64}
+    return [torch.linalg.vector_norm(x, dtype=wide.get(x.dtype, torch.float32)) for x in tensors]
 
 
 def _rate(lr: Any) -> float:

@@ -52,6 +52,10 @@ from tensortrace.text import shorten
 # A step is handed on in parts of this many records, so that nothing is held without bound.
 PART = 20_000
 _MODULE_CALL = nn.Module._call_impl.__code__
+# In a step of which the log keeps the step line only, a module that is called over and over (a cell
+# unrolled over time) is looked at so many times, then at powers of two. A NaN between two looks
+# is met at the next one or in the loss, and a replay finds its op all the same.
+_LOOKS = 8
 PARTS = ("modules", "gradients", "ops", "optimizers", "loop", "gate", "narrow", "exceptions")
 
 
@@ -75,6 +79,7 @@ class _StepMark:
     seq: int
     update: int
     host_ns: int
+    passed_over: int
 
 
 class Recorder:
@@ -145,6 +150,9 @@ class Recorder:
         self.stepping: StepInFlight | None = None
         # Of the step in flight:
         self.full = True
+        self.sampling = False
+        self._turns: dict[int, int] = {}
+        self._passed_over = 0
         self.holds_call = self.stepped = self.clipped = self._loss_scaled = False
         self.backward_seen = self.backward_done = self.on_cuda = False
         # By path and class, since a wrapper shares the path of what it wraps: the seqs of all
@@ -195,6 +203,22 @@ class Recorder:
             wanted = any(fnmatch.fnmatchcase(path, pattern) for pattern in self._patterns)
             self._wanted[path] = wanted
         return wanted
+
+    def passes_over(self, module: nn.Module) -> bool:
+        """Whether a thin step leaves out this call of an inner module. Hot."""
+        turn = self._turns.get(id(module), 0)
+        self._turns[id(module)] = turn + 1
+        if turn < _LOOKS or turn & (turn - 1) == 0:
+            return False
+        # Of a module that calls itself every call is seen: its exits could not be told apart.
+        if any(call.module is module for call in here.stack):
+            return False
+        self._passed_over += 1
+        return True
+
+    def turn_of(self, module: nn.Module, seen: int) -> int:
+        """How many calls of a module came before this one, of which some may be passed over."""
+        return self._turns.get(id(module), seen + 1) - 1
 
     def optimizer_running(self) -> bool:
         """Whether an optimizer is inside its step; one that raised there is not any more."""
@@ -437,6 +461,9 @@ class Recorder:
     def _begin_step(self) -> None:
         self.full = self.journal.full if self.step == 0 else self.journal.is_full(self.step)
         self.queue.lean = not self.full
+        self.sampling = not self.full and not self.op_level
+        self._turns.clear()
+        self._passed_over = 0
         self.on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self._seq = 0
         self._started_ns = time.perf_counter_ns()
@@ -459,7 +486,8 @@ class Recorder:
             self.narrow()
         with self._lock:
             elapsed = time.perf_counter_ns() - self._started_ns
-            self._pending.append(_StepMark(self.step, self.next_seq(), self.update, elapsed))
+            mark = _StepMark(self.step, self.next_seq(), self.update, elapsed, self._passed_over)
+            self._pending.append(mark)
             if not travels:
                 self.hand_on()
             self.step += 1
@@ -552,8 +580,9 @@ class Recorder:
                 self._hand_on_batch(batch, stats)
                 batch = []
                 self.journal.close_step(
-                    number=item.step, seq=item.seq, update=item.update, host_ns=item.host_ns
-                )
+                    number=item.step, seq=item.seq, update=item.update, host_ns=item.host_ns,
+                    passed_over=item.passed_over,
+                )  # fmt: skip
             else:
                 batch.append(item)
         self._hand_on_batch(batch, stats)
