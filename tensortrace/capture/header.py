@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tensortrace.capture.compiled import kernel_name
 from tensortrace.records import FORMAT, FORMAT_VERSION, Header
 from tensortrace.text import shorten
 from tensortrace.version import __version__
@@ -45,7 +46,7 @@ def make_header(options: dict[str, Any]) -> Header:
             "cudnn_benchmark": bool(torch.backends.cudnn.benchmark),
             "tf32": bool(torch.backends.cuda.matmul.allow_tf32),
         },
-        kernel="torch",
+        kernel=kernel_name(),
         options=options,
     )
 

@@ -1,4 +1,4 @@
-"""What thinned steps measure: counts exactly and the norm, for the step line and the checks."""
+"""What thinned steps measure without the compiled kernel: counts exactly, and the norm."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import torch
 from torch import nn
 
 from tensortrace import trace
+from tensortrace.capture import compiled
 from tensortrace.capture.stats import Stats, StatsQueue, summarize
 from tensortrace.records import Call, Step
+
+
+@pytest.fixture(autouse=True)
+def torch_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "kernel", None)
+
 
 LARGE = 1_300_001  # three blocks, and a rest that fills no row
 
@@ -74,6 +81,8 @@ def test_step_line_of_a_thinned_step_is_that_of_a_full_one() -> None:
         assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-5)
         assert one.modules.path == other.modules.path
         assert one.modules.zero_frac == other.modules.zero_frac
-        for column in ("output_rms", "grad_rms", "param_grad_rms", "update_ratio"):
+        for column in ("output_rms", "grad_rms", "param_grad_rms"):
             expected = pytest.approx(getattr(one.modules, column), rel=1e-5)
             assert getattr(other.modules, column) == expected
+        # From 4,096 elements instead of all 20,000: known to a percent and a half.
+        assert other.modules.update_ratio == pytest.approx(one.modules.update_ratio, rel=0.06)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tensortrace.capture import kernels
+from tensortrace.capture import compiled, kernels
 from tensortrace.capture import stats as module
 from tensortrace.capture.stats import Stats, StatsQueue, summarize
 from tensortrace.capture.unwrap import plain, quiet
@@ -22,11 +22,27 @@ from tensortrace.capture.unwrap import plain, quiet
 INF, NAN = math.inf, math.nan
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def kernel(request, monkeypatch):
+    """Dense CPU tensors are measured by this kernel."""
+    if request.param == "torch":
+        monkeypatch.setattr(compiled, "kernel", None)
+    elif compiled.kernel is None:
+        pytest.skip("the kernel is not built, or switched off")
+
+
 @pytest.fixture(
-    params=["host", "device", "device snapshots", "device in small blocks", "host in small blocks"]
-)
+    params=[
+        "compiled", "host", "device", "device snapshots", "device in small blocks",
+        "host in small blocks",
+    ]
+)  # fmt: skip
 def way(request, monkeypatch):
     """Every tensor takes this way to its numbers, the branch-free kernels included."""
+    if request.param != "compiled":
+        monkeypatch.setattr(compiled, "kernel", None)
+    elif compiled.kernel is None:
+        pytest.skip("the kernel is not built, or switched off")
     if request.param.startswith("device"):
         monkeypatch.setattr(kernels, "SMALL", 0)
         monkeypatch.setattr(module, "_HOST", frozenset())
@@ -207,6 +223,7 @@ def test_small_arrays_agree_with_the_oracle(values, small):
     want = oracle(tensor)
     assert_same(summarize(tensor), want)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "kernel", None)
         patch.setattr(kernels, "SMALL", small)
         if not small:
             patch.setattr(module, "_HOST", frozenset())
@@ -226,6 +243,7 @@ LARGE = {
 }
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("dtype", FLOATS[:2] + FLOATS[3:])
 @pytest.mark.parametrize("make", LARGE.values(), ids=LARGE)
 def test_many_elements_lose_no_precision(make, dtype):
@@ -233,12 +251,14 @@ def test_many_elements_lose_no_precision(make, dtype):
     assert_same(summarize(tensor), oracle(tensor))
 
 
+@pytest.mark.usefixtures("kernel")
 def test_large_strided_tensors_are_cut_into_blocks(monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", 10_000)
     for tensor in (random(200, 400)[:, ::3], random(30_000, 2)[:, 0], random(3, 50_000)[:, ::2]):
         assert_same(summarize(tensor), oracle(tensor))
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("dtype", [torch.uint32, torch.uint16, torch.uint8])
 def test_no_bit_pattern_warns(dtype):
     if dtype is torch.uint32:
@@ -292,6 +312,7 @@ class Refuses(torch.Tensor):
         raise AssertionError("not to be called")
 
 
+@pytest.mark.usefixtures("kernel")
 def test_a_subclass_without_dispatch_is_measured():
     tensor = random(5)
     for kind in (Plain, Refuses, torch.nn.Parameter):
@@ -464,6 +485,7 @@ def test_fake_mode_vmap_and_autocast_do_not_reach_us(way, n):
         assert_same(got, want)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_user_settings_of_numpy_do_not_reach_us():
     with np.errstate(all="raise"):
         for values in (*VALUES.values(), *EXTREMES.values()):
@@ -474,6 +496,7 @@ def test_out_of_memory_costs_one_tensor(monkeypatch):
     def fail(tensor):
         raise torch.OutOfMemoryError
 
+    monkeypatch.setattr(compiled, "kernel", None)
     queue = StatsQueue()
     queue.add(torch.ones(2))
     with monkeypatch.context() as patch:
@@ -484,6 +507,7 @@ def test_out_of_memory_costs_one_tensor(monkeypatch):
     assert [stats.unmeasured for stats in queue.resolve()] == [None, "out of memory", None]
 
 
+@pytest.mark.usefixtures("kernel")
 def test_many_threads_share_a_queue():
     queue = StatsQueue()
     tickets: dict[int, int] = {}
@@ -546,12 +570,14 @@ def views_with_one_bad() -> list[tuple[torch.Tensor, int]]:
     return found
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("index", range(15))
 def test_first_bad_element_is_found_row_by_row_whatever_lies_where_in_memory(index: int) -> None:
     tensor, expected = views_with_one_bad()[index]
     assert summarize(tensor).first_bad == expected
 
 
+@pytest.mark.usefixtures("kernel")
 def test_nothing_is_first_where_all_is_finite_or_cannot_be_said() -> None:
     assert summarize(torch.zeros(3)).first_bad is None
     assert summarize(torch.zeros(20_000)).first_bad is None
@@ -560,6 +586,7 @@ def test_nothing_is_first_where_all_is_finite_or_cannot_be_said() -> None:
     assert (summarize(sparse).nan, summarize(sparse).first_bad) == (1, None)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_first_bad_element_of_each_of_many_small_tensors() -> None:
     queue = StatsQueue()
     for i in range(40):

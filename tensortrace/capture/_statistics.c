@@ -1,0 +1,483 @@
+/* Statistics of memory: the numbers that the log keeps of a tensor, in one read of it.
+
+   Plain C against the limited API of Python 3.10, so that one build serves every later Python; it
+   knows nothing of torch. The caller answers for the memory: `kernels.py` says how it does.
+
+   Two ways to the same numbers. With GCC or clang, vectors of 32 bytes, compiled for any machine
+   and, on x86, for AVX2 too, which is chosen when the module is loaded. Elsewhere, and for the last
+   15 elements, one element at a time. Sums are doubles; counts are exact. */
+
+#define PY_SSIZE_T_CLEAN
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030A0000
+#endif
+#include <Python.h>
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef enum { F32, F64, F16, BF16, DTYPES } Dtype;
+
+static const int SIZE[DTYPES] = {4, 8, 2, 2};
+#define INF64 0x7ff0000000000000ull
+/* The bits of infinity: a larger magnitude is a NaN. */
+static const uint64_t INFINITE[DTYPES] = {0x7f800000u, INF64, 0x7c00u, 0x7f80u};
+static const int BIAS[DTYPES] = {127, 1023, 15, 127};
+
+typedef struct {
+    int64_t nan, posinf, neginf, zeros;
+    double low, high, sum, squares; /* of the finite elements */
+    int64_t first;                  /* the index of the first that is not; -1 if all are */
+} Totals;
+
+typedef struct {
+    const char *at;
+    int64_t n;
+    Dtype dtype;
+    Totals totals;
+    double mean, std, norm;
+} Job;
+
+typedef void (*Pass)(const char *at, int64_t n, Totals *t);
+
+/* f32: 16 kB. An int32 counts its lane's share, and a sum of so few squares loses nothing. */
+#define BLOCK 4096
+/* As many elements as take about 20 us: below, to let another thread run would cost more. */
+#define MANY 131072
+
+/* One element at a time. Memory is copied out, so it needs no alignment. */
+
+static uint64_t bits_at(const char *at, int64_t i, Dtype dtype) {
+    uint64_t u64;
+    uint32_t u32;
+    uint16_t u16;
+    switch (dtype) {
+    case F64: memcpy(&u64, at + 8 * i, 8); return u64;
+    case F32: memcpy(&u32, at + 4 * i, 4); return u32;
+    default: memcpy(&u16, at + 2 * i, 2); return u16;
+    }
+}
+
+static uint64_t magnitude_of(uint64_t bits, Dtype dtype) {
+    return bits & ((1ull << (8 * SIZE[dtype] - 1)) - 1);
+}
+
+/* The value of a finite element. */
+static double value_of(uint64_t bits, Dtype dtype) {
+    double wide;
+    float narrow;
+    uint32_t u32 = (uint32_t)bits;
+    switch (dtype) {
+    case F64: memcpy(&wide, &bits, 8); return wide;
+    case F16:
+        wide = (double)(bits & 0x3ff);
+        wide = bits & 0x7c00 ? ldexp(wide + 1024, (int)(bits >> 10 & 31) - 25) : wide * 0x1p-24;
+        return bits & 0x8000 ? -wide : wide;
+    case BF16: u32 <<= 16; /* fall through */
+    default: memcpy(&narrow, &u32, 4); return narrow;
+    }
+}
+
+static int64_t first_bad(const char *at, int64_t start, int64_t n, Dtype dtype) {
+    for (int64_t i = 0; i < n; i++)
+        if (magnitude_of(bits_at(at, i, dtype), dtype) >= INFINITE[dtype]) return start + i;
+    return -1;
+}
+
+static void pass_singly(const char *at, int64_t start, int64_t n, Dtype dtype, Totals *t) {
+    for (int64_t i = start; i < n; i++) {
+        uint64_t bits = bits_at(at, i, dtype), magnitude = magnitude_of(bits, dtype);
+        if (magnitude >= INFINITE[dtype]) {
+            if (t->first < 0) t->first = i;
+            if (magnitude > INFINITE[dtype]) t->nan++;
+            else if (bits == magnitude) t->posinf++;
+            else t->neginf++;
+            continue;
+        }
+        double value = value_of(bits, dtype);
+        t->zeros += magnitude == 0;
+        t->sum += value;
+        t->squares += value * value;
+        if (value < t->low) t->low = value;
+        if (value > t->high) t->high = value;
+    }
+}
+
+/* The sums over the finite elements of (x / scale - shift) and of its square. */
+static void shifted(const Job *job, double scale, double shift, double *sum, double *squares) {
+    double s = 0, q = 0;
+    for (int64_t i = 0; i < job->n; i++) {
+        uint64_t bits = bits_at(job->at, i, job->dtype);
+        if (magnitude_of(bits, job->dtype) >= INFINITE[job->dtype]) continue;
+        double value = value_of(bits, job->dtype) / scale - shift;
+        s += value;
+        q += value * value;
+    }
+    *sum = s;
+    *squares = q;
+}
+
+/* Vectors. GCC has convertvector since 9; the MSVC compiler has none of this. */
+
+#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 9)
+#define VECTORS
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline))
+typedef float vf __attribute__((vector_size(32)));
+typedef float vf4 __attribute__((vector_size(16)));
+typedef double vd __attribute__((vector_size(32)));
+typedef int32_t vi __attribute__((vector_size(32)));
+typedef int64_t vl __attribute__((vector_size(32)));
+typedef uint16_t vh __attribute__((vector_size(16)));
+
+typedef int (*Look)(const char *at, int64_t n, Totals *t);
+
+/* `n` is a multiple of 16. A block stays in the first cache for a second look; after one with bad
+   elements the next is taken to have some too, which spares a storm of NaN the first look. */
+static void pass_blocks(Look clean, Look dirty, const char *at, int64_t n, Dtype dtype, Totals *t) {
+    int storm = 0;
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        int64_t k = n - i < BLOCK ? n - i : BLOCK;
+        const char *block = at + i * SIZE[dtype];
+        if (!storm && clean(block, k, t)) continue;
+        storm = dirty(block, k, t);
+        if (storm && t->first < 0) t->first = first_bad(block, i, k, dtype);
+    }
+}
+
+/* In C there is no a < b ? a : b of vectors. */
+#define PICK(mask, a, b, V, I) ((V)(((I)(a) & (mask)) | ((I)(b) & ~(mask))))
+#define NAME(x) x##_any
+#define TARGET
+/* By bits: a thread that flushes denormals would find them equal to zero. */
+#define IS_ZERO(x, V, I) (((I)(x) << 1) == 0)
+#include "_statistics.h"
+
+#if defined(__x86_64__)
+#define HAS_AVX2
+#include <cpuid.h>
+#include <immintrin.h>
+#define NAME(x) x##_avx2
+#define TARGET __attribute__((target("avx2,fma,f16c")))
+#define AVX2
+/* An instruction less; `measure_job` sees to it that denormals are not flushed. */
+#define IS_ZERO(x, V, I) ((I)((x) == (V){0}))
+#include "_statistics.h"
+
+static int has_avx2(void) {
+    unsigned a, b, c = 0, d;
+    __builtin_cpu_init(); /* looks at what the system saves of the registers, too */
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1); /* F16C */
+}
+#endif
+#endif
+
+/* Written once, when the module is loaded. */
+static const Pass *passes = NULL;
+static const char *instructions = "none";
+
+static void choose_passes(void) {
+#ifdef VECTORS
+    passes = passes_any;
+    instructions = "any";
+#endif
+#ifdef HAS_AVX2
+    if (has_avx2()) {
+        passes = passes_avx2;
+        instructions = "avx2";
+    }
+#endif
+}
+
+static double finite_or(double value, double other) { return isfinite(value) ? value : other; }
+
+/* How this thread computes, as it was: a user may have it flush denormals (then they would count as
+   zeros), or trap on a NaN. */
+static unsigned own_arithmetic(void) {
+#ifdef HAS_AVX2
+    unsigned was = _mm_getcsr();
+    if ((was & ~0x3fu) != 0x1f80) _mm_setcsr(0x1f80); /* the lowest six bits only say what happened */
+    return was;
+#else
+    return 0;
+#endif
+}
+
+static void users_arithmetic(unsigned was) {
+#ifdef HAS_AVX2
+    if ((was & ~0x3fu) != 0x1f80) _mm_setcsr(was);
+#else
+    (void)was;
+#endif
+}
+
+static void measure_here(Job *job) {
+    Totals *t = &job->totals;
+    memset(t, 0, sizeof *t);
+    t->low = INFINITY, t->high = -INFINITY, t->first = -1;
+    int64_t whole = passes ? job->n - job->n % 16 : 0;
+    if (whole) passes[job->dtype](job->at, whole, t);
+    pass_singly(job->at, whole, job->n, job->dtype, t);
+    int64_t count = job->n - t->nan - t->posinf - t->neginf;
+    job->mean = job->std = job->norm = 0;
+    if (count <= 0) {
+        t->low = t->high = 0;
+        return;
+    }
+    double largest = -t->low > t->high ? -t->low : t->high, scale = 1;
+    /* Doubles whose squares, or whose sum, may be out of range. */
+    if (job->dtype == F64 && largest > 0 && !(1e-140 < largest && largest < 1e140)) {
+        scale = largest;
+        shifted(job, scale, 0, &t->sum, &t->squares);
+    }
+    double mean = t->sum / count, scatter = t->squares - count * mean * mean;
+    if (t->low == t->high) {
+        scatter = 0;
+    } else if (scatter < 1e-7 * t->squares) { /* of nearly equal elements no digits are left */
+        double rest;
+        shifted(job, scale, mean, &rest, &scatter);
+        scatter -= rest * rest / count;
+    }
+    /* A thread that writes meanwhile may have shown us a number here and a NaN there; the log holds
+       neither NaN nor infinity. Adding zero takes the sign off a zero. */
+    t->low = finite_or(t->low, 0) + 0.0;
+    t->high = finite_or(t->high, 0) + 0.0;
+    job->mean = finite_or(mean * scale, 0) + 0.0;
+    job->std = scatter > 0 ? finite_or(sqrt(scatter / count) * scale, 0) : 0;
+    job->norm = finite_or(sqrt(t->squares) * scale, DBL_MAX);
+}
+
+static void measure_job(Job *job) {
+    unsigned was = own_arithmetic();
+    measure_here(job);
+    users_arithmetic(was);
+}
+
+#define BUCKETS 16
+#define LOWEST (-32)
+#define WIDTH 4
+
+/* Of f16 with six bits of the fraction: its subnormals too have exponents in these ranges. */
+static int fields_of(Dtype dtype) { return dtype == F32 || dtype == BF16 ? 8 : 11; }
+
+/* How many elements have each exponent field. Four tables in turn: to add to one number again and
+   again would wait for it each time. */
+static void count_fields(const char *at, int64_t n, Dtype dtype, int64_t *fields, int64_t *zeros) {
+    uint32_t tables[4][2048];
+    const int width = fields_of(dtype), shift = 8 * SIZE[dtype] - width;
+    for (int k = 0; k < 4; k++) memset(tables[k], 0, sizeof(uint32_t) << width);
+    int64_t zero = 0, i = 0;
+#define ADD(k, T)                                                                              \
+    {                                                                                          \
+        T magnitude = (T)(bits[k] << 1);                                                       \
+        zero += magnitude == 0;                                                                \
+        tables[k][magnitude >> shift]++;                                                       \
+    }
+#define FOURS(T)                                                                               \
+    for (; i + 4 <= n; i += 4) {                                                               \
+        T bits[4];                                                                             \
+        memcpy(bits, at + i * (int64_t)sizeof(T), sizeof bits);                                \
+        ADD(0, T) ADD(1, T) ADD(2, T) ADD(3, T)                                                \
+    }
+    switch (dtype) {
+    case F64: FOURS(uint64_t) break;
+    case F32: FOURS(uint32_t) break;
+    default: FOURS(uint16_t) break;
+    }
+#undef FOURS
+#undef ADD
+    for (; i < n; i++) {
+        uint64_t magnitude = magnitude_of(bits_at(at, i, dtype), dtype);
+        zero += magnitude == 0;
+        tables[0][magnitude >> (shift - 1)]++;
+    }
+    for (int e = 0; e < 1 << width; e++)
+        fields[e] += (int64_t)tables[0][e] + tables[1][e] + tables[2][e] + tables[3][e];
+    *zeros += zero;
+}
+
+static int bucket_of(int exponent) {
+    int distance = exponent - LOWEST;
+    if (distance < 0) return 0;
+    int bucket = 1 + distance / WIDTH;
+    return bucket < BUCKETS ? bucket : BUCKETS - 1;
+}
+
+static int exponent_of(int field, Dtype dtype) {
+    if (dtype != F16) return (field ? field : 1) - BIAS[dtype];
+    if (field >= 64) return (field >> 6) - BIAS[F16];
+    int exponent = -21; /* below 2^-20, all in one range */
+    for (; field; field >>= 1) exponent++;
+    return exponent;
+}
+
+static void histogram(const char *at, int64_t n, Dtype dtype, int64_t *buckets) {
+    int64_t fields[2048] = {0}, zeros = 0;
+    const int64_t most = 1ll << 30; /* what a table of 32 bits can count */
+    for (int64_t i = 0; i < n; i += most)
+        count_fields(at + i * SIZE[dtype], n - i < most ? n - i : most, dtype, fields, &zeros);
+    fields[0] -= zeros;
+    int shift = 8 * SIZE[dtype] - 1 - fields_of(dtype);
+    int last = (int)(INFINITE[dtype] >> shift); /* from here on NaN and infinity */
+    for (int field = 0; field < last; field++)
+        buckets[bucket_of(exponent_of(field, dtype))] += fields[field];
+}
+
+/* Python. */
+
+static int parse_memory(PyObject *address, PyObject *count, PyObject *dtype, Job *job) {
+    job->at = (const char *)PyLong_AsVoidPtr(address);
+    if (!job->at && PyErr_Occurred()) return 0;
+    long long n = PyLong_AsLongLong(count);
+    if (n == -1 && PyErr_Occurred()) return 0;
+    long code = PyLong_AsLong(dtype);
+    if (code == -1 && PyErr_Occurred()) return 0;
+    if (code < 0 || code >= DTYPES) {
+        PyErr_SetString(PyExc_ValueError, "no such dtype");
+        return 0;
+    }
+    /* The address of no memory is what torch gives for a storage that is not there. */
+    if (n < 0 || n > INT64_MAX / 16 || (n > 0 && !job->at)) {
+        PyErr_SetString(PyExc_ValueError, "no memory there");
+        return 0;
+    }
+    job->n = n;
+    job->dtype = (Dtype)code;
+    return 1;
+}
+
+static PyObject *as_tuple(PyObject *const *items, Py_ssize_t n) {
+    PyObject *tuple = PyTuple_New(n);
+    int failed = tuple == NULL;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        failed |= items[i] == NULL;
+        if (failed) Py_XDECREF(items[i]);
+        else PyTuple_SetItem(tuple, i, items[i]); /* takes the reference */
+    }
+    if (!failed) return tuple;
+    Py_XDECREF(tuple);
+    return NULL;
+}
+
+static PyObject *row_of(const Job *job) {
+    const Totals *t = &job->totals;
+    int some = t->nan + t->posinf + t->neginf < job->n;
+    PyObject *first = t->first < 0 ? Py_None : PyLong_FromLongLong(t->first);
+    if (first == Py_None) Py_INCREF(first);
+    PyObject *items[11] = {
+        PyLong_FromLongLong(t->nan), PyLong_FromLongLong(t->posinf),
+        PyLong_FromLongLong(t->neginf), PyLong_FromLongLong(t->zeros)};
+    const double numbers[5] = {t->low, t->high, job->mean, job->std, job->norm};
+    for (int i = 0; i < 5; i++) {
+        if (!some) Py_INCREF(Py_None);
+        items[4 + i] = some ? PyFloat_FromDouble(numbers[i]) : Py_None;
+    }
+    Py_INCREF(Py_None);
+    items[9] = Py_None;
+    items[10] = first;
+    return as_tuple(items, 11);
+}
+
+static PyObject *measure(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    Job job;
+    if (nargs != 3) {
+        PyErr_SetString(PyExc_TypeError, "measure(address, count, dtype)");
+        return NULL;
+    }
+    if (!parse_memory(args[0], args[1], args[2], &job)) return NULL;
+    if (job.n < MANY) {
+        measure_job(&job);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        measure_job(&job);
+        Py_END_ALLOW_THREADS
+    }
+    return row_of(&job);
+}
+
+static PyObject *measure_many(PyObject *module, PyObject *places) {
+    (void)module;
+    if (!PyList_Check(places)) {
+        PyErr_SetString(PyExc_TypeError, "measure_many(list of (address, count, dtype))");
+        return NULL;
+    }
+    Py_ssize_t size = PyList_Size(places);
+    Job *jobs = (Job *)PyMem_Malloc((size_t)(size ? size : 1) * sizeof(Job));
+    if (!jobs) return PyErr_NoMemory();
+    PyObject *rows = NULL;
+    int64_t total = 0;
+    for (Py_ssize_t i = 0; i < size; i++) {
+        PyObject *place = PyList_GetItem(places, i); /* borrowed; NULL if the list has shrunk */
+        if (!place || !PyTuple_Check(place) || PyTuple_Size(place) != 3) {
+            if (place) PyErr_SetString(PyExc_TypeError, "a place is (address, count, dtype)");
+            goto done;
+        }
+        if (!parse_memory(PyTuple_GetItem(place, 0), PyTuple_GetItem(place, 1),
+                          PyTuple_GetItem(place, 2), &jobs[i]))
+            goto done;
+        total += jobs[i].n < MANY ? jobs[i].n : MANY;
+    }
+    if (total < MANY) {
+        for (Py_ssize_t i = 0; i < size; i++) measure_job(&jobs[i]);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < size; i++) measure_job(&jobs[i]);
+        Py_END_ALLOW_THREADS
+    }
+    rows = PyList_New(size);
+    for (Py_ssize_t i = 0; rows && i < size; i++) {
+        PyObject *row = row_of(&jobs[i]);
+        if (row) PyList_SetItem(rows, i, row); /* takes the reference */
+        else Py_CLEAR(rows);
+    }
+done:
+    PyMem_Free(jobs);
+    return rows;
+}
+
+static PyObject *exponents(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    Job job;
+    if (nargs != 3) {
+        PyErr_SetString(PyExc_TypeError, "exponents(address, count, dtype)");
+        return NULL;
+    }
+    if (!parse_memory(args[0], args[1], args[2], &job)) return NULL;
+    int64_t buckets[BUCKETS] = {0};
+    if (job.n < MANY) {
+        histogram(job.at, job.n, job.dtype, buckets);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        histogram(job.at, job.n, job.dtype, buckets);
+        Py_END_ALLOW_THREADS
+    }
+    PyObject *items[BUCKETS];
+    for (int i = 0; i < BUCKETS; i++) items[i] = PyLong_FromLongLong(buckets[i]);
+    return as_tuple(items, BUCKETS);
+}
+
+static int start(PyObject *module) {
+    choose_passes();
+    return PyModule_AddStringConstant(module, "INSTRUCTIONS", instructions);
+}
+
+PyDoc_STRVAR(measure_doc, "The fields of a Stats, of the elements at an address.");
+PyDoc_STRVAR(measure_many_doc, "The same of each (address, count, dtype) of a list.");
+PyDoc_STRVAR(exponents_doc, "How many elements at an address lie in each range of magnitude.");
+
+static PyMethodDef methods[] = {
+    {"measure", (PyCFunction)(void (*)(void))measure, METH_FASTCALL, measure_doc},
+    {"measure_many", measure_many, METH_O, measure_many_doc},
+    {"exponents", (PyCFunction)(void (*)(void))exponents, METH_FASTCALL, exponents_doc},
+    {NULL, NULL, 0, NULL}};
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)start}, {0, NULL}};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_statistics", "Statistics of memory in one read of it.", 0,
+    methods, slots, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__statistics(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,447 @@
+"""The compiled kernel and its twins against float64 NumPy, and which memory it is given."""
+
+from __future__ import annotations
+
+import gc
+import math
+import threading
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from tensortrace import trace
+from tensortrace.capture import compiled
+from tensortrace.capture.exponents import SAMPLE, Exponents, count_exponents
+from tensortrace.capture.stats import Stats, StatsQueue, summarize
+from tensortrace.records import Header
+
+kernel: Any = compiled.kernel
+needs_kernel = pytest.mark.skipif(kernel is None, reason="the kernel is not built, or switched off")
+
+INF, NAN = math.inf, math.nan
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+BITS = {
+    torch.float32: (np.uint32, torch.int32), torch.float64: (np.uint64, torch.int64),
+    torch.float16: (np.uint16, torch.int16), torch.bfloat16: (np.uint16, torch.int16),
+}  # fmt: skip
+
+
+def oracle(tensor: torch.Tensor) -> Stats:
+    """The definition in NumPy, wider than any element: nothing overflows or vanishes."""
+    x = tensor.detach().to(torch.float64).numpy().ravel().astype(np.longdouble)
+    counts = [int(np.sum(c)) for c in (np.isnan(x), x == INF, x == -INF, x == 0)]
+    first = next((i for i, finite in enumerate(np.isfinite(x)) if not finite), None)
+    x = x[np.isfinite(x)]
+    if not len(x):
+        return Stats(*counts, first_bad=first)
+    spread = np.sqrt(((x - x.mean()) ** 2).mean())
+    numbers = (float(v) for v in (x.min(), x.max(), x.mean(), spread))
+    norm = min(float(np.sqrt((x * x).sum())), np.finfo(np.float64).max)
+    return Stats(*counts, *numbers, norm, first_bad=first)
+
+
+def assert_same(got: Stats, want: Stats, relative: float = 1e-6) -> None:
+    assert got.unmeasured is None
+    assert (got[:4], got.first_bad) == (want[:4], want.first_bad)
+    assert (got.min, got.max) == (want.min, want.max)
+    if want.min is None or want.max is None:
+        assert got[4:9] == (None,) * 5
+        return
+    largest = max(abs(want.min), abs(want.max))
+    # A mean of both signs, and a spread beside it, are right in relation to what was added.
+    assert got.mean == pytest.approx(want.mean, rel=relative, abs=1e-9 * largest)
+    assert got.std == pytest.approx(want.std, rel=relative, abs=1e-7 * largest)
+    assert got.norm == pytest.approx(want.norm, rel=relative)
+
+
+def without_kernel(tensor: torch.Tensor) -> Stats:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "kernel", None)
+        return summarize(tensor)
+
+
+def of_bits(bits: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
+    signed = bits.view(bits.dtype.name.removeprefix("u"))
+    return torch.from_numpy(signed.copy()).view(dtype)
+
+
+@st.composite
+def any_bits(draw: st.DrawFn) -> torch.Tensor:
+    """A tensor of any bit patterns: subnormals, NaN with any payload, both zeros, huge numbers."""
+    dtype = draw(st.sampled_from(FLOATS))
+    bits = draw(npst.arrays(BITS[dtype][0], st.integers(1, 70)))
+    repeats = draw(st.sampled_from([1, 1, 3, 150]))  # 150: more than one block
+    return of_bits(np.tile(bits, repeats), dtype)
+
+
+@st.composite
+def ordinary(draw: st.DrawFn) -> torch.Tensor:
+    """A tensor of moderate numbers, some of them bad, of odd length, at any scale."""
+    dtype = draw(st.sampled_from(FLOATS))
+    n = draw(st.integers(1, 10_000))
+    generator = np.random.default_rng(draw(st.integers(0, 1000)))
+    scale = 10.0 ** draw(st.integers(-4, 4))
+    values = (generator.standard_normal(n) + draw(st.sampled_from([0.0, 3.0]))) * scale
+    for value in draw(st.lists(st.sampled_from([NAN, INF, -INF, 0.0, -0.0]), max_size=6)):
+        values[generator.integers(n, size=1 + n // 50)] = value
+    return torch.from_numpy(values).to(dtype)
+
+
+@needs_kernel
+@settings(deadline=None, max_examples=300)
+@given(any_bits() | ordinary())
+def test_compiled_statistics_agree_with_the_oracle(tensor: torch.Tensor) -> None:
+    assert_same(summarize(tensor), oracle(tensor))
+
+
+@settings(deadline=None, max_examples=150)
+@given(ordinary())
+def test_torch_statistics_agree_with_the_oracle(tensor: torch.Tensor) -> None:
+    assert_same(without_kernel(tensor), oracle(tensor), relative=1e-5)
+
+
+@needs_kernel
+@settings(deadline=None, max_examples=150)
+@given(any_bits())
+def test_both_kernels_say_the_same_of_any_bits(tensor: torch.Tensor) -> None:
+    assert_same(summarize(tensor), without_kernel(tensor), relative=1e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 31, 4095, 4096, 4097, 140_003])
+def test_no_element_is_left_out_or_read_twice(dtype: torch.dtype, n: int) -> None:
+    for at in {0, n // 2, n - 1}:
+        tensor = torch.ones(n, dtype=dtype)
+        tensor[at] = -3
+        assert_same(summarize(tensor), oracle(tensor))
+        tensor[at] = INF
+        assert summarize(tensor).first_bad == at
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_storm_of_bad_elements_is_counted(dtype: torch.dtype, value: float) -> None:
+    tensor = torch.full((20_001,), value, dtype=dtype)
+    assert_same(summarize(tensor), oracle(tensor))
+    tensor[5000:9500] = 0.5
+    assert_same(summarize(tensor), oracle(tensor))
+
+
+@needs_kernel
+def test_memory_needs_no_alignment() -> None:
+    for dtype in FLOATS:
+        values = torch.randn(1000).to(dtype)
+        raw = values.view(torch.uint8).numpy().tobytes()
+        for shift in range(9):
+            moved = bytearray(shift) + raw
+            memory = np.frombuffer(moved, np.uint8)
+            address, code = memory.ctypes.data + shift, compiled._DTYPES[dtype][1]
+            assert_same(Stats(*kernel.measure(address, 1000, code)), oracle(values))
+
+
+LAYOUTS = {
+    "0-d": torch.tensor(2.0),
+    "transposed": torch.arange(12.0).reshape(3, 4).t(),
+    "channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "permuted": torch.randn(2, 3, 4, 5).permute(3, 1, 0, 2),
+    "with dims of one": torch.randn(4, 1, 3, 1).transpose(0, 2),
+    "inside a storage": torch.arange(100.0)[13:31],
+}
+
+
+@needs_kernel
+@pytest.mark.parametrize("tensor", LAYOUTS.values(), ids=LAYOUTS)
+def test_dense_strides_in_any_order_are_read_in_place(tensor: torch.Tensor) -> None:
+    assert compiled.place(tensor) is not None
+    assert_same(summarize(tensor), oracle(tensor.clone()))
+    assert compiled.place(torch.nn.Parameter(tensor)) is not None
+
+
+def test_first_bad_is_row_by_row_where_memory_is_not() -> None:
+    tensor = torch.zeros(3, 4)
+    tensor[2, 0] = tensor[1, 2] = NAN
+    assert summarize(tensor.t().contiguous().t()).first_bad == 6
+
+
+class Liar(torch.Tensor):
+    def data_ptr(self) -> int:
+        return 8
+
+
+def fake() -> torch.Tensor:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        return torch.ones(3)
+
+
+def shrunk() -> torch.Tensor:
+    tensor = torch.ones(8)
+    tensor.untyped_storage().resize_(8)
+    return tensor
+
+
+OTHERS = {
+    "empty": lambda: torch.empty(0),
+    "integers": lambda: torch.ones(3, dtype=torch.int32),
+    "complex": lambda: torch.ones(3, dtype=torch.complex64),
+    "float8": lambda: torch.ones(3).to(torch.float8_e5m2),
+    "with gaps": lambda: torch.ones(8)[::2],
+    "expanded": lambda: torch.ones(1).expand(5),
+    "overlapping": lambda: torch.ones(20).unfold(0, 8, 1),
+    "equal strides": lambda: torch.ones(4).as_strided((2, 2), (1, 1)),
+    "negative view": lambda: torch.ones(3, dtype=torch.complex64).conj().imag,
+    "zero tensor": lambda: torch._efficientzerotensor((2, 3)),
+    "meta": lambda: torch.ones(3, device="meta"),
+    "fake": fake,
+    "functional": lambda: torch._to_functional_tensor(torch.ones(3)),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "sparse rows": lambda: torch.eye(3).to_sparse_csr(),
+    "mkldnn": lambda: torch.ones(2, 2).to_mkldnn(),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "storage too small": shrunk,
+    "subclass": lambda: torch.ones(3).as_subclass(Liar),
+    "not a tensor": lambda: [1.0],
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_no_address_is_taken_of_anything_else(make: Any) -> None:
+    with torch._C.DisableTorchFunction():
+        assert compiled.place(make()) is None
+
+
+def test_no_address_is_taken_inside_functorch() -> None:
+    seen = []
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        seen.append(compiled.place(x))
+        return (x * x).sum()
+
+    torch.func.vmap(look)(torch.ones(3, 4))
+    torch.func.grad(look)(torch.ones(3))
+    assert seen == [None, None]
+
+
+def test_memory_that_moved_is_read_where_it_is_now() -> None:
+    tensor = torch.ones(10)
+    assert summarize(tensor).max == 1
+    tensor.resize_(1_000_000).fill_(2)
+    assert summarize(tensor).max == 2
+    tensor.set_(torch.full((5,), 3.0))
+    assert summarize(tensor).max == 3
+    tensor.untyped_storage().resize_(0)
+    assert summarize(tensor).unmeasured == "no storage"
+    tensor.untyped_storage().resize_(20)
+    tensor.fill_(4)
+    assert summarize(tensor).max == 4
+
+
+@needs_kernel
+def test_calls_without_memory_are_refused() -> None:
+    for wrong in ((0, 3, 0), (8, -1, 0), (8, 2**62, 0), (8, 1, 4), (8, 1, -1)):
+        for call in (kernel.measure, kernel.exponents):
+            with pytest.raises(ValueError, match="no"):
+                call(*wrong)
+        with pytest.raises(ValueError, match="no"):
+            kernel.measure_many([wrong])
+    for args in ((), (1, 2), ("a", 1, 0)):
+        with pytest.raises(TypeError):
+            kernel.measure(*args)
+    for places in ((1, 1, 0), [(1, 1)], [5]):
+        with pytest.raises(TypeError):
+            kernel.measure_many(places)
+    assert kernel.measure(0, 0, 0) == (0, 0, 0, 0, None, None, None, None, None, None, None)
+
+
+@needs_kernel
+def test_many_tensors_in_one_call_are_measured_as_one_by_one() -> None:
+    tensors = [torch.randn(n).to(FLOATS[n % 4]) for n in (1, 50, 3, 20_000, 200_001)]
+    places = [place for tensor in tensors if (place := compiled.place(tensor))]
+    assert kernel.measure_many(places) == [kernel.measure(*place) for place in places]
+    assert kernel.measure_many([]) == []
+
+
+@needs_kernel
+def test_denormals_are_seen_where_a_thread_flushes_them() -> None:
+    tensor = torch.tensor([1e-45, 0.0, -1e-40] * 20)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    try:
+        got = summarize(tensor)
+        flushed = float(tensor[0] + 0)
+    finally:
+        torch.set_flush_denormal(False)
+    assert flushed == 0, "what the user asked for stays as it was"
+    assert_same(got, oracle(tensor))
+
+
+@needs_kernel
+def test_threads_measure_at_once() -> None:
+    tensors = [torch.full((300_000,), float(k)) for k in range(4)]
+    wrong: list[Stats] = []
+
+    def work(k: int) -> None:
+        for _ in range(20):
+            if (got := summarize(tensors[k])).max != k or got.zeros != (0 if k else 300_000):
+                wrong.append(got)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@needs_kernel
+def test_elements_that_another_thread_writes_leave_finite_numbers() -> None:
+    tensor, stop = torch.ones(200_000), threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            tensor.fill_(NAN)
+            tensor.fill_(1e30)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        rows = [summarize(tensor) for _ in range(200)]
+    finally:
+        stop.set()
+        writer.join()
+    for row in rows:
+        assert all(value is None or math.isfinite(value) for value in row[4:9])
+        assert row.nan + row.posinf + row.neginf <= 200_000
+
+
+@needs_kernel
+def test_no_memory_is_left_behind() -> None:
+    tensor = torch.tensor([1.5, NAN, 0.0] * 10)
+    place = compiled.place(tensor)
+
+    def turns(n: int) -> None:
+        for _ in range(n):
+            kernel.measure(*place)
+            kernel.exponents(*place)
+            kernel.measure_many([place, place])
+            for wrong in ([place, (0, 1, 0)], [place, 5]):
+                with pytest.raises((ValueError, TypeError)):
+                    kernel.measure_many(wrong)
+
+    turns(5)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        turns(5)
+        before = tracemalloc.get_traced_memory()[0]
+        turns(500)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - before < 5000
+    finally:
+        tracemalloc.stop()
+
+
+def count_by_log2(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The definition of the buckets, one element at a time."""
+    counts = [0] * 16
+    for value in tensor.double().flatten().tolist():
+        if value and math.isfinite(value):
+            exponent = math.frexp(value)[1] - 1
+            counts[min(15, max(0, (exponent + 32) // 4 + 1))] += 1
+    return tuple(counts)
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(compiled, "kernel", None)
+    elif kernel is None:
+        pytest.skip("the kernel is not built, or switched off")
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_exponents_are_counted_at_every_edge(dtype: torch.dtype) -> None:
+    edges = [2.0**e for e in range(-40, 30)]
+    below = [value * (1 - 2**-9) for value in edges]
+    values = torch.tensor([*edges, *below, 0.0, -0.0, NAN, INF, -INF, 1e-45, 1e-320]).double()
+    tensor = torch.cat([values, -values]).to(dtype)
+    assert count_exponents(tensor) == Exponents(count_by_log2(tensor), len(tensor))
+
+
+@settings(deadline=None, max_examples=100)
+@given(any_bits())
+def test_exponents_of_any_bits_are_equal_on_both_ways(tensor: torch.Tensor) -> None:
+    want = Exponents(count_by_log2(tensor), tensor.numel())
+    assert count_exponents(tensor) == want
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "kernel", None)
+        assert count_exponents(tensor) == want
+
+
+def test_every_half_is_in_its_bucket() -> None:
+    bits = np.arange(2**16, dtype=np.uint16)
+    for dtype in (torch.float16, torch.bfloat16):
+        tensor = of_bits(bits, dtype)
+        assert count_exponents(tensor) == Exponents(count_by_log2(tensor), 2**16)
+
+
+def test_without_the_kernel_large_tensors_are_sampled_evenly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiled, "kernel", None)
+    n = 20 * SAMPLE + 3
+    found = count_exponents(torch.arange(float(n)))
+    assert found is not None
+    assert SAMPLE * 0.9 < found.read <= SAMPLE
+    assert found.counts[14] / found.read == pytest.approx(1 - 2**20 / n, abs=0.01)
+
+
+@pytest.mark.usefixtures("either")
+def test_exponents_of_other_tensors() -> None:
+    assert count_exponents(torch.tensor([1, 0, 300])) == Exponents(
+        count_by_log2(torch.tensor([1, 0, 300])), 3
+    )
+    assert count_exponents(torch.ones(3, device="meta")) is None
+    assert count_exponents(torch.empty(0)) is None
+    expanded = count_exponents(torch.ones(2, 1).expand(2, 10**9))
+    assert expanded is not None
+    assert expanded.counts[9] == expanded.read == 2
+
+
+def test_header_names_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def written() -> str:
+        records: list[object] = []
+        with trace(out=records.append):
+            pass
+        assert isinstance(records[0], Header)
+        return records[0].kernel
+
+    assert written() == ("torch" if kernel is None else "compiled")
+    monkeypatch.setattr(compiled, "kernel", None)
+    assert written() == "torch"
+
+
+def test_variable_forces_the_torch_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSORTRACE_KERNEL", "torch")
+    assert compiled._load() is None
+
+
+@needs_kernel
+def test_thinned_steps_are_measured_in_full() -> None:
+    tensor = torch.randn(20_000)
+    queue = StatsQueue()
+    queue.lean = True
+    queue.add(tensor)
+    assert_same(queue.resolve()[0], oracle(tensor))
