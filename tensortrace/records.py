@@ -40,6 +40,9 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     `stride` is None for a contiguous tensor, `shape` None where the tensor has none (nested).
     `grad_of` is the id of the tensor whose gradient this is, `previous` the id before an in-place
     change, `view_of` the id of the tensor it is a view of, `from_step` the earlier step it is from.
+    What a ReLU made of a layer's `units` says how many are `dead`: not above 0 for any input of the
+    last eight steps looked at, and of 300 rows at least; `dead_since` is the step since which none
+    of them has been. None where too little was seen.
     """
 
     id: int
@@ -66,6 +69,9 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     previous: int | None = None
     view_of: int | None = None
     from_step: int | None = None
+    units: int | None = None
+    dead: int | None = None
+    dead_since: int | None = None
 
     @property
     def nonfinite(self) -> int:
@@ -230,7 +236,7 @@ class Line(Record, frozen=True, kw_only=True, tag="line"):
 
 ActionName = Literal[
     "zero_grad", "clip", "unscale", "scale", "loss", "train", "eval", "loader", "fetch",
-    "load_state_dict", "compiled", "gate", "replay", "exception", "tracer_error",
+    "duplicates", "load_state_dict", "compiled", "gate", "replay", "exception", "tracer_error",
 ]  # fmt: skip
 
 
@@ -241,7 +247,8 @@ class Action(Record, frozen=True, kw_only=True, tag="action"):
     "dtype", "gradients", "graph": [name of an autograd node, places of its inputs in this list],
     nearest first, views left out}; scale and unscale {"scale", "found_inf"}; fetch {"host_ns"};
     loader (a DataLoader begins to be read) {"host_ns", "batches", "workers", "pin_memory",
-    "shuffled"}, `of` its dataset;
+    "shuffled", "replacement"}, `of` its dataset; duplicates (rows of what was fetched, only if
+    there are any) {"rows", "within", "earlier"};
     zero_grad {"set_to_none", "parameters", "left", "left_names", "grown"};
     train and eval {"modules"};
     load_state_dict {"missing", "unexpected", "matched", "examples", and "prefix_given" or

@@ -22,6 +22,7 @@ from torch.utils.data import IterableDataset, SequentialSampler, dataloader
 
 from tensortrace.capture import optimizers
 from tensortrace.capture.active import here, slot
+from tensortrace.capture.batches import Batches
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.text import shorten
 
@@ -61,7 +62,7 @@ def _targets() -> list[tuple[Any, str, _Report]]:
     scaler = grad_scaler.GradScaler
     return [
         (dataloader.DataLoader, "__iter__", _loader),
-        (dataloader._BaseDataLoaderIter, "__next__", _fetch),
+        (dataloader._BaseDataLoaderIter, "__next__", functools.partial(_fetch, Batches())),
         (torch.optim.Optimizer, "zero_grad", _zero_grad),
         (nn.Module, "zero_grad", _zero_grad),
         (nn.Module, "train", _train),
@@ -144,6 +145,7 @@ def _loader(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
                 "workers": loader.num_workers,
                 "pin_memory": bool(loader.pin_memory),
                 "shuffled": not isinstance(loader.sampler, SequentialSampler),
+                "replacement": bool(getattr(loader.sampler, "replacement", False)),
             }
             of = shorten(type(loader.dataset).__name__)
             recorder.action("loader", of=of, frame=sys._getframe(2), detail=detail)
@@ -160,13 +162,16 @@ def _count_batches(loader: dataloader.DataLoader[Any]) -> int | None:
         return None
 
 
-def _fetch(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+def _fetch(given: Batches, recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     started = time.perf_counter_ns()
     batch = _quietly(call)  # collating and the dataset's own ops are no ops of the step
     outside = not here.stack and torch._C._current_graph_task_id() == -1
     if recorder.owns_thread() and outside:
         with _Ours(recorder):
             recorder.fetched(time.perf_counter_ns() - started, sys._getframe(2))
+            repeated = given.repeated(args[0], batch) if recorder.full else None
+            if repeated is not None:
+                recorder.action("duplicates", frame=sys._getframe(2), detail=repeated)
         recorder.raise_if_stopped()
     return batch
 

@@ -105,7 +105,8 @@ def test_fetches_are_actions_and_collating_is_no_op_of_the_step() -> None:
     first = one(records, "loader")
     assert (first.of, first.step) == ("TensorDataset", 0)
     assert first.detail.pop("host_ns") > 0
-    told = {"batches": 3, "workers": 0, "pin_memory": False, "shuffled": False}
+    told = {"batches": 3, "workers": 0, "pin_memory": False, "shuffled": False,
+            "replacement": False}  # fmt: skip
     assert first.detail == told
 
 
