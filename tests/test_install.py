@@ -18,6 +18,9 @@ PROGRAM = "from tensortrace.capture import compiled; print(compiled.kernel_name(
 pytestmark = pytest.mark.slow
 pytest.importorskip("setuptools")
 
+COMPILER = (sysconfig.get_config_var("CC") or "cc").split()[0]
+HAS_COMPILER = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C compiler")
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
@@ -57,14 +60,29 @@ def test_install_without_a_compiler_succeeds_and_torch_serves(source: Path) -> N
     assert install(source, CC=nothing, CXX=nothing, LDSHARED=nothing) == "torch"
 
 
-@pytest.mark.skipif(
-    shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0]) is None,
-    reason="no C compiler",
-)
+@HAS_COMPILER
 def test_install_with_a_compiler_has_the_kernel(source: Path) -> None:
     assert install(source) == "compiled"
     built = list((source.parent / "installed").rglob("_statistics*.so"))
     assert [path.name for path in built] == ["_statistics.abi3.so"]
+
+
+@HAS_COMPILER
+@pytest.mark.parametrize(
+    ("flags", "instructions"),
+    [("-DTENSORTRACE_NO_AVX2", "any"), ("-DTENSORTRACE_NO_VECTORS", "none")],
+)
+def test_what_other_machines_would_run_passes_the_same_tests(
+    source: Path, flags: str, instructions: str
+) -> None:
+    assert install(source, CFLAGS=flags) == "compiled"
+    installed = str(source.parent / "installed")
+    program = "from tensortrace.capture import _statistics as s; print(s.INSTRUCTIONS)"
+    said = run("-c", program, cwd=source.parent, PYTHONPATH=installed)
+    assert said.strip() == instructions
+    copy = shutil.copy(ROOT / "tests/capture/test_compiled.py", source.parent)
+    options = ("-q", "-p", "no:cacheprovider", "-W", "error")
+    run("-m", "pytest", *options, str(copy), cwd=source.parent, PYTHONPATH=installed)
 
 
 def test_source_distribution_holds_the_c_source(source: Path) -> None:

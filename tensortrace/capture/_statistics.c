@@ -17,6 +17,18 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+#ifdef _MSC_VER
+#define NOINLINE static __declspec(noinline)
+#elif defined(__GNUC__)
+#define NOINLINE static __attribute__((noinline))
+#else
+#define NOINLINE static
+#endif
+
 typedef enum { F32, F64, F16, BF16, DTYPES } Dtype;
 
 static const int SIZE[DTYPES] = {4, 8, 2, 2};
@@ -79,12 +91,6 @@ static double value_of(uint64_t bits, Dtype dtype) {
     }
 }
 
-static int64_t first_bad(const char *at, int64_t start, int64_t n, Dtype dtype) {
-    for (int64_t i = 0; i < n; i++)
-        if (magnitude_of(bits_at(at, i, dtype), dtype) >= INFINITE[dtype]) return start + i;
-    return -1;
-}
-
 static void pass_singly(const char *at, int64_t start, int64_t n, Dtype dtype, Totals *t) {
     for (int64_t i = start; i < n; i++) {
         uint64_t bits = bits_at(at, i, dtype), magnitude = magnitude_of(bits, dtype);
@@ -118,18 +124,25 @@ static void shifted(const Job *job, double scale, double shift, double *sum, dou
     *squares = q;
 }
 
-/* Vectors. GCC has convertvector since 9; the MSVC compiler has none of this. */
+/* Vectors. GCC has convertvector since 9; the MSVC compiler has none of this. Tests define
+   TENSORTRACE_NO_VECTORS and TENSORTRACE_NO_AVX2, to run what other machines would. */
 
-#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 9)
+#if !defined(TENSORTRACE_NO_VECTORS) &&                                                        \
+    (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 9))
 #define VECTORS
 #define INLINE static inline __attribute__((always_inline))
-#define NOINLINE static __attribute__((noinline))
 typedef float vf __attribute__((vector_size(32)));
 typedef float vf4 __attribute__((vector_size(16)));
 typedef double vd __attribute__((vector_size(32)));
 typedef int32_t vi __attribute__((vector_size(32)));
 typedef int64_t vl __attribute__((vector_size(32)));
 typedef uint16_t vh __attribute__((vector_size(16)));
+
+static int64_t first_bad(const char *at, int64_t start, int64_t n, Dtype dtype) {
+    for (int64_t i = 0; i < n; i++)
+        if (magnitude_of(bits_at(at, i, dtype), dtype) >= INFINITE[dtype]) return start + i;
+    return -1;
+}
 
 typedef int (*Look)(const char *at, int64_t n, Totals *t);
 
@@ -154,10 +167,9 @@ static void pass_blocks(Look clean, Look dirty, const char *at, int64_t n, Dtype
 #define IS_ZERO(x, V, I) (((I)(x) << 1) == 0)
 #include "_statistics.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(TENSORTRACE_NO_AVX2)
 #define HAS_AVX2
 #include <cpuid.h>
-#include <immintrin.h>
 #define NAME(x) x##_avx2
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define AVX2
@@ -193,27 +205,30 @@ static void choose_passes(void) {
 
 static double finite_or(double value, double other) { return isfinite(value) ? value : other; }
 
-/* How this thread computes, as it was: a user may have it flush denormals (then they would count as
-   zeros), or trap on a NaN. */
-static unsigned own_arithmetic(void) {
-#ifdef HAS_AVX2
-    unsigned was = _mm_getcsr();
-    if ((was & ~0x3fu) != 0x1f80) _mm_setcsr(0x1f80); /* the lowest six bits only say what happened */
-    return was;
-#else
-    return 0;
-#endif
+/* How this thread computes: a user may have it flush denormals, which would then count as zeros, or
+   trap on a NaN. Ours is the default; what was there is put back. */
+#if defined(__x86_64__) || defined(_M_X64)
+#define DEFAULT_ARITHMETIC 0x1f80u
+static unsigned arithmetic(void) { return _mm_getcsr() & ~0x3fu; } /* six bits are no setting */
+static void set_arithmetic(unsigned wanted) { _mm_setcsr(wanted); }
+#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+#define DEFAULT_ARITHMETIC 0u
+static unsigned arithmetic(void) {
+    uint64_t found;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(found));
+    return (unsigned)found;
 }
-
-static void users_arithmetic(unsigned was) {
-#ifdef HAS_AVX2
-    if ((was & ~0x3fu) != 0x1f80) _mm_setcsr(was);
-#else
-    (void)was;
-#endif
+static void set_arithmetic(unsigned wanted) {
+    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)wanted));
 }
+#else
+#define DEFAULT_ARITHMETIC 0u
+static unsigned arithmetic(void) { return DEFAULT_ARITHMETIC; }
+static void set_arithmetic(unsigned wanted) { (void)wanted; }
+#endif
 
-static void measure_here(Job *job) {
+/* Not inlined: a compiler does not know that the settings matter to the arithmetic. */
+NOINLINE void measure_here(Job *job) {
     Totals *t = &job->totals;
     memset(t, 0, sizeof *t);
     t->low = INFINITY, t->high = -INFINITY, t->first = -1;
@@ -250,9 +265,10 @@ static void measure_here(Job *job) {
 }
 
 static void measure_job(Job *job) {
-    unsigned was = own_arithmetic();
+    unsigned was = arithmetic();
+    if (was != DEFAULT_ARITHMETIC) set_arithmetic(DEFAULT_ARITHMETIC);
     measure_here(job);
-    users_arithmetic(was);
+    if (was != DEFAULT_ARITHMETIC) set_arithmetic(was);
 }
 
 #define BUCKETS 16
@@ -269,22 +285,23 @@ static void count_fields(const char *at, int64_t n, Dtype dtype, int64_t *fields
     const int width = fields_of(dtype), shift = 8 * SIZE[dtype] - width;
     for (int k = 0; k < 4; k++) memset(tables[k], 0, sizeof(uint32_t) << width);
     int64_t zero = 0, i = 0;
-#define ADD(k, T)                                                                              \
+#define ADD(k, T, SHIFT)                                                                       \
     {                                                                                          \
         T magnitude = (T)(bits[k] << 1);                                                       \
         zero += magnitude == 0;                                                                \
-        tables[k][magnitude >> shift]++;                                                       \
+        tables[k][magnitude >> SHIFT]++;                                                       \
     }
-#define FOURS(T)                                                                               \
+#define FOURS(T, SHIFT)                                                                        \
     for (; i + 4 <= n; i += 4) {                                                               \
         T bits[4];                                                                             \
         memcpy(bits, at + i * (int64_t)sizeof(T), sizeof bits);                                \
-        ADD(0, T) ADD(1, T) ADD(2, T) ADD(3, T)                                                \
+        ADD(0, T, SHIFT) ADD(1, T, SHIFT) ADD(2, T, SHIFT) ADD(3, T, SHIFT)                    \
     }
     switch (dtype) {
-    case F64: FOURS(uint64_t) break;
-    case F32: FOURS(uint32_t) break;
-    default: FOURS(uint16_t) break;
+    case F64: FOURS(uint64_t, 53) break;
+    case F32: FOURS(uint32_t, 24) break;
+    case F16: FOURS(uint16_t, 5) break;
+    default: FOURS(uint16_t, 8) break;
     }
 #undef FOURS
 #undef ADD
