@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.benchmarks import table
+from tests.benchmarks.kernel import kernel_table
 from tests.benchmarks.measure import Cell, compare, tracing
 from tests.benchmarks.workloads import NAMES, STEPS, build
 
@@ -70,3 +71,11 @@ def test_table_replaces_an_older_one_and_nothing_else() -> None:
     assert table.replace_between_markers(once, "new\n") == once
     with pytest.raises(ValueError, match="needs one line"):
         table.replace_between_markers("no markers", "new\n")
+
+
+def test_both_kernels_are_timed_beside_a_plain_read() -> None:
+    head, *rows = kernel_table((1, 300)).splitlines()
+    assert head.split()[2:5] == ["compiled", "torch", "read"]
+    assert [row.split()[0] for row in rows] == ["float32", "float64", "float16", "bfloat16"] * 2
+    assert rows[0].endswith(" us")
+    assert all(float(cell) >= 0 for row in rows for cell in row.split()[2:7])

@@ -23,6 +23,7 @@ _EXAMPLES = """examples:
   python -m tests.benchmarks --workloads lstm --rows full auto
   python -m tests.benchmarks --peers --json all.json  other tools too, where installed
   python -m tests.benchmarks --readme                 twelve pairs each, into the README
+  python -m tests.benchmarks --kernel                 the statistics alone, both kernels
 
 Ratios are CPU time, one thread: median and quartiles over pairs of turns. Differences below those
 of the first row (nothing against nothing) are noise. The table goes to stdout, progress to stderr.
@@ -48,6 +49,8 @@ def main() -> int:
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    if args.kernel:
+        return _print_kernels()
     pairs = args.pairs or (3 if args.quick else 12)
     cells, extra = _measure(args, pairs)
     table = render(cells, extra)
@@ -75,9 +78,22 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="*", choices=tuple(_ROWS), default=tuple(_ROWS))
     parser.add_argument("--peers", action="store_true", help="other tools too, where installed")
     parser.add_argument("--no-extra", action="store_true", help="neither memory nor checks")
+    parser.add_argument("--kernel", action="store_true", help="the statistics alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument("--readme", action="store_true", help="write the table into the README")
     return parser.parse_args()
+
+
+def _print_kernels() -> int:
+    from tensortrace.capture import compiled
+    from tests.benchmarks.kernel import kernel_call_us, kernel_table
+
+    print(kernel_table())
+    call = kernel_call_us()
+    if compiled.kernel is not None and call is not None:
+        print(f"compiled ({compiled.kernel.INSTRUCTIONS}): {call:.2f} us a call by itself")
+    print(f"one thread, {_processor()}")
+    return 0
 
 
 def _measure(args: argparse.Namespace, pairs: int) -> tuple[list[Cell], dict[str, Any]]:
@@ -134,10 +150,12 @@ def _peers() -> list[tuple[str, Way]]:
 def _words(pairs: int) -> str:
     import torch
 
+    from tensortrace.capture.compiled import kernel_name
+
     return (
         f"CPU time, one thread, median and quartiles of {pairs} pairs; {_processor()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}; GPT-2 {gpt2_origin()}. The "
-        "statistics are torch's and NumPy's own reductions: there is no compiled kernel yet."
+        f"{platform.python_version()}, torch {torch.__version__}; GPT-2 {gpt2_origin()}; "
+        f"statistics by the {kernel_name()} kernel."
     )
 
 
