@@ -5,9 +5,10 @@ engine runs live and over a saved log: it is fed the records in log order and de
 (`optimizer` lines, `action` lines named "gate") and when a `step` line closes a step.
 
 What a check keeps from one step to the next may come only from records that every step writes:
-`step`, `action`, `optimizer`, `module`, and the findings so far. Thinned steps do not write their
-`call` and `param` lines, so anything remembered from those would differ between live and saved.
-A step with a new finding is always written in full, so a check may look at all of its own step.
+`step`, `action`, `optimizer`, `module`, and the findings so far; from `call` and `param` lines only
+in a step whose own line says `full`. Thinned steps do not write them, so anything remembered from
+those would differ between live and saved. A step with a new finding is always written in full, so a
+check may look at all of its own step.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ HELD = 20_000
 FINDINGS_PER_CODE = 50
 SEVERITIES: tuple[Severity, ...] = ("note", "warning", "error")
 _SECTIONS = ("Symptom", "Threshold", "Source", "Fix", "Misses")
+# Sections that are code, and keep their lines.
+_CODE = ("Example", "Fixed")
 
 
 @dataclass(slots=True)
@@ -247,7 +250,7 @@ Rule = Callable[..., Iterator[Draft]]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The docstring of a check, by section."""
+    """The docstring of a check, by section; `example` and `fixed` are code, faulty and mended."""
 
     summary: str
     symptom: str = ""
@@ -255,6 +258,8 @@ class Page:
     source: str = ""
     fix: str = ""
     misses: str = ""
+    example: str = ""
+    fixed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,10 +284,12 @@ class Check:
 
     @property
     def doc(self) -> Page:
-        """The sections of the rule's docstring, each as one line of text."""
-        summary, *rest = re.split(rf"^({'|'.join(_SECTIONS)}):", inspect.getdoc(self.rule) or "",
+        """The sections of the rule's docstring: prose as one line of text, code as it is."""
+        sections = "|".join((*_SECTIONS, *_CODE))
+        summary, *rest = re.split(rf"^({sections}):", inspect.getdoc(self.rule) or "",
                                   flags=re.MULTILINE)  # fmt: skip
-        texts = {name.lower(): " ".join(text.split())
+        texts = {name.lower(): textwrap.dedent(text).strip() if name in _CODE
+                 else " ".join(text.split())
                  for name, text in zip(rest[::2], rest[1::2], strict=True)}  # fmt: skip
         return Page(" ".join(summary.split()), **texts)
 
@@ -661,6 +668,9 @@ def explain(one: Check) -> str:
     for name in _SECTIONS:
         text = getattr(page, name.lower())
         lines += ["", name, *textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="  ")]
+    for name in _CODE:
+        if code := getattr(page, name.lower()):
+            lines += ["", name, *textwrap.indent(code, "  ").splitlines()]
     if one.thresholds:
         lines += ["", "Settings"]
         lines += [f"  {one.code}.{key} = {value}" for key, value in one.thresholds.items()]
