@@ -12,6 +12,7 @@ import msgspec
 import torch
 
 from tensortrace.capture.stats import Stats, StatsQueue
+from tensortrace.capture.units import RECTIFIED, Tickets, Units
 from tensortrace.records import Tensor
 
 _DTYPE_NAMES: dict[torch.dtype, str] = {}
@@ -36,12 +37,15 @@ class TensorDraft(msgspec.Struct, gc=False):
     tail: Tail
     ticket: int
     done: Tensor | None = None
+    units: Tickets | None = None
 
     def record(self, stats: list[Stats]) -> Tensor:
         """The finished description; `stats` is what the queue resolved to. Hot."""
         done = self.done
         if done is None:
             done = self.done = _finish(self.head, stats[self.ticket], self.tail)
+            if self.units is not None:
+                done = self.done = _with_units(done, self.units, stats)
         return done
 
 
@@ -53,6 +57,15 @@ _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 def _finish(head: Head, stats: Stats, tail: Tail) -> Tensor:
     # By position, a third of the time of by keyword; a test holds the order.
     return Tensor(*head, *stats, *tail)  # type: ignore[arg-type] # mypy joins the tuples
+
+
+def _with_units(tensor: Tensor, units: Tickets, stats: list[Stats]) -> Tensor:
+    dead, since = stats[units.dead].min, stats[units.since].min
+    if dead is None or since is None:
+        return tensor
+    return msgspec.structs.replace(
+        tensor, units=units.units, dead=int(dead), dead_since=int(since) if dead else None
+    )
 
 
 class _Known(msgspec.Struct, gc=False):
@@ -72,6 +85,7 @@ class TensorTable:
     def __init__(self, queue: StatsQueue) -> None:
         self._queue = queue
         self._undone: list[TensorDraft] = []
+        self._units = Units()
         self._known: dict[int, _Known] = {}
         self._next = 0
         self._step = 0
@@ -151,6 +165,8 @@ class TensorTable:
         if not measure:
             return TensorDraft(head, tail, 0, _finish(head, _NOT_ASKED, tail))
         draft = TensorDraft(head, tail, self._queue.add(tensor))
+        if head[7] in RECTIFIED and not self._queue.lean:
+            draft.units = self._units.look(tensor, self._step, self._queue)
         self._undone.append(draft)
         return draft
 

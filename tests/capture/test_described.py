@@ -19,8 +19,10 @@ def test_the_fields_of_a_tensor_are_in_the_order_in_which_they_are_given() -> No
     assert names[:head] == [
         "id", "shape", "stride", "dtype", "device", "requires_grad", "is_leaf", "grad_fn", "numel",
     ]  # fmt: skip
-    assert tuple(names[head:-tail]) == Stats._fields
-    assert names[-tail:] == ["grad_of", "previous", "view_of", "from_step"]
+    stats = head + len(Stats._fields)
+    assert tuple(names[head:stats]) == Stats._fields
+    assert names[stats : stats + tail] == ["grad_of", "previous", "view_of", "from_step"]
+    assert names[stats + tail :] == ["units", "dead", "dead_since"]
 
 
 A = torch.arange(6.0).reshape(2, 3)
