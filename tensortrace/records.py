@@ -236,7 +236,8 @@ class Line(Record, frozen=True, kw_only=True, tag="line"):
 
 ActionName = Literal[
     "zero_grad", "clip", "unscale", "scale", "loss", "train", "eval", "loader", "fetch",
-    "duplicates", "load_state_dict", "compiled", "gate", "replay", "exception", "tracer_error",
+    "duplicates", "sync", "load_state_dict", "compiled", "gate", "replay", "exception",
+    "tracer_error",
 ]  # fmt: skip
 
 
@@ -248,7 +249,8 @@ class Action(Record, frozen=True, kw_only=True, tag="action"):
     nearest first, views left out}; scale and unscale {"scale", "found_inf"}; fetch {"host_ns"};
     loader (a DataLoader begins to be read) {"host_ns", "batches", "workers", "pin_memory",
     "shuffled", "replacement"}, `of` its dataset; duplicates (rows of what was fetched, only if
-    there are any) {"rows", "within", "earlier"};
+    there are any) {"rows", "within", "earlier"}; sync (the host waits for a device, outside
+    modules, on full steps) {"device"}, `of` what made it wait;
     zero_grad {"set_to_none", "parameters", "left", "left_names", "grown"};
     train and eval {"modules"};
     load_state_dict {"missing", "unexpected", "matched", "examples", and "prefix_given" or

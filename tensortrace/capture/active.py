@@ -34,12 +34,13 @@ class ThreadState(threading.local):
     """What one thread is inside of.
 
     `stack` are the module calls it is in. While `busy` is positive our own code runs and nothing is
-    recorded.
+    recorded. `synced` counts, in one step of one recorder, the waits for a device.
     """
 
     def __init__(self) -> None:
         self.stack: list[OpenCall] = []
         self.busy = 0
+        self.synced = ((0, 0), 0)
 
 
 slot = Slot()

@@ -51,6 +51,14 @@ _SILENT = frozenset({
     "broadcast_shapes", "result_type", "can_cast", "promote_types", "is_grad_enabled",
     "get_default_dtype",
 })  # fmt: skip
+# Of these, those that wait until a device has computed what is asked for.
+_SYNCS = frozenset({
+    "item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__repr__",
+    "__format__", "__array__", "__contains__",
+})  # fmt: skip
+_HOSTS = frozenset({"cpu", "meta"})
+# In each step so many are recorded: a loop over single elements would fill the log.
+_SYNCS_PER_STEP = 20
 _SILENT_PREFIXES = ("_foreach", "_amp", "_record_function", "_fused", "__torch", "is_autocast")
 _HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
 _BACKWARD = frozenset({"backward", "grad"})
@@ -107,12 +115,36 @@ class OutsideMode(TorchFunctionMode):
         ):
             if name in _HOOKS and recorder is not None and recorder.replaying and not here.busy:
                 return RemovableHandle(OrderedDict())  # a hook of the user's must not run twice
+            if name in _SYNCS and recorder is not None and not here.busy:
+                _sync(recorder, name, args)
             return func(*args, **(kwargs or {}))
         if recorder.replaying:
             recorder.guard(kwargs or {})
         if name in _BACKWARD and getattr(func, "__module__", "").startswith("torch."):
             return _run_backward(recorder, name, func, args, kwargs or {})
         return _run(recorder, _OPERATORS.get(name, name), func, args, kwargs or {})
+
+
+def _sync(recorder: Recorder, name: str, args: tuple[Any, ...]) -> None:
+    """Record, on full steps, that the host waits for a device at this line."""
+    with _no_functions():
+        tensor = args[0] if args else None
+        if not isinstance(tensor, torch.Tensor) or tensor.device.type in _HOSTS:
+            return
+        if not recorder.full or recorder.replaying or not recorder.on["ops"]:
+            return
+        now, (step, count) = (id(recorder), recorder.step), here.synced
+        here.synced = (now, count + 1 if step == now else 1)
+        if here.synced[1] > _SYNCS_PER_STEP:
+            return
+        here.busy += 1
+        try:
+            detail = {"device": str(tensor.device)}
+            recorder.action("sync", of=name, frame=sys._getframe(2), detail=detail)
+        except Exception as error:
+            recorder.fault("ops", error)
+        finally:
+            here.busy -= 1
 
 
 _MODE = OutsideMode()

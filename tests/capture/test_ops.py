@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader, TensorDataset
 
+from tensortrace.capture import ops
 from tensortrace.records import Action, Call, Location
 from tests.capture import Net, Recorded, record
 
@@ -336,3 +337,41 @@ def test_large_tensor_outside_modules_without_grad_is_described_and_not_measured
     assert records.input(first).max == 1.0
     assert (records.input(second).shape, records.input(second).max) == ((70_000,), None)
     assert records.input(second).unmeasured == "not asked"
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [
+        ("item", X.sum().item), ("__float__", lambda: float(X.sum())), ("tolist", X.tolist),
+        ("__bool__", lambda: 1 if X.sum() else 2), ("__repr__", lambda: repr(X)),
+        ("__format__", lambda: f"{X.sum()}"), ("numpy", X.numpy),
+    ],
+)  # fmt: skip
+def test_waiting_for_a_device_is_an_action_of_a_line(
+    name: str, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "_HOSTS", frozenset())
+    (sync,) = record(lambda t: run()).actions("sync")
+    assert (sync.of, sync.detail) == (name, {"device": "cpu"})
+    assert sync.location is not None
+    assert record(lambda t: run(), every=2, steps=range(5, 6)).actions("sync") == []
+
+
+def test_host_has_nothing_to_wait_for_and_a_loop_over_elements_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def each(_: Any) -> None:
+        for x in torch.rand(30):
+            x.item()
+
+    assert record(each).actions("sync") == []
+    monkeypatch.setattr(ops, "_HOSTS", frozenset())
+    assert len(record(each).actions("sync")) == 20
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_item_of_a_cuda_tensor_is_recorded() -> None:
+    x = torch.ones(3, device="cuda")
+    (sync,) = record(lambda t: (x.sum().item(), x.cpu())).actions("sync")
+    assert (sync.of, sync.detail) == ("item", {"device": "cuda:0"})
