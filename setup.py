@@ -7,7 +7,8 @@ import sysconfig
 
 from setuptools import Extension, setup
 
-# One build for every Python from 3.10 on; the builds without a GIL do not have the limited API.
+# One build for every Python from 3.10 on. Those built without a GIL have no limited API: there the
+# extension does not compile, and torch serves.
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 setup(
