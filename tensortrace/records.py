@@ -246,7 +246,9 @@ class Action(Record, frozen=True, kw_only=True, tag="action"):
 
     `detail` by action: clip {"total_norm", "max_norm", "value", "outside"}; loss {"value", "shape",
     "dtype", "gradients", "graph": [name of an autograd node, places of its inputs in this list],
-    nearest first, views left out}; scale and unscale {"scale", "found_inf"}; fetch {"host_ns"};
+    nearest first, views left out, "kept": what still lives with its graph and was last met before
+    the last step: {"tensors", "oldest", of the latest one "step", "id", "shape", "grad_fn"}};
+    scale and unscale {"scale", "found_inf"}; fetch {"host_ns"};
     loader (a DataLoader begins to be read) {"host_ns", "batches", "workers", "pin_memory",
     "shuffled", "replacement"}, `of` its dataset; duplicates (rows of what was fetched, only if
     there are any) {"rows", "within", "earlier"}; sync (the host waits for a device, outside

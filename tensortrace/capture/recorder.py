@@ -395,6 +395,8 @@ class Recorder:
             graph = self.graphs.nodes(tensor, location)
             if graph:
                 detail["graph"] = graph
+            if self.tensors.kept:
+                detail["kept"], self.tensors.kept = self.tensors.kept, None
             known = self.tensors.id_of(tensor)
             action = self.action("loss", location=location, tensor=known, detail=detail)
             if tensor.numel() == 1:

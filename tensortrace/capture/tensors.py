@@ -89,6 +89,7 @@ class TensorTable:
         self._known: dict[int, _Known] = {}
         self._next = 0
         self._step = 0
+        self.kept: dict[str, Any] | None = None
 
     def begin_step(self, step: int) -> None:
         """Start the ids again; remember only what is still alive."""
@@ -96,6 +97,28 @@ class TensorTable:
         self._next = 0
         if self._known:
             self._known = {k: e for k, e in self._known.items() if e.ref() is not None}
+        self.kept = self._kept_graphs()
+
+    def _kept_graphs(self) -> dict[str, Any] | None:
+        """Count what still lives with its graph and was last met before the last step.
+
+        Returns:
+            {"tensors", "oldest", and of the latest one "step", "id", "shape", "grad_fn"}.
+        """
+        # What the last step has made is still in the loop's variables.
+        old = [e for e in self._known.values() if e.step < self._step - 1 and _has_graph(e.ref())]
+        last = max(old, key=lambda e: (e.step, e.id), default=None)
+        tensor = last.ref() if last is not None else None
+        if last is None or tensor is None:
+            return None
+        return {
+            "tensors": len(old),
+            "oldest": min(e.step for e in old),
+            "step": last.step,
+            "id": last.id,
+            "shape": list(tensor.shape),
+            "grad_fn": grad_fn_name(tensor),
+        }
 
     @property
     def step(self) -> int:
@@ -246,6 +269,13 @@ def describe(tensor: torch.Tensor, number: int) -> dict[str, Any]:
     except (RuntimeError, TypeError, NotImplementedError):
         pass  # a subclass that refuses to tell: what is known stands
     return fields
+
+
+def _has_graph(tensor: torch.Tensor | None) -> bool:
+    try:
+        return tensor is not None and tensor.requires_grad and not tensor.is_leaf
+    except RuntimeError:
+        return False
 
 
 def grad_fn_name(tensor: torch.Tensor) -> str | None:

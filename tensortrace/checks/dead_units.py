@@ -14,7 +14,7 @@ _SOURCES = ("ReluBackward0", "HardtanhBackward0", "ThresholdBackward0")
 
 @check("TT301", "dead-units")
 def dead_units(
-    step: StepView, memory: dict[str, Any], *, share: float = 0.5, least: int = 8
+    step: StepView, memory: dict[str, Any], *, share: float = 0.7, least: int = 8
 ) -> Iterator[Draft]:
     """Most units of a layer, or all of them, are 0 for every input: their ReLU is dead.
 
@@ -24,10 +24,11 @@ def dead_units(
                 more than `share` were not above 0 for a single input of the last eight steps looked
                 at, which had at least 300 rows (samples, or positions in them); the log says so in
                 `dead` and `units`, and since which step in `dead_since`
-    Source:     Amazon SageMaker Debugger, DeadRelu: active in less than 1 % (threshold_inactivity)
-                in 50 % of a layer (threshold_layer); with none in 300 a unit is active in less than
-                1 % at 95 % confidence (Hanley and Lippman-Hand 1983, "If nothing goes wrong, is
-                everything all right?")
+    Source:     `share`: dying ReLU in DeepDiagnosis and AutoTrainer (gamma), whose 0.7 is of all
+                zeros; Amazon SageMaker Debugger, DeadRelu, calls dead what is active in less than
+                1 % (threshold_inactivity), and alarms at 50 % of a layer. With none in 300 a unit
+                is active in less than 1 % at 95 % confidence (Hanley and Lippman-Hand 1983, "If
+                nothing goes wrong, is everything all right?")
     Fix:        a learning rate 10 times lower, or warm-up: one step too far is what kills a layer;
                 LeakyReLU or GELU; kaiming_normal_ weights and zero biases, inputs around zero
     Misses:     a ReLU whose output no module gets as it is (F.relu before a product or a view),

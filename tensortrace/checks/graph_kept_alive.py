@@ -1,4 +1,4 @@
-"""TT703: a running total that keeps the graphs of all steps alive."""
+"""TT703: a running total or a list that keeps the graphs of all steps alive."""
 
 from __future__ import annotations
 
@@ -7,29 +7,41 @@ from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
 from tensortrace.records import Call, Tensor
-from tensortrace.text import location_text
+from tensortrace.text import location_text, module_text, shape_text
 
 _SUMS = frozenset(("add", "add_", "__iadd__"))
 _REMEMBERED = 64
+_PLACES = 256
 
 
 @check("TT703", "graph-kept-alive")
 def graph_kept_alive(
-    step: StepView, memory: dict[str, Any], *, sustain: int = 3
+    step: StepView, memory: dict[str, Any], *, sustain: int = 3, growing: int = 8
 ) -> Iterator[Draft]:
-    """A loss is added to a total of earlier steps together with its graph.
+    """A total or a list keeps losses or outputs of earlier steps together with their graphs.
 
     Symptom:    memory grows from step to step until it runs out, in the middle of an epoch
     Threshold:  outside modules a number with a graph that was made in an earlier step gets another
                 number with a graph added, in a step with a backward and an optimizer step, as that
-                earlier step was, and so it is the `sustain`-th such step of the run at least
+                earlier step was, and so it is the `sustain`-th such step of the run at least. Or:
+                in each of `growing` such steps running more tensors with a graph are still alive
+                that were made, and last used, before the step before
     Source:     PyTorch FAQ, "My model reports cuda runtime error(2): out of memory" ("Don't
-                accumulate history across your training loop"); `sustain` chosen here
-    Fix:        total += loss.detach(), or loss.item()
-    Misses:     outputs or losses kept in a list; totals inside modules; a total over one step
+                accumulate history across your training loop"); `sustain` chosen here, `growing` so
+                that a list which is emptied now and then is silent
+    Fix:        total += loss.detach(), or loss.item(); losses.append(loss.item()),
+                outputs.append(output.detach())
+    Misses:     totals inside modules; a total over one step; lists of what only modules inside
+                others have made; a list that is kept short, or filled where nothing is trained
+    Example:    losses.append(loss)
+                print(sum(losses) / len(losses))
+    Fixed:      losses.append(loss.item())
+                print(sum(losses) / len(losses))
     """
     if step.summary is None:
         return
+    if step.summary.full:
+        _remember(step, memory.setdefault("places", {}))
     trained: list[int] = memory.setdefault("trained", [])
     if not step.optimizers or not any(a.action == "loss" for a in step.actions):
         return
@@ -46,8 +58,40 @@ def graph_kept_alive(
                     tensor=total.id, value=memory["count"], limit=sustain, location=call.location,
                     evidence={"placed": "direct", "from_step": total.from_step},
                 )  # fmt: skip
+    yield from _stored(step, memory, growing)
     trained.append(step.number)
     del trained[:-_REMEMBERED]
+
+
+def _stored(step: StepView, memory: dict[str, Any], growing: int) -> Iterator[Draft]:
+    kept = next((a.detail["kept"] for a in step.actions if "kept" in a.detail), None)
+    count = kept["tensors"] if kept else 0
+    memory["grown"] = memory.get("grown", 0) + 1 if count > memory.get("stored", 0) else 0
+    memory["stored"] = count
+    if kept and memory["grown"] >= growing:
+        call = memory["places"].get((kept["step"], kept["id"]))
+        made = f"{call.op or module_text(call.module)} made one" if call else "one is"
+        yield Draft(
+            message=f"{count} tensors of earlier steps are alive with their graphs, more in each "
+            f"of {memory['grown']} optimizer steps (limit {growing}): {made} in step {kept['step']}"
+            f", {shape_text(tuple(kept['shape']))} ({kept['grad_fn'] or 'changed in place'})",
+            cause="stored", phase="forward", module=call.module if call else None,
+            op=call.op if call else None, value=memory["grown"], limit=growing,
+            location=call.location if call else None,
+            evidence={"placed": "direct" if call else "not known", **kept},
+        )  # fmt: skip
+
+
+def _remember(step: StepView, places: dict[tuple[int, int], Call]) -> None:
+    """Keep which calls outside modules made what has a graph, of the last few steps."""
+    for call in step.calls[-_PLACES:]:
+        if call.phase == "forward" and call.parent is None:
+            for _, id in call.outputs:
+                tensor = step.tensors.get(id)
+                if tensor is not None and tensor.requires_grad:
+                    places[step.number, id] = call
+    for old in list(places)[: -4 * _PLACES]:
+        del places[old]
 
 
 def _total(step: StepView, call: Call) -> Tensor | None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tensortrace.records import Action
 from tests.checks import brief, closing, find, loss, ok, op, optimizer
 from tests.checks.traced import find_live
 from tests.healthy.data import images, loader, sentences
@@ -73,6 +74,91 @@ def test_terms_and_micro_batches_that_are_summed_before_backward_are_silent():
             adam.step()
 
     assert find_live(run, "TT703") == []
+
+
+def storing(store, count=12):
+    """Train for some steps and keep something of each."""
+
+    def run():
+        model = LanguageModel()
+        adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        stored = []
+        for _ in range(count):
+            tokens = sentences(2)
+            logits = model(tokens[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            store(stored, loss, logits)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("store", "maker"),
+    [
+        (lambda stored, loss, logits: stored.append(loss), "cross_entropy"),
+        (lambda stored, loss, logits: stored.append({"logits": logits}), ""),
+        (lambda stored, loss, logits: stored.append(loss / 2), None),
+    ],
+)
+@pytest.mark.parametrize("level", ["module", "op"])
+def test_losses_and_outputs_in_a_list_with_their_graphs(store, maker, level):
+    (found,) = find_live(storing(store), "TT703", level=level)
+    assert (found.severity, found.value, found.limit) == ("warning", 8, 8)
+    assert found.step == 9
+    assert "are alive with their graphs" in found.message
+    if maker is not None:
+        assert found.location.file == __file__
+        assert maker in (found.op, found.module)
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        lambda stored, loss, logits: stored.append(loss.item()),
+        lambda stored, loss, logits: stored.append((loss.detach(), logits.detach())),
+        lambda stored, loss, logits: stored.append(logits.argmax(-1)),
+        lambda stored, loss, logits: stored.__setitem__(slice(None), [*stored[-3:], loss]),
+        lambda stored, loss, logits: stored.clear() if len(stored) > 5 else stored.append(loss),
+    ],
+)
+def test_what_is_stored_without_a_graph_or_for_a_while_is_silent(store):
+    assert find_live(storing(store, 30), "TT703") == []
+
+
+def test_a_cached_embedding_is_silent():
+    def run():
+        encoder, head = torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)
+        sgd = torch.optim.SGD(head.parameters(), lr=0.1)
+        cache = [encoder(torch.randn(4)) for _ in range(16)]
+        for i in range(20):
+            loss = head(cache[i % 16].detach()).square().mean()
+            loss.backward()
+            sgd.step()
+            sgd.zero_grad()
+
+    assert find_live(run, "TT703") == []
+
+
+def kept(count, by_step):
+    for i in range(count):
+        detail = {"value": 1.0}
+        if by_step(i):
+            detail["kept"] = {"tensors": by_step(i), "oldest": 0, "step": i - 2, "id": 3,
+                              "shape": [], "grad_fn": "NllLossBackward0"}  # fmt: skip
+        yield Action(step=i, seq=0, action="loss", detail=detail)
+        yield optimizer(step=i)
+        yield closing(i)
+
+
+def test_eight_steps_of_growth_are_the_edge_and_a_setting():
+    assert find(kept(9, lambda i: i and i + 1), "TT703") != []
+    assert find(kept(8, lambda i: i), "TT703") == []
+    assert len(find(kept(8, lambda i: i), "TT703", growing=7)) == 1
+    assert find(kept(40, lambda i: 10), "TT703") == []
+    assert find(kept(40, lambda i: i % 8), "TT703") == []
 
 
 def steps(count, *, name="add", trains=True, **changes):
