@@ -43,6 +43,9 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     What a ReLU made of a layer's `units` says how many are `dead`: not above 0 for any input of the
     last eight steps looked at, and of 300 rows at least; `dead_since` is the step since which none
     of them has been. None where too little was seen.
+    `row_spread` says how far the rows (along the first dim) are from their mean, as a share of
+    their norm, in a sample: 0 if all are equal. Given for what an outermost module returns, and for
+    parameters and gradients when an optimizer first steps.
     """
 
     id: int
@@ -72,6 +75,7 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     units: int | None = None
     dead: int | None = None
     dead_since: int | None = None
+    row_spread: float | None = None
 
     @property
     def nonfinite(self) -> int:

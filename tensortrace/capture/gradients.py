@@ -178,6 +178,8 @@ def watch_output(
         return
     if node is None:
         return
+    if not here.stack and recorder.full and not call.recompute:
+        recorder.tensors.compare_outputs(tensor, number)
     nr = tensor.output_nr
     # Node.metadata lives on the node itself: the same tensor returned by nested modules is
     # measured once. Keying a table of ours by the node would keep its graph alive.

@@ -39,6 +39,9 @@ THIN_SAMPLE = 4_096
 # runs touch as many pages as there are runs.
 _RUN = 64
 _FAR = 8
+# Units that start alike and get the same gradients show it here: a hidden layer behind an output of
+# zeros has none in the first step.
+_FIRST_STEPS = 4
 _no_functions = torch._C.DisableTorchFunction
 
 
@@ -82,6 +85,7 @@ class Optimizers:
     def __init__(self) -> None:
         self._met: list[tuple[weakref.ref[Optimizer], int]] = []
         self._held: dict[int, list[str]] = {}
+        self._steps: dict[tuple[int, str], int] = {}
 
     def index_of(self, optimizer: Optimizer) -> int:
         """The number of an optimizer in this run."""
@@ -102,6 +106,13 @@ class Optimizers:
             optimizer = ref()
             if optimizer is not None:
                 yield i, optimizer
+
+    def is_new(self, index: int, name: str) -> bool:
+        """Whether a parameter is at one of its first steps; each question counts as one."""
+        count = self._steps.get((index, name), 0)
+        if count < _FIRST_STEPS:
+            self._steps[index, name] = count + 1
+        return count < _FIRST_STEPS
 
     def newly_held(self, index: int, names: list[str]) -> list[str] | None:
         """The names that it holds, if they are not what they were."""
@@ -274,6 +285,9 @@ def _draft_parameter(
     seen = recorder.parameters.gradient_seen(parameter, grad)
     if seen is None:
         _, seen = table.gradient(grad, None, measure=full or not recorder.clipped)
+    if full and recorder.optimizers.is_new(fields["optimizer"], fields["name"]):
+        table.compare_rows(parameter, value)
+        table.compare_rows(grad, seen)
     return ParamDraft(recorder.step, recorder.next_seq(), fields, value, seen)
 
 

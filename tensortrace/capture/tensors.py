@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import torch
 
+from tensortrace.capture.rows import row_spread
 from tensortrace.capture.stats import Stats, StatsQueue
 from tensortrace.capture.units import RECTIFIED, Tickets, Units
 from tensortrace.records import Tensor
@@ -38,6 +39,7 @@ class TensorDraft(msgspec.Struct, gc=False):
     ticket: int
     done: Tensor | None = None
     units: Tickets | None = None
+    spread: int | None = None
 
     def record(self, stats: list[Stats]) -> Tensor:
         """The finished description; `stats` is what the queue resolved to. Hot."""
@@ -46,9 +48,16 @@ class TensorDraft(msgspec.Struct, gc=False):
             done = self.done = _finish(self.head, stats[self.ticket], self.tail)
             if self.units is not None:
                 done = self.done = _with_units(done, self.units, stats)
+            if self.spread is not None:
+                spread = stats[self.spread].min
+                done = self.done = msgspec.structs.replace(done, row_spread=spread)
         return done
 
 
+# Outputs whose rows are compared: so many a step, after so many steps in one of ten.
+_COMPARED = 4
+_CLOSELY = 20
+_SELDOM = 10
 _NOT_ASKED = Stats(unmeasured="not asked")
 _NO_TAIL: Tail = (None, None, None, None)
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -89,12 +98,13 @@ class TensorTable:
         self._known: dict[int, _Known] = {}
         self._next = 0
         self._step = 0
+        self._compared = 0
         self.kept: dict[str, Any] | None = None
 
     def begin_step(self, step: int) -> None:
         """Start the ids again; remember only what is still alive."""
         self._step = step
-        self._next = 0
+        self._next = self._compared = 0
         if self._known:
             self._known = {k: e for k, e in self._known.items() if e.ref() is not None}
         self.kept = self._kept_graphs()
@@ -192,6 +202,22 @@ class TensorTable:
             draft.units = self._units.look(tensor, self._step, self._queue)
         self._undone.append(draft)
         return draft
+
+    def compare_rows(self, tensor: torch.Tensor, draft: TensorDraft) -> None:
+        """Let the description of a tensor say how far its rows differ."""
+        if draft.done is None:
+            spread = row_spread(tensor)
+            if spread is not None:
+                (draft.spread,) = self._queue.add_scalars([spread])
+
+    def compare_outputs(self, tensor: torch.Tensor, number: int) -> None:
+        """The same for what an outermost module returns: of few tensors a step, and few steps."""
+        if self._compared >= _COMPARED or (self._step >= _CLOSELY and self._step % _SELDOM):
+            return
+        self._compared += 1
+        draft = next((d for d in reversed(self._undone) if d.head[0] == number), None)
+        if draft is not None:
+            self.compare_rows(tensor, draft)
 
     def take_undone(self) -> list[TensorDraft]:
         """The descriptions that wait for the queue, those of calls still open included."""

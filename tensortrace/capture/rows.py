@@ -1,0 +1,55 @@
+"""How far the rows of a tensor differ: the outputs for a batch, the weights of a layer's units.
+
+That all rows are alike shows in no statistic over all elements. A sample is enough to see it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from tensortrace.capture.unwrap import plain, quiet
+
+__all__ = ["row_spread"]
+
+_ROWS = 32
+_COLUMNS = 1024
+
+
+def row_spread(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Measure how far the rows are from their mean, as a share of their norm.
+
+    Args:
+        tensor: ``(rows, *)``, two dims at least, floating point, strided; not modified, not kept.
+    Returns:
+        One f32 element on its device: 0 if all rows are equal (rounding leaves less than 1e-6),
+        about 1 if they have nothing in common, NaN if all is 0. Measured on at most 32 rows and
+        1,024 columns, evenly spaced. None for other tensors, and without two rows.
+    """
+    with quiet():
+        try:
+            found = plain(tensor)
+            if isinstance(found, str) or not found.is_floating_point() or found.dim() < 2:
+                return None
+            rows, columns = len(found), found[0].numel() if len(found) else 0
+            if rows < 2 or not columns:
+                return None
+            found = found[:: math.ceil(rows / _ROWS)]
+            # Of channels last, flattening makes a copy; a view of some of each dim does not.
+            found = found.flatten(1) if found.is_contiguous() else _corner(found).flatten(1)
+            sample = found[:, :: math.ceil(found.shape[1] / _COLUMNS)].float()
+            spread: torch.Tensor = (sample - sample.mean(0)).norm() / sample.norm()
+            return spread
+        except RuntimeError:
+            return None  # nothing worth failing for: out of memory, odd layouts
+
+
+def _corner(found: torch.Tensor) -> torch.Tensor:
+    """At most 1,024 elements of each row, from its beginning, of some of each dim."""
+    room = _COLUMNS
+    for dim in range(1, found.dim()):
+        length = min(found.shape[dim], max(1, room))
+        found = found.narrow(dim, 0, length)
+        room //= length
+    return found

@@ -1,0 +1,103 @@
+"""How far rows differ, against float64 and on the tensors that a run describes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tensortrace import trace
+from tensortrace.capture.rows import row_spread
+from tensortrace.records import Call, Param
+from tests.capture import Recorded
+
+
+def oracle(x):
+    wide = x.detach().flatten(1).double()
+    return ((wide - wide.mean(0)).norm() / wide.norm()).item()
+
+
+TENSORS = {
+    "matrix": lambda: torch.randn(8, 5),
+    "images": lambda: 3 + torch.randn(4, 3, 8, 8),
+    "parameter": lambda: nn.Parameter(torch.randn(6, 7)),
+    "half": lambda: torch.randn(8, 16).half(),
+    "transposed": lambda: torch.randn(5, 8).t(),
+    "channels last": lambda: torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last),
+    "expanded": lambda: torch.randn(1, 5).expand(8, 5),
+}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_what_is_small_is_measured_whole(kind):
+    torch.manual_seed(0)
+    x = TENSORS[kind]()
+    assert row_spread(x).item() == pytest.approx(oracle(x), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_of_what_is_large_a_sample_is_enough(layout):
+    torch.manual_seed(0)
+    x = (2 + torch.randn(100, 16, 32, 32)).to(memory_format=layout)
+    assert row_spread(x).item() == pytest.approx(oracle(x), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [torch.randn(5), torch.randn(1, 5), torch.arange(6).view(2, 3), torch.empty(0, 3),
+     torch.empty(3, 0), torch.eye(3).to_sparse(), torch.empty(2, 3, device="meta")],
+)  # fmt: skip
+def test_what_has_no_two_rows_of_numbers_is_not_measured(x):
+    assert row_spread(x) is None
+
+
+def test_zeros_have_no_spread():
+    assert row_spread(torch.zeros(3, 4)).isnan()
+
+
+def steps(count):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    made, before = [], []
+    for _ in range(count):
+        out = model(torch.randn(16, 4))
+        made.append(oracle(out))
+        F.cross_entropy(out, torch.zeros(16, dtype=torch.long)).backward()
+        before.append([(oracle(p), oracle(p.grad)) for p in model.parameters() if p.dim() > 1])
+        optimizer.step()
+        optimizer.zero_grad()
+    return made, before
+
+
+def test_outputs_of_the_model_say_it_in_the_first_steps_and_then_in_one_of_ten():
+    records = Recorded()
+    with trace(out=records.append, every=1):
+        made, _ = steps(31)
+    told = {r.step: t.row_spread for r in records.of(Call) for t in r.tensors
+            if r.phase == "forward" and t.row_spread is not None}  # fmt: skip
+    assert list(told) == [*range(20), 20, 30]
+    assert told == {step: pytest.approx(made[step], rel=1e-5) for step in told}
+
+
+def test_weights_and_their_gradients_say_it_at_their_first_four_steps():
+    records = Recorded()
+    with trace(out=records.append, every=1):
+        _, before = steps(6)
+    told = [(p.value.row_spread, p.grad.row_spread) for p in records.of(Param)
+            if len(p.value.shape) > 1]  # fmt: skip
+    expected = [pair for step in before[:4] for pair in step]
+    assert told[:8] == [pytest.approx(pair, rel=1e-5) for pair in expected]
+    assert told[8:] == [(None, None)] * 4
+
+
+def test_a_cell_that_is_called_over_and_over_is_compared_four_times_a_step():
+    records = Recorded()
+    with trace(out=records.append, every=1):
+        cell, state = nn.LSTMCell(3, 5), None
+        for _ in range(9):
+            state = cell(torch.randn(4, 3), state)
+        state[0].sum().backward()
+    spread = [t for r in records.of(Call) for t in r.tensors if t.row_spread is not None]
+    assert len(spread) == 4
