@@ -127,6 +127,8 @@ class Module(Record, frozen=True, kw_only=True, tag="module"):
     `path` as in `named_modules()` ("" is the root). `alias` is a better path learnt later.
     `forward` is where the class defines its forward. `registered` is False if it ran inside a
     module that does not hold it, directly or further in; what it holds itself is registered in it.
+    `untrained` is True of a norm that is in eval mode and still has the statistics it was made with
+    (BatchNorm, spectral norm; known on the CPU only).
     """
 
     path: str
@@ -136,6 +138,7 @@ class Module(Record, frozen=True, kw_only=True, tag="module"):
     alias: str | None = None
     forward: Location | None = None
     registered: bool = True
+    untrained: bool = False
 
 
 class Source(Record, frozen=True, kw_only=True, tag="source"):

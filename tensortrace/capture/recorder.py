@@ -29,6 +29,7 @@ from tensortrace.capture.gradients import Parameters, own_parameters
 from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.names import ModuleNames, unwrapped
+from tensortrace.capture.norms import is_untrained
 from tensortrace.capture.ops import leave_module
 from tensortrace.capture.optimizers import Optimizers, StepInFlight
 from tensortrace.capture.roots import Root, Roots
@@ -298,6 +299,7 @@ class Recorder:
             cls=shorten(cls.__name__),
             training=module.training,
             registered=path not in self.names.unregistered,
+            untrained=is_untrained(module),
             parameters=[
                 ParameterInfo(
                     shorten(name),

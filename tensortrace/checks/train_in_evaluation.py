@@ -32,14 +32,26 @@ def train_mode_in_evaluation(
                 disabled, has a BatchNorm or a Dropout that acts inside, and a loss or the accuracy
                 is computed. Or F.dropout acts in a module in eval mode (a note if there is none).
                 A note: a BatchNorm whose weights are frozen and in no optimizer runs in train mode
-                inside a network that is trained, for `sustain` optimizer steps
+                inside a network that is trained, for `sustain` optimizer steps. Or inside a
+                network in eval mode a BatchNorm or a spectral norm has the statistics it was made
+                with: a warning if a loss or the accuracy is computed after an optimizer has
+                stepped, else a note
     Source:     torch.nn.Module.eval, torch.nn.functional.dropout (training=True by default);
                 `batches` and `sustain` chosen here
     Fix:        model.eval() before the evaluation and model.train() behind it; F.dropout(x, p,
-                training=self.training); norm.eval() in a part that is frozen
+                training=self.training); norm.eval() in a part that is frozen; for a norm without
+                statistics: load them, copy buffers too where weights are averaged, or call
+                torch.optim.swa_utils.update_bn
     Misses:     rollouts, teachers and BatchNorm recalibration compute no loss and are silent, but
                 so is evaluation whose metric is not seen; F.dropout is seen with level="op" only,
-                and with training=True on purpose (Monte Carlo dropout) it is reported
+                and with training=True on purpose (Monte Carlo dropout) it is reported; norms on
+                other devices than the CPU are not asked for their statistics
+    Example:    for x, y in validation:
+                    correct += (model(x).argmax(1) == y).sum()
+    Fixed:      model.eval()
+                for x, y in validation:
+                    correct += (model(x).argmax(1) == y).sum()
+                model.train()
     """
     held: set[str] = memory.setdefault("held", set())
     for optimizer in step.optimizers:
@@ -50,6 +62,7 @@ def train_mode_in_evaluation(
     idle = not step.optimizers and not any(a.action == "loss" for a in step.actions)
     memory["idle"] = memory.get("idle", 0) + 1 if idle else 0
     yield from _left_on(step)
+    yield from _never_fed(step, memory)
     judging = memory["idle"] >= batches and _judged(step)
     if not held or not (judging or (step.optimizers and memory["updates"] >= sustain)):
         return
@@ -96,6 +109,28 @@ def _left_on(step: StepView) -> Iterator[Draft]:
             module=call.module, op=call.op, seq=call.seq, location=call.location,
             evidence={"placed": "direct"},
             fix="F.dropout(x, p, training=self.training), or an nn.Dropout",
+        )  # fmt: skip
+
+
+def _never_fed(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
+    """Find norms that are evaluated with the statistics they were made with."""
+    fresh: dict[str, Call] = {}
+    roots = (c for c in step.calls if c.parent is None and c.op is None and c.phase == "forward")
+    for root in roots if any(module.untrained for module in step.modules.values()) else ():
+        for call in _inside(step, root) if not root.training else ():
+            module = step.modules.get(call.module or "")
+            if module is not None and module.untrained:
+                fresh.setdefault(module.path, call)
+    if fresh:
+        updates = memory.get("updates", 0)
+        path, call = next(iter(fresh.items()))
+        more = f" and {len(fresh) - 1} others" if len(fresh) > 1 else ""
+        yield Draft(
+            message=f"{module_text(path)}{more} evaluated with the statistics of a new norm, after "
+            f"{updates} optimizer steps: no data ever came in in train mode",
+            severity=None if updates and memory["idle"] and _judged(step) else "note",
+            cause="never fed", phase="forward", module=path, seq=call.seq, value=updates,
+            location=call.location, evidence={"placed": "direct", "modules": list(fresh)[:20]},
         )  # fmt: skip
 
 

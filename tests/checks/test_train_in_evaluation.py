@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -100,6 +102,75 @@ def test_frozen_norms_whose_statistics_move_are_a_note(norms_in_eval):
 
     found = find_live(run, "TT702")
     assert [f.severity for f in found] == ([] if norms_in_eval else ["note"])
+
+
+def averaged(update, trained=True):
+    """Judge averaged weights; the copy was made before training and keeps its own buffers."""
+
+    def run():
+        model = convnet(4)
+        average = copy.deepcopy(model)
+        adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for x, y in loader(48) if trained else ():
+            adam.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            adam.step()
+            for old, new in zip(average.parameters(), model.parameters(), strict=True):
+                old.data.lerp_(new.data, 0.1)
+        if update:
+            torch.optim.swa_utils.update_bn(loader(32), average)
+        average.eval()
+        with torch.no_grad():
+            for x, y in loader(32):
+                accuracy(average(x), y)
+
+    return run
+
+
+def test_averaged_weights_whose_norms_were_never_fed():
+    (found,) = find_live(averaged(False), "TT702")
+    assert (found.severity, found.value) == ("warning", 3)
+    assert "evaluated with the statistics of a new norm, after 3 optimizer steps" in found.message
+    assert len(found.evidence["modules"]) == 2
+    assert find_live(averaged(True), "TT702") == []
+
+
+def test_a_look_at_the_network_before_it_is_trained_is_a_note():
+    (found,) = find_live(averaged(False, trained=False), "TT702")
+    assert found.severity == "note"
+
+
+def test_norms_that_were_loaded_or_keep_no_statistics_are_silent():
+    def run(model):
+        model.eval()
+        with torch.no_grad():
+            F.cross_entropy(model(torch.randn(4, 3)), torch.tensor([0, 1, 2, 0]))
+
+    trained = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    trained(torch.randn(8, 3))
+    loaded = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    loaded.load_state_dict(trained.state_dict())
+    ported = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    ported[1].running_var.fill_(2.0)
+    plain = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.LayerNorm(3))
+    iterated = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+    for model in (trained, loaded, ported, plain, nn.Sequential(iterated)):
+        assert find_live(lambda model=model: run(model), "TT702") == []
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.* is deprecated:FutureWarning")
+def test_a_spectral_norm_whose_iteration_never_ran():
+    def run(warm):
+        judge = nn.Sequential(nn.utils.spectral_norm(nn.Linear(32, 32)), nn.Linear(32, 1))
+        if warm:
+            judge(torch.randn(4, 32))
+        judge.eval()
+        with torch.no_grad():
+            judge(torch.randn(4, 32))
+
+    (found,) = find_live(lambda: run(False), "TT702")
+    assert (found.severity, found.module) == ("note", "0")
+    assert find_live(lambda: run(True), "TT702") == []
 
 
 def steps(count, *, cls="Dropout", zeros=4, judge="cross_entropy", held=("a.weight",), **changes):
