@@ -1,0 +1,132 @@
+"""TT502: float16 gradients that are lost at the lower end of the dtype."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from tensortrace.checks import Draft, StepView, check
+from tensortrace.records import Call, Tensor, from_scalar
+from tensortrace.text import module_text, number_text
+
+# The smallest number of float16 above 0; what is below half of it becomes 0.
+_SMALLEST = 2.0**-24
+_CASTS = frozenset(("to", "float", "half", "type"))
+
+
+@check("TT502", "gradient-underflow")
+def gradient_underflow(
+    step: StepView,
+    memory: dict[str, Any],
+    *,
+    near: float = 16.0,
+    share: float = 0.5,
+    sustain: int = 3,
+    least: int = 64,
+    learnt: float = 0.1,
+) -> Iterator[Draft]:
+    """Gradients in float16 are so small that most of them become 0 or the last few numbers above.
+
+    Symptom:    in float16 the loss stands still or falls more slowly than in float32; the first
+                layers learn nothing
+    Threshold:  in more than `share` of the float16 gradients of a step (of at least `least`
+                elements) the rms of what is not 0 is below near * 2 ** -24, or they are 0
+                throughout beside such; or a cast turns more than `share` of a float32 gradient into
+                zeros; in `sustain` full steps running in which the loss is above `learnt` * what it
+                was at first
+    Source:     Micikevicius et al. 2018, "Mixed Precision Training", section 3.2: values below
+                2 ** -24 become 0, so that the loss is scaled; numbers below 2 ** -14 have fewer
+                digits; `near`: 16 numbers are left between 0 and there (measured on tests/healthy,
+                with a scale of 4096 and more: rms 0.06 and more while it learns)
+    Fix:        scaler = torch.amp.GradScaler(); scaler.scale(loss).backward(); scaler.step(
+                optimizer); scaler.update(). Or bfloat16, whose range is that of float32. With a
+                scaler: a higher init_scale, and no inf that keeps halving it
+    Misses:     a gradient of which a part is large and the rest lost: without a histogram only
+                their mean size is known; bfloat16 and float32, which reach down to 1e-38
+    Example:    with torch.autocast("cuda", dtype=torch.float16):
+                    loss = criterion(model(x), y)
+                loss.backward()
+                optimizer.step()
+    Fixed:      with torch.autocast("cuda", dtype=torch.float16):
+                    loss = criterion(model(x), y)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+    """
+    if step.summary is None or not step.summary.full:
+        return
+    backward = sorted((c for c in step.calls if c.phase == "backward" and not c.replay),
+                      key=lambda c: c.seq)  # fmt: skip
+    loss = from_scalar(step.summary.loss)
+    if not backward or loss is None:
+        return
+    first = memory.setdefault("first", abs(loss))
+    count, low, place, flushed = _count(step, backward, near, least)
+    part, cast = _flushed(step, backward, least)
+    out = (bool(low) and low + flushed > share * count) or part > share
+    running = memory.get("running", 0) + 1 if out and abs(loss) > learnt * first else 0
+    memory["running"] = running
+    if running < sustain:
+        return
+    call, tensor = cast if part > share and cast else place
+    scaler = "with" if step.scaled() else "without"
+    if part > share:
+        what = f"the cast to float16 makes 0 of {part:.0%} of the gradient"
+    else:
+        rms = _rms(tensor)
+        what = (f"{low + flushed} of {count} float16 gradients are near or below 2 ** -24, at "
+                f"{module_text(call.module)} with rms {number_text(rms)}")  # fmt: skip
+    yield Draft(
+        message=f"{what} (limit {share:.0%}), {scaler} a GradScaler, in {running} full steps "
+        f"running (limit {sustain})",
+        cause="underflow", phase="backward", module=call.module, op=call.op, seq=call.seq,
+        tensor=tensor.id, value=part if part > share else (low + flushed) / count, limit=share,
+        location=call.location,
+        evidence={"placed": "direct", "gradients": count, "low": low, "zero": flushed},
+    )  # fmt: skip
+
+
+def _rms(tensor: Tensor) -> float:
+    """Root mean square of the elements that are not 0."""
+    return (tensor.norm or 0.0) / math.sqrt(max(1, tensor.numel - tensor.zeros))
+
+
+def _count(
+    step: StepView, backward: list[Call], near: float, least: int
+) -> tuple[int, int, tuple[Call, Tensor], int]:
+    """Count float16 gradients, those near the smallest number (with the last), and those of 0."""
+    count = low = zero = 0
+    met: set[int] = set()
+    place = (backward[0], Tensor(0))
+    for call in backward:
+        for _, id in (*call.inputs, *call.outputs):
+            tensor = step.tensors.get(id)
+            if tensor is None or id in met or tensor.dtype != "float16" or tensor.numel < least:
+                continue
+            met.add(id)
+            if tensor.norm is None or tensor.nonfinite:
+                continue
+            count += 1
+            if tensor.zeros == tensor.numel:
+                zero += 1
+            elif _rms(tensor) < near * _SMALLEST:
+                low, place = low + 1, (call, tensor)
+    return count, low, place, zero
+
+
+def _flushed(
+    step: StepView, backward: list[Call], least: int
+) -> tuple[float, tuple[Call, Tensor] | None]:
+    """Measure what share of a float32 gradient a cast turns into zeros, the largest."""
+    most: tuple[float, tuple[Call, Tensor] | None] = (0.0, None)
+    for call in backward:
+        if call.op not in _CASTS or not call.inputs or not call.outputs:
+            continue
+        wide, half = (step.tensors.get(names[0][1]) for names in (call.inputs, call.outputs))
+        if wide is None or half is None or wide.numel != half.numel or wide.numel < least:
+            continue
+        if wide.dtype == "float32" and half.dtype == "float16":
+            part = (half.zeros - wide.zeros) / wide.numel
+            most = max(most, (part, (call, half)), key=lambda found: found[0])
+    return most
