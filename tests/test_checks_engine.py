@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 
@@ -189,6 +190,45 @@ def test_every_check_documents_itself(one):
     assert one.code in text
     assert all(len(line) <= 100 for line in text.splitlines())
     assert all(f"{one.code}.{name}" in text for name in one.thresholds)
+
+
+@pytest.mark.parametrize("one", EVERY, ids=lambda c: c.code)
+def test_every_check_shows_the_fault_and_its_repair_as_code(one):
+    example, fixed = one.doc.example, one.doc.fixed
+    assert ast.parse(example).body
+    assert ast.parse(fixed).body
+    assert ast.dump(ast.parse(example)) != ast.dump(ast.parse(fixed))
+    assert all(len(code.splitlines()) <= 10 for code in (example, fixed))
+    assert "\n\nFixed\n  " + fixed.splitlines()[0] in explain(one)
+
+
+def test_code_may_begin_beside_its_title_or_below_it():
+    @check("TT991", "beside")
+    def beside(step, memory):
+        """Say nothing.
+
+        Example:    for x in loader:
+                        train(x)
+                    validate()
+        Fixed:      pass
+        """
+
+    @check("TT991", "below")
+    def below(step, memory):
+        """Say nothing.
+
+        Example:
+            for x in loader:
+                train(x)
+            validate()
+
+        Fixed:
+            pass
+        """
+
+    code = "for x in loader:\n    train(x)\nvalidate()"
+    assert (beside.doc.example, beside.doc.fixed) == (code, "pass")
+    assert (below.doc.example, below.doc.fixed) == (code, "pass")
 
 
 def test_codes_and_names_are_unique():

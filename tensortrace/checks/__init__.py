@@ -288,8 +288,9 @@ class Check:
         sections = "|".join((*_SECTIONS, *_CODE))
         summary, *rest = re.split(rf"^({sections}):", inspect.getdoc(self.rule) or "",
                                   flags=re.MULTILINE)  # fmt: skip
-        texts = {name.lower(): textwrap.dedent(text).strip() if name in _CODE
-                 else " ".join(text.split())
+        # Code may begin beside its title: indented as far as it then is, it dedents as one block.
+        texts = {name.lower(): textwrap.dedent(" " * len(f"{name}:") + text).strip()
+                 if name in _CODE else " ".join(text.split())
                  for name, text in zip(rest[::2], rest[1::2], strict=True)}  # fmt: skip
         return Page(" ".join(summary.split()), **texts)
 

@@ -29,6 +29,10 @@ def broadcast_in_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]
     Fix:        loss = F.mse_loss(prediction.squeeze(-1), target), or target.unsqueeze(-1)
     Misses:     losses written by hand inside a module, but for `level="op"`; other operators than
                 minus; where N differs, broadcasting may be meant
+    Example:    prediction = model(x)  # [64, 1], of a Linear(128, 1)
+                loss = F.mse_loss(prediction, y)  # y is [64]
+    Fixed:      prediction = model(x).squeeze(-1)
+                loss = F.mse_loss(prediction, y)
     """
     if step.summary is None:
         return

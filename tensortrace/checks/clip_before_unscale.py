@@ -28,6 +28,15 @@ def clip_before_unscale(
     Fix:        scaler.unscale_(optimizer) before torch.nn.utils.clip_grad_norm_, and
                 scaler.step(optimizer) after it
     Misses:     a scale below about 100, where the clip value over it is still above `least`
+    Example:    scaler.scale(loss).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                scaler.step(optimizer)
+                scaler.update()
+    Fixed:      scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                scaler.step(optimizer)
+                scaler.update()
     """
     scale: float | None = memory.get("scale")
     unscaled: set[int] = memory.setdefault("unscaled", set())

@@ -50,6 +50,12 @@ def clip_without_effect(
     Misses:     clipping by value leaves no norm to compare; with several optimizers a clip counts
                 for the first that holds any of its parameters; max_norm=inf only measures and is
                 left out
+    Example:    loss.backward()
+                optimizer.step()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    Fixed:      loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
     """
     cycles: dict[int, Cycle] = memory.setdefault("cycles", {})
     for record in step.happened():

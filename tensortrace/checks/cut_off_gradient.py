@@ -28,6 +28,12 @@ def cut_off_gradient(
                 named module and the loss, or for an output that the loss does not use
     Misses:     a branch that is used less than once in `sustain` optimizer steps is reported; one
                 parameter of a module that has others with a gradient is not
+    Example:    def forward(self, x):
+                    features = self.encoder(x).detach()
+                    return self.decoder(features)
+    Fixed:      def forward(self, x):
+                    features = self.encoder(x)
+                    return self.decoder(features)
     """
     summary = step.summary
     taken = [o for o in step.optimizers if not o.skipped]

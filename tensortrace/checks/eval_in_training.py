@@ -41,6 +41,16 @@ def eval_mode_in_training(
     Misses:     a network that never was in train mode (fine-tuning in eval mode may be meant);
                 modules of your own that look at self.training; a train() of another module of the
                 same class in between
+    Example:    model.train()
+                for epoch in range(10):
+                    train(model, loader)
+                    model.eval()
+                    validate(model, validation)
+    Fixed:      for epoch in range(10):
+                    model.train()
+                    train(model, loader)
+                    model.eval()
+                    validate(model, validation)
     """
     switched: dict[str, Switched] = memory.setdefault("switched", {})
     held: dict[int, set[str]] = memory.setdefault("held", {})

@@ -27,6 +27,13 @@ def evaluation_without_no_grad(
     Misses:     evaluation before the first optimizer step; evaluation of a network that is in no
                 optimizer (a teacher, an average); an output in eval mode
                 that is kept for the backward of a later step is reported
+    Example:    model.eval()
+                for x, y in validation:
+                    total += criterion(model(x), y).item()
+    Fixed:      model.eval()
+                with torch.inference_mode():
+                    for x, y in validation:
+                        total += criterion(model(x), y).item()
     """
     held: set[str] = memory.setdefault("held", set())
     for optimizer in step.optimizers:

@@ -55,6 +55,13 @@ def exploding_gradient(
     Misses:     growth by less than `ratio` over `window` steps; a run that is bad from its first
                 step on and has no depth to show it; a curriculum that changes the data on purpose
                 looks the same
+    Example:    output, state = rnn(sequence)  # 500 steps
+                criterion(output, target).backward()
+                optimizer.step()
+    Fixed:      output, state = rnn(sequence)
+                criterion(output, target).backward()
+                nn.utils.clip_grad_norm_(rnn.parameters(), max_norm=1.0)
+                optimizer.step()
     """
     summary = step.summary
     if summary is None:

@@ -26,6 +26,19 @@ def gradients_outside(
                 what the optimizer holds, not model.parameters()
     Misses:     looked for at the zero_grad of steps that are written in full; the first such
                 parameter stands for all; parameters of modules that are never called are not seen
+    Example:    optimizer = torch.optim.AdamW(model.head.parameters())  # the body is not trained
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    criterion(model(x), y).backward()
+                    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                    optimizer.step()
+    Fixed:      model.body.requires_grad_(False)
+                optimizer = torch.optim.AdamW(model.head.parameters())
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    criterion(model(x), y).backward()
+                    nn.utils.clip_grad_norm_(model.head.parameters(), 1.0)
+                    optimizer.step()
     """
     for action in step.actions:
         if action.action == "zero_grad" and action.detail.get("grown", 0) >= sustain:

@@ -34,6 +34,12 @@ def gradients_wiped(step: StepView, memory: dict[str, Any], *, sustain: int = 3)
     Fix:        the order is optimizer.zero_grad(), loss.backward(), optimizer.step()
     Misses:     gradients cleared by hand (p.grad = None) at that place; a zero_grad that leaves
                 some of the gradients
+    Example:    loss.backward()
+                optimizer.zero_grad()
+                optimizer.step()
+    Fixed:      optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
     """
     cycles: dict[int, Cycle] = memory.setdefault("cycles", {})
     for record in step.happened():

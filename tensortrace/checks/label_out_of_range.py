@@ -33,6 +33,10 @@ def label_out_of_range(
     Misses:     an exception that leaves the block is explained by TT801; ignore_index of a loss
                 module is not known, so without an exception only functions are checked; a mask
                 given as `weight` silences it
+    Example:    y = torch.tensor(frame["label"].values, dtype=torch.float32)  # -1 and 1
+                loss = F.binary_cross_entropy_with_logits(logits, y)
+    Fixed:      y = (torch.tensor(frame["label"].values, dtype=torch.float32) + 1) / 2
+                loss = F.binary_cross_entropy_with_logits(logits, y)
     """
     if step.summary is None or any(a.action == "exception" for a in step.actions):
         return

@@ -28,6 +28,11 @@ def all_labels_ignored(
                 maximum length leaves no answer behind it
     Misses:     a loss that is NaN because of it (reduction "mean") is what TT101 explains; other
                 terms in the loss keep it from being 0
+    Example:    tokens = (prompt + answer)[:512]  # a long prompt leaves no answer
+                labels = ([-100] * len(prompt) + answer)[:512]
+    Fixed:      prompt = prompt[-(512 - len(answer)) :]
+                tokens = prompt + answer
+                labels = [-100] * len(prompt) + answer
     """
     if step.summary is None:
         return

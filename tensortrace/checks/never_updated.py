@@ -29,6 +29,12 @@ def never_updated(
     Misses:     a network for a perceptual loss in training mode that is not frozen is reported;
                 an optimizer that takes its first step after `updates` steps of another one too;
                 all weights that stop moving together later in the run are taken for converged
+    Example:    encoder, decoder = Encoder(), Decoder()
+                optimizer = torch.optim.Adam(decoder.parameters())
+                loss = criterion(decoder(encoder(x)), x)
+    Fixed:      encoder, decoder = Encoder(), Decoder()
+                optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()])
+                loss = criterion(decoder(encoder(x)), x)
     """
     summary = step.summary
     forgotten = [name for count, names in unheld(step, memory).values() if count >= updates

@@ -47,6 +47,10 @@ def nonfinite_backward(
                 (eps before sqrt, norm and log), masks before the op and not after it
     Misses:     the gradient of a view whose base is modified later cannot be seen; at module level
                 the op inside the module is deduced from its neighbours
+    Example:    distance = ((a - b) ** 2).sum(dim=1).sqrt()  # a pair of equal ones: slope inf
+                loss = torch.where(same, distance, (margin - distance).relu()).mean()
+    Fixed:      distance = (((a - b) ** 2).sum(dim=1) + 1e-12).sqrt()
+                loss = torch.where(same, distance, (margin - distance).relu()).mean()
     """
     if memory.get("step") != step.number:
         memory.update(step=step.number, origin=None, told=False)

@@ -60,6 +60,9 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
                 named module in float32
     Misses:     at module level the op inside a module is deduced from its neighbours, not seen; a
                 value masked away before any module boundary is not seen and does no harm
+    Example:    p = torch.softmax(logits, dim=1)
+                loss = -torch.log(p)[torch.arange(len(y)), y].mean()  # a p that rounds to 0: inf
+    Fixed:      loss = F.cross_entropy(logits, y)
     """
     if memory.get("step") != step.number:
         # Of the step before, since data may be prepared after the last update. That reaches back

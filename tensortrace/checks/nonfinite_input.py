@@ -28,6 +28,10 @@ def nonfinite_input(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     Fix:        find the sample: torch.isnan(x).flatten(1).any(1).nonzero(); clean it where it is
                 loaded (0/0 in a normalisation, missing values, log of 0 in a spectrogram)
     Misses:     data made by operations inside the block is seen as those operations (TT101)
+    Example:    frame = pandas.read_csv("train.csv")  # empty cells are NaN
+                x = torch.tensor(frame.values, dtype=torch.float32)
+    Fixed:      frame = pandas.read_csv("train.csv")
+                x = torch.tensor(frame.fillna(frame.median()).values, dtype=torch.float32)
     """
     if memory.get("step") != step.number:
         memory.update(step=step.number, met=[])

@@ -22,6 +22,10 @@ def nonfinite_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     Fix:        look at the line that makes the loss: a weight or constant that is infinite, a
                 division by a count that is zero; run with level="op" to see the calls inside
     Misses:     a loss that is very large but finite is the business of the series checks
+    Example:    pos_weight = (y_train == 0).sum() / (y_train == 1).sum()  # no positive: inf
+                loss = F.binary_cross_entropy_with_logits(logits, y, pos_weight=pos_weight)
+    Fixed:      pos_weight = (y_train == 0).sum() / (y_train == 1).sum().clamp_min(1)
+                loss = F.binary_cross_entropy_with_logits(logits, y, pos_weight=pos_weight)
     """
     if memory.get("step") != step.number:
         memory.update(step=step.number, seen=-1)

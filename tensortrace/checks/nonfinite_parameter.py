@@ -22,6 +22,11 @@ def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draf
                 further; for an update: eps of the optimizer, learning rate, weight decay in float16
     Misses:     optimizer state is seen through the update only; a parameter without a gradient is
                 seen through what its module makes (TT101)
+    Example:    optimizer = torch.optim.Adam(model.half().parameters())  # eps 1e-8 is 0 in f16
+                loss = F.mse_loss(model(x.half()), y.half())
+    Fixed:      optimizer = torch.optim.Adam(model.parameters())
+                with torch.autocast("cuda", torch.bfloat16):
+                    loss = F.mse_loss(model(x), y)
     """
     if memory.get("step") != step.number:
         memory.update(step=step.number, seen=-1, poisoned=step.poisoned)

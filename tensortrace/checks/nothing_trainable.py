@@ -35,6 +35,12 @@ def nothing_trainable(
                 requires_grad_(True) on what is to be trained, after the rest is frozen
     Misses:     other optimizers, as some work without gradients; gradients that are there and 0
                 (TT203); a loss that needs no gradient at all raises in backward (TT801)
+    Example:    loss = torch.tensor(criterion(model(x), y).item(), requires_grad=True)
+                loss.backward()
+                optimizer.step()
+    Fixed:      loss = criterion(model(x), y)
+                loss.backward()
+                optimizer.step()
     """
     held: dict[int, int] = memory.setdefault("held", {})
     running: dict[int, int] = memory.setdefault("running", {})

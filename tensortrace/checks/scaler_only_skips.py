@@ -33,6 +33,17 @@ def scaler_only_skips(
                 overflow in float32 with torch.autocast(enabled=False); raise growth_interval if the
                 scale bounces
     Misses:     an init_scale above 2**20 may be reported while it is still falling
+    Example:    model = T5ForConditionalGeneration.from_pretrained("t5-large")
+                with torch.autocast("cuda", torch.float16):  # it was trained in bfloat16
+                    loss = model(**batch).loss
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+    Fixed:      model = T5ForConditionalGeneration.from_pretrained("t5-large")
+                with torch.autocast("cuda", torch.bfloat16):
+                    loss = model(**batch).loss
+                loss.backward()
+                optimizer.step()
     """
     counts: dict[int, int] = memory.setdefault("counts", {})
     recent: dict[int, deque[bool]] = memory.setdefault("recent", {})

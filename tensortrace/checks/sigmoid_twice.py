@@ -23,6 +23,11 @@ def sigmoid_before_bce_with_logits(step: StepView, memory: dict[str, Any]) -> It
     Fix:        give the loss the logits, and take torch.sigmoid for predictions only
     Misses:     losses that only `autograd.grad` sees, in compiled or reentrant checkpointed code,
                 or more than 48 nodes away from backward(); each line is read in its first 3 calls
+    Example:    prediction = torch.sigmoid(model(x))
+                loss = F.binary_cross_entropy_with_logits(prediction, y)
+    Fixed:      logits = model(x)
+                loss = F.binary_cross_entropy_with_logits(logits, y)
+                prediction = torch.sigmoid(logits)
     """
     if step.summary is None:
         return

@@ -43,6 +43,10 @@ def softmax_before_cross_entropy(step: StepView, memory: dict[str, Any]) -> Iter
     Fix:        give cross_entropy the logits, and take the softmax for predictions only
     Misses:     losses that only `autograd.grad` sees, in compiled or reentrant checkpointed code,
                 or more than 48 nodes away from backward(); each line is read in its first 3 calls
+    Example:    model = nn.Sequential(nn.Linear(64, 10), nn.Softmax(dim=1))
+                loss = F.cross_entropy(model(x), y)
+    Fixed:      model = nn.Sequential(nn.Linear(64, 10))
+                loss = F.cross_entropy(model(x), y)
     """
     if step.summary is None:
         return

@@ -30,6 +30,10 @@ def stale_parameters(
     Misses:     a module that ran before and still lives beside its copy keeps its names, so that
                 is TT401; flattened parameters (FSDP) have other shapes; copies that get zeros as
                 gradients from zero_grad(set_to_none=False)
+    Example:    optimizer = torch.optim.AdamW(model.parameters())
+                model.resize_token_embeddings(len(tokenizer))
+    Fixed:      model.resize_token_embeddings(len(tokenizer))
+                optimizer = torch.optim.AdamW(model.parameters())
     """
     forgotten = {name: shape for path, (count, names) in unheld(step, memory).items()
                  if count >= updates for name, shape in _shapes(step, path, names)}  # fmt: skip

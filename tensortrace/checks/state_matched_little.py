@@ -27,6 +27,11 @@ def state_matched_little(
                 prefix off the names; leave strict=True wherever all names should match
     Misses:     a load before the trace begins; names that match and hold another model's weights;
                 a state that was filtered by name first, if half of the rest matches
+    Example:    state = torch.load("pretrained.pt")  # saved from DistributedDataParallel
+                model.load_state_dict(state, strict=False)  # "strict" raised, so it is off
+    Fixed:      state = torch.load("pretrained.pt")
+                state = {name.removeprefix("module."): value for name, value in state.items()}
+                model.load_state_dict(state)
     """
     for action in step.actions:
         if action.action != "load_state_dict":

@@ -28,6 +28,14 @@ def unregistered_module(
     Misses:     an nn.Parameter made in forward and given to a function; what is frozen or held by
                 an optimizer is left alone, as a teacher may be hidden in a list on purpose; a layer
                 that nothing calls from inside a module is TT401
+    Example:    class Tower(nn.Module):
+                    def __init__(self):
+                        super().__init__()
+                        self.layers = [nn.Linear(64, 64) for _ in range(4)]
+    Fixed:      class Tower(nn.Module):
+                    def __init__(self):
+                        super().__init__()
+                        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
     """
     outside: dict[str, list[str]] = {}
     for path, (count, names) in unheld(step, memory).items():

@@ -35,6 +35,12 @@ def vanishing_gradient(
     Misses:     a recurrent network unrolled over time is one layer; layers of several classes
                 that alternate are seen by the commonest class only; parts with no gradient at all
                 are TT203
+    Example:    layers = []
+                for _ in range(12):
+                    layers += [nn.Linear(64, 64), nn.Sigmoid()]
+    Fixed:      layers = []
+                for _ in range(12):
+                    layers += [nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU()]
     """
     if step.summary is None:
         return

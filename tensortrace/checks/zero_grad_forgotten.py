@@ -38,6 +38,15 @@ def zero_grad_forgotten(
     Fix:        optimizer.zero_grad() after optimizer.step(), or before backward()
     Misses:     one gradient stands for all that an optimizer holds, so clearing a part of them is
                 not seen; a loop that means to sum gradients up over its steps is reported
+    Example:    for x, y in loader:
+                    loss = criterion(model(x), y)
+                    loss.backward()
+                    optimizer.step()
+    Fixed:      for x, y in loader:
+                    optimizer.zero_grad()
+                    loss = criterion(model(x), y)
+                    loss.backward()
+                    optimizer.step()
     """
     cycles: dict[int, Cycle] = memory.setdefault("cycles", {})
     for record in step.happened():

@@ -27,6 +27,10 @@ def exception(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     Misses:     a message that is not known is told as it is, with the tensors of the line; operands
                 that are calls have no shape unless torch's own function received them; after a
                 device-side assert no value can be read
+    Example:    self.conv = nn.Conv2d(1, 16, 3)  # 28 x 28 pixels in, 26 x 26 out
+                self.head = nn.Linear(16 * 28 * 28, 10)
+    Fixed:      self.conv = nn.Conv2d(1, 16, 3, padding=1)
+                self.head = nn.Linear(16 * 28 * 28, 10)
     """
     raised = [action for action in step.actions if action.action == "exception"]
     if not raised and step.summary is None:
