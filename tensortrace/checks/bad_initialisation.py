@@ -36,6 +36,7 @@ def bad_initialisation(
     large: float = 5.0,
     small: float = 0.01,
     embedding: float = 10.0,
+    alike: float = 1e-5,
 ) -> Iterator[Draft]:
     """Weights start all zero, constant, or at a scale far from what their fan-in asks for.
 
@@ -44,24 +45,26 @@ def bad_initialisation(
     Threshold:  a weight of two dims or more that is exactly 0, as is its gradient, in `sustain`
                 full steps running in which its optimizer steps at a rate above 0. Or, where a
                 weight is first seen: all elements of a linear or convolution layer equal and not 0,
-                and another layer takes its features and has a gradient to send back. Or: rms *
+                and another layer takes its features and has a gradient to send back; or rms *
                 sqrt(fan-in) > large * sqrt(2), and the rms of the layer's output is more than half
                 as many times that of its input, of a linear or convolution layer (an embedding
                 whose weight it shares included) or, without the output, of what a recurrent layer
-                feeds back. Or: it is < small * sqrt(2) in two layers or more and in most of them.
-                Or: an embedding of rms > embedding
+                feeds back; or it is < small * sqrt(2) in two layers or more and in most of them; or
+                an embedding has rms > embedding. Or, in its first four optimizer steps: all rows of
+                a weight and all rows of its gradient are alike (apart by < alike * their norm)
     Source:     Glorot and Bengio 2010, He et al. 2015: std = sqrt(2 / fan-in) keeps the scale;
                 PyTorch's own default is 0.41 times that; equal units get equal gradients and stay
-                equal (Goodfellow et al. 2016, section 8.4). `large` and `small` measured on
-                tests/healthy: 0.34 to 0.83 times, deliberate zeros aside; std 0.02 at width 1024
-                has 0.45. `sustain`: a zero output or gate after a zero one gets its gradient in
-                the third step (Peebles and Xie 2023, adaLN-Zero)
+                equal (Goodfellow et al. 2016, section 8.4), but for rounding of about 1e-7. `large`
+                and `small` measured on tests/healthy: 0.34 to 0.83 times, deliberate zeros aside;
+                std 0.02 at width 1024 has 0.45. `sustain`: a zero output or gate after a zero one
+                gets its gradient in the third step (Peebles and Xie 2023, adaLN-Zero)
     Fix:        leave PyTorch's default, or nn.init.kaiming_normal_(weight) for ReLU,
                 nn.init.xavier_uniform_(weight) for tanh, nn.init.normal_(weight, std=0.02) in
                 transformers, embeddings that share their weight with the output included; zero is
                 for biases, for the last layer, and for one of two matrices in a product
-    Misses:     layers of classes of your own; equal units that differ in their bias; weights that
-                were first seen when they were trained already; a tiny weight between larger ones
+    Misses:     layers of classes of your own; equal units that get different gradients, as those of
+                an output layer; weights that were first seen when they were trained already; a tiny
+                weight between larger ones
 
     Example:
         for p in model.parameters():
@@ -77,6 +80,7 @@ def bad_initialisation(
     if step.summary is None or not step.summary.full or not step.params:
         return
     yield from _stuck(step, memory.setdefault("streaks", {}), sustain)
+    yield from _alike(step, alike)
     met: set[str] = memory.setdefault("met", set())
     fresh: list[Weight] = []
     for param in step.params:
@@ -135,6 +139,27 @@ def _stuck(step: StepView, streaks: dict[str, int], sustain: int) -> Iterator[Dr
         )  # fmt: skip
 
 
+def _alike(step: StepView, limit: float) -> Iterator[Draft]:
+    found: list[tuple[float, Param]] = []
+    for param in step.params:
+        value, grad = param.value, param.grad
+        of_grad = grad.row_spread if grad is not None else None
+        # Zeros have no spread.
+        of_value = 0.0 if value.zeros == value.numel else value.row_spread
+        if of_grad is not None and of_value is not None and max(of_value, of_grad) < limit:
+            found.append((max(of_value, of_grad), param))
+    if found:
+        spread, first = found[0]
+        rows = (first.value.shape or (0,))[0]
+        yield Draft(
+            message=f"the {rows} rows of {first.name} are alike, and so are those of its gradient "
+            f"(apart by {number_text(spread)} of their norm, limit {limit:g}), as in {len(found)} "
+            "weights: units that start equal and learn the same stay equal",
+            cause="alike", module=first.module, param=first.name, value=spread, limit=limit,
+            evidence={"weights": [param.name for _, param in found[:20]]},
+        )  # fmt: skip
+
+
 def _constant(step: StepView, fresh: list[Weight]) -> Iterator[Draft]:
     found: list[Weight] = []
     for weight in fresh:
@@ -152,7 +177,7 @@ def _constant(step: StepView, fresh: list[Weight]) -> Iterator[Draft]:
             message=f"all elements of {first.param.name} are {number_text(first.param.value.min)},"
             f" as in {len(found)} hidden layers: all of a layer's units get the same input and"
             " the same gradient",
-            cause="constant", module=first.path, param=first.param.name,
+            cause="alike", module=first.path, param=first.param.name,
             value=first.param.value.min, evidence={"weights": [w.param.name for w in found[:20]]},
         )  # fmt: skip
 

@@ -53,6 +53,47 @@ def test_a_network_of_one_constant_is_told_at_once():
     assert "all elements of 6.weight are 0.01, as in 1 hidden layers" in found.message
 
 
+def perceptron(init, dropout=0.0):
+    """Of images, with sigmoids; `init` is applied to the weights."""
+
+    def program():
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(144, 16), nn.Sigmoid(), nn.Dropout(dropout), nn.Linear(16, 4)
+        )
+        for layer in (model[1], model[4]):
+            init(layer.weight)
+            nn.init.zeros_(layer.bias)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(4):
+            x, y = images(8)
+            sgd.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            sgd.step()
+
+    return program
+
+
+def equal_rows(weight):
+    """As equal as a layer that was widened by repeating one unit, columns included."""
+    with torch.no_grad():
+        weight.copy_(0.1 * torch.randn(weight.shape[1]).expand_as(weight))
+        if len(weight) == 4:
+            weight.fill_(0.1)
+
+
+@pytest.mark.parametrize(("init", "step"), [(nn.init.zeros_, 1), (equal_rows, 0)])
+def test_units_that_start_alike_and_learn_the_same_are_told(init, step):
+    """Zeros behind a sigmoid do move, in the second step, and all in the same direction."""
+    (found,) = find_live(perceptron(init), "TT403")
+    assert (found.step, found.module, found.param) == (step, "1", "1.weight")
+    assert "the 16 rows of 1.weight are alike, and so are those of its gradient" in found.message
+
+
+def test_units_that_dropout_tells_apart_are_silent():
+    assert find_live(perceptron(equal_rows, dropout=0.5), "TT403") == []
+    assert find_live(perceptron(nn.init.xavier_normal_), "TT403") == []
+
+
 @pytest.mark.parametrize(("std", "words"), [(1.0, "times the"), (1e-4, "as do 4 of 4 layers")])
 def test_normal_weights_of_a_scale_far_off_are_told(std, words):
     (found,) = find_live(train(for_weights(lambda p: p.normal_(std=std)), 1), "TT403")
