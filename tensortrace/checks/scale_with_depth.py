@@ -35,10 +35,10 @@ def scale_with_depth(
                 layers; residual connections, their branches scaled by 1 / sqrt(depth)
     Misses:     layers of several classes that alternate are seen by the commonest class only; a
                 recurrent network unrolled over time is one layer; fewer than `depth` layers
-    Example:    for layer in self.layers:  # 12 of Linear(256, 256), a ReLU after each
-                    nn.init.normal_(layer.weight, std=0.01)
-    Fixed:      for layer in self.layers:
-                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    Example:    for conv in self.convs:  # 12 of Conv2d(64, 64, 3, bias=False), a ReLU after each
+                    nn.init.normal_(conv.weight, std=0.01)
+    Fixed:      for conv in self.convs:
+                    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     """
     if step.summary is None or not any(not o.skipped for o in step.optimizers):
         return

@@ -40,7 +40,7 @@ def update_ratio(
     Misses:     weights of one dim; LBFGS, whose step is a search of many; updates of exactly 0
                 (TT401); single layers that hardly move beside others that do, as zero-initialised
                 branches make such; embeddings, of which a step moves a few rows
-    Example:    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)  # what SGD had
+    Example:    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)  # as SGD had
     Fixed:      optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     """
     taken = [o for o in step.optimizers if not o.skipped]
