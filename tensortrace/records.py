@@ -216,8 +216,8 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     `lr` has one number per parameter group. `grad_norm` is the L2 norm over all gradients that it
     holds. `parameters` lists the names it holds, at its first step and when they change.
     With them, `unowned` has the shapes of those that no module has, or has any more: their names
-    are made up ("group0.3"). `no_grad` counts parameters without a gradient. `skipped` is True if a
-    GradScaler skipped it.
+    are made up ("group0.3"), and `eps` is what each group adds to a denominator, None if nothing.
+    `no_grad` counts parameters without a gradient. `skipped` is True if a GradScaler skipped it.
     """
 
     seq: int
@@ -230,6 +230,7 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     no_grad: int = 0
     parameters: list[str] | None = None
     unowned: list[tuple[int, ...]] = []
+    eps: list[float | None] = []
     location: Location | None = None
 
 

@@ -227,6 +227,7 @@ def begin_step(
         "no_grad": no_grad,
         "parameters": changed,
         "unowned": unowned if changed else [],
+        "eps": _epsilons(optimizer) if changed else [],
         "location": recorder.sources.locate_frame(frame),
     }
     # Replayed calls come before the record that makes the checks decide.
@@ -349,6 +350,13 @@ def _norms(tensors: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         return torch._foreach_norm(tensors) if tensors else ()
     wide = {torch.float64: torch.float64}
     return [torch.linalg.vector_norm(x, dtype=wide.get(x.dtype, torch.float32)) for x in tensors]
+
+
+def _epsilons(optimizer: Optimizer) -> list[float | None]:
+    """What each group adds to a denominator; nothing if none does."""
+    each = [group.get("eps") for group in optimizer.param_groups]
+    known = [float(eps) if isinstance(eps, (int, float)) else None for eps in each]
+    return known if any(eps is not None for eps in known) else []
 
 
 def _rate(lr: Any) -> float:
