@@ -22,6 +22,7 @@ class Series:
     losses: deque[float]
     modules: dict[str, deque[float]] = field(default_factory=dict)
     running: int = 0
+    first: list[float] = field(default_factory=list)
 
 
 @check("TT201", "exploding-gradient")
@@ -33,6 +34,7 @@ def exploding_gradient(
     window: int = 20,
     sustain: int = 3,
     least: int = 5,
+    converged: float = 0.1,
     depth_ratio: float = 1000.0,
     depth: int = 5,
 ) -> Iterator[Draft]:
@@ -42,10 +44,11 @@ def exploding_gradient(
                 crawls
     Threshold:  total norm before clipping > ratio * median of up to `window` earlier norms (at
                 least `least` of them, of steps of the same optimizers) in `sustain` steps running,
-                while the loss is not below its own median. Or: over at least `depth` layers of one
-                class the rms of the parameter gradients rises toward the input by more than
-                depth_ratio, in 80 % of the steps from layer to layer and not by one jump (over
-                60 % of the rise), in `sustain` steps running
+                while the loss is not below its own median and the norm is above converged * median
+                of the first `window` of them. Or: over at least `depth` layers of one class the
+                rms of the parameter gradients rises toward the input by more than depth_ratio, in
+                80 % of the steps from layer to layer and not by one jump (over 60 % of the rise),
+                in `sustain` steps running
     Source:     relative and before clipping, as fixed limits (1e4) depend on the number of
                 elements and clipping hides them (TorchLens 2.36); first layer over last as in
                 AUTOTRAINER (70), wider since default initialisations reach 70; `ratio` and
@@ -74,7 +77,9 @@ def exploding_gradient(
         series = memory.setdefault(key, fresh)
         usual = median(series.norms) if len(series.norms) >= least else 0.0
         falling = loss is not None and series.losses and loss < median(series.losses)
-        if usual > 0 and norm > ratio * usual and not falling:
+        # Near a minimum the norm falls by orders and Adam's comes back by some, for nothing.
+        small = bool(series.first) and norm <= converged * median(series.first)
+        if usual > 0 and norm > ratio * usual and not falling and not small:
             series.running += 1
             if series.running >= sustain:
                 yield _jump(summary, series, key, usual, ratio)
@@ -101,6 +106,8 @@ def exploding_gradient(
 def _remember(summary: Step, series: Series, norm: float, loss: float | None, window: int) -> None:
     series.running = 0
     series.norms.append(norm)
+    if len(series.first) < window:
+        series.first.append(norm)
     if loss is not None and math.isfinite(loss):
         series.losses.append(loss)
     columns = summary.modules

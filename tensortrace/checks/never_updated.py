@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, unheld
-from tensortrace.records import Module
+from tensortrace.records import ChainLink, Module
 
 
 @check("TT401", "never-updated", after=("TT405", "TT406"))
@@ -18,9 +18,9 @@ def never_updated(
     Symptom:    part of the model stays at its initial weights though its gradients look healthy
     Threshold:  in `updates` optimizer steps running a module in training mode has gradients of its
                 own parameters, and they are held by no optimizer that has stepped so far, or their
-                update is exactly 0 at a learning rate above 0, unless nothing at all moves in
-                those steps though it did before. Or: every learning rate of an optimizer is exactly
-                0 in more than `idle` of its steps running
+                update is exactly 0 at a learning rate above 0 and was so from the start.
+                Or: every learning rate of an optimizer is exactly 0 in more than `idle` of its
+                steps running
     Source:     definition; `updates` and `idle` chosen here: both optimizers of a GAN have stepped
                 after `updates`, a warm-up from 0 has one step at 0, and LBFGS stops by itself
                 when it has converged (measured: tests/healthy)
@@ -28,7 +28,8 @@ def never_updated(
                 replaced; freeze on purpose with requires_grad_(False), which also saves time
     Misses:     a network for a perceptual loss in training mode that is not frozen is reported;
                 an optimizer that takes its first step after `updates` steps of another one too;
-                all weights that stop moving together later in the run are taken for converged
+                weights that stop moving later in the run: they have converged, or the learning rate
+                has decayed below their rounding
     Example:    encoder, decoder = Encoder(), Decoder()
                 optimizer = torch.optim.Adam(decoder.parameters())
                 loss = criterion(decoder(encoder(x)), x)
@@ -69,21 +70,22 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
     taken = [o for o in step.optimizers if not o.skipped]
     assert step.summary is not None
     columns, held = step.summary.modules, memory["held"]
-    moved_now = any(columns.update_ratio)
-    memory["moved"] = memory.get("moved", False) or moved_now
-    converged = memory["moved"] and not moved_now
-    moving = not converged and all(lr > 0 for o in taken for lr in o.lr)
+    ever: set[str] = memory.setdefault("moved", set())
+    moving = all(lr > 0 for o in taken for lr in o.lr)
     stepping: set[str] = set().union(*(held.get(o.index, set()) for o in taken))
     streaks: dict[str, int] = memory.setdefault("streaks", {})
     found: list[str] = []
     for path, rms, moved in zip(
         columns.path, columns.param_grad_rms, columns.update_ratio, strict=False
     ):
+        if moved:
+            ever.add(path)
         module = step.modules.get(path)
         if not rms or module is None or not module.training:
             continue
         names = _trainable(module)
-        unmoved = bool(names) and moving and moved == 0 and stepping.issuperset(names)
+        still = moving and moved == 0 and path not in ever
+        unmoved = bool(names) and still and stepping.issuperset(names)
         streaks[path] = streaks.get(path, 0) + 1 if unmoved else 0
         if streaks[path] >= updates:
             found += names
@@ -95,6 +97,8 @@ def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:
             else "are held by an optimizer with lr > 0 and do not change")  # fmt: skip
     path = next((p for p in step.modules if names[0] in _trainable(step.modules[p])), None)
     more = ", ..." if len(names) > 4 else ""
+    taken = next((o for o in step.optimizers if not o.skipped), None)
+    ran = next((c for c in step.calls if c.module == path and c.phase == "forward"), None)
     fix = None if why == "forgotten" else (
         "look for code that restores the weights, and for a learning rate below the rounding of "
         "the dtype (bfloat16 keeps 3 digits): keep float32 master weights")  # fmt: skip
@@ -102,6 +106,8 @@ def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:
         message=f"{len(names)} parameters have gradients and {said}, {updates} optimizer steps "
         f"running: {', '.join(names[:4])}{more}",
         cause=why, phase="optimizer", module=path, param=names[0], value=len(names), limit=0,
+        location=taken.location if taken else None,
+        chain=(ChainLink(ran.seq, None, path, ran.location),) if ran else (),
         fix=fix, evidence={"parameters": names[:100]},
     )  # fmt: skip
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
-from tensortrace.records import Action, Location, Optimizer
+from tensortrace.records import Action, ChainLink, Location, Optimizer
 
 
 @dataclass(slots=True)
 class Cycle:
-    """What happened since the last step of one optimizer; `carried` is None before a backward."""
+    """What happened since the last step of one optimizer; `carried` is None before a backward.
+
+    `held` are the names of what it holds, of which the first stands for all.
+    """
 
     carried: bool | None = None
     running: int = 0
     ever_cleared: bool = False
     backward: Location | None = None
+    held: list[str] = field(default_factory=list)
 
 
 @check("TT206", "zero-grad-forgotten", severity="error")
@@ -52,6 +56,7 @@ def zero_grad_forgotten(
     for record in step.happened():
         if isinstance(record, Optimizer):
             cycle = cycles.setdefault(record.index, Cycle())
+            cycle.held = record.parameters or cycle.held
             if not record.skipped:
                 cycle.running = cycle.running + 1 if cycle.carried else 0
                 if cycle.running >= sustain:
@@ -79,8 +84,18 @@ def _draft(record: Optimizer, cycle: Cycle, sustain: int) -> Draft:
     return Draft(
         message=f"backward added to the gradients of the step before in {cycle.running} steps "
         f"running of optimizer {record.index}, {record.cls} (limit {sustain}): nothing cleared "
-        "them in between",
-        cause=f"optimizer {record.index}", phase="backward", value=cycle.running, limit=sustain,
+        f"{_of(cycle.held)} in between",
+        cause=f"optimizer {record.index}", phase="backward",
+        param=cycle.held[0] if cycle.held else None,
+        chain=(ChainLink(record.seq, None, f"{record.cls}.step", record.location),),
+        value=cycle.running, limit=sustain,
         severity="warning" if cycle.ever_cleared else "error", location=cycle.backward,
         evidence={"optimizer": record.index, "ever_cleared": cycle.ever_cleared},
     )  # fmt: skip
+
+
+def _of(held: list[str]) -> str:
+    if not held:
+        return "them"
+    more = f" and {len(held) - 1} others" if len(held) > 1 else ""
+    return f"those of {held[0]}{more}"

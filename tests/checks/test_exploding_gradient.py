@@ -37,6 +37,13 @@ def test_a_plateau_that_is_left_while_the_loss_falls_is_silent():
     assert find(norms([0.01] * 10 + [1.0] * 5, falling), "TT201") == []
 
 
+def test_what_has_converged_may_jump_far_below_where_it_began():
+    converged = [1.0] * 20 + [1e-4] * 40
+    assert find(norms([*converged, 0.09, 0.09, 0.09]), "TT201") == []
+    assert len(find(norms([*converged, 0.11, 0.11, 0.11]), "TT201")) == 1
+    assert len(find(norms([*converged, 0.09, 0.09, 0.09]), "TT201", converged=0.01)) == 1
+
+
 def test_first_steps_that_are_large_and_norms_that_are_not_finite_are_silent():
     assert find(norms([500.0, 100.0, 20.0] + [1.0] * 20), "TT201") == []
     assert find(norms([1.0] * 10 + ["NaN", "Infinity", None] * 3), "TT201") == []

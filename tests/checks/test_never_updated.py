@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
+from torch import nn
+
 from tests.checks import brief, closing, find, module, optimizer, row
+from tests.checks.traced import find_live
 
 
 def steps(count=10, *, held=("a.weight",), rms=1.0, ratio=0.01, lr=(0.1,), **changes):
@@ -55,6 +60,39 @@ def test_an_optimizer_that_has_converged_is_silent():
 
     assert find(lbfgs(moving=5), "TT401") == []
     assert len(find(lbfgs(moving=0), "TT401")) == 1
+
+
+def test_a_layer_that_a_decaying_learning_rate_no_longer_moves_is_silent():
+    """Its updates fall below the rounding of its weights before those of others do."""
+
+    def run():
+        net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
+        adam = torch.optim.Adam(net.parameters(), lr=1e-2)
+        decay = torch.optim.lr_scheduler.ExponentialLR(adam, 0.8)
+        x = torch.randn(16, 2)
+        for _ in range(120):
+            adam.zero_grad()
+            F.mse_loss(net(x), x.sum(1, keepdim=True)).backward()
+            adam.step()
+            decay.step()
+
+    assert find_live(run, "TT401") == []
+
+
+def test_the_optimizer_and_the_layer_are_shown():
+    def run():
+        net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        adam = torch.optim.Adam(net[2].parameters())
+        for _ in range(6):
+            adam.zero_grad()
+            net(torch.randn(16, 8)).square().mean().backward()
+            adam.step()
+
+    (found,) = find_live(run, "TT401")
+    assert found.module == "0"
+    assert "adam.step()" in found.location.code
+    (layer,) = found.chain
+    assert layer.op == "0"
 
 
 def test_what_nobody_means_to_train_is_silent():

@@ -32,6 +32,11 @@ def test_language_model_without_zero_grad_is_an_error_after_three_steps():
     assert brief([found]) == [("TT206", "error", None)]
     assert (found.step, found.value, found.limit) == (3, 3, 3)
     assert "in 3 steps running of optimizer 0, AdamW (limit 3)" in found.message
+    assert "nothing cleared those of embed.weight and " in found.message
+    assert found.param == "embed.weight"
+    (stepped,) = found.chain
+    assert stepped.op == "AdamW.step"
+    assert "adam.step()" in stepped.location.code
     assert "backward()" in found.location.code
 
 
