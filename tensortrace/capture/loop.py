@@ -18,7 +18,16 @@ import torch
 from torch import nn
 from torch.amp import grad_scaler
 from torch.nn.utils import clip_grad
-from torch.utils.data import IterableDataset, SequentialSampler, dataloader
+from torch.utils.data import (
+    BatchSampler,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    dataloader,
+)
 
 from tensortrace.capture import optimizers
 from tensortrace.capture.active import here, slot
@@ -32,6 +41,10 @@ if TYPE_CHECKING:
 _no_functions = torch._C.DisableTorchFunction
 # So many names are enough to look for a prefix with.
 _EXAMPLES = 5
+# Those whose length is arithmetic.
+_SAMPLERS = frozenset({SequentialSampler, RandomSampler, SubsetRandomSampler, DistributedSampler,
+                       WeightedRandomSampler})  # fmt: skip
+_BATCH_SAMPLERS = frozenset({BatchSampler, type(None)})
 _Call = Callable[[], Any]
 # Reports a call: gets the recorder, the arguments, the frame's depth and the call itself.
 _Report = Callable[["Recorder", tuple[Any, ...], dict[str, Any], _Call], Any]
@@ -153,13 +166,14 @@ def _loader(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
 
 
 def _count_batches(loader: dataloader.DataLoader[Any]) -> int | None:
-    """How many batches an epoch has; None where a stream or a sampler does not say."""
-    if isinstance(loader.dataset, IterableDataset):
+    """How many batches an epoch has; None for a stream, and where a sampler of the user's says it.
+
+    Such a sampler may draw random numbers to say its length, as nobody has asked it to.
+    """
+    plain = type(loader.sampler) in _SAMPLERS and type(loader.batch_sampler) in _BATCH_SAMPLERS
+    if not plain or isinstance(loader.dataset, IterableDataset):
         return None
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return None
+    return len(loader._index_sampler)
 
 
 def _fetch(given: Batches, recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:

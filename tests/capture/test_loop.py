@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
 from tensortrace import trace
 from tensortrace.capture import loop
@@ -108,6 +108,27 @@ def test_fetches_are_actions_and_collating_is_no_op_of_the_step() -> None:
     told = {"batches": 3, "workers": 0, "pin_memory": False, "shuffled": False,
             "replacement": False}  # fmt: skip
     assert first.detail == told
+
+
+def test_sampler_of_the_users_is_not_asked_for_its_length() -> None:
+    class Drawing(Sampler[int]):
+        def __iter__(self) -> Any:
+            return iter(torch.randperm(6).tolist())
+
+        def __len__(self) -> int:
+            torch.rand(1)
+            return 6
+
+    def drawn() -> list[float]:
+        torch.manual_seed(0)
+        data = TensorDataset(torch.arange(24.0).view(6, 4))
+        return [float(x.sum()) for (x,) in DataLoader(data, batch_size=2, sampler=Drawing())]
+
+    records: list[Any] = []
+    untraced = drawn()
+    with trace(out=records.append, every=1):
+        assert drawn() == untraced
+    assert one(records, "loader").detail["batches"] is None
 
 
 def test_stream_of_unknown_length_has_no_number_of_batches() -> None:
