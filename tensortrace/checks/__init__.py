@@ -171,17 +171,14 @@ class StepView:
         Returns:
             The call that got it first, the name of the input there, and the tensor.
         """
-        calls = [c for c in self.calls
-                 if c.phase == "forward" and c.op is None and not c.recompute]  # fmt: skip
-        told: set[int] = set()
+        # Nearly always there are none: one look at each tensor must do.
+        old = {id: t for id, t in self.tensors.items()
+               if t.from_step is not None and t.grad_fn is not None and not t.is_leaf}  # fmt: skip
+        calls = [c for c in self.calls if old and c.phase == "forward" and c.op is None]
         for call in sorted(calls, key=lambda c: (c.parent is not None, c.seq)):
-            for name, id in call.inputs:
-                tensor = self.tensors.get(id)
-                if tensor is None or tensor.from_step is None or id in told or tensor.is_leaf:
-                    continue
-                if tensor.requires_grad and tensor.grad_fn is not None:
-                    told.add(id)
-                    yield call, name, tensor
+            for name, id in call.inputs if not call.recompute else ():
+                if id in old:
+                    yield call, name, old.pop(id)
 
     def _unhealed(self) -> Literal["output"] | None:
         """Follow what outermost modules spoilt to where nothing finite was made of it.

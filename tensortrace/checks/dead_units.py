@@ -40,8 +40,9 @@ def dead_units(
     """
     if step.summary is None:
         return
+    counted = {id for id, tensor in step.tensors.items() if tensor.dead is not None}
     told: dict[tuple[int | None, int, int, int | None], tuple[Call, str, Tensor]] = {}
-    for call in sorted(step.calls, key=lambda c: c.seq):
+    for call in sorted(step.calls if counted else (), key=lambda c: c.seq):
         # What made it names it better than what was given it, which comes after it.
         for name, id in (*call.outputs, *call.inputs) if call.phase == "forward" else ():
             tensor = step.tensors.get(id)

@@ -12,7 +12,7 @@ from tensortrace.text import module_text
 
 _AGAIN = "backward through the graph a second time"
 _CHANGED = "modified by an inplace operation"
-_STEPS, _STATES = 8, 256
+_STEPS, _STATES = 8, 64
 
 
 @check("TT705", "hidden-state-not-detached", when="gate", after=("TT801",))
@@ -96,12 +96,16 @@ def _made(step: StepView, depths: dict[int, int]) -> dict[Any, int]:
             for _, id in call.outputs:
                 depths[id] = max(depth, depths.get(id, 0))
     made: dict[Any, int] = {}
-    for call in sorted(forward, key=lambda c: (c.parent is not None, c.seq)):
-        for _, id in call.outputs:
+    # What outermost modules return, and of the others what came last: that is a state.
+    outer = (call for call in forward if call.parent is None)
+    for call in itertools.chain(outer, reversed(forward)):
+        if len(made) >= _STATES:
+            break
+        for _, id in call.outputs if depths or call.seq in backed else ():
             tensor = step.tensors.get(id)
             if tensor is None or not tensor.requires_grad or tensor.norm is None:
                 continue
-            if (id in depths or call.seq in backed) and len(made) < _STATES:
+            if id in depths or call.seq in backed:
                 made[_likeness(tensor)] = depths.get(id, 0)
     return made
 
