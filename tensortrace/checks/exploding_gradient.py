@@ -119,9 +119,11 @@ def _remember(summary: Step, series: Series, norm: float, loss: float | None, wi
 def _jump(summary: Step, series: Series, key: str, usual: float, ratio: float) -> Draft:
     norm = float(summary.grad_norm or 0)
     rows = _by_growth(summary, series.modules)
-    most = f"; most of all in {module_text(rows[0][0])} ({rows[0][2]:.0f}x)" if rows else ""
+    # After a run of such steps a module's own median is as large: then it says nothing.
+    most = (f"; most of all in {module_text(rows[0][0])} ({number_text(rows[0][2])}x)"
+            if rows and rows[0][2] > 2 else "")  # fmt: skip
     return Draft(
-        message=f"gradient norm {number_text(norm)} is {norm / usual:.0f}x the median "
+        message=f"gradient norm {number_text(norm)} is {number_text(norm / usual)}x the median "
         f"{number_text(usual)} of the {len(series.norms)} steps before (limit {ratio:g}x), "
         f"{series.running} steps running{most}",
         cause=key, phase="backward", module=rows[0][0] if rows else None, value=norm,

@@ -88,7 +88,9 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
         unmoved = bool(names) and still and stepping.issuperset(names)
         streaks[path] = streaks.get(path, 0) + 1 if unmoved else 0
         if streaks[path] >= updates:
-            found += names
+            # The ratio is that of the weights, where there are any: a bias beside them may move.
+            weights = _trainable(module, dims=2)
+            found += weights or names
     return found
 
 
@@ -112,7 +114,7 @@ def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:
     )  # fmt: skip
 
 
-def _trainable(module: Module) -> list[str]:
+def _trainable(module: Module, dims: int = 0) -> list[str]:
     """Name in full the parameters of a module that require gradients, as declared."""
     prefix = f"{module.path}." if module.path else ""
-    return [prefix + p.name for p in module.parameters if p.requires_grad]
+    return [prefix + p.name for p in module.parameters if p.requires_grad and len(p.shape) >= dims]

@@ -20,8 +20,9 @@ def stale_parameters(
                 the optimizer was given model.parameters()
     Threshold:  in `updates` optimizer steps running parameters have gradients and no optimizer,
                 while an optimizer that steps holds parameters without gradient that no module has
-                (any more), of the same shapes or, for a resized one, of the same but for the first
-                dim. An error if each of those has its match in shape, of two dims or more
+                (any more), of the same shapes or, for a resized one and its bias, of the same but
+                for the first dim. An error if each of those has its match in shape, of two dims
+                or more
     Source:     torch.optim docs up to 1.13, on .cuda() after the optimizer was made: parameters
                 "will be different objects with those before the call"; `updates` as in TT401
     Fix:        make the optimizer after the model is what it will be: after resize, copy.deepcopy,
@@ -56,7 +57,7 @@ def stale_parameters(
         yield Draft(
             message=f"optimizer {index}, {optimizer.cls}, holds {len(old)} parameters that no "
             f"module has and that get no gradient, {running[index]} steps running (limit "
-            f"{updates}); {len(pairs)} like them have gradients and are in no optimizer: {name} "
+            f"{updates}); {len(pairs)} like them with gradients in no optimizer: {name} "
             f"{list(forgotten[name])} for {list(one)}",
             cause=f"optimizer {index}", severity="error" if certain else "warning",
             phase="optimizer", module=name.rpartition(".")[0], param=name, value=len(pairs),
@@ -84,8 +85,10 @@ def _matched(old: list[_Shape], forgotten: dict[str, _Shape]) -> list[tuple[_Sha
             del left[name]
             pairs.append((one, name))
     for one in rest:
-        name = next((n for n, s in left.items() if len(s) == len(one) > 1 and s[1:] == one[1:]),
-                    None)  # fmt: skip
+        # Vectors are alike too easily: only the bias of a layer whose weight is matched counts.
+        layers = {name.rpartition(".")[0] for _, name in pairs}
+        name = next((n for n, s in left.items() if len(s) == len(one) and s[1:] == one[1:]
+                     and (len(one) > 1 or n.rpartition(".")[0] in layers)), None)  # fmt: skip
         if name is not None:
             del left[name]
             pairs.append((one, name))

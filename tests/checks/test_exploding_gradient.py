@@ -70,6 +70,18 @@ def test_the_module_that_grew_most_is_named():
     (found,) = find(calm, "TT201")
     assert brief([found]) == [("TT201", "warning", "rnn")]
     assert found.evidence["profile"] == [["rnn", 90.0], ["head", 2.0]]
+    assert found.message.endswith("; most of all in rnn (90x)")
+
+
+def test_a_module_that_has_not_grown_is_not_blamed_in_the_message():
+    """As after a spike that the modules' own medians hold and the total's does not."""
+    calm = [closing(s, grad_norm=1.0, modules=row(param_grad_rms={"a": 90.0})) for s in range(10)]
+    wild = [
+        closing(s, grad_norm=9e7, modules=row(param_grad_rms={"a": 90.0})) for s in range(10, 13)
+    ]
+    (found,) = find([optimizer(), *calm, *wild], "TT201")
+    assert "gradient norm 9.0e+07 is 9.0e+07x the median 1 of" in found.message
+    assert "most of all" not in found.message
 
 
 def profile(values, steps, cls="Linear"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from msgspec import structs
 from torch import nn
 
 from tests.checks import brief, closing, find, module, optimizer, row
@@ -40,6 +41,21 @@ def test_parameters_that_are_held_and_do_not_move_are_told():
     assert "held by an optimizer with lr > 0 and do not change" in found.message
     assert found.param == "b.weight"
     assert "bfloat16" in found.fix
+
+
+def test_a_bias_beside_weights_that_do_not_move_is_not_named():
+    def run():
+        bias = module("", "bias", shape=(4,)).parameters
+        for layer in (module(path, "weight") for path in "ab"):
+            yield structs.replace(layer, parameters=[*layer.parameters, *bias])
+        held = ["a.weight", "a.bias", "b.weight", "b.bias"]
+        for step in range(4):
+            yield optimizer(step=step, parameters=held if not step else None)
+            columns = row(param_grad_rms={"a": 1.0, "b": 1.0}, update_ratio={"a": 0.01, "b": 0.0})
+            yield closing(step, modules=columns)
+
+    (found,) = find(run(), "TT401")
+    assert found.evidence["parameters"] == ["b.weight"]
 
 
 def test_a_healthy_run_is_silent():

@@ -81,6 +81,34 @@ def with_weight_norm(model):
     return model
 
 
+def two_classes(*, replaced_first):
+    """A network whose head is exchanged for one of two classes."""
+
+    def program():
+        model = convnet()
+        model.requires_grad_(False)
+        model[-1].requires_grad_(True)
+        head = nn.Linear(model[-1].in_features, 2)
+        if replaced_first:
+            model[-1] = head
+        sgd = torch.optim.SGD(model.parameters(), lr=1e-2)
+        model[-1] = head
+        for _ in range(9):
+            x, y = images(8)
+            F.cross_entropy(model(x), y % 2).backward()
+            sgd.step()
+            sgd.zero_grad()
+
+    return program
+
+
+def test_a_replaced_head_is_told_with_its_bias_and_once():
+    (found,) = find_live(two_classes(replaced_first=False), "TT401", "TT405", "TT409")
+    assert (found.code, found.value) == ("TT405", 2)
+    assert [name.rpartition(".")[2] for name in found.evidence["parameters"]] == ["weight", "bias"]
+    assert find_live(two_classes(replaced_first=True), "TT401", "TT405", "TT409") == []
+
+
 def test_deep_copy_that_is_trained_in_place_of_its_original_is_an_error():
     (found,) = find_live(classify(copy.deepcopy, first=False), "TT401", "TT405")
     assert (found.code, found.severity, found.step) == ("TT405", "error", 3)
