@@ -382,6 +382,23 @@ def test_validation_loss_that_is_nan_is_an_error_though_no_backward_follows() ->
     assert [(f.code, f.severity, f.op) for f in t.findings] == [("TT101", "error", "std")]
 
 
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("read", [lambda y: y.argmax(-1), lambda y: y == y, lambda y: y.isnan()])
+@pytest.mark.parametrize("healed", [False, True])
+def test_nan_that_only_an_index_or_a_comparison_reads_is_an_error_unless_healed(
+    read, level, healed
+) -> None:
+    class Ratio(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x / x
+
+    with torch.no_grad(), trace(out=io.BytesIO(), level=level) as t:
+        made = Ratio()(torch.zeros(2, 3))
+        read(made.nan_to_num() if healed else made)
+    severities = [f.severity for f in t.findings if f.code == "TT101"]
+    assert severities == (["note"] if healed else ["error"])
+
+
 def test_nan_that_a_float_op_heals_after_the_module_is_no_error() -> None:
     class Ratio(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
