@@ -29,6 +29,7 @@ from torch._C import (
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.names import unwrapped
 from tensortrace.capture.roots import OWN, Alias, KeptGenerator, Root, UnkeptError
 from tensortrace.capture.tensors import version_of
@@ -39,6 +40,12 @@ _SHARED = (
     types.FunctionType, types.BuiltinFunctionType, type, torch.device, torch.dtype,
 )  # fmt: skip
 _SHARED_NAMES = frozenset({"ProcessGroup", "DeviceMesh"})
+
+
+_WRITES = frozenset((
+    "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ifloordiv__",
+    "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
+))  # fmt: skip
 
 
 class Stage:
@@ -52,6 +59,9 @@ class Stage:
         self.leaves: list[torch.Tensor] = []
         self.notes: list[str] = []
         self.generators: list[tuple[torch.Generator, torch.Tensor]] = []
+        # The memory of the parameters, and why the replay was given up.
+        self.weights: set[int] = set()
+        self.refused = ""
         # Stand-in of a tensor of the user's -> that tensor's id in memory.
         self.origins: dict[int, int] = {}
         self.args: tuple[Any, ...] = ()
@@ -103,8 +113,6 @@ class Stage:
         """Copy a value so that the replay cannot change the user's."""
         if isinstance(value, _SHARED) or type(value).__name__ in _SHARED_NAMES:
             return value
-        from tensortrace.capture.flatten import tensors_in
-
         for _, tensor in tensors_in(value, ""):
             if not isinstance(tensor, nn.Parameter) or id(tensor) not in self.memo:
                 self.stand_in(tensor)
@@ -113,12 +121,32 @@ class Stage:
         except Exception as error:
             raise UnkeptError(f"{what} cannot be copied ({type(error).__name__})") from error
 
-    def guard(self, kwargs: dict[str, Any]) -> None:
-        """Remember the state of a generator that an op is about to draw from."""
+    def guard(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look at an op that is about to run.
+
+        A generator that it draws from is remembered with its state. Parameters are not copied, so
+        no op may write into them: through ``.data`` a forward can, and no version tells.
+
+        Raises:
+            UnkeptError: it would.
+        """
+        writes = name in _WRITES or (name.endswith("_") and not name.endswith("__"))
+        if writes or "out" in kwargs:
+            for target in (args[:1] if writes else (), kwargs.get("out")):
+                if any(_memory(tensor) in self.weights for _, tensor in tensors_in(target, "")):
+                    self.refused = "its forward writes into a parameter"
+                    raise UnkeptError(self.refused)
         generator = kwargs.get("generator")
         known = [one for one, _ in self.generators]
         if isinstance(generator, torch.Generator) and generator not in known:
             self.generators.append((generator, generator.get_state()))
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):
+        return 0  # sparse, nested: it has no memory of its own that could be compared
 
 
 @contextlib.contextmanager
@@ -165,6 +193,7 @@ def _stand_in_parameters(stage: Stage, modules: list[nn.Module]) -> None:
             made.__dict__.update(parameter.__dict__)
             stage.memo[id(parameter)] = made
             stage._alive.append(made)
+            stage.weights.add(_memory(made) or -1)
             if parameter.requires_grad:
                 stage.leaves.append(made)
 

@@ -208,7 +208,7 @@ class Replay:
                     ops.mode_on()
                     try:
                         output = module(*stage.args, **stage.kwargs)
-                        if phase == "backward":
+                        if phase == "backward" and not stage.refused:
                             self._backward(output, stage)
                     except UnkeptError:
                         raise
@@ -217,6 +217,9 @@ class Replay:
                     finally:
                         ops.mode_off()
                         here.stack, here.busy, slot.recorder = stack, busy, live
+                # The forward may have caught it.
+                if stage.refused:
+                    raise UnkeptError(stage.refused)
         finally:
             here.stack, here.busy, slot.recorder = stack, busy, live
             self.recorder.parameters.remove()
@@ -294,10 +297,10 @@ class ReplayRecorder(Recorder):
         if len(self.taken) < _MOST_RECORDS:
             self.taken.append(draft)
 
-    def guard(self, kwargs: dict[str, Any]) -> None:
-        """An op is about to run: remember the generator that it draws from."""
+    def guard(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """An op is about to run: remember the generator that it draws from, spare the weights."""
         if self.stage is not None:
-            self.stage.guard(kwargs)
+            self.stage.guard(name, args, kwargs)
 
     def fault(self, part: str, error: Exception) -> None:
         """A failure of ours ends the replay, not the tracing."""

@@ -119,7 +119,7 @@ class OutsideMode(TorchFunctionMode):
                 _sync(recorder, name, args)
             return func(*args, **(kwargs or {}))
         if recorder.replaying:
-            recorder.guard(kwargs or {})
+            recorder.guard(name, args, kwargs or {})
         if name in _BACKWARD and getattr(func, "__module__", "").startswith("torch."):
             return _run_backward(recorder, name, func, args, kwargs or {})
         return _run(recorder, _OPERATORS.get(name, name), func, args, kwargs or {})

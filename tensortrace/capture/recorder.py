@@ -234,7 +234,7 @@ class Recorder:
         self.stepping = None
         return False
 
-    def guard(self, kwargs: dict[str, Any]) -> None:
+    def guard(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Only a replay minds what an op is given."""
 
     # ---- what hooks tell

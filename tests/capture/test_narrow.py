@@ -220,6 +220,84 @@ def test_input_that_was_modified_since_is_said() -> None:
     assert "between" in finding.message
 
 
+class Overwriting(faulty.Base):
+    """Writes over what it is given and what it holds, past the version counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(4))
+        self.scale = torch.ones(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.data.mul_(2)
+        self.seen.data.add_(1)
+        self.scale.data.mul_(3)
+        return super().forward(x)
+
+    def middle(self, h: Tensor) -> Tensor:
+        return h + (h * 0).log()
+
+
+class Renormed(Overwriting):
+    """Writes into a parameter as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.change(self.inner.weight)
+        return super().forward(x)
+
+    def change(self, weight: Tensor) -> None:
+        weight.data.mul_(1.5)
+
+
+class RenormedByIndex(Renormed):
+    def change(self, weight: Tensor) -> None:
+        weight.data[0] = weight.data[0] * 2
+
+
+class RenormedInto(Renormed):
+    def change(self, weight: Tensor) -> None:
+        torch.mul(weight.data, 2, out=weight.data)
+
+
+class RenormedByOperator(Renormed):
+    def change(self, weight: Tensor) -> None:
+        held = weight.data
+        try:
+            held *= 2
+        except RuntimeError:
+            raise AssertionError from None
+
+
+REFUSED = "its forward writes into a parameter"
+
+
+@pytest.mark.parametrize(
+    ("kind", "placed"),
+    [
+        (Overwriting, "close"),
+        (Renormed, REFUSED),
+        (RenormedByIndex, REFUSED),
+        (RenormedInto, REFUSED),
+        (RenormedByOperator, REFUSED),
+    ],
+)
+def test_a_replay_that_writes_in_place_writes_into_copies(
+    kind: type[Overwriting], placed: str
+) -> None:
+    def program() -> list[Tensor]:
+        torch.manual_seed(0)
+        model, x = kind(), torch.randn(3, 4)
+        model(x).mean().backward()
+        return [x, model.seen, model.scale, *(p.detach() for p in model.parameters())]
+
+    plain = program()
+    with trace(out=io.BytesIO()) as t:
+        traced = program()
+    (finding,) = [finding for finding in t.findings if finding.severity == "error"]
+    assert finding.evidence["placed"] == placed
+    assert same(plain, traced)
+
+
 def test_narrow_false_replays_nothing() -> None:
     records: list[Any] = []
     with trace(out=records.append, narrow=False):
