@@ -19,12 +19,18 @@ _HE = math.sqrt(2)
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A weight as it was first seen: its rms in units of 1 / sqrt(fan-in), and its path."""
+    """A weight as it was first seen; `fan` is the smaller of fan-in and fan-out."""
 
     param: Param
     path: str
-    gain: float
+    rms: float
+    fan: int
     fan_in: int
+
+    @property
+    def gain(self) -> float:
+        """The rms in units of 1 / sqrt(fan)."""
+        return self.rms * math.sqrt(self.fan)
 
 
 @check("TT403", "bad-initialisation")
@@ -46,14 +52,16 @@ def bad_initialisation(
                 full steps running in which its optimizer steps at a rate above 0. Or, where a
                 weight is first seen: all elements of a linear or convolution layer equal and not 0,
                 and another layer takes its features and has a gradient to send back; or rms *
-                sqrt(fan-in) > large * sqrt(2), and the rms of the layer's output is more than half
-                as many times that of its input, of a linear or convolution layer (an embedding
-                whose weight it shares included) or, without the output, of what a recurrent layer
-                feeds back; or it is < small * sqrt(2) in two layers or more and in most of them; or
-                an embedding has rms > embedding. Or, in its first four optimizer steps: all rows of
-                a weight and all rows of its gradient are alike (apart by < alike * their norm)
-    Source:     Glorot and Bengio 2010, He et al. 2015: std = sqrt(2 / fan-in) keeps the scale;
-                PyTorch's own default is 0.41 times that; equal units get equal gradients and stay
+                sqrt(the smaller of fan-in and fan-out) > large * sqrt(2), and the rms of the
+                layer's output is more than half as many times that of its input, of a linear or
+                convolution layer (an embedding whose weight it shares included) or, without the
+                output, of what a recurrent layer feeds back; or rms * sqrt(fan-in) < small *
+                sqrt(2) in two layers or more and in most of them; or an embedding has rms >
+                embedding. Or, in its first two optimizer steps: all rows of a weight and all rows
+                of its gradient are alike (apart by < alike * their norm)
+    Source:     Glorot and Bengio 2010, He et al. 2015: std = sqrt(2 / fan-in) keeps the scale of
+                the outputs, with the fan-out that of the gradients, and either will do; PyTorch's
+                own default is 0.41 times the first; equal units get equal gradients and stay
                 equal (Goodfellow et al. 2016, section 8.4), but for rounding of about 1e-7. `large`
                 and `small` measured on tests/healthy: 0.34 to 0.83 times, deliberate zeros aside;
                 std 0.02 at width 1024 has 0.45. `sustain`: a zero output or gate after a zero one
@@ -90,8 +98,9 @@ def bad_initialisation(
         met.add(param.name)
         fan_in = param.value.numel // max(shape[0], 1)
         if fan_in and param.module is not None:
-            gain = param.value.norm / math.sqrt(shape[0])
-            fresh.append(Weight(param, param.module, gain, fan_in))
+            rms = param.value.norm / math.sqrt(param.value.numel)
+            fan = min(fan_in, shape[0] * math.prod(shape[2:]))
+            fresh.append(Weight(param, param.module, rms, fan, fan_in))
     if fresh:
         yield from _constant(step, fresh)
         yield from _too_large(step, fresh, large, embedding)
@@ -208,12 +217,11 @@ def _too_large(
     for weight in fresh:
         cls, path = _cls(step, weight.path), weight.path
         if cls == "Embedding":
-            rms = weight.gain / math.sqrt(weight.fan_in)
-            if rms > embedding:
+            if weight.rms > embedding:
                 yield Draft(
-                    message=f"the embedding {weight.param.name} starts at rms {number_text(rms)}"
-                    f" (limit {embedding:g})",
-                    cause="embedding", module=path, param=weight.param.name, value=rms,
+                    message=f"the embedding {weight.param.name} starts at rms "
+                    f"{number_text(weight.rms)} (limit {embedding:g})",
+                    cause="embedding", module=path, param=weight.param.name, value=weight.rms,
                     limit=embedding,
                 )  # fmt: skip
                 continue
@@ -229,12 +237,12 @@ def _too_large(
                 found.append((weight.gain, path, weight))
     if found:
         gain, path, worst = max(found, key=lambda one: one[0])
-        rms, he = gain / math.sqrt(worst.fan_in), _HE / math.sqrt(worst.fan_in)
+        he = _HE / math.sqrt(worst.fan)
         shared = f", which {path} shares," if path != worst.path else ""
         yield Draft(
-            message=f"{worst.param.name}{shared} starts at rms {number_text(rms)}, "
-            f"{number_text(gain / _HE)} times the {number_text(he)} that a fan-in of "
-            f"{worst.fan_in} asks for (limit {large:g}), in {len(found)} weights",
+            message=f"{worst.param.name}{shared} starts at rms {number_text(worst.rms)}, "
+            f"{number_text(gain / _HE)} times the {number_text(he)} that a fan of "
+            f"{worst.fan} asks for (limit {large:g}), in {len(found)} weights",
             cause="large", module=path, param=worst.param.name, value=gain / _HE, limit=large,
             evidence={"weights": {w.param.name: g / _HE for g, _, w in found[:20]}},
         )  # fmt: skip
@@ -252,15 +260,16 @@ def _shares(step: StepView, weight: Weight) -> str:
 
 
 def _too_small(step: StepView, fresh: list[Weight], small: float) -> Iterator[Draft]:
-    layers = [w for w in fresh if w.gain and _cls(step, w.path) in _LAYERS]
-    tiny = [weight for weight in layers if weight.gain < small * _HE]
+    layers = [w for w in fresh if w.rms and _cls(step, w.path) in _LAYERS]
+    shares = {w.param.name: w.rms * math.sqrt(w.fan_in) / _HE for w in layers}
+    tiny = [weight for weight in layers if shares[weight.param.name] < small]
     if len(tiny) > 1 and 2 * len(tiny) > len(layers):
-        worst = min(tiny, key=lambda weight: weight.gain)
-        rms = worst.gain / math.sqrt(worst.fan_in)
+        worst = min(tiny, key=lambda weight: shares[weight.param.name])
+        share = shares[worst.param.name]
         yield Draft(
-            message=f"{worst.param.name} starts at rms {number_text(rms)}, "
-            f"{number_text(worst.gain / _HE)} times what a fan-in of {worst.fan_in} asks for (limit"
-            f" {small:g}), as do {len(tiny)} of {len(layers)} layers: next to nothing passes them",
-            cause="small", module=worst.path, param=worst.param.name, value=worst.gain / _HE,
-            limit=small, evidence={"weights": {w.param.name: w.gain / _HE for w in tiny[:20]}},
+            message=f"{worst.param.name} starts at rms {number_text(worst.rms)}, "
+            f"{number_text(share)} times what a fan-in of {worst.fan_in} asks for (limit {small:g})"
+            f", as do {len(tiny)} of {len(layers)} layers: next to nothing passes them",
+            cause="small", module=worst.path, param=worst.param.name, value=share, limit=small,
+            evidence={"weights": dict(sorted(shares.items(), key=lambda one: one[1])[:20])},
         )  # fmt: skip

@@ -37,6 +37,11 @@ def train(init, steps=6):
     return program
 
 
+def for_gradients(p):
+    """As torchvision's and timm's convolutional networks start."""
+    nn.init.kaiming_normal_(p, mode="fan_out")
+
+
 def for_weights(fill):
     return lambda p: fill(p) if p.dim() > 1 else p.zero_()
 
@@ -102,7 +107,13 @@ def test_normal_weights_of_a_scale_far_off_are_told(std, words):
 
 
 @pytest.mark.parametrize(
-    "fill", [nn.init.kaiming_normal_, nn.init.xavier_uniform_, lambda p: p.normal_(std=0.02)]
+    "fill",
+    [
+        nn.init.kaiming_normal_,
+        for_gradients,
+        nn.init.xavier_uniform_,
+        lambda p: p.normal_(std=0.02),
+    ],
 )
 def test_the_usual_initialisations_are_silent(fill):
     assert find_live(train(for_weights(fill)), "TT403") == []
@@ -113,7 +124,9 @@ def language_model(std):
 
     def program():
         model = LanguageModel(64)
+        model.embed, model.head = nn.Embedding(100, 64), nn.Linear(64, 100, bias=False)
         nn.init.normal_(model.embed.weight, std=std)
+        model.head.weight = model.embed.weight
         adam = torch.optim.AdamW(model.parameters(), lr=1e-3)
         for _ in range(2):
             adam.zero_grad()
@@ -206,9 +219,9 @@ def test_a_zero_that_moves_or_may_not_yet_is_silent(how):
 
 
 def first_seen(rms, out, cls="Linear"):
-    value = make_tensor(3, 8, 16, norm=rms * 128**0.5)
+    value = make_tensor(3, 16, 16, norm=rms * 16)
     made = make_tensor(2, 4, 8, norm=out * 32**0.5)
-    yield module("fc", "weight", cls=cls, shape=(8, 16))
+    yield module("fc", "weight", cls=cls, shape=(16, 16))
     yield call(1, "fc", [1], [2], [make_tensor(1, 4, 16, norm=8.0), made])
     yield optimizer(5)
     yield param(6, "fc.weight", value)
