@@ -28,13 +28,12 @@ def autocast_escaped(
                 product under autocast returns float32: because autocast is on for another kind of
                 device than its tensors are on (a warning), or for another reason (a note). Or a
                 GradScaler scales the loss, no call of the step is under autocast and no tensor is
-                float16 (a warning)
+                float16 (a note: ops inside modules are not seen but for level="op")
     Source:     torch.amp, "Autocast Op Reference": ops that autocast to float16 or bfloat16; norms,
                 softmax and losses autocast to float32 and are not looked at; `sustain` chosen here
     Fix:        torch.autocast(x.device.type, dtype=torch.bfloat16); autocast around model(x) and
                 the loss, not around the loss alone; no out= and in-place variants in between
-    Misses:     blocks under autocast(enabled=False) are meant; recurrent networks; float64; inside
-                modules only layers are seen but for level="op"
+    Misses:     blocks under autocast(enabled=False) are meant; recurrent networks; float64
     Example:    model.to("cpu")
                 with torch.autocast("cuda"):
                     loss = F.cross_entropy(model(x), y)
@@ -66,7 +65,7 @@ def autocast_escaped(
             yield Draft(
                 message="a GradScaler scales the loss of a step in which nothing is under autocast "
                 f"and nothing is float16, {running[what]} full steps running (limit {sustain})",
-                cause=what, phase="forward", value=running[what], limit=sustain,
+                cause=what, severity="note", phase="forward", value=running[what], limit=sustain,
                 location=scale.location, evidence={"placed": "direct"},
                 fix="with torch.autocast(device, dtype=torch.float16): around model(x) and loss",
             )  # fmt: skip

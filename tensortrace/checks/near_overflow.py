@@ -25,7 +25,8 @@ def near_overflow(
                 happens in float16 and not in float32
     Threshold:  the largest element of what a module or an op returns, or of a gradient that no
                 GradScaler has scaled, is > share * the largest number of its dtype (65504 in
-                float16), in `sustain` of the last `window` full steps, finite as yet
+                float16), in `sustain` of the last `window` full steps, while nothing
+                has overflowed yet
     Source:     torch.finfo; TorchLens (dtype_range) speaks up at 0.9; half of the range leaves one
                 doubling (measured on tests/healthy: at most 42 in float16)
     Fix:        bfloat16 instead of float16; a norm layer before it; q / sqrt(d) before q @ k; sums
@@ -41,6 +42,8 @@ def near_overflow(
     """
     if step.summary is None or not step.summary.full:
         return
+    if any(f.code.startswith("TT1") and f.severity == "error" for f in step.findings):
+        return  # it has overflowed by now, and that is told
     scaled = step.scaled()
     seen: dict[str, list[int]] = memory.setdefault("seen", {})
     order: int = memory.get("order", 0) + 1

@@ -110,6 +110,16 @@ def test_one_cause_is_told_at_the_first_place_only():
     assert found.module == "a"
 
 
+def test_what_has_overflowed_is_told_by_that_alone():
+    bad = ok(2, 4, dtype="float16", posinf=1, max=4e4)
+    first = [call(1, "fc", [1], [2], [ok(1), bad]), closing()]
+    rest = [
+        type(r)(**{f: getattr(r, f) for f in r.__struct_fields__} | {"step": r.step + 1})
+        for r in steps(LIMIT + 1, LIMIT + 1)
+    ]
+    assert {f.code for f in find([*first, *rest], "TT501", "TT101")} == {"TT101"}
+
+
 def test_empty_run_is_silent():
     assert find([], "TT501") == []
     assert find([closing()], "TT501") == []
