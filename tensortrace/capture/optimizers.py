@@ -41,7 +41,7 @@ _RUN = 64
 _FAR = 8
 # Units that start alike and get the same gradients show it here: a hidden layer behind an output of
 # zeros has none in the first step.
-_FIRST_STEPS = 4
+_FIRST_STEPS = 2
 _no_functions = torch._C.DisableTorchFunction
 
 
