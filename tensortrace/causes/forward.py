@@ -121,7 +121,9 @@ def _exp(f: Facts) -> Reason:
     limits, usual = (_EXP2_LIMITS, 128) if f.word == "exp2" else (_EXP_LIMITS, 88.7)
     limit, x = limits.get(f.dtype, usual), f.first
     why = f"{f.word} is over the range of {short_dtype(f.dtype)} above {limit}; {_got(x)}"
-    fix = "subtract the maximum first, x.clamp(max=80), or use logsumexp / softmax / softplus"
+    first = "x.float() before it, " if f.dtype == "float16" else ""
+    fix = (f"{first}subtract the maximum first, x.clamp(max={limit - limit % 10:g}), or use "
+           "logsumexp / softmax / softplus")  # fmt: skip
     return Reason(why, fix, x, large)
 
 
@@ -260,7 +262,8 @@ _BY_WORD: dict[str, Callable[[Facts], Reason]] = {
         (_attention, "scaleddotproductattention multiheadattentionforward"),
         (_loss, "crossentropy nllloss nll binarycrossentropy bce kldiv ctcloss"),
         (_overflow, "matmul mm bmm addmm baddbmm linear conv1d conv2d conv3d einsum sum cumsum mul "
-                    "add sub norm linalgvectornorm square rmatmul iadd imul isub dot mv bilinear"),
+                    "add sub norm linalgvectornorm square rmatmul iadd imul isub dot mv bilinear "
+                    "mseloss l1loss smoothl1loss huberloss"),
         (_spread, "std var stdmean varmean"), (_mean, "mean nanmean"), (_normalize, "normalize"),
         (_layer_norm, "layernorm groupnorm batchnorm instancenorm rmsnorm"),
         (_cast, "to half type bfloat16"), (_product, "prod cumprod"),

@@ -88,6 +88,10 @@ FORWARD = {
     "exp in half": Case(
         "exp", lambda x: (unit(x) + 12).half().exp(), lambda x: (unit(x) + 12).half().float().exp(),
         ("exp is over the range of f16 above 11.1",)),
+    "mse_loss": Case(
+        "mse_loss", lambda x: F.mse_loss(unit(x) * 1e20, unit(x)),
+        lambda x: F.mse_loss(unit(x), unit(x) * 0),
+        ("the result is over the range of f32 (largest 3.4e+38)", "from 0 to")),
     "acos": Case(
         "acos", lambda x: (unit(x) + 1.5).acos(), lambda x: unit(x).clamp(-0.9, 0.9).acos(),
         ("acos is defined between -1 and 1 only", "from 1.5 to")),
@@ -258,6 +262,15 @@ def test_fault_is_explained_by_the_values_that_went_in(name: str, level: Level) 
     assert re.search(r"made \d+ -?(NaN|inf)", finding.message)
     assert finding.explanation not in finding.message
     assert finding.fix
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("exp", "maximum first, x.clamp(max=80), or"),
+    ("exp in half", "x.float() before it, subtract the maximum first, x.clamp(max=10), or"),
+])  # fmt: skip
+def test_repair_of_exp_fits_its_dtype(name: str, words: str) -> None:
+    (finding,) = train(FORWARD[name].wrong, "op")
+    assert words in (finding.fix or "")
 
 
 @pytest.mark.parametrize("level", ["module", "op"])
