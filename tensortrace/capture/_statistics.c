@@ -47,11 +47,13 @@ typedef struct {
     const char *at;
     int64_t n;
     Dtype dtype;
+    int lean; /* whether counts and norm are all that is asked for */
     Totals totals;
     double mean, std, norm;
 } Job;
 
 typedef void (*Pass)(const char *at, int64_t n, Totals *t);
+typedef void (*Moved)(const char *now, const char *then, int64_t n, double *change, double *weight);
 
 /* f32: 16 kB. An int32 counts its lane's share, and a sum of so few squares loses nothing. */
 #define BLOCK 4096
@@ -108,6 +110,14 @@ static void pass_singly(const char *at, int64_t start, int64_t n, Dtype dtype, T
         if (value < t->low) t->low = value;
         if (value > t->high) t->high = value;
     }
+}
+
+/* The value of any element. */
+static double any_value(const char *at, int64_t i, Dtype dtype) {
+    uint64_t bits = bits_at(at, i, dtype), magnitude = magnitude_of(bits, dtype);
+    if (magnitude < INFINITE[dtype]) return value_of(bits, dtype);
+    if (magnitude > INFINITE[dtype]) return NAN;
+    return bits == magnitude ? INFINITY : -INFINITY;
 }
 
 /* The sums over the finite elements of (x / scale - shift) and of its square. */
@@ -186,18 +196,21 @@ static int has_avx2(void) {
 #endif
 #endif
 
-/* Written once, when the module is loaded. */
-static const Pass *passes = NULL;
+/* Written once, when the module is loaded: by whether few numbers are asked for, and dtype. */
+static const Pass (*passes)[DTYPES] = NULL;
+static const Moved *moves = NULL;
 static const char *instructions = "none";
 
 static void choose_passes(void) {
 #ifdef VECTORS
     passes = passes_any;
+    moves = moves_any;
     instructions = "any";
 #endif
 #ifdef HAS_AVX2
     if (has_avx2()) {
         passes = passes_avx2;
+        moves = moves_avx2;
         instructions = "avx2";
     }
 #endif
@@ -233,10 +246,14 @@ NOINLINE void measure_here(Job *job) {
     memset(t, 0, sizeof *t);
     t->low = INFINITY, t->high = -INFINITY, t->first = -1;
     int64_t whole = passes ? job->n - job->n % 16 : 0;
-    if (whole) passes[job->dtype](job->at, whole, t);
+    if (whole) passes[job->lean][job->dtype](job->at, whole, t);
     pass_singly(job->at, whole, job->n, job->dtype, t);
     int64_t count = job->n - t->nan - t->posinf - t->neginf;
     job->mean = job->std = job->norm = 0;
+    if (job->lean && job->dtype != F64) {
+        job->norm = finite_or(sqrt(t->squares), DBL_MAX);
+        return;
+    }
     if (count <= 0) {
         t->low = t->high = 0;
         return;
@@ -362,6 +379,7 @@ static int parse_memory(PyObject *address, PyObject *count, PyObject *dtype, Job
     }
     job->n = n;
     job->dtype = (Dtype)code;
+    job->lean = 0;
     return 1;
 }
 
@@ -388,8 +406,9 @@ static PyObject *row_of(const Job *job) {
         PyLong_FromLongLong(t->neginf), PyLong_FromLongLong(t->zeros)};
     const double numbers[5] = {t->low, t->high, job->mean, job->std, job->norm};
     for (int i = 0; i < 5; i++) {
-        if (!some) Py_INCREF(Py_None);
-        items[4 + i] = some ? PyFloat_FromDouble(numbers[i]) : Py_None;
+        int known = some && (!job->lean || i == 4);
+        if (!known) Py_INCREF(Py_None);
+        items[4 + i] = known ? PyFloat_FromDouble(numbers[i]) : Py_None;
     }
     Py_INCREF(Py_None);
     items[9] = Py_None;
@@ -397,14 +416,14 @@ static PyObject *row_of(const Job *job) {
     return as_tuple(items, 11);
 }
 
-static PyObject *measure(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
-    (void)module;
+static PyObject *measure_as(PyObject *const *args, Py_ssize_t nargs, int lean) {
     Job job;
     if (nargs != 3) {
-        PyErr_SetString(PyExc_TypeError, "measure(address, count, dtype)");
+        PyErr_SetString(PyExc_TypeError, "it takes (address, count, dtype)");
         return NULL;
     }
     if (!parse_memory(args[0], args[1], args[2], &job)) return NULL;
+    job.lean = lean;
     if (job.n < MANY) {
         measure_job(&job);
     } else {
@@ -413,6 +432,16 @@ static PyObject *measure(PyObject *module, PyObject *const *args, Py_ssize_t nar
         Py_END_ALLOW_THREADS
     }
     return row_of(&job);
+}
+
+static PyObject *measure(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    return measure_as(args, nargs, 0);
+}
+
+static PyObject *measure_lean(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    return measure_as(args, nargs, 1);
 }
 
 static PyObject *measure_many(PyObject *module, PyObject *places) {
@@ -476,18 +505,130 @@ static PyObject *exponents(PyObject *module, PyObject *const *args, Py_ssize_t n
     return as_tuple(items, BUCKETS);
 }
 
+/* At most so many elements of a tensor, evenly spaced in runs of `run`: single ones, apart, would
+   read all of it. An odd spacing meets other columns in each row of a matrix of even width. */
+typedef struct {
+    int64_t run, pitch, runs;
+} Spacing;
+
+static Spacing spacing_of(int64_t n, int64_t most, int64_t run) {
+    int64_t stride = n / most + (n % most > 0);
+    if (stride <= 1) return (Spacing){n, n, 1};
+    int64_t pitch = run * (stride | 1);
+    if (n < pitch) return (Spacing){most < n ? most : n, n, 1};
+    return (Spacing){run, pitch, n / pitch};
+}
+
+static int parse_spacing(PyObject *most, PyObject *run, const Job *job, Spacing *spacing) {
+    long long m = PyLong_AsLongLong(most), r = PyLong_AsLongLong(run);
+    if (PyErr_Occurred()) return 0;
+    if (m < 1 || r < 1 || r > INT32_MAX || job->n < 1) {
+        PyErr_SetString(PyExc_ValueError, "nothing to sample");
+        return 0;
+    }
+    *spacing = spacing_of(job->n, m, r);
+    return 1;
+}
+
+static PyObject *sample(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    Job job;
+    Spacing s;
+    if (nargs != 5) {
+        PyErr_SetString(PyExc_TypeError, "sample(address, count, dtype, most, run)");
+        return NULL;
+    }
+    if (!parse_memory(args[0], args[1], args[2], &job)) return NULL;
+    if (!parse_spacing(args[3], args[4], &job, &s)) return NULL;
+    int64_t item = SIZE[job.dtype];
+    PyObject *taken = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(s.runs * s.run * item));
+    if (!taken) return NULL;
+    char *to = PyBytes_AsString(taken);
+    for (int64_t i = 0; i < s.runs; i++)
+        memcpy(to + i * s.run * item, job.at + i * s.pitch * item, (size_t)(s.run * item));
+    return taken;
+}
+
+/* Adds the squares of a piece of a sample. One element at a time where f32 cannot hold a square, and
+   for bad elements. */
+static void move_piece(const char *now, const char *then, int64_t n, Dtype dtype, double *change,
+                       double *weight) {
+    const double least = 1e-24 * (double)n;
+    double c = 0, w = 0;
+    int64_t k = 0;
+    if (moves && moves[dtype] && n % 16 == 0) {
+        moves[dtype](now, then, n, &c, &w);
+        int still = c == 0 && memcmp(now, then, (size_t)(n * SIZE[dtype])) == 0;
+        if ((still || (c > least && c < INFINITY)) && w > least && w < INFINITY) k = n;
+        else c = w = 0;
+    }
+    for (; k < n; k++) {
+        double x = any_value(now, k, dtype), y = any_value(then, k, dtype);
+        c += (x - y) * (x - y);
+        w += y * y;
+    }
+    *change += c;
+    *weight += w;
+}
+
+#define PIECE 128
+
+/* Not inlined: a compiler does not know that the settings of arithmetic matter to it. */
+NOINLINE void move(const Job *job, const Spacing *s, const char *before, double *change,
+                   double *weight) {
+    int64_t item = SIZE[job->dtype];
+    for (int64_t i = 0; i < s->runs; i++) {
+        const char *now = job->at + i * s->pitch * item, *then = before + i * s->run * item;
+        for (int64_t k = 0; k < s->run; k += PIECE) {
+            int64_t n = s->run - k < PIECE ? s->run - k : PIECE;
+            move_piece(now + k * item, then + k * item, n, job->dtype, change, weight);
+        }
+    }
+}
+
+static PyObject *moved(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    Job job;
+    Spacing s;
+    if (nargs != 6 || !PyBytes_Check(args[5])) {
+        PyErr_SetString(PyExc_TypeError, "moved(address, count, dtype, most, run, sample)");
+        return NULL;
+    }
+    if (!parse_memory(args[0], args[1], args[2], &job)) return NULL;
+    if (!parse_spacing(args[3], args[4], &job, &s)) return NULL;
+    int64_t item = SIZE[job.dtype];
+    if (PyBytes_Size(args[5]) != s.runs * s.run * item) {
+        PyErr_SetString(PyExc_ValueError, "a sample of something else");
+        return NULL;
+    }
+    const char *before = PyBytes_AsString(args[5]);
+    double change = 0, weight = 0;
+    unsigned was = arithmetic();
+    if (was != DEFAULT_ARITHMETIC) set_arithmetic(DEFAULT_ARITHMETIC);
+    move(&job, &s, before, &change, &weight);
+    if (was != DEFAULT_ARITHMETIC) set_arithmetic(was);
+    PyObject *norms[2] = {PyFloat_FromDouble(sqrt(change)), PyFloat_FromDouble(sqrt(weight))};
+    return as_tuple(norms, 2);
+}
+
 static int start(PyObject *module) {
     choose_passes();
     return PyModule_AddStringConstant(module, "INSTRUCTIONS", instructions);
 }
 
 PyDoc_STRVAR(measure_doc, "The fields of a Stats, of the elements at an address.");
+PyDoc_STRVAR(measure_lean_doc, "The same but min, max, mean and std, with a norm to six digits.");
+PyDoc_STRVAR(sample_doc, "A copy of at most so many elements at an address, in runs.");
+PyDoc_STRVAR(moved_doc, "Norms of how far the elements of a sample have moved, and of the sample.");
 PyDoc_STRVAR(measure_many_doc, "The same of each (address, count, dtype) of a list.");
 PyDoc_STRVAR(exponents_doc, "How many elements at an address lie in each range of magnitude.");
 
 static PyMethodDef methods[] = {
     {"measure", (PyCFunction)(void (*)(void))measure, METH_FASTCALL, measure_doc},
+    {"measure_lean", (PyCFunction)(void (*)(void))measure_lean, METH_FASTCALL, measure_lean_doc},
     {"measure_many", measure_many, METH_O, measure_many_doc},
+    {"sample", (PyCFunction)(void (*)(void))sample, METH_FASTCALL, sample_doc},
+    {"moved", (PyCFunction)(void (*)(void))moved, METH_FASTCALL, moved_doc},
     {"exponents", (PyCFunction)(void (*)(void))exponents, METH_FASTCALL, exponents_doc},
     {NULL, NULL, 0, NULL}};
 

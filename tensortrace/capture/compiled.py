@@ -25,7 +25,7 @@ import torch
 
 from tensortrace.capture.unwrap import is_dense_cpu
 
-__all__ = ["Place", "kernel", "kernel_name", "place"]
+__all__ = ["Place", "item_size", "kernel", "kernel_name", "place"]
 
 # Address, number of elements, code of the dtype.
 Place = tuple[int, int, int]
@@ -34,6 +34,7 @@ Place = tuple[int, int, int]
 _DTYPES = {
     torch.float32: (4, 0), torch.float64: (8, 1), torch.float16: (2, 2), torch.bfloat16: (2, 3),
 }  # fmt: skip
+_SIZES = {code: item for item, code in _DTYPES.values()}
 _EXACT = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
@@ -75,6 +76,11 @@ def place(tensor: torch.Tensor) -> Place | None:
         return None
     address = tensor.data_ptr()
     return (address, n, code) if address else None
+
+
+def item_size(place: Place) -> int:
+    """The bytes of one element."""
+    return _SIZES[place[2]]
 
 
 def _is_packed(tensor: torch.Tensor) -> bool:

@@ -68,7 +68,9 @@ class ActionDraft:
 class ParamDraft:
     """One parameter at an optimizer step; the tickets of its update come after the step."""
 
-    __slots__ = ("changed", "fields", "grad", "numel", "seq", "step", "update", "value", "weight")
+    __slots__ = (
+        "changed", "fields", "grad", "moved", "numel", "seq", "step", "update", "value", "weight",
+    )  # fmt: skip
 
     def __init__(
         self, step: int, seq: int, fields: dict[str, Any], value: TensorDraft, grad: TensorDraft
@@ -77,19 +79,21 @@ class ParamDraft:
         self.value, self.grad = value, grad
         self.changed = True
         self.numel = 0
-        # Tickets: norm of the sampled change, norm of the sampled value.
+        # Norm of the sampled change, norm of the sampled value: themselves, or their tickets.
+        self.moved: tuple[float, float] | None = None
         self.update: int | None = None
         self.weight: int | None = None
 
     def record(self, stats: list[Stats]) -> Param:
         """The finished parameter; the update norm is scaled from the sample to all elements."""
         norm = ratio = None
+        change, weight = self.moved or (None, None)
         if self.update is not None and self.weight is not None:
             change, weight = _value(stats[self.update]), _value(stats[self.weight])
-            if change is not None and weight is not None:
-                sampled = max(1, int(self.fields.get("sampled", 1)))
-                norm = to_scalar(change * math.sqrt(self.numel / sampled))
-                ratio = to_scalar(change / weight) if weight else None
+        if change is not None and weight is not None:
+            sampled = max(1, int(self.fields.get("sampled", 1)))
+            norm = to_scalar(change * math.sqrt(self.numel / sampled))
+            ratio = to_scalar(change / weight) if weight else None
         return Param(
             step=self.step,
             seq=self.seq,

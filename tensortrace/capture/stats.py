@@ -6,6 +6,7 @@ once; elsewhere they stay on their device until `StatsQueue.resolve`.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import sys
 import threading
@@ -59,6 +60,8 @@ _EMPTY = Stats()
 _OFF = Stats(unmeasured="off")
 _HUGE = sys.float_info.max
 _make = tuple.__new__
+# Not `tensor.item()`: a dispatch mode of the user's would see it.
+_number = ctypes.c_float.from_address
 
 # Larger CPU tensors are read in blocks: what a pass leaves in cache serves the next one.
 _BLOCK = 1 << 19
@@ -120,15 +123,22 @@ class StatsQueue:
 
     def add_scalars(self, values: Iterable[torch.Tensor]) -> list[int]:
         """Queue tensors of one element, at any level: `min` is the value, None if not finite."""
-        return [self._add(value, FULL) for value in values]
+        return [
+            self._put(_of_one(_number(value.data_ptr()).value))
+            if _is_plain_number(value)
+            else self._add(value, FULL)
+            for value in values
+        ]
 
     def _add(self, tensor: torch.Tensor, ways: Kernels) -> int:
         try:
             with torch._C.DisableTorchFunction():
                 kernel = compiled.kernel
                 if kernel is not None and (place := compiled.place(tensor)) is not None:
-                    # Full in any step: one read is less than any other way takes.
-                    stats = _make(Stats, kernel.measure(*place))
+                    lean = ways is LEAN and place[1] > kernels.SMALL
+                    stats = _make(Stats, (kernel.measure_lean if lean else kernel.measure)(*place))
+                    if lean and stats[-1] is not None:
+                        stats = _make(Stats, kernel.measure(*place))
                     return self._put(stats if stats[-1] is None else _by_row(stats, tensor))
                 n = _gatherable(tensor)
                 if n:
@@ -213,6 +223,18 @@ def _gatherable(tensor: torch.Tensor) -> int:
         return 0
     n = tensor.numel()
     return n if n <= kernels.SMALL and (not n or is_backed(tensor)) else 0
+
+
+def _is_plain_number(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one element in host memory: reading it waits for nothing. Hot."""
+    return tensor.dtype is torch.float32 and is_dense_cpu(tensor) and is_backed(tensor)
+
+
+def _of_one(x: float) -> Stats:
+    """The statistics of a single f32."""
+    if x - x == 0:
+        return _make(Stats, (0, 0, 0, int(x == 0), x, x, x, 0.0, abs(x), None, None))
+    return Stats(int(x != x), int(x == math.inf), int(x == -math.inf), first_bad=0)  # noqa: PLR0124 NaN
 
 
 def _minmax(stats: Stats) -> Stats:

@@ -438,10 +438,95 @@ def test_variable_forces_the_torch_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     assert compiled._load() is None
 
 
-@needs_kernel
-def test_thinned_steps_are_measured_in_full() -> None:
-    tensor = torch.randn(20_000)
+def lean(tensor: torch.Tensor) -> Stats:
     queue = StatsQueue()
     queue.lean = True
     queue.add(tensor)
-    assert_same(queue.resolve()[0], oracle(tensor))
+    return queue.resolve()[0]
+
+
+@needs_kernel
+def test_thinned_steps_measure_counts_and_norm_of_large_tensors() -> None:
+    tensor = torch.randn(10_000).relu()
+    full = oracle(tensor)
+    assert lean(tensor) == Stats(zeros=full.zeros, norm=pytest.approx(full.norm, rel=1e-6))
+    assert_same(lean(tensor[:8000]), oracle(tensor[:8000]))
+    tensor[77] = NAN
+    assert_same(lean(tensor), oracle(tensor))
+
+
+def lean_row(tensor: torch.Tensor) -> Stats:
+    return Stats(*kernel.measure_lean(*compiled.place(tensor)))  # type: ignore[misc]
+
+
+@needs_kernel
+@settings(deadline=None, max_examples=300)
+@given(any_bits() | ordinary())
+def test_lean_counts_are_exact_and_the_norm_has_six_digits(tensor: torch.Tensor) -> None:
+    row, full = lean_row(tensor), oracle(tensor)
+    assert (row[:4], row.first_bad) == (full[:4], full.first_bad)
+    assert row.norm == pytest.approx(full.norm, rel=1e-6, abs=0)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 127, 128, 129, 4095, 4096, 4097, 140_003])
+def test_lean_leaves_no_element_out(dtype: torch.dtype, n: int) -> None:
+    for at in {0, n // 2, n - 1}:
+        tensor = torch.ones(n, dtype=dtype)
+        tensor[at] = 0
+        row = lean_row(tensor)
+        assert (row.zeros, row.norm) == (1, pytest.approx(math.sqrt(n - 1)))
+
+
+def taken_from(tensor: torch.Tensor) -> tuple[bytes, torch.Tensor]:
+    taken = kernel.sample(*compiled.place(tensor), 4096, 64)
+    return taken, torch.frombuffer(bytearray(taken), dtype=tensor.dtype)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("n", [1, 63, 64, 4096, 4097, 12_289, 100_003, 1_000_000])
+def test_sample_is_spread_over_the_parameter_and_within_its_bound(
+    dtype: torch.dtype, n: int
+) -> None:
+    tensor = torch.zeros(n, dtype=dtype)
+    tensor[-(n // 4) - 1 :] = 1  # the last quarter
+    _, values = taken_from(tensor)
+    assert (n if n <= 4096 else 1024) <= len(values) <= 4096
+    assert values.double().mean().item() == pytest.approx(tensor.double().mean().item(), abs=0.06)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("n", [1, 5, 4096, 50_001])
+def test_moved_is_the_norm_of_the_change_of_the_sample(dtype: torch.dtype, n: int) -> None:
+    before = torch.randn(n).to(dtype)
+    after = (before.double() + 0.1 * torch.randn(n, dtype=torch.float64)).to(dtype)
+    taken, was = taken_from(before)
+    _, now = taken_from(after)
+    change, weight = kernel.moved(*compiled.place(after), 4096, 64, taken)
+    assert weight == pytest.approx(was.double().norm().item(), rel=1e-6)
+    assert change == pytest.approx((now.double() - was.double()).norm().item(), rel=1e-6)
+
+
+@needs_kernel
+def test_moved_says_what_is_not_finite_any_more() -> None:
+    tensor = torch.ones(10)
+    taken, _ = taken_from(tensor)
+    tensor[3] = NAN
+    assert math.isnan(kernel.moved(*compiled.place(tensor), 4096, 64, taken)[0])
+    tensor[3] = INF
+    assert kernel.moved(*compiled.place(tensor), 4096, 64, taken)[0] == INF
+
+
+@needs_kernel
+def test_a_sample_of_something_else_is_refused() -> None:
+    tensor = torch.ones(100)
+    with pytest.raises(ValueError, match="something else"):
+        kernel.moved(*compiled.place(tensor), 4096, 64, b"1234")
+    for most, run in ((0, 64), (4096, 0), (-1, 1)):
+        with pytest.raises(ValueError, match="nothing to sample"):
+            kernel.sample(*compiled.place(tensor), most, run)
+    with pytest.raises(TypeError):
+        kernel.sample(*compiled.place(tensor))
