@@ -53,10 +53,10 @@ def bad_initialisation(
                 weight is first seen: all elements of a linear or convolution layer equal and not 0,
                 and another layer takes its features and has a gradient to send back; or rms *
                 sqrt(the smaller of fan-in and fan-out) > large * sqrt(2), and the rms of the
-                layer's output is more than half as many times that of its input, of a linear or
-                convolution layer (an embedding whose weight it shares included) or, without the
-                output, of what a recurrent layer feeds back; or rms * sqrt(fan-in) < small *
-                sqrt(2) in two layers or more and in most of them; or an embedding has rms >
+                layer's output is more than half as many times that of its input and than 1, of a
+                linear or convolution layer (an embedding whose weight it shares included) or,
+                without the output, of what a recurrent layer feeds back; or rms * sqrt(fan-in) <
+                small * sqrt(2) in two layers or more and in most of them; or an embedding has rms >
                 embedding. Or, in its first two optimizer steps: all rows of a weight and all rows
                 of its gradient are alike (apart by < alike * their norm)
     Source:     Glorot and Bengio 2010, He et al. 2015: std = sqrt(2 / fan-in) keeps the scale of
@@ -233,7 +233,7 @@ def _too_large(
             if flow is None or not (flow[0].norm and flow[1].norm):
                 continue
             rms_in, rms_out = (t.norm / math.sqrt(t.numel) for t in flow if t.norm)
-            if rms_out > limit / 2 * rms_in:
+            if rms_out > limit / 2 * max(rms_in, 1.0):
                 found.append((weight.gain, path, weight))
     if found:
         gain, path, worst = max(found, key=lambda one: one[0])

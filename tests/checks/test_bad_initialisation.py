@@ -145,6 +145,24 @@ def test_an_embedding_that_the_head_shares_is_judged_as_the_head():
     assert "the embedding embed.weight starts at rms" in found.message
 
 
+def test_a_shared_embedding_whose_head_is_given_little_is_silent():
+    """T5 divides what it gives to the head by the root of the width."""
+
+    class Scaled(LanguageModel):
+        def __init__(self):
+            super().__init__(64)
+            self.embed, self.head = nn.Embedding(100, 64), nn.Linear(64, 100, bias=False)
+            self.head.weight = self.embed.weight
+            self.norm.register_forward_hook(lambda norm, given, made: made / 8)
+
+    def program():
+        model = Scaled()
+        next_word_loss(model, sentences()).backward()
+        torch.optim.AdamW(model.parameters()).step()
+
+    assert find_live(program, "TT403") == []
+
+
 def test_recurrent_weights_have_no_output_to_compare():
     def program(init):
         model = nn.LSTM(8, 64)
