@@ -9,10 +9,12 @@ place is. Measured: the parameter gradients of a replay equal the real ones to t
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import nn
 
 from tensortrace.capture import ops
@@ -159,9 +161,15 @@ class Narrower:
         until = found if phase == "forward" else None
         differs = _first_difference(step, root, calls, tensors, until)
         originals = _originals(step, root, calls)
+        lines = {call.seq: call.location for call in step.calls}
+        asked = self._recorder.sources.locate_frame(sys._getframe())
         for call in calls:
             if call.op is not None:
-                self._recorder.pend_replayed(call, originals.get(call.parent, root.seq))
+                parent = originals.get(call.parent, root.seq)
+                # Without a line of the user's inside the module the nearest one is that which the
+                # replay runs under, not that of the call which it repeats.
+                location = lines.get(parent) if call.location == asked else call.location
+                self._recorder.pend_replayed(structs.replace(call, location=location), parent)
         if found is not None:
             placed = "exact" if differs is None else "close"
             return {"placed": placed, "op": found.op, "seq": found.seq, "differs": differs}

@@ -62,6 +62,22 @@ def test_op_level_names_the_same_op_and_line(name: str) -> None:
     assert at_op.evidence["placed"] == "direct"
 
 
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_a_module_without_a_line_of_yours_is_told_at_the_line_that_calls_it(phase: str) -> None:
+    model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(3)))
+    for layer, weight in zip(model, (1e-30 if phase == "backward" else 1, 1e30, 1e30), strict=True):
+        layer.weight.data.fill_(weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with trace(out=io.BytesIO()) as t:
+        y = model(torch.ones(1, 1))
+        y.sum().backward()
+        optimizer.step()
+    found = next(f for f in t.findings if f.severity == "error")
+    assert (found.phase, found.evidence["placed"]) == (phase, "exact")
+    assert found.location is not None
+    assert found.location.code == "y = model(torch.ones(1, 1))"
+
+
 @pytest.mark.parametrize("level", ["module", "op"])
 @pytest.mark.parametrize("name", FAULTY)
 def test_training_goes_on_the_same_to_the_bit(name: str, level: Level) -> None:
