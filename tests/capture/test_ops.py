@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader, TensorDataset
 
+from tensortrace import trace
 from tensortrace.capture import ops
 from tensortrace.records import Action, Call, Location
 from tests.capture import Net, Recorded, record
@@ -375,3 +376,48 @@ def test_item_of_a_cuda_tensor_is_recorded() -> None:
     x = torch.ones(3, device="cuda")
     (sync,) = record(lambda t: (x.sum().item(), x.cpu())).actions("sync")
     assert (sync.of, sync.detail) == ("item", {"device": "cuda:0"})
+
+
+class HandWritten(torch.optim.Optimizer):
+    """Steps with ops of its own, before and after it evaluates a closure."""
+
+    def __init__(self, params) -> None:
+        super().__init__(params, {"lr": 0.1})
+
+    def step(self, closure=None):
+        weights = [p for group in self.param_groups for p in group["params"]]
+        with torch.no_grad():
+            decay = torch.full((), 0.9).sqrt()
+            for p in weights:
+                p.mul_(decay)
+        loss = closure() if closure is not None else None
+        with torch.no_grad():
+            for p in weights:
+                p.sub_(p.grad.sign() * torch.full((), 0.1).cos())
+        return loss
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_ops_of_an_optimizer_are_none_of_the_loop_and_those_after_it_are(
+    with_closure: bool, level: str
+) -> None:
+    net = torch.nn.Linear(3, 1)
+    optimizer = HandWritten(net.parameters())
+    x = torch.ones(2, 3)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = net(x).exp().mean()
+        loss.backward()
+        return loss
+
+    records = Recorded()
+    with trace(out=records.append, level=level, every=1):
+        if not with_closure:
+            closure()
+        optimizer.step(closure if with_closure else None)
+        torch.full((), 0.5).tanh()
+    called = {c.op for c in records.of(Call) if c.op and c.phase == "forward"}
+    assert called >= {"exp", "mean", "tanh"}
+    assert not called & {"mul_", "sqrt", "sub_", "sign", "cos"}
