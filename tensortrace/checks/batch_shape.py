@@ -39,7 +39,9 @@ def batch_shape_outlier(
     Example:    batch = pad_sequence(sentences, batch_first=True)
     Fixed:      batch = pad_sequence([s[:512] for s in sentences], batch_first=True)
     """
-    if step.summary is None or not any(a.action == "loss" for a in step.actions):
+    if step.summary is None or not step.summary.full:
+        return
+    if not any(a.action == "loss" for a in step.actions):
         return
     nbytes = sum(_nbytes(step.tensors.get(id)) for c in step.calls if c.phase == "forward"
                  and not c.replay for _, id in c.outputs)  # fmt: skip

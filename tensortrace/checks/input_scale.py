@@ -49,7 +49,7 @@ def input_scale(
     Fixed:      both = Compose([ToTensor(), Normalize(mean, std)])
                 train, valid = ImageFolder("train", both), ImageFolder("valid", both)
     """
-    if step.summary is None:
+    if step.summary is None or not step.summary.full:
         return
     forward = (c for c in step.calls if c.phase == "forward" and c.op is None and not c.replay)
     calls = sorted(forward, key=lambda c: c.seq)

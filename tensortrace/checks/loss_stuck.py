@@ -54,15 +54,17 @@ def loss_stuck(
     sustain: int = 20,
     patience: int = 500,
     negative: float = 1e-3,
+    moving: float = 1e-6,
 ) -> Iterator[Draft]:
     """The loss is constant or at the level of guessing, leaps up for good, or is below its bound.
 
     Symptom:    the curve is a flat line; or it falls, leaps above where it began and stays there;
                 or it goes below 0 and never stops
-    Threshold:  while parameters move, the loss that one line gives to backward() is the same to
-                the last bit in `constant` steps running (4 times as many in half precision), and
-                more than nine tenths of what it was at first. Or, with one optimizer: its last
-                `stay` values are all > jump * the largest before them, and none was ever negative.
+    Threshold:  while parameters move (norm of the update > moving * norm), the loss that one line
+                gives to backward() is the same to the last bit in `constant` steps running (4 times
+                as many in half precision), and more than nine tenths of what it was at first. Or,
+                with one optimizer: its last `stay` values are all > jump * the largest before them,
+                and none was ever negative.
                 Or: cross entropy over 3 classes or more is within `near` of ln(classes), or mean
                 squared error of the variance of its targets, as the median of the last `sustain`
                 full steps and all through `patience` optimizer steps: what one gets without a look
@@ -110,8 +112,8 @@ def loss_stuck(
         # The losses of two networks against each other rise by nature.
         if len(memory.get("optimizers", ())) == 1:
             yield from _leap(action, series, jump)
-    memory["moves"] += any(step.summary.modules.update_ratio)
-    if moves and any(not o.skipped for o in step.optimizers):
+    memory["moves"] += any((r or 0) > moving for r in step.summary.modules.update_ratio)
+    if moves and step.summary.full and any(not o.skipped for o in step.optimizers):
         yield from _guessing(step, memory, near, sustain, patience)
 
 

@@ -39,7 +39,9 @@ def mostly_padding(
     Example:    tokens = tokenizer(texts, padding="max_length", max_length=512)
     Fixed:      tokens = tokenizer(texts, padding="longest", truncation=True, max_length=512)
     """
-    if step.summary is None or not any(a.action == "loss" for a in step.actions):
+    if step.summary is None or not step.summary.full:
+        return
+    if not any(a.action == "loss" for a in step.actions):
         return
     running: dict[str, int] = memory.setdefault("running", {})
     told = set()

@@ -13,6 +13,9 @@ from tensortrace.text import module_text, number_text, short_dtype
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
 # Masks are made of the smallest number of the dtype, to which scores may have been added.
 _MASK = 0.95
+# They return what was in memory before.
+_UNINITIALISED = frozenset(("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty",
+                            "new_empty_strided", "resize_", "resize_as_"))  # fmt: skip
 
 
 @check("TT501", "near-overflow")
@@ -50,7 +53,7 @@ def near_overflow(
     memory["order"] = order
     met: set[str] = set()
     for call in sorted(step.calls, key=lambda c: c.seq):
-        if call.replay or (scaled and call.phase == "backward"):
+        if call.replay or call.op in _UNINITIALISED or (scaled and call.phase == "backward"):
             continue
         for name, id in call.outputs:
             tensor = step.tensors.get(id)

@@ -47,7 +47,7 @@ def one_class_batches(
     for action in step.actions:
         if action.action == "loader":
             memory["shuffled"] = action.detail.get("shuffled")
-    if step.summary is None:
+    if step.summary is None or not step.summary.full:
         return
     for call in step.calls:
         labels = _labels(step, call)

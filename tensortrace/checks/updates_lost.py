@@ -61,6 +61,8 @@ def updates_lost(
         rates[index] = rate
     if rising:
         memory["running"] = 0
+    if not step.summary.full:
+        return
     lost = total = still = 0.0
     expected = moved = 0.0
     worst: tuple[float, Param] | None = None

@@ -79,3 +79,13 @@ def test_evaluation_and_empty_runs_are_silent():
     assert find(steps([10] * 10 + [99], loss=False), "TT610") == []
     assert find([], "TT610") == []
     assert find([closing()], "TT610") == []
+
+
+def test_steps_that_are_not_written_in_full_make_no_memory():
+    thin = [
+        type(r)(**{f: getattr(r, f) for f in r.__struct_fields__} | {"full": False})
+        if hasattr(r, "full") else r
+        for r in steps([10] * 10)
+    ]  # fmt: skip
+    last = list(steps([10] * 10 + [41]))[-3:]
+    assert find([*thin, *last], "TT610") == []

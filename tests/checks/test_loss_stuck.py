@@ -116,6 +116,7 @@ def test_what_has_converged_what_is_zero_and_what_nothing_moves_is_silent():
     assert find(steps([2.0] + [1.5] * 30), "TT608") == []
     assert find(steps([0.0] * 30), "TT608") == []
     assert find(steps([2.0] * 30, ratio=0.0), "TT608") == []
+    assert find(steps([2.0] * 30, ratio=1e-6), "TT608") == []
     assert find(steps([2.0] * 30, ratio=None), "TT608") == []
 
 

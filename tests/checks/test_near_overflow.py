@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tensortrace.records import Action
-from tests.checks import call, closing, find, ok
+from tests.checks import call, closing, find, ok, op
 from tests.checks.traced import find_live
 from tests.healthy.data import sentences
 
@@ -94,6 +94,12 @@ LIMIT = 32752.0
 )
 def test_thresholds(tops, changes, count):
     assert len(find(steps(*tops, **changes), "TT501")) == count
+
+
+def test_memory_that_was_never_written_means_nothing():
+    big = [ok(1), ok(2, dtype="float16", max=4e4)]
+    records = [r for i in range(3) for r in (op(1, "empty", [1], [2], big, step=i), closing(i))]
+    assert find(records, "TT501") == []
 
 
 def test_one_cause_is_told_at_the_first_place_only():
