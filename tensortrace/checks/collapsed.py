@@ -21,8 +21,9 @@ def collapsed(
     *,
     alike: float = 1e-3,
     rows: int = 4,
-    sustain: int = 6,
-    window: int = 8,
+    warm: int = 50,
+    sustain: int = 4,
+    window: int = 6,
 ) -> Iterator[Draft]:
     """The output of a model is the same for every row of the batch.
 
@@ -30,12 +31,15 @@ def collapsed(
                 image (where the loss may look excellent); else the loss stays where guessing is
     Threshold:  the rows of what an outermost module returns in training, `rows` of them at least,
                 are apart from their mean by < alike * their norm (of a single column: alike / 100,
-                since a regression may be far from 0), in `sustain` of its last `window` looks, one
-                in each full step that trains (after the twentieth, in one of ten). While TT301 or
-                TT403 has said why, it is only counted there
+                since a regression may be far from 0; and none that ends in a sigmoid, as a
+                discriminator may be sure), in `sustain` of its last `window` looks, one in a full
+                step of ten that trains, after `warm` optimizer steps. While TT301 or TT403 has said
+                why, it is only counted there
     Source:     definition; Chen and He 2021, section 4.1 (the std of the outputs over the batch
                 tells the collapse of a Siamese network); `alike` measured on tests/healthy: at
-                least 0.012, one step behind an output that starts at zero aside
+                least 0.012, one step behind an output that starts at zero aside. `warm`: deep
+                perceptrons at PyTorch's default start at 1.6e-4 (12 layers) and below 1e-5 (16),
+                and are beyond 1e-3 after 8 and 40 steps (Adam, 1e-3)
     Fix:        a lower learning rate; then look for what takes the input away: ReLUs that are dead,
                 a mask that hides all, a factor left at 0, a tensor made anew in forward. In
                 self-supervision: detach() on one side, negatives, or a variance term. In a GAN: a
@@ -52,12 +56,15 @@ def collapsed(
     """
     if step.summary is None or not step.summary.full:
         return
-    if not any(not optimizer.skipped for optimizer in step.optimizers):
+    if step.update < warm or all(optimizer.skipped for optimizer in step.optimizers):
         return
     series: dict[str, deque[bool]] = memory.setdefault("series", {})
     for path, (call, made) in _outputs(step, rows).items():
         spread = made.row_spread or 0.0
-        limit = alike if made.numel > (made.shape or (0,))[0] else alike / 100
+        single = made.numel == (made.shape or (0,))[0]
+        if single and (made.grad_fn or "").startswith("Sigmoid"):
+            continue
+        limit = alike / 100 if single else alike
         recent = series.setdefault(path, deque(maxlen=window))
         recent.append(spread < limit)
         if spread < limit and sum(recent) >= sustain:
