@@ -151,6 +151,10 @@ def test_what_does_not_train_or_is_the_last_is_silent(how):
     assert find(steps("Tanh", [0.0] * 9, **how), "TT302") == []
 
 
+def test_what_cannot_be_the_output_of_a_tanh_is_silent():
+    assert find(steps("Tanh", [-7.0] * 9), "TT302") == []
+
+
 def test_relu_and_empty_input_are_silent():
     assert find(steps("ReLU", [0.0] * 9), "TT302") == []
     assert find([], "TT302") == []
