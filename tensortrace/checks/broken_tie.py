@@ -41,7 +41,8 @@ def broken_tie(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     Fix:        assign the Parameter itself, and after whatever makes new ones (resizing,
                 deepcopy of a part, loading with assign=True): head.weight = embedding.weight
     Misses:     a tie that was broken before the first step by new random elements on one side, as
-                a resized embedding has; a frozen side; a weight that was rounded to another dtype
+                a resized embedding has; a frozen side; a weight that was rounded to another dtype.
+                An output that is started from the embedding to go its own way is told
 
     Example:
         model.head.weight.data = model.embed.weight.data.clone()
