@@ -134,10 +134,12 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def _report(runs: Sequence[Run], arguments: argparse.Namespace) -> int:
-    from tensortrace.export.contents import gather
+    from tensortrace.export.contents import gather, matching_nothing
 
     found = _check_again(arguments, runs)
     contents = gather(runs, found, step=arguments.step, modules=arguments.module)
+    for glob in matching_nothing(runs, arguments.module):
+        _complain(f"--module {glob!r} matches no module of the run.")
     if arguments.json:
         from tensortrace.export.report_json import render_json
 

@@ -183,6 +183,8 @@ def test_a_threshold_can_be_set(log: Path, run) -> None:
         (["report", "--ignore", ""], "--ignore names no check"),
         (["report", "--set", "TT101"], "--set 'TT101' is not CODE.NAME=VALUE"),
         (["report", "--set", "TT101.nothing=1"], "no setting named 'TT101.nothing'"),
+        (["report", "--set", "TT202=3"], "no setting named 'TT202'. TT202 has TT202.ratio"),
+        (["report", "--set", "nonfinite-input=3"], "nonfinite-input has none"),
         (["report", "gone.jsonl"], "gone.jsonl"),
         (["report", "gone/log.jsonl"], "gone/log.jsonl"),
         (["report", "."], "folder"),
@@ -206,6 +208,13 @@ def test_a_mistake_is_one_sentence_on_stderr_and_exit_2(log: Path, run, argv, sa
     assert err.startswith("tensortrace: ")
     assert err.count("\n") == 1
     assert not FORBIDDEN.search(err)
+
+
+def test_a_glob_that_matches_nothing_is_said(log: Path, run) -> None:
+    code, out, err = run("report", "--module", "encodr.*", "--module", "encoder.0")
+    assert code in (0, 1)
+    assert out
+    assert err == "tensortrace: --module 'encodr.*' matches no module of the run.\n"
 
 
 def test_a_folder_without_a_log_is_a_mistake(run) -> None:

@@ -29,6 +29,7 @@ from tensortrace.capture.roots import Root, Roots, UnkeptError
 from tensortrace.capture.stats import StatsQueue
 from tensortrace.capture.tensors import TensorDraft, TensorTable, version_of
 from tensortrace.checks import StepView, completion_order, plain_op
+from tensortrace.checks.nonfinite_forward import FILLS
 from tensortrace.records import Call, Tensor
 
 MOST_REPLAYS = 8
@@ -36,8 +37,6 @@ MOST_REPLAYS = 8
 _MOST_ROOTS = 3
 # What a replay may take of the log.
 _MOST_RECORDS = 20_000
-# A first guess only, that decides whether to replay; the check has the whole rule.
-_FILLS = frozenset({"empty", "emptylike", "newempty", "full", "maskedfill", "where", "setitem"})
 
 
 class Narrower:
@@ -80,7 +79,7 @@ class Narrower:
                 continue
             made, got = step.nonfinite(call.outputs), step.hurt(call.inputs)
             if call.op is not None:
-                masked = step.nonfinite(call.inputs) or plain_op(call.op) in _FILLS
+                masked = step.nonfinite(call.inputs) or plain_op(call.op) in FILLS
                 if made and not masked:
                     return True
                 continue
@@ -421,7 +420,7 @@ def _made_bad(call: Call, tensors: dict[int, Tensor]) -> bool:
     if any(t.nan or t.posinf for t in outs):
         return True
     fresh = any(t.neginf for t in outs) and not any(t.neginf for t in ins)
-    return fresh and (call.phase == "backward" or plain_op(call.op) not in _FILLS)
+    return fresh and (call.phase == "backward" or plain_op(call.op) not in FILLS)
 
 
 def _originals(step: StepView, root: Root, calls: list[Call]) -> dict[int | None, int]:

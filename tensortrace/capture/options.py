@@ -151,5 +151,9 @@ def _stopper(stop_on: str | Callable[[Finding], object] | None) -> Callable[[Fin
         return lambda finding: finding.severity in severe
     if not isinstance(stop_on, str):
         raise UsageError(f'stop_on= takes "error", "warning", a code or a callable: {stop_on!r}')
-    codes = {check.code for check in select((stop_on,))}
+    try:
+        codes = {check.code for check in select((stop_on,))}
+    except UsageError as error:
+        takes = 'stop_on= takes "error", "warning", "note", a code or a callable'
+        raise UsageError(f"{takes}; {error}") from error
     return lambda finding: finding.code in codes

@@ -205,6 +205,13 @@ class Recorder:
             self._wanted[path] = wanted
         return wanted
 
+    def matched_nothing(self) -> list[str]:
+        """Those patterns of `wanted` that no module which ran has a path for."""
+        if not self._wanted:
+            return []
+        return [pattern for pattern in self._patterns or ()
+                if not any(fnmatch.fnmatchcase(path, pattern) for path in self._wanted)]  # fmt: skip
+
     def passes_over(self, module: nn.Module) -> bool:
         """Whether a thin step leaves out this call of an inner module. Hot."""
         turn = self._turns.get(id(module), 0)

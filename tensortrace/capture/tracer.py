@@ -447,6 +447,11 @@ class Trace:
         recorder = self._recorder
         if recorder is None:
             return
+        for pattern in recorder.matched_nothing():
+            self._warn(
+                f"modules={pattern!r} matches no module that ran, so it recorded none; "
+                "`tensortrace report` lists the paths of a run without modules="
+            )
         journal = recorder.journal
         counts = ", ".join(
             f"{n} {severity}{'s' * (n != 1)}" for severity, n in journal.counts.items() if n

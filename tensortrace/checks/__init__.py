@@ -601,6 +601,9 @@ def _configure(checks: Iterable[Check], settings: Mapping[str, Any]) -> dict[str
         prefix, _, key = name.partition(".")
         code = codes.get(prefix, prefix)
         if key not in thresholds.get(code, {}):
+            own = ", ".join(f"{prefix}.{k}" for k in thresholds.get(code, {}))
+            if code in known and not key:
+                raise UsageError(f"no setting named {name!r}. {prefix} has {own or 'none'}.")
             names = [f"{p}.{k}" for p, c in [*codes.items(), *zip(known, known, strict=True)]
                      for k in thresholds[c]]  # fmt: skip
             raise UsageError(f"no setting named {name!r}.{_closest(name, names)}")

@@ -177,6 +177,19 @@ def matches(modules: Mapping[str, Module], path: str | None, globs: Sequence[str
     return any(fnmatchcase(name, glob) for name in names for glob in globs)
 
 
+def matching_nothing(runs: Sequence[Run], globs: Sequence[str]) -> list[str]:
+    """Those globs that no module or parameter of the runs matches, if they have any."""
+    names = [(run.modules, name) for run in runs for name in _names(run.modules)]
+    return [glob for glob in globs
+            if names and not any(matches(known, name, [glob]) for known, name in names)]  # fmt: skip
+
+
+def _names(modules: Mapping[str, Module]) -> Iterator[str]:
+    for path, module in modules.items():
+        yield path
+        yield from (f"{path}.{p.name}" if path else p.name for p in module.parameters)
+
+
 def _merge(runs: Sequence[Run], found: Sequence[Found], globs: Sequence[str]) -> list[Shown]:
     groups: dict[tuple[Any, ...], list[tuple[Run, Finding, int]]] = {}
     for run, one in zip(runs, found, strict=True):

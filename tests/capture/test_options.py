@@ -30,7 +30,7 @@ from tests.capture.lifecycle import X, called, make_net, of, process_state, read
         ({"checks": "TT999"}, ["TT999"]),
         ({"checks": ["nonfinite-forwrad"]}, ["nonfinite-forwrad", "nonfinite-forward"]),
         ({"checks": [7]}, ["checks=", "7"]),
-        ({"stop_on": "eror"}, ["eror"]),
+        ({"stop_on": "eror"}, ["stop_on=", "eror", '"error"', '"warning"', "a code"]),
         ({"stop_on": 3}, ["stop_on=", "3"]),
         ({"compiled": "yes"}, ["compiled=", "'yes'"]),
         ({"max_bytes": 5}, ["max_bytes=", "5"]),
@@ -212,3 +212,15 @@ def test_a_bad_table_of_the_project_is_a_usage_error(
 def test_option_that_does_not_exist_is_one_sentence_with_the_closest() -> None:
     with pytest.raises(UsageError, match=r"no option evry=\. Did you mean every=\?"):
         trace(evry=1)  # type: ignore[call-overload]
+
+
+def test_modules_that_match_nothing_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    net = make_net()
+    for _ in range(2):
+        with trace(out=lambda record: None, modules=["0", "encodr.*"]) as t:
+            net(X)
+        with t:
+            net(X)
+        said = capsys.readouterr().err
+        assert said.count("modules='encodr.*' matches no module that ran") == 1
+        assert "modules='0'" not in said
