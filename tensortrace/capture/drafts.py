@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol
 
-from tensortrace.capture.stats import Stats
+from tensortrace.capture.stats import Stats, Ticket, stats_of
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import (
     Action,
@@ -25,7 +25,7 @@ class Draft(Protocol):
     step: int
     seq: int
 
-    def record(self, stats: list[Stats]) -> Record:
+    def record(self) -> Record:
         """The finished record."""
 
 
@@ -38,12 +38,12 @@ class CallDraft:
         self.step, self.seq, self.fields = step, seq, fields
         self.tensors: list[TensorDraft] = []
 
-    def record(self, stats: list[Stats]) -> Call:
+    def record(self) -> Call:
         """The finished call."""
         return Call(
             step=self.step,
             seq=self.seq,
-            tensors=[draft.record(stats) for draft in self.tensors],
+            tensors=[draft.record() for draft in self.tensors],
             **self.fields,
         )
 
@@ -55,13 +55,13 @@ class ActionDraft:
 
     def __init__(self, step: int, seq: int, fields: dict[str, Any]) -> None:
         self.step, self.seq, self.fields = step, seq, fields
-        self.scalars: dict[str, int] = {}
+        self.scalars: dict[str, Ticket] = {}
 
-    def record(self, stats: list[Stats]) -> Action:
+    def record(self) -> Action:
         """The finished action."""
         detail = dict(self.fields.pop("detail", {}))
         for key, ticket in self.scalars.items():
-            detail[key] = scalar_of(stats[ticket])
+            detail[key] = scalar_of(stats_of(ticket))
         return Action(step=self.step, seq=self.seq, detail=detail, **self.fields)
 
 
@@ -81,15 +81,15 @@ class ParamDraft:
         self.numel = 0
         # Norm of the sampled change, norm of the sampled value: themselves, or their tickets.
         self.moved: tuple[float, float] | None = None
-        self.update: int | None = None
-        self.weight: int | None = None
+        self.update: Ticket | None = None
+        self.weight: Ticket | None = None
 
-    def record(self, stats: list[Stats]) -> Param:
+    def record(self) -> Param:
         """The finished parameter; the update norm is scaled from the sample to all elements."""
         norm = ratio = None
         change, weight = self.moved or (None, None)
         if self.update is not None and self.weight is not None:
-            change, weight = _value(stats[self.update]), _value(stats[self.weight])
+            change, weight = _value(stats_of(self.update)), _value(stats_of(self.weight))
         if change is not None and weight is not None:
             sampled = max(1, int(self.fields.get("sampled", 1)))
             norm = to_scalar(change * math.sqrt(self.numel / sampled))
@@ -97,8 +97,8 @@ class ParamDraft:
         return Param(
             step=self.step,
             seq=self.seq,
-            value=self.value.record(stats),
-            grad=self.grad.record(stats),
+            value=self.value.record(),
+            grad=self.grad.record(),
             update_norm=norm,
             update_ratio=ratio,
             changed=self.changed,
@@ -109,28 +109,19 @@ class ParamDraft:
 class OptimizerDraft:
     """One optimizer step: the gate. Its gradient norm is over all gradients that it holds.
 
-    The parameters' own records follow when the step is over; what they were before it is resolved
-    here, with the gate.
+    The parameters' own records follow when the step is over.
     """
 
-    __slots__ = ("fields", "grads", "seq", "step", "values")
+    __slots__ = ("fields", "grads", "seq", "step")
 
     def __init__(
-        self,
-        step: int,
-        seq: int,
-        fields: dict[str, Any],
-        grads: list[TensorDraft],
-        values: list[TensorDraft],
+        self, step: int, seq: int, fields: dict[str, Any], grads: list[TensorDraft]
     ) -> None:
-        self.step, self.seq, self.fields = step, seq, fields
-        self.grads, self.values = grads, values
+        self.step, self.seq, self.fields, self.grads = step, seq, fields, grads
 
-    def record(self, stats: list[Stats]) -> Optimizer:
+    def record(self) -> Optimizer:
         """The finished optimizer record."""
-        for draft in self.values:
-            draft.record(stats)
-        norm = total_norm([draft.record(stats) for draft in self.grads])
+        norm = total_norm([draft.record() for draft in self.grads])
         return Optimizer(step=self.step, seq=self.seq, grad_norm=norm, **self.fields)
 
 

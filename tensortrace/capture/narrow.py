@@ -150,9 +150,9 @@ class Narrower:
 
     def _hand_over(self, replay: Replay, root: Root, phase: str, step: StepView) -> dict[str, Any]:
         """Pend the records of the replay; returns what the action says of it."""
-        stats = replay.queue.resolve()
+        replay.queue.resolve()
         calls = [record for draft in replay.drafts
-                 if isinstance(record := draft.record(stats), Call)]  # fmt: skip
+                 if isinstance(record := draft.record(), Call)]  # fmt: skip
         calls.sort(key=lambda call: call.seq)
         tensors = {t.id: t for call in calls for t in call.tensors}
         found = next((c for c in calls if c.op is not None and c.phase == phase

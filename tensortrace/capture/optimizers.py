@@ -191,7 +191,6 @@ def begin_step(
     running = StepInFlight(optimizer, index, frame, SAMPLE if recorder.full else THIN_SAMPLE)
     names: list[str] = []
     grads: list[TensorDraft] = []
-    values: list[TensorDraft] = []
     unowned: list[tuple[int, ...]] = []
     no_grad = 0
     for g, group in enumerate(optimizer.param_groups):
@@ -209,7 +208,6 @@ def begin_step(
                 fields["module"] = path
             param = _draft_parameter(recorder, parameter, fields)
             grads.append(param.grad)
-            values.append(param.value)
             if skipped:
                 param.changed = False
                 recorder.pend(param)
@@ -231,7 +229,7 @@ def begin_step(
     }
     # Replayed calls come before the record that makes the checks decide.
     recorder.narrow()
-    recorder.pend(OptimizerDraft(recorder.step, recorder.next_seq(), fields, grads, values))
+    recorder.pend(OptimizerDraft(recorder.step, recorder.next_seq(), fields, grads))
     if not skipped:
         recorder.stepping = running
     recorder.decide()

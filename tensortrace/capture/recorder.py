@@ -34,7 +34,7 @@ from tensortrace.capture.ops import leave_module
 from tensortrace.capture.optimizers import Optimizers, StepInFlight
 from tensortrace.capture.roots import Root, Roots
 from tensortrace.capture.source import SourceLines
-from tensortrace.capture.stats import Stats, StatsQueue
+from tensortrace.capture.stats import StatsQueue
 from tensortrace.capture.tensors import TensorTable, dtype_name
 from tensortrace.checks import StepView
 from tensortrace.errors import TraceStoppedError
@@ -68,7 +68,7 @@ class _Ready:
     seq: int
     finished: Record
 
-    def record(self, stats: list[Stats]) -> Record:
+    def record(self) -> Record:
         return self.finished
 
 
@@ -209,8 +209,11 @@ class Recorder:
         """Those patterns of `wanted` that no module which ran has a path for."""
         if not self._wanted:
             return []
-        return [pattern for pattern in self._patterns or ()
-                if not any(fnmatch.fnmatchcase(path, pattern) for path in self._wanted)]  # fmt: skip
+        return [
+            pattern
+            for pattern in self._patterns or ()
+            if not any(fnmatch.fnmatchcase(path, pattern) for path in self._wanted)
+        ]
 
     def passes_over(self, module: nn.Module) -> bool:
         """Whether a thin step leaves out this call of an inner module. Hot."""
@@ -579,16 +582,12 @@ class Recorder:
         return _Ready(self.step, seq, record)
 
     def _hand_on(self, pending: list[Draft | _StepMark]) -> None:
-        undone = self.tensors.take_undone()
-        stats = self.queue.resolve()
-        # A call that is still open (a gate inside a module) keeps its drafts, but its tickets are
-        # good for this transfer only.
-        for draft in undone:
-            draft.record(stats)
+        self.tensors.forget_waiting()
+        self.queue.resolve()
         batch: list[Draft] = []
         for item in pending:
             if isinstance(item, _StepMark):
-                self._hand_on_batch(batch, stats)
+                self._hand_on_batch(batch)
                 batch = []
                 self.journal.close_step(
                     number=item.step, seq=item.seq, update=item.update, host_ns=item.host_ns,
@@ -596,7 +595,7 @@ class Recorder:
                 )  # fmt: skip
             else:
                 batch.append(item)
-        self._hand_on_batch(batch, stats)
+        self._hand_on_batch(batch)
 
     def _wants_to_stop(self, finding: Finding) -> bool:
         try:
@@ -605,11 +604,11 @@ class Recorder:
             self._warn(f"stop_on= raised {error!r:.300}; it is asked again at the next finding")
             return False
 
-    def _hand_on_batch(self, batch: list[Draft], stats: list[Stats]) -> None:
+    def _hand_on_batch(self, batch: list[Draft]) -> None:
         if not batch:
             return
         batch.sort(key=_order)
-        records = [draft.record(stats) for draft in batch]
+        records = [draft.record() for draft in batch]
         step = batch[0].step
         self.journal.take([*self.sources.take_sources(step), *records])
 

@@ -11,7 +11,7 @@ import math
 import sys
 import threading
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -55,6 +55,9 @@ class Stats(NamedTuple):
     unmeasured: str | None = None
     first_bad: int | None = None
 
+
+# The list that has the statistics once its queue is resolved, and where in it.
+Ticket: TypeAlias = tuple[list[Any], int]
 
 _EMPTY = Stats()
 _OFF = Stats(unmeasured="off")
@@ -109,19 +112,19 @@ class StatsQueue:
     def __len__(self) -> int:
         return len(self._results)
 
-    def add(self, tensor: torch.Tensor) -> int:
+    def add(self, tensor: torch.Tensor) -> Ticket:
         """Reduce a tensor now and hand out a ticket for its numbers; the tensor is not kept.
 
         Returns:
-            The index of its statistics in what `resolve` will return. Never raises: a failure
-            becomes the statistics ``unmeasured="error: RuntimeError"``.
+            What `stats_of` takes once the queue is resolved. Never raises: a failure becomes the
+            statistics ``unmeasured="error: RuntimeError"``.
         """
         if self._level == "none":
             return self._put(_OFF)
         ways = self._kernels
         return self._add(tensor, LEAN if self.lean and ways is FULL else ways)
 
-    def add_scalars(self, values: Iterable[torch.Tensor]) -> list[int]:
+    def add_scalars(self, values: Iterable[torch.Tensor]) -> list[Ticket]:
         """Queue tensors of one element, at any level: `min` is the value, None if not finite."""
         return [
             self._put(_of_one(_number(value.data_ptr()).value))
@@ -130,7 +133,7 @@ class StatsQueue:
             for value in values
         ]
 
-    def _add(self, tensor: torch.Tensor, ways: Kernels) -> int:
+    def _add(self, tensor: torch.Tensor, ways: Kernels) -> Ticket:
         try:
             with torch._C.DisableTorchFunction():
                 kernel = compiled.kernel
@@ -151,7 +154,7 @@ class StatsQueue:
         except Exception as err:
             return self._put(_failed(err))
 
-    def _gather(self, tensor: torch.Tensor, n: int) -> int:
+    def _gather(self, tensor: torch.Tensor, n: int) -> Ticket:
         with self._lock:
             if not self._gathered.fits(n):
                 self._reduce_gathered()
@@ -162,20 +165,25 @@ class StatsQueue:
                 flat = kernels.as_array(tensor)
                 self._gathered.put(flat.ctypes.data, n, ticket)
             self._results.append(_EMPTY)  # until it is reduced
-            return ticket
+            return self._results, ticket
 
     def _reduce_gathered(self) -> None:
         for ticket, row, first in self._gathered.take():
             stats = _stats(row)
             self._results[ticket] = stats if first is None else stats._replace(first_bad=first)
 
-    def _put(self, result: Stats | _OnDevice) -> int:
+    def _put(self, result: Stats | _OnDevice) -> Ticket:
         with self._lock:
-            self._results.append(result)
-            return len(self._results) - 1
+            results = self._results
+            results.append(result)
+            return results, len(results) - 1
 
     def resolve(self) -> list[Stats]:
-        """Bring all statistics over, by ticket; the queue is empty afterwards."""
+        """Bring all statistics over, in the order of the tickets; the queue is empty afterwards.
+
+        A ticket stays good: it holds the list that is filled in here, so what another thread adds
+        meanwhile has its numbers now or with the next call.
+        """
         with self._lock:
             self._reduce_gathered()
             results, self._results = self._results, []
@@ -184,7 +192,17 @@ class StatsQueue:
             with quiet():
                 _fetch(pending)
         out = [result.stats if isinstance(result, _OnDevice) else result for result in results]
-        return [_minmax(stats) for stats in out] if self._level == "minmax" else out
+        if self._level == "minmax":
+            out = [_minmax(stats) for stats in out]
+        results[:] = out
+        return out
+
+
+def stats_of(ticket: Ticket) -> Stats:
+    """The statistics of a resolved queue by ticket. Hot."""
+    results, i = ticket
+    found: Stats = results[i]
+    return found
 
 
 class _OnDevice:

@@ -12,7 +12,7 @@ import msgspec
 import torch
 
 from tensortrace.capture.rows import row_spread
-from tensortrace.capture.stats import Stats, StatsQueue
+from tensortrace.capture.stats import Stats, StatsQueue, Ticket, stats_of
 from tensortrace.capture.units import RECTIFIED, Tickets, Units
 from tensortrace.records import Tensor
 
@@ -36,20 +36,21 @@ class TensorDraft(msgspec.Struct, gc=False):
 
     head: Head
     tail: Tail
-    ticket: int
+    ticket: Ticket | None
     done: Tensor | None = None
     units: Tickets | None = None
-    spread: int | None = None
+    spread: Ticket | None = None
 
-    def record(self, stats: list[Stats]) -> Tensor:
-        """The finished description; `stats` is what the queue resolved to. Hot."""
+    def record(self) -> Tensor:
+        """The finished description, once the queue is resolved. Hot."""
         done = self.done
         if done is None:
-            done = self.done = _finish(self.head, stats[self.ticket], self.tail)
+            stats = stats_of(self.ticket) if self.ticket is not None else _NOT_ASKED
+            done = self.done = _finish(self.head, stats, self.tail)
             if self.units is not None:
-                done = self.done = _with_units(done, self.units, stats)
+                done = self.done = _with_units(done, self.units)
             if self.spread is not None:
-                spread = stats[self.spread].min
+                spread = stats_of(self.spread).min
                 done = self.done = msgspec.structs.replace(done, row_spread=spread)
         return done
 
@@ -68,8 +69,8 @@ def _finish(head: Head, stats: Stats, tail: Tail) -> Tensor:
     return Tensor(*head, *stats, *tail)  # type: ignore[arg-type] # mypy joins the tuples
 
 
-def _with_units(tensor: Tensor, units: Tickets, stats: list[Stats]) -> Tensor:
-    dead, since = stats[units.dead].min, stats[units.since].min
+def _with_units(tensor: Tensor, units: Tickets) -> Tensor:
+    dead, since = stats_of(units.dead).min, stats_of(units.since).min
     if dead is None or since is None:
         return tensor
     return msgspec.structs.replace(
@@ -93,7 +94,7 @@ class TensorTable:
 
     def __init__(self, queue: StatsQueue) -> None:
         self._queue = queue
-        self._undone: list[TensorDraft] = []
+        self._waiting: list[TensorDraft] = []
         self._units = Units()
         self._known: dict[int, _Known] = {}
         self._next = 0
@@ -196,11 +197,11 @@ class TensorTable:
     def _draft(self, tensor: torch.Tensor, number: int, tail: Tail, measure: bool) -> TensorDraft:
         head = _head(tensor, number)
         if not measure:
-            return TensorDraft(head, tail, 0, _finish(head, _NOT_ASKED, tail))
+            return TensorDraft(head, tail, None, _finish(head, _NOT_ASKED, tail))
         draft = TensorDraft(head, tail, self._queue.add(tensor))
         if head[7] in RECTIFIED and not self._queue.lean:
             draft.units = self._units.look(tensor, self._step, self._queue)
-        self._undone.append(draft)
+        self._waiting.append(draft)
         return draft
 
     def compare_rows(self, tensor: torch.Tensor, draft: TensorDraft) -> None:
@@ -215,14 +216,13 @@ class TensorTable:
         if self._compared >= _COMPARED or (self._step >= _CLOSELY and self._step % _SELDOM):
             return
         self._compared += 1
-        draft = next((d for d in reversed(self._undone) if d.head[0] == number), None)
+        draft = next((d for d in reversed(self._waiting) if d.head[0] == number), None)
         if draft is not None:
             self.compare_rows(tensor, draft)
 
-    def take_undone(self) -> list[TensorDraft]:
-        """The descriptions that wait for the queue, those of calls still open included."""
-        undone, self._undone = self._undone, []
-        return undone
+    def forget_waiting(self) -> None:
+        """Let go of the descriptions that the queue is about to be resolved for."""
+        self._waiting = []
 
     def _base_id(self, tensor: torch.Tensor) -> int | None:
         try:

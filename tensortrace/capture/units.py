@@ -18,7 +18,7 @@ from tensortrace.capture.unwrap import plain, quiet
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
 
-    from tensortrace.capture.stats import StatsQueue
+    from tensortrace.capture.stats import StatsQueue, Ticket
 
 # The nodes of ReLU, ReLU6 and threshold, and of a pooling that may be of one of them.
 _POOLINGS = frozenset(("MaxPool2DWithIndicesBackward0", "MaxPool3DWithIndicesBackward0"))
@@ -45,8 +45,8 @@ class Tickets(NamedTuple):
     """How many units there are; where the queue will say how many are dead, and since when."""
 
     units: int
-    dead: int
-    since: int
+    dead: Ticket
+    since: Ticket
 
 
 class _Layer:

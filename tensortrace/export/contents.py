@@ -180,8 +180,9 @@ def matches(modules: Mapping[str, Module], path: str | None, globs: Sequence[str
 def matching_nothing(runs: Sequence[Run], globs: Sequence[str]) -> list[str]:
     """Those globs that no module or parameter of the runs matches, if they have any."""
     names = [(run.modules, name) for run in runs for name in _names(run.modules)]
-    return [glob for glob in globs
-            if names and not any(matches(known, name, [glob]) for known, name in names)]  # fmt: skip
+    if not names:
+        return []
+    return [glob for glob in globs if not any(matches(known, name, [glob]) for known, name in names)]
 
 
 def _names(modules: Mapping[str, Module]) -> Iterator[str]:

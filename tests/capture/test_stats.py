@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tensortrace.capture import compiled, kernels
 from tensortrace.capture import stats as module
-from tensortrace.capture.stats import Stats, StatsQueue, summarize
+from tensortrace.capture.stats import Stats, StatsQueue, stats_of, summarize
 from tensortrace.capture.unwrap import plain, quiet
 
 INF, NAN = math.inf, math.nan
@@ -376,9 +377,9 @@ def test_a_queue_returns_by_ticket_and_is_empty_afterwards(way):
     for tensor in tensors:
         tensor.zero_()
     assert len(queue) == 3
-    results = queue.resolve()
+    queue.resolve()
     for ticket, n in zip(tickets, (1, 30, 5), strict=True):
-        assert_same(results[ticket], oracle(random(n, seed=n)))
+        assert_same(stats_of(ticket), oracle(random(n, seed=n)))
     assert len(queue) == 0
     assert queue.resolve() == []
 
@@ -393,7 +394,7 @@ def test_level_minmax_counts_and_bounds_only(way):
 
 def test_level_none_measures_nothing():
     queue = StatsQueue("none")
-    assert queue.add(torch.ones(3)) == 0
+    queue.add(torch.ones(3))
     assert queue.resolve() == [Stats(unmeasured="off")]
 
 
@@ -403,9 +404,9 @@ def test_scalars_are_queued_at_any_level(way, level):
     values = [torch.tensor(2.5), torch.tensor(NAN), torch.tensor(7, dtype=torch.int32)]
     tickets = queue.add_scalars(values)
     values[0].zero_()
-    results = queue.resolve()
-    assert [results[ticket].min for ticket in tickets] == [2.5, None, 7.0]
-    assert results[tickets[1]].nan == 1
+    queue.resolve()
+    assert [stats_of(ticket).min for ticket in tickets] == [2.5, None, 7.0]
+    assert stats_of(tickets[1]).nan == 1
 
 
 def test_no_tensor_is_kept_alive(way):
@@ -510,20 +511,22 @@ def test_out_of_memory_costs_one_tensor(monkeypatch):
 @pytest.mark.usefixtures("kernel")
 def test_many_threads_share_a_queue():
     queue = StatsQueue()
-    tickets: dict[int, int] = {}
+    tickets: list[tuple[Any, int]] = []
 
     def work(start):
         for number in range(start, start + 50):
-            tickets[queue.add(torch.tensor([float(number)]))] = number
+            tickets.append((queue.add(torch.tensor([float(number)])), number))
+            if number % 20 == 0:  # a gate of another thread
+                queue.resolve()
 
     threads = [threading.Thread(target=work, args=(1000 * k,)) for k in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    results = queue.resolve()
-    assert len(tickets) == len(results) == 200
-    assert all(results[ticket].max == number for ticket, number in tickets.items())
+    queue.resolve()
+    assert len(tickets) == 200
+    assert all(stats_of(ticket).max == number for ticket, number in tickets)
 
 
 def test_quiet_blocks_nest_and_restore():

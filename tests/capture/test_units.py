@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tensortrace import trace
-from tensortrace.capture.stats import StatsQueue
+from tensortrace.capture.stats import StatsQueue, stats_of
 from tensortrace.capture.units import Units
 from tensortrace.records import Call
 from tests.capture import Recorded
@@ -62,8 +62,10 @@ KINDS = {
 def look(units, make, step):
     queue = StatsQueue()
     tickets = units.look(make(), step, queue)
-    numbers = queue.resolve()
-    return tickets and (tickets.units, numbers[tickets.dead].min, numbers[tickets.since].min)
+    queue.resolve()
+    return tickets and (
+        tickets.units, stats_of(tickets.dead).min, stats_of(tickets.since).min
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KINDS)
