@@ -32,7 +32,8 @@ def label_out_of_range(
                 from 1
     Misses:     an exception that leaves the block is explained by TT801; ignore_index of a loss
                 module is not known, so without an exception only functions are checked; a mask
-                given as `weight` silences it
+                given as `weight` silences it; on CUDA the device itself asserts first, after which
+                no value can be read, and to look before would wait for the device in each step
     Example:    y = torch.tensor(frame["label"].values, dtype=torch.float32)  # -1 and 1
                 loss = F.binary_cross_entropy_with_logits(logits, y)
     Fixed:      y = (torch.tensor(frame["label"].values, dtype=torch.float32) + 1) / 2
