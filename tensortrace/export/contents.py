@@ -182,7 +182,9 @@ def matching_nothing(runs: Sequence[Run], globs: Sequence[str]) -> list[str]:
     names = [(run.modules, name) for run in runs for name in _names(run.modules)]
     if not names:
         return []
-    return [glob for glob in globs if not any(matches(known, name, [glob]) for known, name in names)]
+    return [
+        glob for glob in globs if not any(matches(known, name, [glob]) for known, name in names)
+    ]
 
 
 def _names(modules: Mapping[str, Module]) -> Iterator[str]:

@@ -383,7 +383,9 @@ def test_validation_loss_that_is_nan_is_an_error_though_no_backward_follows() ->
 
 
 @pytest.mark.parametrize("level", ["module", "op"])
-@pytest.mark.parametrize("read", [lambda y: y.argmax(-1), lambda y: y == y, lambda y: y.isnan()])
+@pytest.mark.parametrize(
+    "read", [lambda y: y.argmax(-1), lambda y: torch.eq(y, y), lambda y: y.isnan()]
+)
 @pytest.mark.parametrize("healed", [False, True])
 def test_nan_that_only_an_index_or_a_comparison_reads_is_an_error_unless_healed(
     read, level, healed
