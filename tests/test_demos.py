@@ -20,6 +20,12 @@ from tensortrace.run import open_run
 
 ROOT = Path(__file__).parent.parent
 DEMOS = sorted((ROOT / "demos").glob("*.py"))
+# What README shows of a demo: the command, and all that it prints.
+STORIES = re.findall(
+    r"^```text\n\$ python (demos/\w+\.py)\n(.*?)^```$",
+    (ROOT / "README.md").read_text("utf-8"),
+    re.MULTILINE | re.DOTALL,
+)
 LONGEST = 60
 
 
@@ -39,13 +45,14 @@ def found(finding: Finding) -> str:
     return f"{finding.code} {place or '-'} step {finding.step}"
 
 
-def run(demo: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(demo: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        [sys.executable, "-W", "error", demo, "run.jsonl"],
+        [sys.executable, "-u", "-W", "error", demo, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if arguments else subprocess.STDOUT,
         text=True,
         timeout=120,
         check=False,
@@ -54,7 +61,7 @@ def run(demo: Path, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("demo", DEMOS, ids=lambda demo: demo.stem)
 def test_demo_finds_what_it_expects_and_nothing_else(demo: Path, tmp_path: Path) -> None:
-    done = run(demo, tmp_path)
+    done = run(demo, tmp_path, "run.jsonl")
     # A demo of TT801 ends as its program would without tracing: by an exception.
     raises = any(line.startswith("TT801") for line in expected(demo))
     assert done.returncode == int(raises), done.stderr
@@ -68,6 +75,18 @@ def test_demo_finds_what_it_expects_and_nothing_else(demo: Path, tmp_path: Path)
     assert [found(finding) for finding in serious] == expected(demo)
     for finding in serious:
         assert finding.message in done.stderr
+
+
+@pytest.mark.parametrize(("demo", "shown"), STORIES, ids=[demo for demo, _ in STORIES])
+def test_readme_shows_what_a_demo_prints_line_for_line(
+    demo: str, shown: str, tmp_path: Path
+) -> None:
+    printed = run(ROOT / demo, tmp_path).stdout.replace(f"{ROOT}{os.sep}", ".../")
+    assert printed.splitlines() == shown.splitlines()
+
+
+def test_readme_tells_three_stories() -> None:
+    assert len(STORIES) == 3
 
 
 @pytest.mark.parametrize("demo", DEMOS, ids=lambda demo: demo.stem)
