@@ -78,16 +78,19 @@ class Units:
             None until enough was seen, and for what has no units: no layer above it, one dim.
         """
         try:
+            found = _layer_of(tensor.grad_fn, tensor.shape) if tensor.dim() > 1 else None
+            if found is None:
+                return None
             with quiet():
-                return self._look(tensor, step, queue)
+                return self._look(tensor, *found, step, queue)
         except RuntimeError:
             return None  # nothing that a count is worth failing for: out of memory, odd layouts
 
-    def _look(self, tensor: torch.Tensor, step: int, queue: StatsQueue) -> Tickets | None:
-        found = _layer_of(tensor.grad_fn, tensor.shape) if tensor.dim() > 1 else None
-        if found is None or plain(tensor) is not tensor or not tensor.numel():
+    def _look(
+        self, tensor: torch.Tensor, parameter: torch.Tensor, dim: int, step: int, queue: StatsQueue
+    ) -> Tickets | None:
+        if plain(tensor) is not tensor or not tensor.numel():
             return None
-        parameter, dim = found
         units = len(parameter)
         if tensor.shape[dim] != units:
             tensor = tensor.view(len(tensor), units, -1)
@@ -135,9 +138,9 @@ def _layer_of(root: Node | None, shape: torch.Size) -> tuple[torch.Tensor, int] 
     Returns:
         It, and the dim of the units: 1 after a convolution or a norm over channels, else the last.
     """
-    flat = root is not None and root.name() == _FLATTEN and len(shape) == 2
+    flat = root is not None and root.name() == _FLATTEN
     if root is not None and flat:
-        root = root.next_functions[0][0]
+        root = root.next_functions[0][0] if len(shape) == 2 else None
     if root is not None and root.name() in _POOLINGS:
         root = root.next_functions[0][0]
     if root is None or root.name() not in _RELUS:
