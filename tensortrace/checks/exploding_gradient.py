@@ -58,13 +58,10 @@ def exploding_gradient(
     Misses:     growth by less than `ratio` over `window` steps; a run that is bad from its first
                 step on and has no depth to show it; a curriculum that changes the data on purpose
                 looks the same
-    Example:    output, state = rnn(sequence)  # 500 steps
-                criterion(output, target).backward()
-                optimizer.step()
-    Fixed:      output, state = rnn(sequence)
-                criterion(output, target).backward()
-                nn.utils.clip_grad_norm_(rnn.parameters(), max_norm=1.0)
-                optimizer.step()
+    Example:    rnn = nn.RNN(1, 64, nonlinearity="relu")  # 16 pixels at first, then 64
+                nn.init.kaiming_normal_(rnn.weight_hh_l0, nonlinearity="relu")
+    Fixed:      rnn = nn.RNN(1, 64, nonlinearity="relu")
+                nn.init.orthogonal_(rnn.weight_hh_l0)
     """
     summary = step.summary
     if summary is None:
