@@ -69,20 +69,20 @@ def nothing_trainable(
             if running[index] >= sustain:
                 yield _draft(step, optimizer, running[index], sustain, memory["backward"])
         elif before is not None and before + 1 == idle and without:
-            # An optimizer of replaced parameters (TT405) has no gradient because of that.
-            stale = (f.id for f in step.findings
-                     if f.code == "TT405" and f.evidence["optimizer"] == index)  # fmt: skip
-            yield _behind_detach(optimizer, idle, next(stale, None))
+            # Gradients that are wiped (TT207), parameters that were replaced (TT405): told already.
+            told = (f.id for f in step.findings if f.code in ("TT207", "TT405")
+                    and f.evidence["optimizer"] == index)  # fmt: skip
+            yield _behind_detach(optimizer, idle, next(told, None))
 
 
-def _behind_detach(optimizer: Optimizer, idle: int, stale: str | None) -> Draft:
+def _behind_detach(optimizer: Optimizer, idle: int, told: str | None) -> Draft:
     return Draft(
         message=f"none of the {optimizer.no_grad} parameters of optimizer {optimizer.index}, "
         f"{optimizer.cls}, had a gradient in its first {idle} steps, though other modules have: "
         "its steps do nothing",
         severity="warning", cause=f"optimizer {optimizer.index}", phase="optimizer", value=idle,
         limit=idle, location=optimizer.location, evidence={"optimizer": optimizer.index},
-        follows=stale,
+        follows=told,
     )  # fmt: skip
 
 

@@ -11,11 +11,11 @@ from tests.healthy.data import PAD, sentences
 from tests.healthy.language import CharLSTM
 
 
-def train_lstm(wipes, **how):
+def train_lstm(wipes, steps=5, **how):
     def program():
         model = CharLSTM()
         adam = torch.optim.Adam(model.parameters(), lr=1e-3)
-        for _ in range(5):
+        for _ in range(steps):
             tokens = sentences(length=8).T
             logits, _ = model(tokens[:-1], None)
             loss = F.cross_entropy(logits.flatten(0, 1), tokens[1:].flatten(), ignore_index=PAD)
@@ -43,6 +43,11 @@ def test_zero_grad_between_backward_and_step_is_an_error_after_three_steps():
 def test_zeroing_in_place_and_by_the_module_are_the_same_fault():
     assert len(find_live(train_lstm("optimizer", set_to_none=False), "TT207")) == 1
     assert len(find_live(train_lstm("module"), "TT207")) == 1
+
+
+def test_an_optimizer_that_therefore_never_meets_a_gradient_is_no_second_finding():
+    (found,) = find_live(train_lstm("optimizer", steps=9), "TT207", "TT409")
+    assert found.code == "TT207"
 
 
 def test_the_right_order_is_silent():
