@@ -9,7 +9,7 @@ from tensortrace.checks import Draft, StepView, check, unheld
 from tensortrace.records import ChainLink, Module
 
 
-@check("TT401", "never-updated", after=("TT405", "TT406"))
+@check("TT401", "never-updated", after=("TT202", "TT303", "TT405", "TT406"))
 def never_updated(
     step: StepView, memory: dict[str, Any], *, updates: int = 4, idle: int = 20
 ) -> Iterator[Draft]:
@@ -29,7 +29,7 @@ def never_updated(
     Misses:     a network for a perceptual loss in training mode that is not frozen is reported;
                 an optimizer that takes its first step after `updates` steps of another one too;
                 weights that stop moving later in the run: they have converged, or the learning rate
-                has decayed below their rounding
+                has decayed below their rounding; layers that TT202 or TT303 names
     Example:    encoder, decoder = Encoder(), Decoder()
                 optimizer = torch.optim.Adam(decoder.parameters())
                 loss = criterion(decoder(encoder(x)), x)
@@ -60,7 +60,11 @@ def never_updated(
     told = {name for f in step.findings if f.code in ("TT405", "TT406")
             for name in f.evidence["parameters"]}  # fmt: skip
     forgotten = [name for name in forgotten if name not in told]
-    unmoved = _unmoved(step, memory, updates)
+    # A gradient that has died out on its way moves nothing, so a layer of such a row is told.
+    faded = {path for f in step.findings if f.code in ("TT202", "TT303")
+             for path, _ in f.evidence["profile"]}  # fmt: skip
+    unmoved = [name for name in _unmoved(step, memory, updates)
+               if name.rpartition(".")[0] not in faded]  # fmt: skip
     for why, names in (("forgotten", forgotten), ("unmoved", unmoved)):
         if names:
             yield _draft(step, why, names, updates)

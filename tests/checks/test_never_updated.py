@@ -58,6 +58,23 @@ def test_a_bias_beside_weights_that_do_not_move_is_not_named():
     assert found.evidence["parameters"] == ["b.weight"]
 
 
+def test_layers_that_no_gradient_reaches_are_told_as_that():
+    layers = []
+    for _ in range(12):
+        layers += [nn.Linear(16, 16), nn.Sigmoid()]
+    model = nn.Sequential(*layers, nn.Linear(16, 4))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def program():
+        for _ in range(5):
+            sgd.zero_grad()
+            F.cross_entropy(model(torch.randn(8, 16)), torch.randint(4, (8,))).backward()
+            sgd.step()
+
+    assert [f.code for f in find_live(program, "TT401")] == ["TT401"]
+    assert [f.code for f in find_live(program, "TT202", "TT401")] == ["TT202"]
+
+
 def test_a_healthy_run_is_silent():
     assert find(steps(held=BOTH), "TT401") == []
     assert find(steps(held=BOTH, ratio=None), "TT401") == []
