@@ -385,6 +385,9 @@ AnyRecord = (
 )
 
 
+_NOT_FINITE = frozenset(("NaN", "Infinity", "-Infinity"))
+
+
 def to_scalar(x: float) -> Scalar:
     """Write a float that may be NaN or infinite as JSON can carry it."""
     if math.isfinite(x):
@@ -392,6 +395,8 @@ def to_scalar(x: float) -> Scalar:
     return "NaN" if math.isnan(x) else "Infinity" if x > 0 else "-Infinity"
 
 
-def from_scalar(x: Scalar | None) -> float | None:
-    """Read a scalar back as a float."""
-    return None if x is None else float(x)
+def from_scalar(x: object) -> float | None:
+    """Read a scalar back as a float; None for what is none, as in a detail that somebody wrote."""
+    if isinstance(x, (int, float)):
+        return float(x)
+    return float(x) if isinstance(x, str) and x in _NOT_FINITE else None

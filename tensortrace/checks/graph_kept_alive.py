@@ -90,7 +90,7 @@ def _remember(step: StepView, places: dict[tuple[int, int], Call]) -> None:
                 tensor = step.tensors.get(id)
                 if tensor is not None and tensor.requires_grad:
                     places[step.number, id] = call
-    for old in list(places)[: -4 * _PLACES]:
+    for old in list(places)[:-_PLACES]:
         del places[old]
 
 

@@ -16,6 +16,12 @@ _MASK = 0.95
 # They return what was in memory before.
 _UNINITIALISED = frozenset(("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty",
                             "new_empty_strided", "resize_", "resize_as_"))  # fmt: skip
+# These compute no value: what they return was made before, or is such memory (sharded parameters).
+_SILENT = _UNINITIALISED | frozenset((
+    "view", "view_as", "reshape", "chunk", "split", "narrow", "unbind", "select", "getitem",
+    "as_strided", "expand", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute",
+    "contiguous", "clone", "detach", "to", "T", "t", "movedim", "tensor_split",
+))  # fmt: skip
 
 
 @check("TT501", "near-overflow")
@@ -35,9 +41,8 @@ def near_overflow(
     Fix:        bfloat16 instead of float16; a norm layer before it; q / sqrt(d) before q @ k; sums
                 and squares in float32 (x.float().pow(2).mean()); a lower learning rate
     Misses:     negative values within 5 % of the lowest number, which are masks; the largest number
-                itself; what happens
-                inside an op (a sum of squares that is rooted again); gradients under a GradScaler,
-                whose scale rises until they overflow; float8, which is scaled to its range
+                itself; ops without grad; what happens inside an op (a sum of squares that is rooted
+                again); gradients under a GradScaler, whose scale rises until they overflow; float8, which is scaled to its range
     Example:    scores = q @ k.transpose(-1, -2)                     # float16, unscaled
                 weights = scores.softmax(-1)
     Fixed:      scores = (q / q.shape[-1] ** 0.5) @ k.transpose(-1, -2)
@@ -53,7 +58,7 @@ def near_overflow(
     memory["order"] = order
     met: set[str] = set()
     for call in sorted(step.calls, key=lambda c: c.seq):
-        if call.replay or call.op in _UNINITIALISED or (scaled and call.phase == "backward"):
+        if call.replay or call.op in _SILENT or (scaled and call.phase == "backward"):
             continue
         for name, id in call.outputs:
             tensor = step.tensors.get(id)
@@ -61,6 +66,8 @@ def near_overflow(
             key = f"{call.module}:{call.op}:{call.phase}"
             if tensor is None or reach <= share or key in met or tensor.nonfinite:
                 continue
+            if call.op is not None and call.phase == "forward" and not tensor.requires_grad:
+                continue  # a buffer that is still to be filled
             met.add(key)
             seen[key] = [at for at in seen.get(key, []) if at > order - window] + [order]
             if len(seen[key]) >= sustain:

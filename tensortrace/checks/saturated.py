@@ -87,7 +87,7 @@ def _slopes(step: StepView) -> dict[Site, tuple[float, Call]]:
     outermost: dict[int, int] = {}
     for call in calls:
         above = by_seq.get(call.parent) if call.parent is not None else None
-        outermost[call.seq] = outermost[above.seq] if above is not None else call.seq
+        outermost[call.seq] = outermost.get(above.seq, above.seq) if above else call.seq
         module = step.modules.get(call.module) if call.module is not None else None
         if call.op is None and module and any(len(p.shape) > 1 for p in module.parameters):
             last[outermost[call.seq]] = call.seq

@@ -68,6 +68,8 @@ def weights_out_of_range(
         value = param.value
         if len(value.shape or ()) < 2 or value.norm is None or param.optimizer not in steps:
             continue
+        if not value.numel:
+            continue
         zero_frac = value.zeros / value.numel
         was = first.setdefault(param.name, History(zero_frac, value.norm))
         module = step.modules.get(param.module) if param.module is not None else None

@@ -81,7 +81,7 @@ def read_everything(path: Path) -> tuple[str, list[Record]] | None:
         engine = Engine()
         for record in records:
             engine.feed(record)
-        assert engine.problems == []
+        assert engine.problems == [], engine.problems
         shown = render_report(run, notes=True) + draw(run)
         json.loads(report_json(run), parse_constant=float.__truediv__)  # strict: no NaN
     finally:
