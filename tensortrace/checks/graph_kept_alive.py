@@ -11,7 +11,9 @@ from tensortrace.text import location_text, module_text, shape_text
 
 _SUMS = frozenset(("add", "add_", "__iadd__"))
 _REMEMBERED = 64
+# Calls that are remembered, of so many steps.
 _PLACES = 256
+_RECENT = 40
 
 
 @check("TT703", "graph-kept-alive")
@@ -90,7 +92,8 @@ def _remember(step: StepView, places: dict[tuple[int, int], Call]) -> None:
                 tensor = step.tensors.get(id)
                 if tensor is not None and tensor.requires_grad:
                     places[step.number, id] = call
-    for old in list(places)[:-_PLACES]:
+    recent = [key for key in places if key[0] > step.number - _RECENT][-_PLACES:]
+    for old in places.keys() - recent:
         del places[old]
 
 

@@ -42,7 +42,8 @@ def near_overflow(
                 and squares in float32 (x.float().pow(2).mean()); a lower learning rate
     Misses:     negative values within 5 % of the lowest number, which are masks; the largest number
                 itself; ops without grad; what happens inside an op (a sum of squares that is rooted
-                again); gradients under a GradScaler, whose scale rises until they overflow; float8, which is scaled to its range
+                again); gradients under a GradScaler, whose scale rises until they overflow; float8,
+                which is scaled to its range
     Example:    scores = q @ k.transpose(-1, -2)                     # float16, unscaled
                 weights = scores.softmax(-1)
     Fixed:      scores = (q / q.shape[-1] ** 0.5) @ k.transpose(-1, -2)
