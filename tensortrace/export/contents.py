@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -159,6 +159,27 @@ def order_of_cause(finding: Finding) -> tuple[int, int, int]:
     return (-1 if nonfinite else severity, finding.step, -1 if finding.seq is None else finding.seq)
 
 
+# What ends in an overflow: one of these before a non-finite value is likelier its cause than the op
+# that met it.
+_LEADING_UP = ("TT201", "TT206", "TT303", "TT402", "TT403", "TT404", "TT501", "TT601")
+
+
+def in_order_of_cause(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort findings so that the cause comes first, and notes last.
+
+    That is what first made a value non-finite, then the worst. Where values or gradients had grown
+    in an earlier step, it is what was found first, then what came of it.
+    """
+    ordered = sorted(findings, key=order_of_cause)
+    told = [finding for finding in ordered if finding.severity != "note"]
+    if not told or not told[0].code.startswith("TT1"):
+        return ordered
+    if not any(f.code in _LEADING_UP and f.step < told[0].step for f in told):
+        return ordered
+    told.sort(key=lambda f: (f.step, -1 if f.seq is None else f.seq))
+    return [*told, *ordered[len(told) :]]
+
+
 def shown_path(modules: Mapping[str, Module], path: str) -> str:
     """Name a module as people do: the better path learnt later, the class for the root."""
     module = modules.get(path)
@@ -210,7 +231,8 @@ def _merge(runs: Sequence[Run], found: Sequence[Found], globs: Sequence[str]) ->
               tuple(dict.fromkeys(run.header.rank for run, _, _ in group)))
         for group in groups.values()
     ]  # fmt: skip
-    return sorted(merged, key=lambda one: order_of_cause(one.finding))
+    by_id = {id(one.finding): one for one in merged}
+    return [by_id[id(f)] for f in in_order_of_cause(one.finding for one in merged)]
 
 
 def _choose_step(runs: Sequence[Run], shown: Sequence[Shown]) -> tuple[Run, int | None]:

@@ -12,6 +12,7 @@ from tensortrace.errors import UsageError
 from tensortrace.export.contents import (
     found_again,
     gather,
+    in_order_of_cause,
     logged,
     matches,
     order_of_cause,
@@ -47,6 +48,28 @@ def test_the_order_is_first_nonfinite_then_severity_then_step_and_seq() -> None:
     shuffled = [expected[i] for i in (3, 6, 0, 5, 2, 4, 1)]
     got = sorted(shuffled, key=order_of_cause)
     assert [finding.id for finding in got] == [finding.id for finding in expected]
+
+
+def test_what_grew_before_the_first_nan_comes_before_it() -> None:
+    expected = [
+        make_finding(id="inputs", code="TT601", step=2, seq=1, severity="warning"),
+        make_finding(id="not cleared", code="TT206", step=3, seq=1),
+        make_finding(id="exploding", code="TT201", step=16, seq=1, severity="warning"),
+        make_finding(id="nan", code="TT101", step=17, seq=1),
+        make_finding(id="afterwards", code="TT401", step=20, seq=1),
+        make_finding(id="note", code="TT305", step=0, seq=1, severity="note"),
+    ]
+    shuffled = [expected[i] for i in (3, 5, 0, 4, 2, 1)]
+    assert [f.id for f in in_order_of_cause(shuffled)] == [f.id for f in expected]
+
+
+@pytest.mark.parametrize(
+    ("code", "step"), [("TT704", 2), ("TT201", 17), ("TT601", 20)], ids=["other", "same", "later"]
+)
+def test_a_nan_that_nothing_led_up_to_comes_first(code: str, step: int) -> None:
+    nan = make_finding(id="nan", code="TT101", step=17, seq=1)
+    other = make_finding(id="other", code=code, step=step, seq=9, severity="warning")
+    assert in_order_of_cause([other, nan]) == [nan, other]
 
 
 def test_repeats_are_counted_in_later_steps_once_each(tmp_path: Path) -> None:
