@@ -13,7 +13,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.measure import ENVIRONMENT, Cell, Way, compare, tracing, untraced
+from tests.benchmarks.measure import (
+    ENVIRONMENT,
+    Cell,
+    Way,
+    compare,
+    tracing,
+    untraced,
+    without_kernel,
+)
 from tests.benchmarks.table import render, replace_between_markers
 from tests.benchmarks.workloads import NAMES, gpt2_origin
 
@@ -33,6 +41,7 @@ _ROWS: dict[str, tuple[str, Way]] = {
     "full": ("`trace(every=1)`", tracing(every=1)),
     "op": ('`trace(every=1, level="op")`', tracing(every=1, level="op")),
     "auto": ('`trace()`, `every="auto"`, after step 1000', tracing(every="auto", after=1001)),
+    "torch": ("`trace(every=1)` without the compiled kernel", without_kernel(tracing(every=1))),
     "minmax": ('`trace(every=1, stats="minmax")`', tracing(every=1, stats="minmax")),
     "none": ('`trace(every=1, stats="none")`', tracing(every=1, stats="none")),
 }

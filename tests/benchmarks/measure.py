@@ -110,6 +110,23 @@ def tracing(after: int = 0, **options: Any) -> Way:
     return way
 
 
+def without_kernel(way: Way) -> Way:
+    """Measure with torch's and NumPy's reductions, as where no C compiler was."""
+
+    @contextmanager
+    def plain(work: Workload) -> Iterator[Turn]:
+        from tensortrace.capture import compiled
+
+        kernel, compiled.kernel = compiled.kernel, None
+        try:
+            with way(work) as turn:
+                yield turn
+        finally:
+            compiled.kernel = kernel
+
+    return plain
+
+
 def _skip_to(recorder: Recorder, step: int) -> None:
     """Make the run look as if it had come to this step."""
     recorder.step = step
