@@ -42,8 +42,9 @@ def graph_kept_alive(
     """
     if step.summary is None:
         return
+    places: dict[tuple[int, int], Call] = memory.setdefault("places", {})
     if step.summary.full:
-        _remember(step, memory.setdefault("places", {}))
+        _remember(step, places)
     trained: list[int] = memory.setdefault("trained", [])
     if not step.optimizers or not any(a.action == "loss" for a in step.actions):
         return
@@ -72,7 +73,7 @@ def _stored(step: StepView, memory: dict[str, Any], growing: int) -> Iterator[Dr
     memory["stored"] = count
     if kept and memory["grown"] >= growing:
         call = memory["places"].get((kept["step"], kept["id"]))
-        made = f"{call.op or module_text(call.module)} made one" if call else "one is"
+        made = f"{call.op or module_text(call.module)} made one" if call else "one was made"
         yield Draft(
             message=f"{count} tensors of earlier steps are alive with their graphs, more in each "
             f"of {memory['grown']} optimizer steps (limit {growing}): {made} in step {kept['step']}"

@@ -142,7 +142,7 @@ def test_a_cached_embedding_is_silent():
     assert find_live(run, "TT703") == []
 
 
-def kept(count, by_step):
+def kept(count, by_step, full=True):
     for i in range(count):
         detail = {"value": 1.0}
         if by_step(i):
@@ -150,7 +150,13 @@ def kept(count, by_step):
                               "shape": [], "grad_fn": "NllLossBackward0"}  # fmt: skip
         yield Action(step=i, seq=0, action="loss", detail=detail)
         yield optimizer(step=i)
-        yield closing(i)
+        yield closing(i, full=full)
+
+
+def test_without_a_full_step_before_it_no_line_is_known():
+    (found,) = find(kept(9, lambda i: i and i + 1, full=False), "TT703")
+    assert "one was made in step 6" in found.message
+    assert found.location is None
 
 
 def test_eight_steps_of_growth_are_the_edge_and_a_setting():
