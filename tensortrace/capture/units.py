@@ -95,7 +95,13 @@ class Units:
         if tensor.shape[dim] != units:
             tensor = tensor.view(len(tensor), units, -1)
         layer = self._layers.get(id(parameter))
-        if layer is None or layer.parameter() is not parameter or len(layer.last) != units:
+        if (
+            layer is None
+            or layer.parameter() is not parameter
+            or len(layer.last) != units
+            # A dry run on the CPU, before the same Parameter moves to its device.
+            or layer.last.device != tensor.device
+        ):
             if len(self._layers) >= _MOST_LAYERS:
                 self._layers.clear()
             last = torch.full((units,), float(step - 1), device=tensor.device)

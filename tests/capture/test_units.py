@@ -142,6 +142,17 @@ def test_no_parameter_is_kept_alive_and_its_address_may_be_used_again():
         assert look(units, lambda layer=layer: F.relu(layer(torch.randn(64, 4))), step) is None
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_layer_that_moves_to_a_device_is_followed_there():
+    units, layer = Units(), kill(nn.Linear(4, 10))
+    look(units, lambda: F.relu(layer(torch.randn(64, 4))), 0)
+    layer.cuda()
+    told = [look(units, lambda: F.relu(layer(torch.randn(64, 4, device="cuda"))), step)
+            for step in range(1, 10)]  # fmt: skip
+    assert [t for t in told if t] == [(10, DEAD, 1)] * 2
+
+
 @pytest.mark.parametrize("level", ["module", "op"])
 @pytest.mark.parametrize("act", [nn.ReLU(), F.relu])
 def test_the_records_of_full_steps_carry_the_counts(level, act):
