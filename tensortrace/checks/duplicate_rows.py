@@ -54,7 +54,7 @@ def duplicate_rows(
             continue
         memory["count"] = memory.get("count", 0) + 1
         if memory["count"] >= sustain:
-            where = "in the batch before them" if within >= earlier else "in the batches before it"
+            where = "before them in it" if within >= earlier else "of the batches before it"
             workers = f", from {memory['workers']} workers" if memory.get("workers") else ""
             yield Draft(
                 message=f"{found} of {rows} rows of a batch are equal to rows {where} (limit "

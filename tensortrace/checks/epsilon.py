@@ -88,7 +88,7 @@ def epsilon(
                 message=f"eps {max(epsilons):g} of {optimizer.cls} is larger than the gradients, "
                 f"rms {number_text(median(sizes))} as the median of {len(sizes)} parameters, in "
                 f"the first {small[optimizer.index]} full steps (limit {sustain}): steps shrink "
-                f"by {number_text(max(epsilons) / median(sizes) + 1)}",
+                f"by a factor of {number_text(max(epsilons) / median(sizes) + 1)}",
                 cause=f"larger {optimizer.index}", phase="optimizer", value=median(sizes),
                 limit=larger * max(epsilons), location=optimizer.location,
                 evidence={"placed": "direct", "parameters": len(sizes)},

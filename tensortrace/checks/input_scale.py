@@ -104,7 +104,7 @@ def _compare(
             message=f"the input of {module_text(call.module)} has std {number_text(data.std)} and "
             f"mean {number_text(data.mean)}{'' if call.training else ' in eval mode'}: in training "
             f"its std was {number_text(min(known))} to {number_text(max(known))}, so "
-            f"{number_text(ratio)} times closer (limit {limit:g})",
+            f"this is {number_text(ratio)} times outside (limit {limit:g})",
             cause=f"far {call.module} {call.training}", phase="forward", module=call.module,
             severity="note" if call.training else "warning", seq=call.seq, tensor=data.id,
             value=ratio, limit=limit, location=call.location,

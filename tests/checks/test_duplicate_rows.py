@@ -55,7 +55,7 @@ def reconstruct(make, **options):
 def test_workers_with_copies_of_one_generator_give_each_batch_twice():
     (found,) = find_live(reconstruct(lambda: Noise(False), num_workers=2), "TT611")
     assert (found.severity, found.value) == ("warning", 1.0)
-    assert "8 of 8 rows" in found.message
+    assert "8 of 8 rows of a batch are equal to rows of the batches before it" in found.message
     assert "from 2 workers" in found.message
     assert found.location.file == __file__
     assert find_live(reconstruct(lambda: Noise(True), num_workers=2), "TT611") == []
@@ -93,6 +93,12 @@ def test_half_of_the_rows_in_three_steps_is_the_limit():
     assert find(steps(HALF, HALF, HALF, HALF, epochs=2), "TT611") == []
     assert find(steps(*[HALF] * 4, replacement=True), "TT611") == []
     assert len(find(steps(LESS, LESS, LESS), "TT611", share=0.4)) == 1
+
+
+def test_rows_of_the_same_batch_are_told_from_those_of_batches_before():
+    within = {"rows": 10, "within": 6, "earlier": 0}
+    (found,) = find(steps(within, within, within), "TT611")
+    assert "6 of 10 rows of a batch are equal to rows before them in it" in found.message
 
 
 def test_empty_run_is_silent():

@@ -49,6 +49,7 @@ def test_loss_divided_until_epsilon_is_larger_than_its_gradients():
     (found,) = find_live(classify(1e10), "TT504")
     assert (found.severity, found.step) == ("warning", 9)
     assert found.value < 1e-8
+    assert "steps shrink by a factor of " in found.message
     assert find_live(classify(16), "TT504") == []
     assert find_live(classify(1e10, eps=1e-15), "TT504") == []
 

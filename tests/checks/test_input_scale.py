@@ -84,6 +84,7 @@ def test_validation_that_is_not_normalised_as_training_was():
     (found,) = find_live(fault, "TT601")
     assert (found.severity, found.module) == ("warning", "")
     assert "in eval mode" in found.message
+    assert "times outside (limit 3)" in found.message
     assert find_live(classify(plain, normalise, normalise, steps=12), "TT601") == []
 
 
