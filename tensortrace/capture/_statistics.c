@@ -1,7 +1,7 @@
 /* Statistics of memory: the numbers that the log keeps of a tensor, in one read of it.
 
    Plain C against the limited API of Python 3.10, so that one build serves every later Python; it
-   knows nothing of torch. The caller answers for the memory: `kernels.py` says how it does.
+   knows nothing of torch. The caller answers for the memory: `compiled.py` says how it does.
 
    Two ways to the same numbers. With GCC or clang, vectors of 32 bytes, compiled for any machine
    and, on x86, for AVX2 too, which is chosen when the module is loaded. Elsewhere, and for the last

@@ -332,7 +332,7 @@ class _Taken:
         return len(self.values) // compiled.item_size(self.place)
 
     def moved(self, parameter: torch.Tensor) -> tuple[float, float] | None:
-        """Norms of the change since and of the sample itself; None if the memory is another now."""
+        """Norms of the change since and of the sample; None if length or dtype are others now."""
         kernel, place = compiled.kernel, compiled.place(parameter)
         if kernel is None or place is None or place[1:] != self.place[1:]:
             return None

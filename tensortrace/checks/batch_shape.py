@@ -59,7 +59,7 @@ def batch_shape_outlier(
         if len(seen) >= least:
             usual, usual_nbytes = median(n for n, _ in seen), median(b for _, b in seen)
             if data.numel > times * usual and data.numel > beyond * max(n for n, _ in seen):
-                took = f"; what its calls return takes {_size(nbytes)}, not {_size(usual_nbytes)}"
+                took = f"; what its calls return takes {_text(nbytes)}, not {_text(usual_nbytes)}"
                 yield Draft(
                     message=f"{module_text(call.module)} gets {shape_text(data.shape)}: "
                     f"{data.numel / usual:.3g} times the usual number of elements (limit "
@@ -72,14 +72,14 @@ def batch_shape_outlier(
 
 
 def _nbytes(tensor: Tensor | None) -> int:
-    """Size of a tensor, from the digits that most names of dtypes end with."""
+    """Bytes of a tensor, from the digits that most names of dtypes end with."""
     if tensor is None or tensor.view_of is not None:
         return 0
     bits = re.search(r"^[a-z]+(\d+)", tensor.dtype)
     return tensor.numel * (int(bits[1]) // 8 if bits else 1)
 
 
-def _size(nbytes: float) -> str:
+def _text(nbytes: float) -> str:
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= scale:
             return f"{nbytes / scale:.3g} {unit}"

@@ -72,7 +72,7 @@ def far_from_centred(
             " steps",
             cause="centre", phase="forward", module=worst, seq=call.seq, tensor=given.id,
             value=far, limit=ratio, location=call.location,
-            evidence={"layers": {path: seen[path][0] for path in found[:20]}},
+            evidence={"modules": {path: seen[path][0] for path in found[:20]}},
         )  # fmt: skip
 
 

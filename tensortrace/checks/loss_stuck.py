@@ -64,12 +64,11 @@ def loss_stuck(
                 gives to backward() is the same to the last bit in `constant` steps running (4 times
                 as many in half precision), and more than nine tenths of what it was at first. Or,
                 with one optimizer: its last `stay` values are all > jump * the largest before them,
-                and none was ever negative.
-                Or: cross entropy over 3 classes or more is within `near` of ln(classes), or mean
-                squared error of the variance of its targets, as the median of the last `sustain`
-                full steps and all through `patience` optimizer steps: what one gets without a look
-                at the input. Or: the result of cross_entropy, nll_loss or
-                binary_cross_entropy is < -negative
+                and none was ever negative. Or: cross entropy over 3 classes or more is within
+                `near` of ln(classes), or mean squared error of the variance of its targets, as the
+                median of the last `sustain` full steps and all through `patience` optimizer steps:
+                what one gets without a look at the input. Or: the result of cross_entropy, nll_loss
+                or binary_cross_entropy is < -negative
     Source:     a uniform guess among C classes costs ln C, the best constant the variance;
                 SageMaker Debugger LossNotDecreasing (10 steps); the rest chosen here (measured on
                 tests/healthy: no two equal losses running at the level of the first, 4 in a row
@@ -79,10 +78,10 @@ def loss_stuck(
                 order of their inputs, inputs that are normalised; leaps: a lower learning rate,
                 warm-up, clipping; negative: targets in the range that the loss wants
     Misses:     what cannot be learnt (frozen random features under a small adapter) looks the same
-                and is told after `patience` optimizer steps; losses that only
-                `autograd.grad` sees; chance with unequal classes, which lies below
-                ln C; two classes, since a discriminator in balance guesses; likelihoods of
-                densities (flows, mixtures) and losses of your own may be negative
+                and is told after `patience` optimizer steps; losses that only `autograd.grad` sees;
+                chance with unequal classes, which lies below ln C; two classes, since a
+                discriminator in balance guesses; likelihoods of densities (flows, mixtures) and
+                losses of your own may be negative
     Example:    for x, y in loader:
                     optimizer.zero_grad()
                     loss = F.cross_entropy(model(x), y[torch.randperm(len(y))])

@@ -25,9 +25,8 @@ def same_batch_again(
     Fix:        for x, y in loader: instead of next(iter(loader)) in each step; in __getitem__ use
                 the index
     Misses:     a batch that is fetched once and kept, or made by hand, since an overfit test and
-                full-batch training look the same; loaders whose
-                length is not known; steps that are not written in full; a batch that comes again
-                in another order
+                full-batch training look the same; loaders whose length is not known; steps that
+                are not written in full; a batch that comes again in another order
     Example:    for step in range(1000):
                     x, y = next(iter(loader))
                     train_step(x, y)

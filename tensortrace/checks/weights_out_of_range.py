@@ -13,7 +13,7 @@ from tensortrace.text import number_text
 
 
 @dataclass(slots=True)
-class History:
+class Start:
     """A weight as it was first seen, and in how many full steps running it was beyond a limit."""
 
     zero_frac: float
@@ -59,7 +59,7 @@ def weights_out_of_range(
     """
     if step.summary is None or not step.summary.full:
         return
-    first: dict[str, History] = memory.setdefault("first", {})
+    first: dict[str, Start] = memory.setdefault("first", {})
     if any(action.action == "load_state_dict" for action in step.actions):
         first.clear()
     steps = {o.index: o.cls for o in step.optimizers if not o.skipped}
@@ -71,7 +71,7 @@ def weights_out_of_range(
         if not value.numel:
             continue
         zero_frac = value.zeros / value.numel
-        was = first.setdefault(param.name, History(zero_frac, value.norm))
+        was = first.setdefault(param.name, Start(zero_frac, value.norm))
         module = step.modules.get(param.module) if param.module is not None else None
         embeds = module is not None and "Embedding" in module.cls
         grown = value.norm > growth * was.norm > 0 and steps[param.optimizer] != "LBFGS"
@@ -125,7 +125,7 @@ def _sparse(params: list[Param], limit: float) -> Iterator[Draft]:
             )  # fmt: skip
 
 
-def _large(step: StepView, params: list[Param], first: dict[str, History], limit: float) -> Draft:
+def _large(step: StepView, params: list[Param], first: dict[str, Start], limit: float) -> Draft:
     def gain(param: Param) -> float:
         module = step.modules.get(param.module) if param.module is not None else None
         return _gain(param, module is not None and "Embedding" in module.cls)

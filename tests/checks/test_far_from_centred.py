@@ -100,6 +100,6 @@ def test_four_of_six_full_steps_beyond_five_deviations(sign):
     [{"full": False}, {"trains": False}, {"training": False}, {"width": 7}, {"std": 0.0},
      {"requires_grad": False}],
 )  # fmt: skip
-def test_inputs_of_the_modelevaluation_and_narrow_layers_are_silent(how):
+def test_inputs_of_the_model_evaluation_and_narrow_layers_are_silent(how):
     assert find(steps([99.0] * 9, **how), "TT305") == []
     assert find([], "TT305") == []
