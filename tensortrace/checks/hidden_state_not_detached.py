@@ -32,7 +32,7 @@ def hidden_state_not_detached(
     Source:     PyTorch, word language model example (`repackage_hidden`); Williams and Peng 1990,
                 truncated backpropagation through time; `sustain` chosen here: a generator's images
                 that the next step uses are made anew, so they are carried once
-    Fix:        state = tuple(h.detach() for h in state)  # at the start of each step
+    Fix:        state = state.detach() before the next step, or tuple(h.detach() for h in state)
     Misses:     states that no module gets as an input; evaluation that keeps its graphs (TT704);
                 a state carried through steps that are not full; TT801 explains the exception where
                 it runs too, and this is counted under it
