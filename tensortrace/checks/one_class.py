@@ -30,9 +30,10 @@ def one_class_batches(
                 of the validation is that of guessing; BatchNorm makes it worse
     Threshold:  the labels of a loss (integers of one dim, or one number for each sample in binary
                 cross entropy), which come from outside and are at least `least`, are all equal in
-                each of the last `sustain` full steps that train, and not the same in all of them;
-                or they are one and the same class in the last `only` full steps, more than
-                `sustain` (a note: the other classes may be rare)
+                `sustain` or more of the last `only` full steps that train, of several classes, with
+                half as many mixed batches at most (those in which one class ends and the next
+                begins); or they are one and the same class in the last `only` full steps (a note:
+                the other classes may be rare)
     Source:     stochastic gradients assume that samples are drawn at random (Bengio 2012, section
                 3.1.2, "randomly permuting"); among 2 even classes 6 batches of 8 labels are of one
                 class each with p = 2 ** -42; `sustain`, `only` chosen here
@@ -56,20 +57,22 @@ def one_class_batches(
         place = location_text(call.location)
         recent = memory.setdefault(place, deque(maxlen=only))
         recent.append(labels.min if labels.min == labels.max else None)
-        last = list(recent)[-sustain:]
-        several = len(last) == sustain and None not in last and len(set(last)) > 1
-        single = len(recent) >= only and len({*recent, last[-1]}) == 1 and last[-1] is not None
-        if several or single:
-            count = sustain if several else only
+        pure = [label for label in recent if label is not None]
+        mixed = len(recent) - len(pure)
+        several = len(pure) >= sustain and len(set(pure)) > 1 and 2 * mixed <= len(pure)
+        single = len(pure) == only and len(set(pure)) == 1
+        if recent[-1] is not None and (several or single):
             shuffle = "; its loader does not shuffle" if memory.get("shuffled") is False else ""
-            what = f"one class each, {sorted(set(last))[:5]}" if several else f"class {last[-1]:g}"
+            what = f"one class each, {sorted(set(pure))[:5]}" if several else f"class {pure[-1]:g}"
             yield Draft(
                 message=f"all {labels.numel} labels of {call.op or call.module} are equal in "
-                f"{count} full steps running (limit {count}): {what}{shuffle}",
+                f"{len(pure)} of {len(recent)} full steps (limit {sustain if several else only}): "
+                f"{what}{shuffle}",
                 cause=place, severity="warning" if several else "note",
                 phase="forward", module=call.module, op=call.op, seq=call.seq, tensor=labels.id,
-                value=count, limit=count, location=call.location,
-                evidence={"placed": "direct", "classes": last, "shuffled": memory.get("shuffled")},
+                value=len(pure), limit=sustain if several else only, location=call.location,
+                evidence={"placed": "direct", "classes": pure[-sustain:],
+                          "shuffled": memory.get("shuffled")},
             )  # fmt: skip
         return
 

@@ -102,9 +102,21 @@ def test_six_batches_of_one_class_each_are_the_limit():
     one = [(0, 0)] * 3 + [(1, 1)] * 3
     assert sort(find(steps(one), "TT607")) == [(5, "warning")]
     assert find(steps(one[:5]), "TT607") == []
-    assert find(steps([*one[:5], (1, 2), *one[1:]]), "TT607") == []
     assert find(steps(one, count=7), "TT607") == []
     assert len(find(steps(one[:4]), "TT607", sustain=4)) == 1
+
+
+def test_batches_in_which_a_class_ends_are_half_as_many_at_most():
+    sorted_by_class = [(0, 0), (0, 0), (0, 1), (1, 1), (1, 1), (1, 2), (2, 2), (2, 2)]
+    assert sort(find(steps(sorted_by_class), "TT607")) == [(7, "warning")]
+    assert find(steps([(0, 0), (0, 1), (1, 1), (1, 2)] * 5), "TT607") == []
+
+
+def test_classes_that_do_not_fill_their_batches_are_told():
+    exactly = torch.arange(4).repeat_interleave(45)  # five batches of eight and five samples
+    fault = epoch(lambda y: y[:180].copy_(exactly).argsort())
+    (found,) = find_live(fault, "TT607")
+    assert (found.severity, found.op) == ("warning", "cross_entropy")
 
 
 def test_rare_class_that_is_absent_for_long_is_a_note():
