@@ -134,6 +134,18 @@ def test_a_norm_and_a_recurrent_layer_say_how_many_features_they_want() -> None:
     assert "wants 8: the last dim is 16" in explained(lambda: nn.LSTM(8, 2)(x)).message
 
 
+def test_a_norm_of_one_value_says_what_it_is_over_and_what_to_do() -> None:
+    model, x = nn.Sequential(nn.Identity(), nn.BatchNorm1d(48)), torch.ones(1, 48)
+    finding = explained(lambda: model(x))
+    assert finding.message == (
+        "`1` normalises over the batch, and [1, 48] has one value for each channel"
+    )
+    assert finding.module == "1"
+    assert "drop_last=True" in (finding.fix or "")
+    layer, image = nn.InstanceNorm2d(3), torch.ones(2, 3, 1, 1)
+    assert "over its positions, and [2, 3, 1, 1] has one" in explained(lambda: layer(image)).message
+
+
 def test_view_and_cat_say_what_does_not_fit() -> None:
     x, parts = torch.ones(2, 3), [torch.ones(2, 3), torch.ones(2, 4)]
     finding = explained(lambda: x.view(4, -1))

@@ -105,6 +105,10 @@ _CASES: list[tuple[re.Pattern[str], Callable[[Facts, Match], Told | None]]] = [
             shapes.channels,
         ),
         (
+            r"Expected more than 1 .* when training, got input size torch\.Size\(\[([\d, ]+)\]\)",
+            shapes.norm_of_one,
+        ),
+        (
             r"running_mean should contain|Given normalized_shape|must be equal to input_size",
             shapes.features,
         ),

@@ -176,6 +176,22 @@ def features(facts: Facts, found: Match) -> Told | None:
     )
 
 
+def norm_of_one(facts: Facts, found: Match) -> Told:
+    """A norm that has one value for each of its channels."""
+    why = "the variance of one value is 0: nothing could be learnt from what comes out"
+    if "spatial" in found[0]:
+        return Told(
+            f"{facts.place} normalises each channel over its positions, and [{found[1]}] has one",
+            why, "a larger image, fewer strides or poolings before it, or nn.LayerNorm",
+        )  # fmt: skip
+    return Told(
+        f"{facts.place} normalises over the batch, and [{found[1]}] has one value for each channel",
+        f"{why} (see TT707)",
+        "DataLoader(..., drop_last=True) if it is the last batch; a larger batch; model.eval() for "
+        "one sample; nn.GroupNorm or nn.LayerNorm, which need no batch",
+    )
+
+
 def viewed(facts: Facts, found: Match) -> Told:
     """A shape that the elements of a tensor do not fill."""
     one = next((one for one in facts.operands if "dtype" in one), None)
