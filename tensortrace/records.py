@@ -234,12 +234,48 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     location: Location | None = None
 
 
+class Variable(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A variable at a source line: `name` as one writes it (`x`, `batch["ids"]`), `text` short.
+
+    `was` is the text before, None of one that is new. `tensors` are those in it, as the place in
+    the value ("" for the value itself, "[0]", "['ids']", ".logits") and the id.
+    """
+
+    name: str
+    text: str
+    was: str | None = None
+    tensors: list[tuple[str, int]] = []
+
+
 class Line(Record, frozen=True, kw_only=True, tag="line"):
-    """One executed source line and the variables that it changed, as (name, text)."""
+    """One executed source line of the user's, and the variables that it changed.
+
+    `what` is "call" where a function is entered (`changed` has its arguments), "line", "return"
+    (also a yield) and "exception"; the last two have a `value`. `frame` is the seq of the "call" of
+    the same frame, and `depth` counts frames from the outermost traced one. `parent` is the seq of
+    the module call that it ran inside. The calls that a line made have a `seq` between its own and
+    that of the next line of its frame. `nth` counts its executions in the frame, from 0, and
+    `passed_over` those since its last record. `host_ns` is the time it took, calls included.
+    `flags`: "nonfinite" where it made the first NaN or infinity of its step, "broadcast" where
+    shapes met that were hardly meant to. `tensors` describes those that no earlier line of the step
+    described.
+    """
 
     seq: int
+    update: int = 0
+    what: Literal["call", "line", "return", "exception"] = "line"
+    frame: int = 0
+    depth: int = 0
+    parent: int | None = None
+    thread: int = 0
     location: Location
-    changed: list[tuple[str, str]] = []
+    changed: list[Variable] = []
+    value: Variable | None = None
+    tensors: list[Tensor] = []
+    nth: int = 0
+    passed_over: int = 0
+    host_ns: int = 0
+    flags: list[Literal["nonfinite", "broadcast"]] = []
 
 
 ActionName = Literal[

@@ -63,7 +63,6 @@ _EMPTY = Stats()
 _OFF = Stats(unmeasured="off")
 _HUGE = sys.float_info.max
 _make = tuple.__new__
-# Not `tensor.item()`: a dispatch mode of the user's would see it.
 _number = ctypes.c_float.from_address
 
 # Larger CPU tensors are read in blocks: what a pass leaves in cache serves the next one.
@@ -126,12 +125,18 @@ class StatsQueue:
 
     def add_scalars(self, values: Iterable[torch.Tensor]) -> list[Ticket]:
         """Queue tensors of one element, at any level: `min` is the value, None if not finite."""
-        return [
-            self._put(_of_one(_number(value.data_ptr()).value))
-            if _is_plain_number(value)
-            else self._add(value, FULL)
-            for value in values
-        ]
+        return [self._add_scalar(value) for value in values]
+
+    def _add_scalar(self, value: torch.Tensor) -> Ticket:
+        try:
+            with torch._C.DisableTorchFunction():
+                # Not `tensor.item()`: a dispatch mode of the user's would see it.
+                address = value.data_ptr() if _is_plain_number(value) else 0
+                if address:
+                    return self._put(_of_one(_number(address).value))
+        except Exception as err:
+            return self._put(_failed(err))
+        return self._add(value, FULL)
 
     def _add(self, tensor: torch.Tensor, ways: Kernels) -> Ticket:
         try:
@@ -245,7 +250,8 @@ def _gatherable(tensor: torch.Tensor) -> int:
 
 def _is_plain_number(tensor: torch.Tensor) -> bool:
     """Whether a tensor is one element in host memory: reading it waits for nothing. Hot."""
-    return tensor.dtype is torch.float32 and is_dense_cpu(tensor) and is_backed(tensor)
+    one = tensor.dtype is torch.float32 and tensor.numel() == 1
+    return one and is_dense_cpu(tensor) and is_backed(tensor)
 
 
 def _of_one(x: float) -> Stats:

@@ -157,7 +157,7 @@ def name_of(row: Row, modules: Mapping[str, Module]) -> tuple[str, str]:
         case Action() as action:
             named = escape(action.action), _action_text(action)
         case Line() as line:
-            told = ", ".join(f"{escape(name)} = {escape(text)}" for name, text in line.changed)
+            told = ", ".join(f"{escape(v.name)} = {escape(v.text)}" for v in line.changed)
             code = escape((line.location.code or "").strip())
             named = code or location_text(line.location), told
         case Step() as step:

@@ -280,7 +280,7 @@ def _facts(record: Record | None) -> list[str]:
         case Action() as action:
             return [f"{escape(str(k))}: {escape(str(v)[:200])}" for k, v in action.detail.items()]
         case Line() as line:
-            return [f"{escape(name)} = {escape(text)}" for name, text in line.changed]
+            return [f"{escape(v.name)} = {escape(v.text)}" for v in line.changed]
         case Step() as step:
             return [
                 f"loss {number_text(step.loss)}, gradient norm {number_text(step.grad_norm)}, "

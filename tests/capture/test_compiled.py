@@ -25,6 +25,7 @@ kernel: Any = compiled.kernel
 needs_kernel = pytest.mark.skipif(kernel is None, reason="the kernel is not built, or switched off")
 
 INF, NAN = math.inf, math.nan
+SUBNORMAL = 1e-322
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 BITS = {
     torch.float32: (np.uint32, torch.int32), torch.float64: (np.uint64, torch.int64),
@@ -56,9 +57,9 @@ def assert_same(got: Stats, want: Stats, relative: float = 1e-6) -> None:
     largest = max(abs(want.min), abs(want.max))
     # A mean of both signs, and a spread beside it, are right in relation to what was added.
     # (And to a subnormal, which has few digits.)
-    assert got.mean == pytest.approx(want.mean, rel=relative, abs=1e-9 * largest + 1e-322)
-    assert got.std == pytest.approx(want.std, rel=relative, abs=1e-7 * largest)
-    assert got.norm == pytest.approx(want.norm, rel=relative)
+    assert got.mean == pytest.approx(want.mean, rel=relative, abs=1e-9 * largest + SUBNORMAL)
+    assert got.std == pytest.approx(want.std, rel=relative, abs=1e-7 * largest + SUBNORMAL)
+    assert got.norm == pytest.approx(want.norm, rel=relative, abs=SUBNORMAL)
 
 
 def without_kernel(tensor: torch.Tensor) -> Stats:

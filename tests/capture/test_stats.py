@@ -398,6 +398,16 @@ def test_level_none_measures_nothing():
     assert queue.resolve() == [Stats(unmeasured="off")]
 
 
+def test_a_scalar_that_has_no_memory_or_is_none_is_not_read():
+    freed = torch.ones(1)
+    freed.untyped_storage().resize_(0)
+    queue = StatsQueue()
+    tickets = queue.add_scalars([torch.empty(0), freed, torch.ones(1, device="meta")])
+    queue.resolve()
+    assert [stats_of(ticket).min for ticket in tickets] == [None, None, None]
+    assert [stats_of(ticket).unmeasured for ticket in tickets] == [None, "no storage", "meta"]
+
+
 @pytest.mark.parametrize("level", ["full", "minmax", "none"])
 def test_scalars_are_queued_at_any_level(way, level):
     queue = StatsQueue(level)

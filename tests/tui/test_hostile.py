@@ -23,6 +23,7 @@ from tensortrace.records import (
     Record,
     Source,
     Step,
+    Variable,
 )
 from tensortrace.run import Run, open_run
 from tensortrace.tui.app import Viewer
@@ -69,7 +70,7 @@ def hostile_records(text: str) -> Iterator[Record]:
     yield Call(step=0, seq=5, phase="backward", forward=1, module=text, inputs=[(text, 1)])
     yield Optimizer(step=0, seq=6, index=0, cls=text, location=place)
     yield Param(step=0, seq=7, optimizer=0, name=text, module=text, value=tensor, grad=tensor)
-    yield Line(step=0, seq=8, location=place, changed=[(text, text)])
+    yield Line(step=0, seq=8, location=place, changed=[Variable(text, text, text)])
     yield make_finding(
         0, 1, code=text, check=text, module=text, op=text, param=text, message=text,
         explanation=text, fix=text, location=place, evidence={"placed": text},
