@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tensortrace import run as run_module
 from tensortrace.errors import LogError
 from tensortrace.log import encode
 from tensortrace.records import Module, Record, Source, Step
@@ -215,7 +214,7 @@ def test_calls_have_parents_children_and_backward_calls(forty):
 
 
 def test_kinds_and_lines_of_a_step_need_no_decoding(forty, monkeypatch):
-    monkeypatch.setattr(run_module, "decode", None)
+    monkeypatch.setattr("tensortrace.run.step.decode", None)
     step = forty.step(5)
     assert [step.kind(i) for i in range(len(step))] == [*["call"] * 5, "param", "step"]
     assert step.indices("call").tolist() == [0, 1, 2, 3, 4]
@@ -223,7 +222,7 @@ def test_kinds_and_lines_of_a_step_need_no_decoding(forty, monkeypatch):
 
 
 def test_the_lists_of_a_huge_step_end_but_its_lines_do_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "STEP_NBYTES", 10_000)
+    monkeypatch.setattr("tensortrace.run.step.STEP_NBYTES", 10_000)
     calls = [make_call(i) for i in range(1, 501)]
     step = open_run(write_log(tmp_path / "log.jsonl", calls)).step(0)
     assert step.truncated
@@ -504,7 +503,7 @@ def test_a_folder_without_logs_says_so(tmp_path):
 
 
 def test_what_is_kept_of_a_hostile_log_is_bounded_and_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "MAX_KEPT", 10)
+    monkeypatch.setattr("tensortrace.run.run.MAX_KEPT", 10)
     findings = [make_finding(f"f{i}") for i in range(50)]
     run = exhaust(open_run(write_log(tmp_path / "log.jsonl", findings)))
     assert len(run.findings) == 10

@@ -1,9 +1,4 @@
-"""A log as a reader sees it: steps, modules, tensors, findings, decoded lazily.
-
-Opening reads the head and the tail; a step is found by bisecting bytes; `Run.index` reads the rest
-piece by piece, in the background if the caller likes (every method may be called from any thread).
-Lines of the log that are damaged or unknown are counted and left out, never an error.
-"""
+"""A run: a log opened for reading, with bounded memory, any step at once."""
 
 from __future__ import annotations
 
@@ -15,12 +10,8 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-import msgspec
 
 from tensortrace.errors import LogError
 from tensortrace.log import (
@@ -28,7 +19,6 @@ from tensortrace.log import (
     DAMAGED,
     KINDS,
     MAX_STEP,
-    OTHER,
     Chunk,
     Damaged,
     LogFile,
@@ -39,274 +29,26 @@ from tensortrace.log import (
     read_step,
     scan_chunk,
     seek_step,
-    starts_like_a_log,
     unknown_keys,
 )
 from tensortrace.records import (
-    Action,
-    Call,
     End,
     Finding,
     Header,
-    Line,
     Module,
-    Optimizer,
-    Param,
     Record,
     Source,
     Step,
-    Tensor,
 )
+from tensortrace.run.step import STEP_NBYTES, StepRecords
 from tensortrace.text import escape
 from tensortrace.version import __version__
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Ints = npt.NDArray[np.int64]
-
-R = TypeVar("R", bound=Record)
-
 HEAD, TAIL = 1 << 16, 1 << 18
-# The lists of one step stop here, so that a run without steps (all in step 0) stays readable.
-STEP_NBYTES = 32 << 20
 MAX_KEPT = 20_000
 _NOTED = [*(k in ("module", "source", "finding", "step", "end") for k in KINDS), True, True]
 _MODULE_KIND, _STEP_KIND = KINDS.index("module"), KINDS.index("step")
-_BIG = 1 << 62
 _STEP_LINE = re.compile(rb'\n\{"kind": ?"step",')
-
-
-class _Tensor(msgspec.Struct, gc=False):
-    id: int
-
-
-class _Links(msgspec.Struct, gc=False):
-    """What of a call or param line says who made and who used which tensor."""
-
-    seq: int
-    parent: int | None = None
-    forward: int | None = None
-    inputs: list[tuple[str, int]] = []
-    outputs: list[tuple[str, int]] = []
-    tensors: list[_Tensor] = []
-    value: _Tensor | None = None
-    grad: _Tensor | None = None
-
-
-_LINKS_DECODER = msgspec.json.Decoder(_Links)
-
-
-class _Graph:
-    """The data flow of one step as columns: a lookup is one pass over int64, 8 bytes a link."""
-
-    def __init__(self, lines: Iterator[tuple[int, bytes]]) -> None:
-        calls, described, inputs, outputs = (array("q") for _ in range(4))
-        for i, line in lines:
-            try:
-                links = _LINKS_DECODER.decode(line)
-                row = [i, links.seq, _or(links.parent), _or(links.forward)]
-                tensors = [*links.tensors, *filter(None, (links.value, links.grad))]
-                columns = (
-                    (calls, row),
-                    (described, [x for t in tensors for x in (t.id, i)]),
-                    (inputs, [x for _, id in links.inputs for x in (id, i)]),
-                    (outputs, [x for _, id in links.outputs for x in (id, i)]),
-                )
-                if max(map(abs, (x for _, c in columns for x in c)), default=0) < _BIG:
-                    for column, values in columns:
-                        column.extend(values)
-            except (ValueError, RecursionError, OverflowError, MemoryError):
-                continue  # a damaged line has no part in the graph
-        self.calls = _columns(calls, 4)
-        self.described, self.inputs, self.outputs = (
-            _columns(c, 2) for c in (described, inputs, outputs)
-        )
-
-
-def _or(x: int | None) -> int:
-    return -1 if x is None else x
-
-
-def _columns(flat: array[int], width: int) -> Ints:
-    import numpy as np
-
-    return np.frombuffer(flat, np.int64).reshape(-1, width).T if flat else np.empty((width, 0), int)
-
-
-class StepRecords:
-    """All records of one step; nothing is decoded before it is asked for.
-
-    `number` is the step. ``len(step)`` counts its lines; `record(i)` decodes one of them, `kind(i)`
-    tells it without decoding and `indices("call")` lists some, so that a screen pays for the rows
-    it shows only. `raw` has the byte offsets, int64 ``(len + 1,)``: line i ends at ``raw[i + 1]``.
-    The lists (`records`, `calls`, ...) decode everything of their kind; in a step of more than
-    32 MB they end there and `truncated` is True, while `record(i)` reaches every line.
-    """
-
-    def __init__(self, file: LogFile, number: int, start: int, stop: int) -> None:
-        import numpy as np
-
-        self.number = number
-        self.start, self.stop = start, stop
-        self._file = file
-        starts, kinds, at = [], [], start
-        while (chunk := scan_chunk(file, at, stop)) is not None:
-            starts.append(chunk.starts)
-            kinds.append(chunk.kinds)
-            at = chunk.end
-        self.raw: Ints = np.concatenate([*starts, np.array([at], np.int64)])
-        self._kinds = np.concatenate([*kinds, np.empty(0, np.uint8)])
-        self.truncated = at - start > STEP_NBYTES
-        self._block = (0, b"")
-
-    def __len__(self) -> int:
-        return len(self._kinds)
-
-    def kind(self, i: int) -> str:
-        """Tell the kind of line `i` from its first bytes; "" if it is damaged or unknown."""
-        kind = int(self._kinds[i])
-        return KINDS[kind] if kind < OTHER else ""
-
-    def indices(self, *kinds: str) -> Ints:
-        """List the lines of some kinds, in log order."""
-        import numpy as np
-
-        wanted = [KINDS.index(kind) for kind in kinds]
-        return np.flatnonzero(np.isin(self._kinds, wanted)).astype(np.int64)
-
-    def line(self, i: int) -> bytes:
-        """The bytes of line `i` as they are in the log, without newline."""
-        low, high = int(self.raw[i]), int(self.raw[i + 1]) - 1
-        start, block = self._block
-        if not start <= low <= high <= start + len(block):
-            start, block = low, self._file.read(low, max(high - low, 1 << 16))
-            self._block = (start, block)
-        return block[low - start : high - start]
-
-    def record(self, i: int) -> Record | None:
-        """Decode line `i`; None if it is damaged or of an unknown kind."""
-        found = decode(self.line(i))
-        return None if isinstance(found, Unknown | Damaged) else found
-
-    def _of(self, cls: type[R], *kinds: str) -> list[R]:
-        records = (
-            self.record(int(i))
-            for i in (self.indices(*kinds) if kinds else range(len(self)))
-            if self.raw[i] - self.start <= STEP_NBYTES
-        )
-        return [r for r in records if isinstance(r, cls)]
-
-    @cached_property
-    def records(self) -> list[Record]:
-        """Everything, in log order."""
-        return self._of(Record)
-
-    @cached_property
-    def calls(self) -> list[Call]:
-        """Calls of modules and ops, in log order."""
-        return self._of(Call, "call")
-
-    @cached_property
-    def params(self) -> list[Param]:
-        """Parameters at the optimizer steps."""
-        return self._of(Param, "param")
-
-    @cached_property
-    def actions(self) -> list[Action]:
-        """What the loop did besides calls."""
-        return self._of(Action, "action")
-
-    @cached_property
-    def optimizers(self) -> list[Optimizer]:
-        """Optimizer steps."""
-        return self._of(Optimizer, "optimizer")
-
-    @cached_property
-    def lines(self) -> list[Line]:
-        """Executed source lines."""
-        return self._of(Line, "line")
-
-    @cached_property
-    def findings(self) -> list[Finding]:
-        """Findings written in this step."""
-        return self._of(Finding, "finding")
-
-    @cached_property
-    def summary(self) -> Step | None:
-        """The line that closes the step; None while it is not closed."""
-        found = self._of(Step, "step")
-        return found[-1] if found else None
-
-    @cached_property
-    def tensors(self) -> dict[int, Tensor]:
-        """Every tensor that the calls and parameters of the step describe, by id."""
-        found: dict[int, Tensor] = {}
-        for call in self.calls:
-            found.update((t.id, t) for t in call.tensors)
-        for param in self.params:
-            found.update((t.id, t) for t in (param.value, param.grad) if t is not None)
-        return found
-
-    # -- data flow, one line decoded per answer
-
-    @cached_property
-    def _graph(self) -> _Graph:
-        return _Graph((int(i), self.line(int(i))) for i in self.indices("call", "param"))
-
-    def tensor(self, id: int | None) -> Tensor | None:
-        """The tensor of that id, as it was described last."""
-        for i in reversed(self._rows(self._graph.described, id)):
-            record = self.record(i)
-            if isinstance(record, Call):
-                tensors: Sequence[Tensor | None] = record.tensors
-            elif isinstance(record, Param):
-                tensors = (record.value, record.grad)
-            else:
-                continue
-            for tensor in tensors:
-                if tensor is not None and tensor.id == id:
-                    return tensor
-        return None
-
-    def producer(self, id: int | None) -> Call | None:
-        """The innermost call that has the tensor among its outputs; None if none of them has."""
-        makers = self._calls_at(self._rows(self._graph.outputs, id))
-        # Of two nested calls that return the same tensor the inner one is entered last, so it has
-        # the larger seq; one that only passes on what it was given did not make it.
-        makers = [c for c in makers if all(name_id[1] != id for name_id in c.inputs)] or makers
-        return max(makers, key=lambda c: c.seq, default=None)
-
-    def consumers(self, id: int | None) -> list[Call]:
-        """The calls that have the tensor among their inputs, in order."""
-        return self._calls_at(self._rows(self._graph.inputs, id))
-
-    def call(self, seq: int | None) -> Call | None:
-        """The call of that seq."""
-        found = self._calls_at(self._rows(self._graph.calls[1::-1], seq))
-        return found[0] if found else None
-
-    def parent(self, call: Call) -> Call | None:
-        """The call that this one ran inside."""
-        return self.call(call.parent)
-
-    def children(self, seq: int | None) -> list[Call]:
-        """The calls that ran directly inside a call; of None the outermost ones."""
-        return self._calls_at(self._rows(self._graph.calls[2::-2], -1 if seq is None else seq))
-
-    def backward_of(self, seq: int | None) -> list[Call]:
-        """The backward and recomputed calls that belong to a forward call."""
-        return self._calls_at(self._rows(self._graph.calls[3::-3], seq))
-
-    def _rows(self, pairs: Ints, key: int | None) -> list[int]:
-        """Lines that `pairs` (keys above line numbers) has for a key, without repetition."""
-        if key is None or not -_BIG < key < _BIG:
-            return []
-        return list(dict.fromkeys(pairs[1][pairs[0] == key].tolist()))
-
-    def _calls_at(self, rows: list[int]) -> list[Call]:
-        return [r for r in map(self.record, rows) if isinstance(r, Call)]
 
 
 class Run:
@@ -695,86 +437,3 @@ def _alive(header: Header) -> bool | None:
     except OSError:
         return False
     return True
-
-
-_RANK = re.compile(r"(.*)\.rank(\d{1,6})(\.jsonl(?:\.gz|\.zst)?)")
-
-
-def _rank_files(path: Path) -> dict[int, Path]:
-    """List by rank the logs that lie beside `path` under the same stem."""
-    own = _RANK.fullmatch(path.name)
-    stem = own[1] if own else path.name.removesuffix(".jsonl")
-    try:
-        names = sorted(os.listdir(path.parent))  # noqa: PTH208 - names, not paths
-    except OSError:
-        return {}
-    found = ((match, name) for name in names if (match := _RANK.fullmatch(name)))
-    return {int(match[2]): path.parent / name for match, name in found if match[1] == stem}
-
-
-def open_run(path: str | Path) -> Run:
-    """Open a log, plain or compressed (``.gz``, ``.zst``), a pipe, or ``-`` for standard input.
-
-    Where ``log.jsonl`` does not exist but ``log.rank0.jsonl`` does, the lowest rank is opened.
-
-    Raises:
-        LogError: it is no log, or not one this version reads; one sentence says what it is.
-    """
-    path = Path(path)
-    ranks = {} if str(path) == "-" else _rank_files(path)
-    if ranks and not path.exists():
-        path = ranks[min(ranks)]
-    file, header = open_log(path)
-    run = Run(path, file, header)
-    run.ranks = ranks if path in ranks.values() else {header.rank: path}
-    return run
-
-
-def newest_log(folder: str | Path = ".") -> Path:
-    """Find the newest tensortrace log in a folder; of several ranks the lowest.
-
-    Raises:
-        LogError: there is none.
-    """
-    name = escape(str(folder))
-    try:
-        paths = [p for p in Path(folder).iterdir() if ".jsonl" in p.suffixes and p.is_file()]
-        by_age = sorted(paths, key=lambda p: p.stat().st_mtime_ns, reverse=True)
-    except OSError as err:
-        raise LogError(f"cannot look for logs in {name}: {err.strerror}") from err
-    for path in by_age:
-        if starts_like_a_log(path):
-            ranks = _rank_files(path) if _RANK.fullmatch(path.name) else {}
-            return ranks[min(ranks)] if ranks else path
-    raise LogError(f"there is no tensortrace log in {name}: give its path")
-
-
-def series(
-    run: Run, path: str, start: int | None = None, stop: int | None = None, *, limit: int = 512
-) -> dict[str, list[tuple[int, float | str | None]]]:
-    """Follow one module over the steps, from the step lines: what a sparkline shows.
-
-    Args:
-        run: whose log.
-        path: module path.
-        start: first step, the first of the run by default.
-        stop: end of the steps (exclusive), the end of the run by default.
-        limit: at most so many steps, evenly spread.
-    Returns:
-        For each column of `ModuleColumns` (``output_rms``, ``zero_frac``, ``grad_rms``,
-        ``param_grad_rms``, ``update_ratio``, ``flags``) the (step, value) pairs; steps in which the
-        module did not run are left out.
-    """
-    first = run.first_step() if start is None else start
-    last = run.last_step() + 1 if stop is None else stop
-    stride = max(1, -(-(last - first) // limit))
-    columns = ("output_rms", "zero_frac", "grad_rms", "param_grad_rms", "update_ratio", "flags")
-    found: dict[str, list[tuple[int, float | str | None]]] = {name: [] for name in columns}
-    for number in range(first, last, stride):
-        for summary in run.summaries(number, number + 1):
-            if path in summary.modules.path:
-                row = summary.modules.path.index(path)
-                for name in columns:
-                    values = getattr(summary.modules, name)
-                    found[name].append((number, values[row] if row < len(values) else None))
-    return found

@@ -1,0 +1,268 @@
+"""Writing a log: lines are buffered here and handed to a raw descriptor in large pieces."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Protocol, cast
+
+from tensortrace.errors import LogError, UsageError
+from tensortrace.log.claim import above_standard, claim, rank_suffix
+from tensortrace.log.codec import decode, encode
+from tensortrace.records import Record
+from tensortrace.text import escape
+
+BUFFER = 1 << 18
+_LOGS = 10_000
+
+
+class Sink(Protocol):
+    """Where records go. Every method raises only `LogError`; after one, the sink is dead.
+
+    `nbytes` counts what was written so far, buffered bytes included (0 for a callable); `path` is
+    None where there is no file of ours.
+    """
+
+    nbytes: int
+    path: Path | None
+
+    def write(self, record: Record) -> None:
+        """Take one record, in log order."""
+
+    def write_raw(self, lines: bytes) -> None:
+        """Take whole lines that `encode` made earlier."""
+
+    def flush(self) -> None:
+        """Hand everything taken so far to the system."""
+
+    def close(self) -> None:
+        """Flush and let go; closing again does nothing."""
+
+
+class _Buffered:
+    """Buffer lines and hand them on in large pieces; inert in a forked child.
+
+    The buffer is ours because a child that inherits a Python file flushes it a second time.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.nbytes = 0
+        self._buffer = bytearray()
+        self._pid = os.getpid()
+        self._closed = False
+
+    def write(self, record: Record) -> None:
+        self.write_raw(encode(record))
+
+    def write_raw(self, lines: bytes) -> None:
+        if os.getpid() != self._pid:
+            return
+        if self._closed:
+            raise LogError(f"{self._name} is closed: nothing more can be written to it")
+        self._buffer += lines
+        self.nbytes += len(lines)
+        if len(self._buffer) >= BUFFER:
+            self.flush()
+
+    def flush(self) -> None:
+        if os.getpid() != self._pid or self._closed or not self._buffer:
+            return
+        data = bytes(self._buffer)
+        try:
+            self._hand_on(memoryview(data))
+        except Exception as err:
+            self._closed = True
+            self._release()
+            reason = getattr(err, "strerror", None) or str(err) or type(err).__name__
+            raise LogError(f"cannot write to {self._name}: {escape(reason)}") from err
+        # Only now, so that a KeyboardInterrupt while writing loses nothing.
+        del self._buffer[: len(data)]
+
+    def close(self) -> None:
+        if os.getpid() != self._pid or self._closed:
+            return
+        self.flush()
+        self._closed = True
+        self._release()
+
+    @property
+    def _name(self) -> str:
+        return escape(str(self.path)) if self.path else "the file"
+
+    def _hand_on(self, data: memoryview) -> None:
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        pass
+
+
+class LogWriter(_Buffered):
+    """Writes a log file of its own; made by `LogWriter.open`."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        super().__init__(path)
+        self._fd = fd
+        self._flushed = 0
+        self._linked = os.fstat(fd).st_nlink > 0  # some network file systems count no links
+
+    @classmethod
+    def open(cls, path: str | Path) -> LogWriter:
+        """Create the log, and its folder if there is none.
+
+        With ``WORLD_SIZE`` > 1 in the environment the name gets the rank (``log.rank3.jsonl``). A
+        log of that name is kept as ``<stem>.prev.jsonl``; if this process wrote it, or another is
+        still writing it, the new one is ``log-2.jsonl``.
+
+        Raises:
+            UsageError: the file is not a log of ours, or cannot be created there.
+        """
+        wanted = Path(path)
+        try:
+            for number in range(1, _LOGS + 1):
+                stem = wanted.stem if number == 1 else f"{wanted.stem}-{number}"
+                name = wanted.with_name(f"{stem}{rank_suffix()}{wanted.suffix}")
+                fd = claim(name)
+                if fd is not None:
+                    return cls(name, above_standard(fd))
+        except (OSError, ValueError) as err:
+            reason = getattr(err, "strerror", None) or str(err)
+            raise UsageError(f"cannot write a log to {escape(str(path))}: {reason}") from err
+        raise UsageError(
+            f"{escape(str(path))} and {_LOGS - 1} more like it are of this process or are being "
+            "written: give each its own name"
+        )
+
+    def _hand_on(self, data: memoryview) -> None:
+        self._look_for_loss()
+        rest = data[self._written_of(data) :]
+        while rest:
+            try:
+                rest = rest[os.write(self._fd, rest) :]
+            except BlockingIOError:
+                _wait_writable(self._fd)
+        self._flushed += len(data)
+
+    def _look_for_loss(self) -> None:
+        """Notice that what was written is gone; a log that was only moved away is whole."""
+        now = os.fstat(self._fd)
+        if not stat.S_ISREG(now.st_mode):
+            return
+        if self._linked and not now.st_nlink:
+            raise OSError(errno.ENOENT, "it was deleted or replaced while it was being written")
+        if now.st_size < self._flushed:
+            what = f"it was cut from {self._flushed:,} to {now.st_size:,} bytes by another program"
+            raise OSError(errno.ESTALE, what)
+
+    def _written_of(self, data: memoryview) -> int:
+        """How much of `data` an interrupted flush has left in the file already."""
+        try:
+            return min(max(os.lseek(self._fd, 0, os.SEEK_CUR) - self._flushed, 0), len(data))
+        except OSError:  # a pipe
+            return 0
+
+    def truncate(self, nbytes: int) -> None:
+        """Take back all but the first `nbytes` written: the end line of a run that goes on.
+
+        Raises:
+            LogError: the file cannot be cut, such as a pipe, or it is closed.
+        """
+        if os.getpid() != self._pid:
+            return
+        if self._closed:  # its descriptor may be somebody else's file by now
+            raise LogError(f"{self._name} is closed: it cannot go on")
+        self.flush()
+        try:
+            os.ftruncate(self._fd, nbytes)
+            os.lseek(self._fd, nbytes, os.SEEK_SET)  # where `_written_of` looks
+        except OSError as err:
+            raise LogError(f"cannot go on with {self._name}: {err.strerror or err}") from err
+        self.nbytes = self._flushed = nbytes
+
+    def _release(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            with contextlib.suppress(Exception):
+                self.close()
+
+
+def _wait_writable(fd: int) -> None:
+    import select
+
+    select.select([], [fd], [])
+
+
+class _FileSink(_Buffered):
+    """Writes to a binary file of the user's; flushes it, never closes it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(None)
+        self._file = file
+
+    def _hand_on(self, data: memoryview) -> None:
+        while data:
+            # A raw file may take less than it is given; others return nothing, or the whole.
+            taken = self._file.write(data)
+            data = data[len(data) if taken is None else taken :]
+        flush = getattr(self._file, "flush", None)
+        if flush is not None:
+            flush()
+
+
+class _CallableSink:
+    """Hands every record to a callable of the user's."""
+
+    def __init__(self, take: Callable[[Record], object]) -> None:
+        self.path: Path | None = None
+        self.nbytes = 0
+        self._take = take
+        self._pid = os.getpid()
+
+    def write(self, record: Record) -> None:
+        if os.getpid() != self._pid:
+            return
+        try:
+            self._take(record)
+        except Exception as err:
+            name = escape(getattr(self._take, "__qualname__", type(self._take).__name__))
+            text = escape(f"{type(err).__name__}: {err}")
+            raise LogError(f"{name}, which receives the records, raised {text}") from err
+
+    def write_raw(self, lines: bytes) -> None:
+        for line in lines.splitlines():
+            record = decode(line)
+            if isinstance(record, Record):
+                self.write(record)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def open_sink(out: str | os.PathLike[str] | BinaryIO | Callable[[Record], object]) -> Sink:
+    """Open what `trace(out=...)` names: a path, a binary file, or a callable that takes records.
+
+    Raises:
+        UsageError: it is none of these, or a path that cannot be written.
+    """
+    if isinstance(out, str | os.PathLike):
+        return LogWriter.open(Path(out))
+    if isinstance(out, io.TextIOBase):
+        raise UsageError("out is a text file: open it with mode 'wb', or give its .buffer")
+    if hasattr(out, "write"):
+        return _FileSink(cast(BinaryIO, out))
+    if callable(out):
+        return _CallableSink(out)
+    raise UsageError(
+        f"out={escape(repr(out))} is none of: a path, a binary file, a callable that takes a record"
+    )

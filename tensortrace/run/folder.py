@@ -1,0 +1,63 @@
+"""The logs of a folder: the newest one, and the ranks of one run."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from tensortrace.errors import LogError
+from tensortrace.log import open_log, starts_like_a_log
+from tensortrace.run.run import Run
+from tensortrace.text import escape
+
+_RANK = re.compile(r"(.*)\.rank(\d{1,6})(\.jsonl(?:\.gz|\.zst)?)")
+
+
+def _rank_files(path: Path) -> dict[int, Path]:
+    """List by rank the logs that lie beside `path` under the same stem."""
+    own = _RANK.fullmatch(path.name)
+    stem = own[1] if own else path.name.removesuffix(".jsonl")
+    try:
+        names = sorted(os.listdir(path.parent))  # noqa: PTH208 - names, not paths
+    except OSError:
+        return {}
+    found = ((match, name) for name in names if (match := _RANK.fullmatch(name)))
+    return {int(match[2]): path.parent / name for match, name in found if match[1] == stem}
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a log, plain or compressed (``.gz``, ``.zst``), a pipe, or ``-`` for standard input.
+
+    Where ``log.jsonl`` does not exist but ``log.rank0.jsonl`` does, the lowest rank is opened.
+
+    Raises:
+        LogError: it is no log, or not one this version reads; one sentence says what it is.
+    """
+    path = Path(path)
+    ranks = {} if str(path) == "-" else _rank_files(path)
+    if ranks and not path.exists():
+        path = ranks[min(ranks)]
+    file, header = open_log(path)
+    run = Run(path, file, header)
+    run.ranks = ranks if path in ranks.values() else {header.rank: path}
+    return run
+
+
+def newest_log(folder: str | Path = ".") -> Path:
+    """Find the newest tensortrace log in a folder; of several ranks the lowest.
+
+    Raises:
+        LogError: there is none.
+    """
+    name = escape(str(folder))
+    try:
+        paths = [p for p in Path(folder).iterdir() if ".jsonl" in p.suffixes and p.is_file()]
+        by_age = sorted(paths, key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    except OSError as err:
+        raise LogError(f"cannot look for logs in {name}: {err.strerror}") from err
+    for path in by_age:
+        if starts_like_a_log(path):
+            ranks = _rank_files(path) if _RANK.fullmatch(path.name) else {}
+            return ranks[min(ranks)] if ranks else path
+    raise LogError(f"there is no tensortrace log in {name}: give its path")

@@ -1,0 +1,36 @@
+"""One module over the steps."""
+
+from __future__ import annotations
+
+from tensortrace.run.run import Run
+
+
+def series(
+    run: Run, path: str, start: int | None = None, stop: int | None = None, *, limit: int = 512
+) -> dict[str, list[tuple[int, float | str | None]]]:
+    """Follow one module over the steps, from the step lines: what a sparkline shows.
+
+    Args:
+        run: whose log.
+        path: module path.
+        start: first step, the first of the run by default.
+        stop: end of the steps (exclusive), the end of the run by default.
+        limit: at most so many steps, evenly spread.
+    Returns:
+        For each column of `ModuleColumns` (``output_rms``, ``zero_frac``, ``grad_rms``,
+        ``param_grad_rms``, ``update_ratio``, ``flags``) the (step, value) pairs; steps in which the
+        module did not run are left out.
+    """
+    first = run.first_step() if start is None else start
+    last = run.last_step() + 1 if stop is None else stop
+    stride = max(1, -(-(last - first) // limit))
+    columns = ("output_rms", "zero_frac", "grad_rms", "param_grad_rms", "update_ratio", "flags")
+    found: dict[str, list[tuple[int, float | str | None]]] = {name: [] for name in columns}
+    for number in range(first, last, stride):
+        for summary in run.summaries(number, number + 1):
+            if path in summary.modules.path:
+                row = summary.modules.path.index(path)
+                for name in columns:
+                    values = getattr(summary.modules, name)
+                    found[name].append((number, values[row] if row < len(values) else None))
+    return found
