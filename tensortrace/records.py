@@ -19,6 +19,9 @@ Phase = Literal["forward", "backward", "optimizer"]
 Severity = Literal["error", "warning", "note"]
 # JSON has no NaN or infinity: a scalar that may be one is a number or its name.
 Scalar = float | Literal["NaN", "Infinity", "-Infinity"]
+# Of `Tensor.exponents`: how many ranges, the exponent of 2 where range 1 begins, how many
+# exponents a range holds.
+BUCKETS, LOWEST, WIDTH = 16, -32, 4
 
 
 class Location(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -46,6 +49,9 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     `row_spread` says how far the rows (along the first dim) are from their mean, as a share of
     their norm, in a sample: 0 if all are equal. Given for what an outermost module returns, and for
     parameters and gradients when an optimizer first steps.
+    `exponents` counts elements of a sample (at most 4096) by magnitude: 0 < |x| < 2**-32, then
+    2**-32 <= |x| < 2**-28 and so on by factors of 16, at last 2**24 <= |x| < inf; zeros and what is
+    not finite are in none. Given in full steps, for floats of 64 elements and more.
     """
 
     id: int
@@ -68,6 +74,7 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     norm: float | None = None
     unmeasured: str | None = None
     first_bad: int | None = None
+    exponents: tuple[int, ...] | None = None
     grad_of: int | None = None
     previous: int | None = None
     view_of: int | None = None

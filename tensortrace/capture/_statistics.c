@@ -295,13 +295,28 @@ static void measure_job(Job *job) {
 /* Of f16 with six bits of the fraction: its subnormals too have exponents in these ranges. */
 static int fields_of(Dtype dtype) { return dtype == F32 || dtype == BF16 ? 8 : 11; }
 
-/* How many elements have each exponent field. Four tables in turn: to add to one number again and
-   again would wait for it each time. */
-static void count_fields(const char *at, int64_t n, Dtype dtype, int64_t *fields, int64_t *zeros) {
+/* At most so many elements of a tensor, evenly spaced in runs of `run`: single ones, apart, would
+   read all of it. An odd spacing meets other columns in each row of a matrix of even width. */
+typedef struct {
+    int64_t run, pitch, runs;
+} Spacing;
+
+static Spacing spacing_of(int64_t n, int64_t most, int64_t run) {
+    int64_t stride = n / most + (n % most > 0);
+    if (stride <= 1) return (Spacing){n, n, 1};
+    int64_t pitch = run * (stride | 1);
+    if (n < pitch) return (Spacing){most < n ? most : n, n, 1};
+    return (Spacing){run, pitch, n / pitch};
+}
+
+/* How many elements of a sample have each exponent field. Four tables in turn: to add to one number
+   again and again would wait for it each time. */
+static void count_fields(const char *from, Spacing s, Dtype dtype, int64_t *fields,
+                         int64_t *zeros) {
     uint32_t tables[4][2048];
     const int width = fields_of(dtype), shift = 8 * SIZE[dtype] - width;
     for (int k = 0; k < 4; k++) memset(tables[k], 0, sizeof(uint32_t) << width);
-    int64_t zero = 0, i = 0;
+    int64_t zero = 0;
 #define ADD(k, T, SHIFT)                                                                       \
     {                                                                                          \
         T magnitude = (T)(bits[k] << 1);                                                       \
@@ -309,27 +324,31 @@ static void count_fields(const char *at, int64_t n, Dtype dtype, int64_t *fields
         tables[k][magnitude >> SHIFT]++;                                                       \
     }
 #define FOURS(T, SHIFT)                                                                        \
-    for (; i + 4 <= n; i += 4) {                                                               \
+    for (; i + 4 <= s.run; i += 4) {                                                           \
         T bits[4];                                                                             \
         memcpy(bits, at + i * (int64_t)sizeof(T), sizeof bits);                                \
         ADD(0, T, SHIFT) ADD(1, T, SHIFT) ADD(2, T, SHIFT) ADD(3, T, SHIFT)                    \
     }
-    switch (dtype) {
-    case F64: FOURS(uint64_t, 53) break;
-    case F32: FOURS(uint32_t, 24) break;
-    case F16: FOURS(uint16_t, 5) break;
-    default: FOURS(uint16_t, 8) break;
+    for (int64_t k = 0; k < s.runs; k++) {
+        const char *at = from + k * s.pitch * SIZE[dtype];
+        int64_t i = 0;
+        switch (dtype) {
+        case F64: FOURS(uint64_t, 53) break;
+        case F32: FOURS(uint32_t, 24) break;
+        case F16: FOURS(uint16_t, 5) break;
+        default: FOURS(uint16_t, 8) break;
+        }
+        for (; i < s.run; i++) {
+            uint64_t magnitude = magnitude_of(bits_at(at, i, dtype), dtype);
+            zero += magnitude == 0;
+            tables[0][magnitude >> (shift - 1)]++;
+        }
     }
 #undef FOURS
 #undef ADD
-    for (; i < n; i++) {
-        uint64_t magnitude = magnitude_of(bits_at(at, i, dtype), dtype);
-        zero += magnitude == 0;
-        tables[0][magnitude >> (shift - 1)]++;
-    }
     for (int e = 0; e < 1 << width; e++)
-        fields[e] += (int64_t)tables[0][e] + tables[1][e] + tables[2][e] + tables[3][e];
-    *zeros += zero;
+        fields[e] = (int64_t)tables[0][e] + tables[1][e] + tables[2][e] + tables[3][e];
+    *zeros = zero;
 }
 
 static int bucket_of(int exponent) {
@@ -347,16 +366,15 @@ static int exponent_of(int field, Dtype dtype) {
     return exponent;
 }
 
-static void histogram(const char *at, int64_t n, Dtype dtype, int64_t *buckets) {
-    int64_t fields[2048] = {0}, zeros = 0;
-    const int64_t most = 1ll << 30; /* what a table of 32 bits can count */
-    for (int64_t i = 0; i < n; i += most)
-        count_fields(at + i * SIZE[dtype], n - i < most ? n - i : most, dtype, fields, &zeros);
+/* Of fewer than 2^32 elements. */
+static void histogram(const Job *job, Spacing spacing, int64_t *buckets) {
+    int64_t fields[2048], zeros;
+    count_fields(job->at, spacing, job->dtype, fields, &zeros);
     fields[0] -= zeros;
-    int shift = 8 * SIZE[dtype] - 1 - fields_of(dtype);
-    int last = (int)(INFINITE[dtype] >> shift); /* from here on NaN and infinity */
+    int shift = 8 * SIZE[job->dtype] - 1 - fields_of(job->dtype);
+    int last = (int)(INFINITE[job->dtype] >> shift); /* from here on NaN and infinity */
     for (int field = 0; field < last; field++)
-        buckets[bucket_of(exponent_of(field, dtype))] += fields[field];
+        buckets[bucket_of(exponent_of(field, job->dtype))] += fields[field];
 }
 
 /* Python. */
@@ -383,6 +401,26 @@ static int parse_memory(PyObject *address, PyObject *count, PyObject *dtype, Job
     return 1;
 }
 
+static int parse_spacing(PyObject *most, PyObject *run, const Job *job, Spacing *spacing) {
+    long long m = PyLong_AsLongLong(most), r = PyLong_AsLongLong(run);
+    if (PyErr_Occurred()) return 0;
+    if (m < 1 || m > INT32_MAX || r < 1 || r > INT32_MAX || job->n < 1) {
+        PyErr_SetString(PyExc_ValueError, "nothing to sample");
+        return 0;
+    }
+    *spacing = spacing_of(job->n, m, r);
+    return 1;
+}
+
+static int parse_sample(PyObject *const *args, Py_ssize_t nargs, Job *job, Spacing *spacing) {
+    if (nargs != 5) {
+        PyErr_SetString(PyExc_TypeError, "it takes (address, count, dtype, most, run)");
+        return 0;
+    }
+    return parse_memory(args[0], args[1], args[2], job) &&
+           parse_spacing(args[3], args[4], job, spacing);
+}
+
 static PyObject *as_tuple(PyObject *const *items, Py_ssize_t n) {
     PyObject *tuple = PyTuple_New(n);
     int failed = tuple == NULL;
@@ -396,12 +434,12 @@ static PyObject *as_tuple(PyObject *const *items, Py_ssize_t n) {
     return NULL;
 }
 
-static PyObject *row_of(const Job *job) {
+static PyObject *row_of(const Job *job, PyObject *exponents) {
     const Totals *t = &job->totals;
     int some = t->nan + t->posinf + t->neginf < job->n;
     PyObject *first = t->first < 0 ? Py_None : PyLong_FromLongLong(t->first);
     if (first == Py_None) Py_INCREF(first);
-    PyObject *items[11] = {
+    PyObject *items[12] = {
         PyLong_FromLongLong(t->nan), PyLong_FromLongLong(t->posinf),
         PyLong_FromLongLong(t->neginf), PyLong_FromLongLong(t->zeros)};
     const double numbers[5] = {t->low, t->high, job->mean, job->std, job->norm};
@@ -413,7 +451,23 @@ static PyObject *row_of(const Job *job) {
     Py_INCREF(Py_None);
     items[9] = Py_None;
     items[10] = first;
-    return as_tuple(items, 11);
+    items[11] = exponents;
+    return as_tuple(items, 12);
+}
+
+static PyObject *none(void) {
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
+static void measure_and_release(Job *job) {
+    if (job->n < MANY) {
+        measure_job(job);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        measure_job(job);
+        Py_END_ALLOW_THREADS
+    }
 }
 
 static PyObject *measure_as(PyObject *const *args, Py_ssize_t nargs, int lean) {
@@ -424,14 +478,8 @@ static PyObject *measure_as(PyObject *const *args, Py_ssize_t nargs, int lean) {
     }
     if (!parse_memory(args[0], args[1], args[2], &job)) return NULL;
     job.lean = lean;
-    if (job.n < MANY) {
-        measure_job(&job);
-    } else {
-        Py_BEGIN_ALLOW_THREADS
-        measure_job(&job);
-        Py_END_ALLOW_THREADS
-    }
-    return row_of(&job);
+    measure_and_release(&job);
+    return row_of(&job, none());
 }
 
 static PyObject *measure(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
@@ -444,102 +492,29 @@ static PyObject *measure_lean(PyObject *module, PyObject *const *args, Py_ssize_
     return measure_as(args, nargs, 1);
 }
 
-static PyObject *measure_many(PyObject *module, PyObject *places) {
-    (void)module;
-    if (!PyList_Check(places)) {
-        PyErr_SetString(PyExc_TypeError, "measure_many(list of (address, count, dtype))");
-        return NULL;
-    }
-    Py_ssize_t size = PyList_Size(places);
-    Job *jobs = (Job *)PyMem_Malloc((size_t)(size ? size : 1) * sizeof(Job));
-    if (!jobs) return PyErr_NoMemory();
-    PyObject *rows = NULL;
-    int64_t total = 0;
-    for (Py_ssize_t i = 0; i < size; i++) {
-        PyObject *place = PyList_GetItem(places, i); /* borrowed; NULL if the list has shrunk */
-        if (!place || !PyTuple_Check(place) || PyTuple_Size(place) != 3) {
-            if (place) PyErr_SetString(PyExc_TypeError, "a place is (address, count, dtype)");
-            goto done;
-        }
-        if (!parse_memory(PyTuple_GetItem(place, 0), PyTuple_GetItem(place, 1),
-                          PyTuple_GetItem(place, 2), &jobs[i]))
-            goto done;
-        total += jobs[i].n < MANY ? jobs[i].n : MANY;
-    }
-    if (total < MANY) {
-        for (Py_ssize_t i = 0; i < size; i++) measure_job(&jobs[i]);
-    } else {
-        Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t i = 0; i < size; i++) measure_job(&jobs[i]);
-        Py_END_ALLOW_THREADS
-    }
-    rows = PyList_New(size);
-    for (Py_ssize_t i = 0; rows && i < size; i++) {
-        PyObject *row = row_of(&jobs[i]);
-        if (row) PyList_SetItem(rows, i, row); /* takes the reference */
-        else Py_CLEAR(rows);
-    }
-done:
-    PyMem_Free(jobs);
-    return rows;
-}
-
-static PyObject *exponents(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
-    (void)module;
-    Job job;
-    if (nargs != 3) {
-        PyErr_SetString(PyExc_TypeError, "exponents(address, count, dtype)");
-        return NULL;
-    }
-    if (!parse_memory(args[0], args[1], args[2], &job)) return NULL;
+static PyObject *exponents_of(const Job *job, Spacing spacing) {
     int64_t buckets[BUCKETS] = {0};
-    if (job.n < MANY) {
-        histogram(job.at, job.n, job.dtype, buckets);
-    } else {
-        Py_BEGIN_ALLOW_THREADS
-        histogram(job.at, job.n, job.dtype, buckets);
-        Py_END_ALLOW_THREADS
-    }
+    histogram(job, spacing, buckets);
     PyObject *items[BUCKETS];
     for (int i = 0; i < BUCKETS; i++) items[i] = PyLong_FromLongLong(buckets[i]);
     return as_tuple(items, BUCKETS);
 }
 
-/* At most so many elements of a tensor, evenly spaced in runs of `run`: single ones, apart, would
-   read all of it. An odd spacing meets other columns in each row of a matrix of even width. */
-typedef struct {
-    int64_t run, pitch, runs;
-} Spacing;
-
-static Spacing spacing_of(int64_t n, int64_t most, int64_t run) {
-    int64_t stride = n / most + (n % most > 0);
-    if (stride <= 1) return (Spacing){n, n, 1};
-    int64_t pitch = run * (stride | 1);
-    if (n < pitch) return (Spacing){most < n ? most : n, n, 1};
-    return (Spacing){run, pitch, n / pitch};
-}
-
-static int parse_spacing(PyObject *most, PyObject *run, const Job *job, Spacing *spacing) {
-    long long m = PyLong_AsLongLong(most), r = PyLong_AsLongLong(run);
-    if (PyErr_Occurred()) return 0;
-    if (m < 1 || r < 1 || r > INT32_MAX || job->n < 1) {
-        PyErr_SetString(PyExc_ValueError, "nothing to sample");
-        return 0;
-    }
-    *spacing = spacing_of(job->n, m, r);
-    return 1;
+static PyObject *measure_closely(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    Job job;
+    Spacing spacing;
+    if (!parse_sample(args, nargs, &job, &spacing)) return NULL;
+    measure_and_release(&job);
+    PyObject *exponents = exponents_of(&job, spacing);
+    return exponents ? row_of(&job, exponents) : NULL;
 }
 
 static PyObject *sample(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
     Job job;
     Spacing s;
-    if (nargs != 5) {
-        PyErr_SetString(PyExc_TypeError, "sample(address, count, dtype, most, run)");
-        return NULL;
-    }
-    if (!parse_memory(args[0], args[1], args[2], &job)) return NULL;
-    if (!parse_spacing(args[3], args[4], &job, &s)) return NULL;
+    if (!parse_sample(args, nargs, &job, &s)) return NULL;
     int64_t item = SIZE[job.dtype];
     PyObject *taken = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(s.runs * s.run * item));
     if (!taken) return NULL;
@@ -618,18 +593,17 @@ static int start(PyObject *module) {
 
 PyDoc_STRVAR(measure_doc, "The fields of a Stats, of the elements at an address.");
 PyDoc_STRVAR(measure_lean_doc, "The same but min, max, mean and std, with a norm to six digits.");
+PyDoc_STRVAR(measure_closely_doc, "All fields of a Stats, with the exponents of a sample in runs.");
 PyDoc_STRVAR(sample_doc, "A copy of at most so many elements at an address, in runs.");
 PyDoc_STRVAR(moved_doc, "Norms of how far the elements of a sample have moved, and of the sample.");
-PyDoc_STRVAR(measure_many_doc, "The same of each (address, count, dtype) of a list.");
-PyDoc_STRVAR(exponents_doc, "How many elements at an address lie in each range of magnitude.");
 
 static PyMethodDef methods[] = {
     {"measure", (PyCFunction)(void (*)(void))measure, METH_FASTCALL, measure_doc},
     {"measure_lean", (PyCFunction)(void (*)(void))measure_lean, METH_FASTCALL, measure_lean_doc},
-    {"measure_many", measure_many, METH_O, measure_many_doc},
+    {"measure_closely", (PyCFunction)(void (*)(void))measure_closely, METH_FASTCALL,
+     measure_closely_doc},
     {"sample", (PyCFunction)(void (*)(void))sample, METH_FASTCALL, sample_doc},
     {"moved", (PyCFunction)(void (*)(void))moved, METH_FASTCALL, moved_doc},
-    {"exponents", (PyCFunction)(void (*)(void))exponents, METH_FASTCALL, exponents_doc},
     {NULL, NULL, 0, NULL}};
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)start}, {0, NULL}};

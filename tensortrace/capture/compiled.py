@@ -25,7 +25,7 @@ import torch
 
 from tensortrace.capture.unwrap import is_dense_cpu
 
-__all__ = ["Place", "item_size", "kernel", "kernel_name", "place"]
+__all__ = ["EXACT", "Place", "is_packed", "item_size", "kernel", "kernel_name", "place"]
 
 # Address, number of elements, code of the dtype.
 Place = tuple[int, int, int]
@@ -35,7 +35,7 @@ _DTYPES = {
     torch.float32: (4, 0), torch.float64: (8, 1), torch.float16: (2, 2), torch.bfloat16: (2, 3),
 }  # fmt: skip
 _SIZES = {code: item for item, code in _DTYPES.values()}
-_EXACT = frozenset({torch.Tensor, torch.nn.Parameter})
+EXACT = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def _load() -> ModuleType | None:
@@ -62,13 +62,13 @@ def place(tensor: torch.Tensor) -> Place | None:
     Returns:
         None for any other tensor, for an empty one and for a dtype that the kernel does not read.
     """
-    if type(tensor) not in _EXACT:
+    if type(tensor) not in EXACT:
         return None
     known = _DTYPES.get(tensor.dtype)
     if known is None or not is_dense_cpu(tensor):
         return None
     n = tensor.numel()
-    if not n or not (tensor.is_contiguous() or _is_packed(tensor)):
+    if not n or not is_packed(tensor):
         return None
     item, code = known
     # What it is packed into is as long as what it holds.
@@ -83,8 +83,10 @@ def item_size(place: Place) -> int:
     return _SIZES[place[2]]
 
 
-def _is_packed(tensor: torch.Tensor) -> bool:
+def is_packed(tensor: torch.Tensor) -> bool:
     """Whether no element overlaps another and there is no gap between them."""
+    if tensor.is_contiguous():
+        return True
     expected = 1
     for stride, n in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if n > 1:

@@ -1,69 +1,54 @@
-"""How large the elements of a tensor are: counts by range of their binary exponent."""
+"""How large the elements of a tensor are: counts by range of their binary exponent.
+
+A hot path of full steps. A sample, since a count of all would cost more than all other statistics.
+"""
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import torch
 
-from tensortrace.capture import compiled
-from tensortrace.capture.unwrap import blocks, distinct, plain, quiet
+from tensortrace.capture.compiled import is_packed
+from tensortrace.records import BUCKETS, LOWEST, WIDTH
 
-__all__ = ["BUCKETS", "LOWEST", "SAMPLE", "WIDTH", "Exponents", "count_exponents"]
+__all__ = ["LEAST", "RUN", "SAMPLE", "count_exponents"]
 
-# As in _statistics.c. Bucket 0 counts 0 < |x| < 2**-32, bucket k up to 14 counts
-# 2**(-36 + 4 * k) <= |x| < 2**(-32 + 4 * k), bucket 15 counts 2**24 <= |x| < inf.
-BUCKETS, LOWEST, WIDTH = 16, -32, 4
-# How many elements, at most, are looked at without the compiled kernel.
-SAMPLE = 65_536
-_BLOCK = 1 << 19
-
-
-class Exponents(NamedTuple):
-    """`counts` by bucket, and how many elements were `read` for it.
-
-    Of the elements read, those that are zero, NaN or infinite are in no bucket.
-    """
-
-    counts: tuple[int, ...]
-    read: int
+# Elements read of a tensor, at most, and how many of them lie side by side: a line of the cache.
+# Measured on one core: 3 us an f32 tensor of any size, where 16,384 in runs of 64 take 10.
+SAMPLE, RUN = 4096, 16
+# Of fewer elements there is no distribution.
+LEAST = 64
 
 
-def count_exponents(tensor: torch.Tensor) -> Exponents | None:
-    """Count the elements of a tensor by magnitude, in powers of 16 from 2**-32 to 2**24.
+def count_exponents(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Count elements of a sample by magnitude, as `exponents` of the compiled kernel does.
 
-    Subnormal numbers count by what they are worth, like all others.
+    Waits for no device.
 
     Args:
-        tensor: any shape, dtype, layout, device; not modified, not kept. Complex: the modulus. Of
-            dims that are expanded one slice is read. On another device than the CPU this waits.
+        tensor: float16 or bfloat16 of any shape and device, not empty; not modified, not kept.
     Returns:
-        All elements of dense CPU floats with the compiled kernel; else at most 65,536, evenly
-        spaced in memory. None if it has no elements that can be read.
+        int64 ``(BUCKETS,)`` on the device of the tensor; None if there are gaps in its memory.
     """
-    with torch._C.DisableTorchFunction():
-        kernel = compiled.kernel
-        if kernel is not None and (place := compiled.place(tensor)) is not None:
-            return Exponents(kernel.exponents(*place), place[1])
-    with quiet():
-        found = plain(tensor)
-        if isinstance(found, str) or not found.numel():
-            return None
-        return _sample(distinct(found)[0])
+    if not is_packed(tensor):
+        return None
+    part = _sample(tensor.detach()).float()
+    # frexp has the fraction in [1/2, 1).
+    distance = torch.frexp(part).exponent - 1 - LOWEST
+    bucket = distance.div(WIDTH, rounding_mode="floor").add_(1).clamp_(0, BUCKETS - 1)
+    bucket = torch.where(part.isfinite() & (part != 0), bucket, -1)
+    each = torch.arange(BUCKETS, device=part.device)
+    return (bucket.reshape(-1, 1) == each).sum(0)
 
 
-def _sample(tensor: torch.Tensor) -> Exponents:
-    every = math.ceil(tensor.numel() / SAMPLE)
-    counts = torch.zeros(BUCKETS, dtype=torch.int64)
-    start = read = 0
-    for block in blocks(tensor, _BLOCK):
-        part = block[(-start) % every :: every]
-        start += block.numel()
-        read += part.numel()
-        part = part[part.isfinite() & (part != 0)]
-        # frexp has the fraction in [1/2, 1).
-        distance = torch.frexp(part).exponent - 1 - LOWEST
-        bucket = distance.div(WIDTH, rounding_mode="floor").add_(1).clamp_(0, BUCKETS - 1)
-        counts += torch.bincount(bucket, minlength=BUCKETS).cpu()
-    return Exponents(tuple(counts.tolist()), read)
+def _sample(tensor: torch.Tensor) -> torch.Tensor:
+    """At most `SAMPLE` elements, evenly spaced in memory; as spacing_of in _statistics.c."""
+    n = tensor.numel()
+    flat = tensor.as_strided((n,), (1,))
+    stride = -(-n // SAMPLE)
+    if stride <= 1:
+        return flat
+    pitch = RUN * (stride | 1)
+    runs = n // pitch
+    if not runs:
+        return flat[:SAMPLE]
+    return flat[: runs * pitch].view(runs, pitch)[:, :RUN]

@@ -475,6 +475,7 @@ class Recorder:
     def _begin_step(self) -> None:
         self.full = self.journal.full if self.step == 0 else self.journal.is_full(self.step)
         self.queue.lean = not self.full
+        self.queue.counts = self.full
         self.sampling = not self.full and not self.op_level
         self._turns.clear()
         self._passed_over = 0

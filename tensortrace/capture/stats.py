@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 
 from tensortrace.capture import compiled, kernels
+from tensortrace.capture.exponents import LEAST, RUN, SAMPLE, count_exponents
 from tensortrace.capture.gather import Gathered
 from tensortrace.capture.kernels import (
     BOUNDS,
@@ -28,6 +29,7 @@ from tensortrace.capture.kernels import (
     host_row,
 )
 from tensortrace.capture.unwrap import blocks, distinct, is_backed, is_dense_cpu, plain, quiet
+from tensortrace.records import BUCKETS
 
 __all__ = ["Level", "Stats", "StatsQueue", "summarize"]
 
@@ -40,7 +42,8 @@ class Stats(NamedTuple):
     None where no element is finite, or where `unmeasured` says why there are no statistics. The
     norm of doubles saturates at the largest double. At level "minmax" zeros, mean, std and norm
     are not taken. `first_bad` is where, in row-major order, the first NaN or infinity is: of dense
-    CPU tensors, and of those on other devices if the queue `locates`.
+    CPU tensors, and of those on other devices if the queue `locates`. `exponents` are given if the
+    queue counts them.
     """
 
     nan: int = 0
@@ -54,6 +57,7 @@ class Stats(NamedTuple):
     norm: float | None = None
     unmeasured: str | None = None
     first_bad: int | None = None
+    exponents: tuple[int, ...] | None = None
 
 
 # The list that has the statistics once its queue is resolved, and where in it.
@@ -64,6 +68,9 @@ _OFF = Stats(unmeasured="off")
 _HUGE = sys.float_info.max
 _make = tuple.__new__
 _number = ctypes.c_float.from_address
+
+# The floats whose range is narrow enough to ask where in it a tensor lies.
+_HALF = frozenset({torch.float16, torch.bfloat16})
 
 # Larger CPU tensors are read in blocks: what a pass leaves in cache serves the next one.
 _BLOCK = 1 << 19
@@ -96,14 +103,19 @@ class StatsQueue:
             exact, and the norm, to six digits. Such tensors that do hold a NaN or an infinity are
             measured in full.
         locates: whether `first_bad` is found on other devices than the CPU, at three kernels each.
+        counts: whether `exponents` are counted, at level "full" and if not lean, of floats of at
+            least 64 elements: by the compiled kernel, and without it of float16 and bfloat16 only,
+            at a dozen kernels each.
     """
 
-    __slots__ = ("_gathered", "_kernels", "_level", "_lock", "_results", "lean", "locates")
+    __slots__ = (
+        "_gathered", "_kernels", "_level", "_lock", "_results", "counts", "lean", "locates"
+    )  # fmt: skip
 
     def __init__(self, level: Level = "full") -> None:
         self._level = level
         self._kernels = FULL if level == "full" else BOUNDS
-        self.lean = self.locates = False
+        self.lean = self.locates = self.counts = False
         self._lock = threading.Lock()
         self._results: list[Stats | _OnDevice] = []
         self._gathered = Gathered()
@@ -143,15 +155,22 @@ class StatsQueue:
             with torch._C.DisableTorchFunction():
                 kernel = compiled.kernel
                 if kernel is not None and (place := compiled.place(tensor)) is not None:
-                    lean = ways is LEAN and place[1] > kernels.SMALL
-                    stats = _make(Stats, (kernel.measure_lean if lean else kernel.measure)(*place))
-                    if lean and stats[-1] is not None:
-                        stats = _make(Stats, kernel.measure(*place))
-                    return self._put(stats if stats[-1] is None else _by_row(stats, tensor))
+                    if self.counts and ways is FULL and place[1] >= LEAST:
+                        row = kernel.measure_closely(*place, SAMPLE, RUN)
+                    elif ways is LEAN and place[1] > kernels.SMALL:
+                        row = kernel.measure_lean(*place)
+                        if row[10] is not None:
+                            row = kernel.measure(*place)
+                    else:
+                        row = kernel.measure(*place)
+                    stats = _make(Stats, row)
+                    return self._put(stats if row[10] is None else _by_row(stats, tensor))
                 n = _gatherable(tensor)
                 if n:
                     return self._gather(tensor, n)
                 result = _measure(tensor, ways)
+                if self.counts and ways is FULL and tensor.dtype in _HALF:
+                    result = _with_exponents(result, tensor)
                 if self.locates and isinstance(result, _OnDevice):
                     with quiet():
                         result.first = _first_bad(tensor)
@@ -213,7 +232,7 @@ def stats_of(ticket: Ticket) -> Stats:
 class _OnDevice:
     """Rows of one tensor on its device; `stats` once they are fetched."""
 
-    __slots__ = ("first", "lengths", "rows", "stats", "stream", "times")
+    __slots__ = ("exponents", "first", "lengths", "rows", "stats", "stream", "times")
 
     def __init__(self, pieces: Iterable[torch.Tensor], times: int) -> None:
         self.rows: list[torch.Tensor] = []
@@ -223,9 +242,29 @@ class _OnDevice:
             self.lengths.append(block.numel())
         self.times = times
         self.first: torch.Tensor | None = None
+        self.exponents: torch.Tensor | None = None
         self.stats = _EMPTY
         on_cuda = self.rows[0].is_cuda
         self.stream = torch.cuda.current_stream(self.rows[0].device) if on_cuda else None
+
+
+def _with_exponents(result: Stats | _OnDevice, tensor: torch.Tensor) -> Stats | _OnDevice:
+    if type(tensor) not in compiled.EXACT or tensor.numel() < LEAST or _is_unmeasured(result):
+        return result
+    try:
+        with quiet():
+            counts = count_exponents(tensor)
+    except (RuntimeError, NotImplementedError):
+        return result  # nested, or a device without such kernels
+    if isinstance(result, _OnDevice):
+        result.exponents = counts
+    elif counts is not None:
+        result = result._replace(exponents=tuple(counts.tolist()))
+    return result
+
+
+def _is_unmeasured(result: Stats | _OnDevice) -> bool:
+    return isinstance(result, Stats) and result.unmeasured is not None
 
 
 def _by_row(stats: Stats, tensor: torch.Tensor) -> Stats:
@@ -257,7 +296,7 @@ def _is_plain_number(tensor: torch.Tensor) -> bool:
 def _of_one(x: float) -> Stats:
     """The statistics of a single f32."""
     if x - x == 0:
-        return _make(Stats, (0, 0, 0, int(x == 0), x, x, x, 0.0, abs(x), None, None))
+        return _make(Stats, (0, 0, 0, int(x == 0), x, x, x, 0.0, abs(x), None, None, None))
     return Stats(int(x != x), int(x == math.inf), int(x == -math.inf), first_bad=0)  # noqa: PLR0124 NaN
 
 
@@ -316,7 +355,11 @@ def _fetch(pending: list[_OnDevice]) -> None:
                 here = torch.cuda.current_stream(device)
                 for stream in {each.stream for each in group if each.stream is not None}:
                     here.wait_stream(stream)
-            numbers = torch.cat([row for each in group for row in each.rows]).cpu().numpy()
+            pieces = [row for each in group for row in each.rows]
+            counts = [each.exponents for each in group if each.exponents is not None]
+            # Of at most `SAMPLE` elements: any dtype of rows holds such counts.
+            pieces += [count.to(pieces[0].dtype) for count in counts]
+            numbers = torch.cat(pieces).cpu().numpy()
             end = 0
             for each in group:
                 rows = []
@@ -326,6 +369,11 @@ def _fetch(pending: list[_OnDevice]) -> None:
                 each.stats = _combine(rows, each.times)
                 if each.first is not None and _is_bad(each.stats):
                     each.stats = each.stats._replace(first_bad=int(each.first))
+            for each in group:
+                if each.exponents is not None:
+                    start, end = end, end + BUCKETS
+                    found = tuple(map(int, numbers[start:end]))
+                    each.stats = each.stats._replace(exponents=found)
         except Exception as err:
             for each in group:
                 each.stats = _failed(err)
@@ -350,7 +398,8 @@ def _stats(row: Row) -> Stats:
         if math.isnan(mean):  # a lean row
             return Stats(nan, posinf, neginf, zeros, norm=norm)
         # A third of the time of Stats(...), which is a function in Python.
-        return _make(Stats, (nan, posinf, neginf, zeros, low, high, mean, std, norm, None, None))
+        numbers = (nan, posinf, neginf, zeros, low, high, mean, std, norm)
+        return _make(Stats, (*numbers, None, None, None))
     return Stats(nan, posinf, neginf)
 
 

@@ -17,7 +17,6 @@ from hypothesis.extra import numpy as npst
 
 from tensortrace import trace
 from tensortrace.capture import compiled
-from tensortrace.capture.exponents import SAMPLE, Exponents, count_exponents
 from tensortrace.capture.stats import Stats, StatsQueue, summarize
 from tensortrace.records import Header
 
@@ -252,26 +251,17 @@ def test_memory_that_moved_is_read_where_it_is_now() -> None:
 @needs_kernel
 def test_calls_without_memory_are_refused() -> None:
     for wrong in ((0, 3, 0), (8, -1, 0), (8, 2**62, 0), (8, 1, 4), (8, 1, -1)):
-        for call in (kernel.measure, kernel.exponents):
-            with pytest.raises(ValueError, match="no"):
-                call(*wrong)
         with pytest.raises(ValueError, match="no"):
-            kernel.measure_many([wrong])
+            kernel.measure(*wrong)
+        with pytest.raises(ValueError, match="no"):
+            kernel.measure_closely(*wrong, 4096, 16)
     for args in ((), (1, 2), ("a", 1, 0)):
         with pytest.raises(TypeError):
             kernel.measure(*args)
-    for places in ((1, 1, 0), [(1, 1)], [5]):
-        with pytest.raises(TypeError):
-            kernel.measure_many(places)
-    assert kernel.measure(0, 0, 0) == (0, 0, 0, 0, None, None, None, None, None, None, None)
-
-
-@needs_kernel
-def test_many_tensors_in_one_call_are_measured_as_one_by_one() -> None:
-    tensors = [torch.randn(n).to(FLOATS[n % 4]) for n in (1, 50, 3, 20_000, 200_001)]
-    places = [place for tensor in tensors if (place := compiled.place(tensor))]
-    assert kernel.measure_many(places) == [kernel.measure(*place) for place in places]
-    assert kernel.measure_many([]) == []
+    for wrong in ((0, 16), (4096, 0), (-1, 1), (2**31, 16), (4096, 2**31)):
+        with pytest.raises(ValueError, match="nothing to sample"):
+            kernel.measure_closely(8, 1, 0, *wrong)
+    assert kernel.measure(0, 0, 0) == (0, 0, 0, 0, *[None] * 8)
 
 
 @needs_kernel
@@ -335,11 +325,9 @@ def test_no_memory_is_left_behind() -> None:
     def turns(n: int) -> None:
         for _ in range(n):
             kernel.measure(*place)
-            kernel.exponents(*place)
-            kernel.measure_many([place, place])
-            for wrong in ([place, (0, 1, 0)], [place, 5]):
-                with pytest.raises((ValueError, TypeError)):
-                    kernel.measure_many(wrong)
+            kernel.measure_closely(*place, 64, 16)
+            with pytest.raises(ValueError, match="sample"):
+                kernel.measure_closely(*place, 0, 16)
 
     turns(5)
     gc.collect()
@@ -352,74 +340,6 @@ def test_no_memory_is_left_behind() -> None:
         assert tracemalloc.get_traced_memory()[0] - before < 5000
     finally:
         tracemalloc.stop()
-
-
-def count_by_log2(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The definition of the buckets, one element at a time."""
-    counts = [0] * 16
-    for value in tensor.double().flatten().tolist():
-        if value and math.isfinite(value):
-            exponent = math.frexp(value)[1] - 1
-            counts[min(15, max(0, (exponent + 32) // 4 + 1))] += 1
-    return tuple(counts)
-
-
-@pytest.fixture(params=["compiled", "torch"])
-def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "torch":
-        monkeypatch.setattr(compiled, "kernel", None)
-    elif kernel is None:
-        pytest.skip("the kernel is not built, or switched off")
-
-
-@pytest.mark.usefixtures("either")
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_exponents_are_counted_at_every_edge(dtype: torch.dtype) -> None:
-    edges = [2.0**e for e in range(-40, 30)]
-    below = [value * (1 - 2**-9) for value in edges]
-    values = torch.tensor([*edges, *below, 0.0, -0.0, NAN, INF, -INF, 1e-45, 1e-320]).double()
-    tensor = torch.cat([values, -values]).to(dtype)
-    assert count_exponents(tensor) == Exponents(count_by_log2(tensor), len(tensor))
-
-
-@settings(deadline=None, max_examples=100)
-@given(any_bits())
-def test_exponents_of_any_bits_are_equal_on_both_ways(tensor: torch.Tensor) -> None:
-    want = Exponents(count_by_log2(tensor), tensor.numel())
-    assert count_exponents(tensor) == want
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "kernel", None)
-        assert count_exponents(tensor) == want
-
-
-def test_every_half_is_in_its_bucket() -> None:
-    bits = np.arange(2**16, dtype=np.uint16)
-    for dtype in (torch.float16, torch.bfloat16):
-        tensor = of_bits(bits, dtype)
-        assert count_exponents(tensor) == Exponents(count_by_log2(tensor), 2**16)
-
-
-def test_without_the_kernel_large_tensors_are_sampled_evenly(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(compiled, "kernel", None)
-    n = 20 * SAMPLE + 3
-    found = count_exponents(torch.arange(float(n)))
-    assert found is not None
-    assert SAMPLE * 0.9 < found.read <= SAMPLE
-    assert found.counts[14] / found.read == pytest.approx(1 - 2**20 / n, abs=0.01)
-
-
-@pytest.mark.usefixtures("either")
-def test_exponents_of_other_tensors() -> None:
-    assert count_exponents(torch.tensor([1, 0, 300])) == Exponents(
-        count_by_log2(torch.tensor([1, 0, 300])), 3
-    )
-    assert count_exponents(torch.ones(3, device="meta")) is None
-    assert count_exponents(torch.empty(0)) is None
-    expanded = count_exponents(torch.ones(2, 1).expand(2, 10**9))
-    assert expanded is not None
-    assert expanded.counts[9] == expanded.read == 2
 
 
 def test_header_names_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
