@@ -293,25 +293,10 @@ ActionName = Literal[
 
 
 class Action(Record, frozen=True, kw_only=True, tag="action"):
-    """What the loop did that is no call.
+    """What the loop did that is no call; `details` says what `detail` holds, by action.
 
-    `detail` by action: clip {"total_norm", "max_norm", "value", "outside"}; loss {"value", "shape",
-    "dtype", "gradients", "graph": [name of an autograd node, places of its inputs in this list],
-    nearest first, views left out, "kept": what still lives with its graph and was last met before
-    the last step: {"tensors", "oldest", of the latest one "step", "id", "shape", "grad_fn"}};
-    scale and unscale {"scale", "found_inf"}; fetch {"host_ns"};
-    loader (a DataLoader begins to be read) {"host_ns", "batches", "workers", "pin_memory",
-    "shuffled", "replacement"}, `of` its dataset; duplicates (rows of what was fetched, only if
-    there are any) {"rows", "within", "earlier"}; sync (the host waits for a device, outside
-    modules, on full steps) {"device"}, `of` what made it wait;
-    zero_grad {"set_to_none", "parameters", "left", "left_names", "grown"};
-    train and eval {"modules"};
-    load_state_dict {"missing", "unexpected", "matched", "examples", and "prefix_given" or
-    "prefix_wanted" if most of its names differ from the module's by that prefix only};
-    compiled {"modules"}; replay {"phase", "forward", "placed", "op", "seq", "differs"}; exception
-    {"type", "message", ...: `capture/exceptions.py`}; tracer_error {"where", "error", "traceback"}.
     A "gate" says that what came before was decided here although no optimizer stepped. `of` names
-    the module or optimizer class.
+    the module or optimizer class, the dataset of a loader, the op that a sync waited in.
     """
 
     seq: int

@@ -48,8 +48,9 @@ def gradients_outside(
 
 
 def _draft(zero_grad: Action, clipped: Location | None, sustain: int) -> Draft:
-    detail = zero_grad.detail
-    names, left, grown = detail["left_names"], detail["left"], detail["grown"]
+    grown = zero_grad.detail["grown"]
+    names = zero_grad.detail.get("left_names", ["(not known)"])
+    left = zero_grad.detail.get("left", len(names))
     more = ", ..." if left > len(names) else ""
     together = ", and clipping counts them" if clipped else ""
     return Draft(

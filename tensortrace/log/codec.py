@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from tensortrace.records import FORMAT, AnyRecord, Record
+from tensortrace.details import well_typed
+from tensortrace.records import FORMAT, Action, AnyRecord, Record
 
 MAX_LINE = 16 << 20
 # Larger whole numbers are no step of anybody's, and would not fit the arrays of a reader.
@@ -86,14 +87,19 @@ def _clean(value: Any, depth: int) -> Any:
 
 
 def decode(line: bytes) -> Record | Unknown | Damaged:
-    """Read one line; never raises. Unknown keys are skipped, an unknown kind is an `Unknown`."""
+    """Read one line; never raises. Unknown keys are skipped, an unknown kind is an `Unknown`.
+
+    A key of an action's detail that has another type than `details` says is left out.
+    """
     if len(line) > MAX_LINE:
         return Damaged(f"a line of {len(line)} bytes")
     try:
         record: Record = _DECODER.decode(line)
     except (ValueError, RecursionError, OverflowError, MemoryError) as err:
         return _undecoded(line, err)
-    return record if 0 <= record.step <= MAX_STEP else Damaged(f"step {record.step}")
+    if not 0 <= record.step <= MAX_STEP:
+        return Damaged(f"step {record.step}")
+    return well_typed(record) if isinstance(record, Action) else record
 
 
 def _undecoded(line: bytes, err: Exception) -> Unknown | Damaged:

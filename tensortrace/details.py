@@ -1,0 +1,227 @@
+"""What an action's `detail` holds, by action and key: the vocabulary below a record's own fields.
+
+All keys may be missing. `well_typed` leaves out what has another type than it says here, so that a
+check or a screen needs to doubt whether a key is there, and never what it is.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
+
+import msgspec
+
+from tensortrace.records import Action, Phase, Scalar
+
+# Exact as a float too.
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+# The functional form, for "as": the name that the user's line has for a tensor.
+Described = TypedDict(
+    "Described",
+    {
+        "as": str, "shape": list[Count] | None, "dtype": str, "device": str,
+        "requires_grad": bool, "is_leaf": bool, "grad_fn": str, "min": int, "max": int,
+        "value": bool | int | float | str | None, "cls": str, "module": str | None,
+    },
+    total=False,
+)  # fmt: skip
+
+
+class Named(Described):
+    """A tensor or another operand of a line, by its name."""
+
+    name: str
+
+
+class ZeroGrad(TypedDict, total=False):
+    """`left` parameters outside every optimizer keep gradients that `grown` calls added to."""
+
+    set_to_none: bool
+    parameters: Count
+    left: Count
+    left_names: Annotated[list[str], msgspec.Meta(min_length=1)]
+    grown: Count
+
+
+class Clip(TypedDict, total=False):
+    """By norm, or by `value`; `outside` counts gradients among them that no optimizer holds."""
+
+    total_norm: Scalar | None
+    max_norm: Scalar | None
+    value: Scalar | None
+    outside: Count
+
+
+class Scale(TypedDict, total=False):
+    """What a GradScaler multiplies by, and what it has found."""
+
+    scale: Scalar | None
+    found_inf: Scalar | None
+
+
+class Kept(TypedDict):
+    """What still lives with its graph and was last met before the last step; the latest of them."""
+
+    tensors: Count
+    oldest: Count
+    step: Count
+    id: Count
+    shape: list[Count]
+    grad_fn: str | None
+
+
+class Loss(TypedDict, total=False):
+    """What entered `GradScaler.scale`, or else what `backward()` was called on.
+
+    `gradients`: by optimizer, whether those of its last step lie untouched as backward begins.
+    `graph`: name of an autograd node, places of its inputs in this list; nearest first, views out.
+    """
+
+    value: Scalar
+    shape: list[Count]
+    dtype: str
+    gradients: dict[str, Literal["kept", "changed"]]
+    graph: list[tuple[str, list[Count]]]
+    kept: Kept
+
+
+class Mode(TypedDict, total=False):
+    """How many modules `train()` or `eval()` reached, or are compiled and not visible."""
+
+    modules: Count
+
+
+class Loader(TypedDict, total=False):
+    """A DataLoader begins to be read; `batches` of an epoch, None if that is not known."""
+
+    host_ns: Count
+    batches: Count | None
+    workers: Count
+    pin_memory: bool
+    shuffled: bool
+    replacement: bool
+
+
+class Fetch(TypedDict, total=False):
+    """How long the loop waited for a batch."""
+
+    host_ns: Count
+
+
+class Duplicates(TypedDict, total=False):
+    """Rows of a batch that were there before: `within` it, or `earlier` in the epoch."""
+
+    rows: Count
+    within: Count
+    earlier: Count
+
+
+class Sync(TypedDict, total=False):
+    """The host waits for a device, outside modules; on full steps only."""
+
+    device: str
+
+
+class LoadStateDict(TypedDict, total=False):
+    """Which names matched; a prefix that most names of one side have in front of the other's."""
+
+    matched: Count
+    missing: Count
+    unexpected: Count
+    examples: list[str]
+    prefix_given: str
+    prefix_wanted: str
+
+
+class Replay(TypedDict, total=False):
+    """One call was run again at op level: where the value was `placed`, or why it could not be."""
+
+    phase: Phase
+    forward: Count
+    host_ns: Count
+    placed: str
+    op: str
+    seq: Count
+    differs: Any
+
+
+class KeyNames(TypedDict):
+    """How many keys, and the first of them."""
+
+    count: Count
+    names: list[str]
+
+
+class KeySizes(TypedDict):
+    """How many keys, and of the first ones name, dims in the checkpoint and dims in the model."""
+
+    count: Count
+    first: list[tuple[str, str, str]]
+
+
+class StateDict(TypedDict):
+    """What torch's message says about a state dict that does not fit."""
+
+    missing: KeyNames
+    unexpected: KeyNames
+    sizes: KeySizes
+
+
+class Raised(TypedDict, total=False):
+    """An exception that left the loop, as `capture/exceptions.py` reads it off its frames."""
+
+    type: str
+    message: str
+    module: str
+    phase: Phase
+    lines: list[tuple[Count, str]]
+    expression: str
+    operation: str
+    function: str
+    torch: list[str]
+    settings: dict[str, int | list[int]]
+    options: dict[str, int]
+    operands: list[Named]
+    arguments: list[Named]
+    entered: list[Described]
+    parameters: list[Named]
+    state_dict: StateDict
+
+
+class TracerError(TypedDict, total=False):
+    """A fault of the tracer's own, or of a check's: which part stopped, and why."""
+
+    where: str
+    error: str
+    traceback: str
+
+
+DETAILS: dict[str, type] = {
+    "zero_grad": ZeroGrad, "clip": Clip, "unscale": Scale, "scale": Scale, "loss": Loss,
+    "train": Mode, "eval": Mode, "compiled": Mode, "loader": Loader, "fetch": Fetch,
+    "duplicates": Duplicates, "sync": Sync, "load_state_dict": LoadStateDict, "replay": Replay,
+    "exception": Raised, "tracer_error": TracerError,
+}  # fmt: skip
+_TYPES = {action: get_type_hints(detail, include_extras=True) for action, detail in DETAILS.items()}
+
+
+def well_typed(action: Action) -> Action:
+    """Leave out of an action's detail the keys that hold another type than `DETAILS` says.
+
+    A graph that leads to places outside itself goes too.
+    """
+    if not action.detail:
+        return action
+    types = _TYPES.get(action.action, {})
+    kept = {key: value for key, value in action.detail.items() if _fits(value, types.get(key, Any))}
+    if any(place >= len(kept["graph"]) for _, above in kept.get("graph", ()) for place in above):
+        del kept["graph"]
+    same = len(kept) == len(action.detail)
+    return action if same else msgspec.structs.replace(action, detail=kept)
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    try:
+        msgspec.convert(value, wanted)
+    except (ValueError, TypeError, RecursionError, OverflowError):
+        return False
+    return True
