@@ -218,11 +218,12 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
 
 def explain(arguments: argparse.Namespace) -> int:
     """Print a check's page, or the table of checks."""
-    from tensortrace import checks
+    from tensortrace.checks import select
+    from tensortrace.export.page import explain as page_of
 
-    chosen = checks.select(None if arguments.check is None else [arguments.check])
+    chosen = select(None if arguments.check is None else [arguments.check])
     if len(chosen) == 1 and arguments.check is not None:
-        _write(checks.explain(chosen[0]))
+        _write(page_of(chosen[0]))
         return 0
     code, name, severity = (
         max((len(text) for text in column), default=0)

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tensortrace.checks import Check, Engine, select
+from tensortrace.checks import Check, select
+from tensortrace.engine import Engine
 from tensortrace.errors import UsageError
 
 _KEYS = ("select", "ignore", "set")

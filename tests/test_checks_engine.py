@@ -7,9 +7,11 @@ import sys
 import msgspec
 import pytest
 
-from tensortrace.checks import FINDINGS_PER_CODE as MOST
-from tensortrace.checks import HELD, Draft, Engine, all_checks, check, explain, select, steadiness
+from tensortrace.checks import Draft, all_checks, check, select, steadiness
+from tensortrace.engine import FINDINGS_PER_CODE as MOST
+from tensortrace.engine import HELD, Engine
 from tensortrace.errors import UsageError
+from tensortrace.export.page import explain
 from tensortrace.records import Action, Call, ChainLink, Finding, Param
 from tests.builders import make_call, make_header, make_run
 from tests.checks import call, closing, find, loss, module, nan, ok, op, optimizer, param, row
@@ -244,7 +246,7 @@ def test_every_check_is_silent_on_an_empty_run(one):
 
 def test_checks_need_no_torch():
     code = (
-        "import sys; from tensortrace.checks import Engine; Engine(); print('torch' in sys.modules)"
+        "import sys; from tensortrace.engine import Engine; Engine(); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from tensortrace.capture.summary import StepSummary
-from tensortrace.checks import Engine
+from tensortrace.engine import Engine
 from tensortrace.errors import LogError
 from tensortrace.log import Sink, encode
 from tensortrace.records import (

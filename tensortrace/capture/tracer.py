@@ -44,7 +44,7 @@ from tensortrace.capture.options import OPTION_NAMES, Options, parse_options
 from tensortrace.capture.recorder import Recorder
 from tensortrace.capture.source import SourceLines, with_code
 from tensortrace.capture.stats import StatsQueue
-from tensortrace.checks import Engine
+from tensortrace.engine import Engine
 from tensortrace.errors import LogError, TraceStoppedError, UsageError
 from tensortrace.log import LogWriter, open_sink
 from tensortrace.records import Failure, Finding

@@ -83,8 +83,7 @@ def autocast_escaped(
 
 def _escape(step: StepView, call: Call) -> str | None:
     """Tell how a call escapes autocast: "device", or the place where it does; None if not."""
-    module = step.modules.get(call.module or "") if call.op is None else None
-    listed = call.op in _OPS or (module is not None and module.cls in _MODULES)
+    listed = step.kind_of(call) in (_MODULES if call.op is None else _OPS)
     if not listed or call.autocast is None or not call.outputs:
         return None
     made = step.tensors.get(call.outputs[0][1])

@@ -107,11 +107,6 @@ def bad_initialisation(
         yield from _too_small(step, fresh, small)
 
 
-def _cls(step: StepView, path: str | None) -> str:
-    module = step.modules.get(path) if path is not None else None
-    return module.cls if module is not None else ""
-
-
 def _flow(step: StepView, path: str) -> tuple[Tensor, Tensor] | None:
     """What a module was given first and what it made of it, in its first call of the step."""
     for call in step.calls:
@@ -178,7 +173,7 @@ def _constant(step: StepView, fresh: list[Weight]) -> Iterator[Draft]:
         alone = shape[0] < 2 or weight.fan_in < 2 or (len(shape) > 2 and shape[1] == 1)
         if alone or not value.min or value.min != value.max:
             continue
-        if _cls(step, weight.path) in _LAYERS and _feeds_another(step, weight.path, shape[0]):
+        if step.cls_of(weight.path) in _LAYERS and _feeds_another(step, weight.path, shape[0]):
             found.append(weight)
     if found:
         first = found[0]
@@ -215,7 +210,7 @@ def _too_large(
     limit = large * _HE
     found: list[tuple[float, str, Weight]] = []
     for weight in fresh:
-        cls, path = _cls(step, weight.path), weight.path
+        cls, path = step.cls_of(weight.path), weight.path
         if cls == "Embedding":
             if weight.rms > embedding:
                 yield Draft(
@@ -260,7 +255,7 @@ def _shares(step: StepView, weight: Weight) -> str:
 
 
 def _too_small(step: StepView, fresh: list[Weight], small: float) -> Iterator[Draft]:
-    layers = [w for w in fresh if w.rms and _cls(step, w.path) in _LAYERS]
+    layers = [w for w in fresh if w.rms and step.cls_of(w.path) in _LAYERS]
     shares = {w.param.name: w.rms * math.sqrt(w.fan_in) / _HE for w in layers}
     tiny = [weight for weight in layers if shares[weight.param.name] < small]
     if len(tiny) > 1 and 2 * len(tiny) > len(layers):

@@ -42,8 +42,8 @@ def batch_norm_of_one(
     larger: set[str] = memory.setdefault("larger", set())
     met: set[str] = set()
     for call in step.calls:
-        module = step.modules.get(call.module or "")
-        if module is None or call.op is not None or not call.training or call.module in met:
+        module = step.module_of(call)
+        if module is None or not call.training or call.module in met:
             continue
         if not module.cls.startswith(_CLASSES) or call.phase != "forward" or not call.inputs:
             continue

@@ -65,10 +65,7 @@ def broadcast_in_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]
 
 
 def _is_loss(step: StepView, call: Call) -> bool:
-    if call.op is not None:
-        return call.op in _OPS
-    module = step.modules.get(call.module or "")
-    return module is not None and module.cls in _MODULES
+    return step.kind_of(call) in (_MODULES if call.op is None else _OPS)
 
 
 def _dims(tensor: Tensor) -> int:

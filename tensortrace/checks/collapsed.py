@@ -71,7 +71,7 @@ def collapsed(
             known = [f.id for f in step.findings if f.code in _CAUSES and f.severity != "note"]
             yield Draft(
                 message=f"the {(made.shape or (0,))[0]} rows of the output {shape_text(made.shape)}"
-                f" of {module_text(path, _cls(step, path))} are alike: apart by "
+                f" of {module_text(path, step.cls_of(path))} are alike: apart by "
                 f"{number_text(spread)} of their norm (limit {limit:g}), {sum(recent)} of "
                 f"{len(recent)} looks",
                 cause=path, follows=known[0] if known else None, phase="forward", module=path,
@@ -102,8 +102,3 @@ def _varies(step: StepView, call: Call) -> bool:
     """Whether any input is more than one number over and over."""
     given = (step.tensors.get(number) for _, number in call.inputs)
     return any(tensor is not None and tensor.min != tensor.max for tensor in given)
-
-
-def _cls(step: StepView, path: str) -> str | None:
-    module = step.modules.get(path)
-    return module.cls if module is not None else None

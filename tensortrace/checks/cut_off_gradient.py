@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
-from tensortrace.records import Call, Module
+from tensortrace.records import Call
 from tensortrace.text import module_text
 
 
@@ -58,7 +58,7 @@ def cut_off_gradient(
             reached.add(path)
         elif path in reached or not (rms == 0 or lacking):
             continue
-        elif _trainable(step.modules.get(path)) & stepping:
+        elif step.trainable(path) & stepping:
             streaks[path] = streaks.get(path, 0) + 1
             if streaks[path] >= sustain:
                 cut.append(path)
@@ -89,11 +89,3 @@ def cut_off_gradient(
 def _empty(step: StepView, call: Call) -> bool:
     made = [step.tensors[id] for _, id in call.outputs if id in step.tensors]
     return bool(made) and not any(t.numel for t in made)
-
-
-def _trainable(module: Module | None) -> set[str]:
-    """Name in full the parameters of a module that require gradients."""
-    if module is None:
-        return set()
-    prefix = f"{module.path}." if module.path else ""
-    return {prefix + p.name for p in module.parameters if p.requires_grad}

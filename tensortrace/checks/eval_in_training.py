@@ -72,17 +72,16 @@ def eval_mode_in_training(
     for call in step.calls:
         if call.phase != "forward" or call.op or call.parent is not None or call.training:
             continue
-        module = step.modules.get(call.module or "")
-        one = switched.get(call.module or "") or switched.get(module.cls if module else "")
+        one = switched.get(call.module or "") or switched.get(step.cls_of(call.module))
         if one is None or one.updates < sustain or call.seq not in reached:
             continue
         inside = _inside(step, call)
         sensitive = {
             c.module or "" for c in inside if c.training is False and _is_sensitive(step, c)
         }
-        if sensitive and any(_trainable(step, c.module or "") & stepping for c in inside):
+        if sensitive and any(step.trainable(c.module or "") & stepping for c in inside):
             yield Draft(
-                message=f"{module_text(call.module, module.cls if module else None)} is in eval "
+                message=f"{module_text(call.module, step.cls_of(call.module))} is in eval "
                 f"mode since step {one.step} and was trained in it in {one.updates} optimizer "
                 f"steps (limit {sustain}): {len(sensitive)} BatchNorm or Dropout modules are off",
                 cause=call.module or "the root", phase="forward", module=call.module, seq=call.seq,
@@ -102,12 +101,4 @@ def _inside(step: StepView, root: Call) -> list[Call]:
 
 
 def _is_sensitive(step: StepView, call: Call) -> bool:
-    module = step.modules.get(call.module or "")
-    return module is not None and module.cls.startswith(_SENSITIVE)
-
-
-def _trainable(step: StepView, path: str) -> set[str]:
-    """Name in full the own parameters of a module that require gradients."""
-    module = step.modules.get(path)
-    prefix = f"{path}." if path else ""
-    return {prefix + p.name for p in module.parameters if p.requires_grad} if module else set()
+    return step.cls_of(call.module).startswith(_SENSITIVE)

@@ -50,7 +50,7 @@ def evaluation_without_no_grad(
     inside = _insides(step, wasted)
     reached = {c.forward for c in step.calls if c.phase == "backward"}
     wasted = [c for c in wasted if reached.isdisjoint(inside[c.seq])
-              and any(_trainable(step, path) & held for path in inside[c.seq].values())
+              and any(step.trainable(path) & held for path in inside[c.seq].values())
               ]  # fmt: skip
     count = len(wasted) + max(memory["idle"] - 1, 0)
     if wasted and count >= batches:
@@ -81,10 +81,3 @@ def _insides(step: StepView, roots: list[Call]) -> dict[int, dict[int, str]]:
             above[call.seq] = above[call.parent]
             inside[above[call.seq]][call.seq] = call.module or ""
     return inside
-
-
-def _trainable(step: StepView, path: str) -> set[str]:
-    """Name in full the own parameters of a module that require gradients."""
-    module = step.modules.get(path)
-    prefix = f"{path}." if path else ""
-    return {prefix + p.name for p in module.parameters if p.requires_grad} if module else set()

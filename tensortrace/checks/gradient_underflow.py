@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
+from tensortrace.magnitudes import counts_of, share_from
 from tensortrace.records import Call, Tensor, from_scalar
 from tensortrace.text import module_text, number_text
 
@@ -30,20 +31,23 @@ def gradient_underflow(
 
     Symptom:    in float16 the loss stands still or falls more slowly than in float32; the first
                 layers learn nothing
-    Threshold:  in more than `share` of the float16 gradients of a step (of at least `least`
-                elements) the rms of what is not 0 is below near * 2 ** -24, or they are 0
+    Threshold:  more than `share` of the float16 gradients of a step (of at least `least` elements)
+                lie low: more than `share` of what is not 0 in them is below near * 2 ** -24, by
+                their exponents (without exponents: the rms of what is not 0 is), or they are 0
                 throughout beside such; or a cast turns more than `share` of a float32 gradient into
                 zeros; in `sustain` full steps running in which the loss is above `learnt` * what it
                 was at first
     Source:     Micikevicius et al. 2018, "Mixed Precision Training", section 3.2: values below
                 2 ** -24 become 0, so that the loss is scaled; numbers below 2 ** -14 have fewer
-                digits; `near`: 16 numbers are left between 0 and there (measured on tests/healthy,
-                with a scale of 4096 and more: rms 0.06 and more while it learns)
+                digits; `near`: 16 numbers are left between 0 and there, which is where a range of
+                exponents ends (measured on tests/healthy, with a scale of 4096 and more: rms 0.06
+                and more while it learns, and no element below)
     Fix:        scaler = torch.amp.GradScaler(); scaler.scale(loss).backward(); scaler.step(
                 optimizer); scaler.update(). Or bfloat16, whose range is that of float32. With a
                 scaler: a higher init_scale, and no inf that keeps halving it
-    Misses:     a gradient of which a part is large and the rest lost: without a histogram only
-                their mean size is known; bfloat16 and float32, which reach down to 1e-38
+    Misses:     what is lost in a gradient most of which is large; without exponents, in one of
+                which a part is large; which zeros were lost, and which are those of a ReLU or a
+                mask; bfloat16 and float32, which reach down to 1e-38
     Example:    with torch.autocast("cuda", dtype=torch.float16):
                     loss = criterion(model(x), y)
                 loss.backward()
@@ -62,7 +66,7 @@ def gradient_underflow(
     if not backward or loss is None:
         return
     first = memory.setdefault("first", abs(loss))
-    count, low, place, flushed = _count(step, backward, near, least)
+    count, low, place, flushed = _count(step, backward, near, share, least)
     part, cast = _flushed(step, backward, least)
     out = (bool(low) and low + flushed > share * count) or part > share
     running = memory.get("running", 0) + 1 if out and abs(loss) > learnt * first else 0
@@ -74,9 +78,9 @@ def gradient_underflow(
     if part > share:
         what = f"the cast to float16 makes 0 of {part:.0%} of the gradient"
     else:
-        rms = _rms(tensor)
         what = (f"{low + flushed} of {count} float16 gradients are near or below 2 ** -24, at "
-                f"{module_text(call.module)} with rms {number_text(rms)}")  # fmt: skip
+                f"{module_text(call.module)} with rms {number_text(_rms(tensor))}"
+                f"{_lost_text(tensor, near)}")  # fmt: skip
     yield Draft(
         message=f"{what} (limit {share:.0%}), {scaler} a GradScaler, in {running} full steps "
         f"running (limit {sustain})",
@@ -92,8 +96,27 @@ def _rms(tensor: Tensor) -> float:
     return (tensor.norm or 0.0) / math.sqrt(max(1, tensor.numel - tensor.zeros))
 
 
+def _part_below(tensor: Tensor, near: float) -> float | None:
+    """The share of what is not 0 that is certainly below; None if it was not counted."""
+    counts = counts_of(tensor)
+    return None if counts is None else 1 - share_from(counts, near * _SMALLEST)[1]
+
+
+def _lies_low(tensor: Tensor, near: float, share: float) -> bool:
+    part = _part_below(tensor, near)
+    return _rms(tensor) < near * _SMALLEST if part is None else part > share
+
+
+def _lost_text(tensor: Tensor, near: float) -> str:
+    part = _part_below(tensor, near)
+    if part is None:
+        return ""
+    nothing = tensor.zeros / max(1, tensor.numel)
+    return f", {nothing:.0%} of it 0 and {part:.0%} of the rest among the last {near:g} numbers"
+
+
 def _count(
-    step: StepView, backward: list[Call], near: float, least: int
+    step: StepView, backward: list[Call], near: float, share: float, least: int
 ) -> tuple[int, int, tuple[Call, Tensor], int]:
     """Count float16 gradients, those near the smallest number (with the last), and those of 0."""
     count = low = zero = 0
@@ -110,7 +133,7 @@ def _count(
             count += 1
             if tensor.zeros == tensor.numel:
                 zero += 1
-            elif _rms(tensor) < near * _SMALLEST:
+            elif _lies_low(tensor, near, share):
                 low, place = low + 1, (call, tensor)
     return count, low, place, zero
 

@@ -122,7 +122,7 @@ def _data(step: StepView, call: Call) -> Tensor | None:
 
 def _is_first(step: StepView, call: Call, data: Tensor, inputs: set[int]) -> bool:
     """Tell whether a layer with weights to learn is given what came into the network."""
-    module = step.modules.get(call.module or "")
+    module = step.module_of(call)
     if module is None or not (data.id in inputs or data.view_of in inputs):
         return False
     return any(len(p.shape) > 1 and p.requires_grad for p in module.parameters)
@@ -131,7 +131,7 @@ def _is_first(step: StepView, call: Call, data: Tensor, inputs: set[int]) -> boo
 def _is_normalised(step: StepView, call: Call, later: list[Call]) -> bool:
     made = {id for _, id in call.outputs}
     for follower in later:
-        module = step.modules.get(follower.module or "")
-        if module and "Norm" in module.cls and any(id in made for _, id in follower.inputs):
+        named = step.module_of(follower) is not None and "Norm" in step.cls_of(follower.module)
+        if named and any(id in made for _, id in follower.inputs):
             return True
     return False

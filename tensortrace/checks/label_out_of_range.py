@@ -44,8 +44,7 @@ def label_out_of_range(
     for call in step.calls:
         if call.phase != "forward" or call.replay or len(call.inputs) < 1:
             continue
-        module = step.modules.get(call.module or "") if call.op is None else None
-        kind = call.op or (module.cls if module is not None else "")
+        kind, module = step.kind_of(call), step.module_of(call)
         given = [step.tensors.get(id) for _, id in call.inputs]
         outside = None
         if kind in _BINARY:

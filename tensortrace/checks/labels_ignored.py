@@ -58,16 +58,14 @@ def _ignored(step: StepView, call: Call) -> int:
     """Count the labels of a call if it ignores all of them, else 0."""
     if call.phase != "forward" or call.replay or len(call.inputs) < 2:
         return 0
-    module = step.modules.get(call.module or "")
-    is_module = call.op is None and module is not None and module.cls in _MODULES
-    if call.op not in _OPS and not is_module:
+    if step.kind_of(call) not in (_MODULES if call.op is None else _OPS):
         return 0
     given, labels = (step.tensors.get(id) for _, id in call.inputs[:2])
     if given is None or labels is None or not given.shape or labels.min != labels.max:
         return 0
     if labels.min is None or not labels.dtype.startswith(("int", "uint")):
         return 0
-    if is_module:
+    if call.op is None:
         classes = given.shape[1] if len(given.shape) > 1 else given.shape[0]
         sure = labels.min < 0 or labels.min >= classes
     else:

@@ -190,7 +190,7 @@ def _level(step: StepView, call: Call) -> float | None:
     """What a network that ignores its input gets from a loss at best, None if that is not known."""
     if call.phase != "forward" or call.replay or len(call.inputs) < 2:
         return None
-    kind = _kind(step, call)
+    kind = step.kind_of(call)
     made, target = (step.tensors.get(id) for _, id in call.inputs[:2])
     if made is None or target is None or not made.shape or not made.requires_grad:
         return None
@@ -206,7 +206,7 @@ def _negative(step: StepView, negative: float) -> Iterator[Draft]:
     if any(f.code in ("TT603", "TT605") for f in step.findings):
         return  # says the same, and why
     for call in step.calls:
-        why = _NEVER_NEGATIVE.get(_kind(step, call)) if call.phase == "forward" else None
+        why = _NEVER_NEGATIVE.get(step.kind_of(call)) if call.phase == "forward" else None
         made = step.tensors.get(call.outputs[0][1]) if why and call.outputs else None
         if made is not None and made.min is not None and made.min < -negative:
             yield Draft(
@@ -218,13 +218,6 @@ def _negative(step: StepView, negative: float) -> Iterator[Draft]:
                 module=call.module, op=call.op, seq=call.seq, tensor=made.id, value=made.min,
                 limit=-negative, location=call.location, evidence={"placed": "direct"},
             )  # fmt: skip
-
-
-def _kind(step: StepView, call: Call) -> str:
-    if call.op is not None:
-        return call.op
-    module = step.modules.get(call.module or "")
-    return module.cls if module is not None else ""
 
 
 def _draft(action: Action, what: str, message: str, *, limit: float, fix: str) -> Draft:

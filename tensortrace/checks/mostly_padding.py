@@ -72,7 +72,7 @@ def _padding(
     step: StepView, call: Call, rows: int, least: int
 ) -> Iterator[tuple[Severity, int, float]]:
     """Tell of each mask, and of the tokens of an embedding, what share is padding."""
-    module = step.modules.get(call.module or "")
+    module = step.module_of(call)
     table = module.parameters[0].shape if module is not None and module.parameters else ()
     for name, id in call.inputs:
         tensor = step.tensors.get(id)

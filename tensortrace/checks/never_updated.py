@@ -99,8 +99,12 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
 
 
 def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:
-    said = ("are in no optimizer" if why == "forgotten"
-            else "are held by an optimizer with lr > 0 and do not change")  # fmt: skip
+    many = len(names) > 1
+    still = "do not change" if many else "does not change"
+    said = ("are " if many else "is ") + (
+        "in no optimizer" if why == "forgotten"
+        else f"held by an optimizer with lr > 0 and {still}")  # fmt: skip
+    what = f"{len(names)} parameters have gradients" if many else "1 parameter has a gradient"
     path = next((p for p in step.modules if names[0] in _trainable(step.modules[p])), None)
     more = ", ..." if len(names) > 4 else ""
     taken = next((o for o in step.optimizers if not o.skipped), None)
@@ -109,8 +113,8 @@ def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:
         "look for code that restores the weights, and for a learning rate below the rounding of "
         "the dtype (bfloat16 keeps 3 digits): keep float32 master weights")  # fmt: skip
     return Draft(
-        message=f"{len(names)} parameters have gradients and {said}, {updates} optimizer steps "
-        f"running: {', '.join(names[:4])}{more}",
+        message=f"{what} and {said}, {updates} optimizer steps running: "
+        f"{', '.join(names[:4])}{more}",
         cause=why, phase="optimizer", module=path, param=names[0], value=len(names), limit=0,
         location=taken.location if taken else None,
         chain=(ChainLink(ran.seq, None, path, ran.location),) if ran else (),

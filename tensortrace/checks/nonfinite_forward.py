@@ -150,7 +150,7 @@ def _new_masks(step: StepView, call: Call) -> list[Tensor]:
 
 def _unexplained_masks(step: StepView, parent: Call | None, call: Call) -> list[Tensor]:
     """Pick -inf that the parent's own code handed to a module that has no use for a mask."""
-    takes_masks = re.search("softmax|attention|transformer", _cls(step, call.module) or "", re.I)
+    takes_masks = re.search("softmax|attention|transformer", step.cls_of(call.module) or "", re.I)
     if parent is None or call.op or takes_masks:
         return []
     before = [c for c in step.calls if c.parent == parent.seq and c.seq < call.seq]
@@ -259,19 +259,14 @@ def _end(step: StepView, call: Call | None, otherwise: str, side: str) -> str:
 
 
 def _name(step: StepView, call: Call) -> str:
-    cls = _cls(step, call.module)
+    cls = step.cls_of(call.module)
     path = module_text(call.module, cls)
     return call.op or (f"{path} ({cls})" if call.module and cls else path)
 
 
-def _cls(step: StepView, path: str | None) -> str | None:
-    module = step.modules.get(path) if path is not None else None
-    return module.cls if module else None
-
-
 def _reason(step: StepView, call: Call) -> Reason:
     """Say in one sentence why this call makes what is not finite, and what to write instead."""
-    cls = (_cls(step, call.module) or "").lower()
+    cls = (step.cls_of(call.module) or "").lower()
     word = plain_op(call.op) if call.op else cls.removesuffix("loss")
     if call.op is None and word not in _MODULES:
         why = "what went into this module is finite, what came out is not"

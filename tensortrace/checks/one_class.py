@@ -79,10 +79,7 @@ def one_class_batches(
 
 def _labels(step: StepView, call: Call) -> Tensor | None:
     """Pick the labels of a loss that is trained on."""
-    kind = call.op
-    if kind is None:
-        module = step.modules.get(call.module or "")
-        kind = module.cls if module is not None else ""
+    kind = step.kind_of(call)
     if kind not in _LOSSES or call.phase != "forward" or call.replay or len(call.inputs) < 2:
         return None
     made, labels = (step.tensors.get(id) for _, id in call.inputs[:2])

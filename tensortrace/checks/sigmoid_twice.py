@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, plain_op
-from tensortrace.records import Call
 from tensortrace.text import location_text, module_text
 
 
@@ -40,7 +39,7 @@ def sigmoid_before_bce_with_logits(step: StepView, memory: dict[str, Any]) -> It
                 word = plain_op(node)
                 if word not in ("sigmoid", "softmax"):
                     continue
-                made = _maker(step, node)
+                made = step.made_by(node)
                 path = made.module if made is not None else None
                 by = f" (made in {module_text(path)})" if path is not None else ""
                 yield Draft(
@@ -53,14 +52,3 @@ def sigmoid_before_bce_with_logits(step: StepView, memory: dict[str, Any]) -> It
                     evidence={"placed": "close", "nodes": [name, node],
                               "loss": location_text(action.location)},
                 )  # fmt: skip
-
-
-def _maker(step: StepView, node: str) -> Call | None:
-    """Find the innermost call that returned what the node made; the last one, if there are more."""
-    found = None
-    for call in step.calls:
-        if call.phase == "forward" and any(
-            id in step.tensors and step.tensors[id].grad_fn == node for _, id in call.outputs
-        ):
-            found = call
-    return found

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, plain_op
-from tensortrace.records import Action, Call, Severity
+from tensortrace.records import Action, Severity
 from tensortrace.text import location_text, module_text
 
 _NLL = frozenset(("nllloss", "nllloss2d", "nlllossnd"))
@@ -76,7 +76,7 @@ def _draft(
     severity, what, fix = known
     if severity == "error" and not sure:
         severity = "warning"
-    made = _maker(step, pair[1])
+    made = step.made_by(pair[1])
     path = made.module if made is not None else None
     by = f" (made in {module_text(path)})" if path is not None else ""
     return Draft(
@@ -86,14 +86,3 @@ def _draft(
         location=made.location if made is not None else action.location,
         evidence={"placed": "close", "nodes": pair, "loss": location_text(action.location)},
     )  # fmt: skip
-
-
-def _maker(step: StepView, node: str) -> Call | None:
-    """Find the innermost call that returned what the node made; the last one, if there are more."""
-    found = None
-    for call in step.calls:
-        if call.phase == "forward" and any(
-            id in step.tensors and step.tensors[id].grad_fn == node for _, id in call.outputs
-        ):
-            found = call
-    return found

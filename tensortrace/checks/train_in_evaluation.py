@@ -70,7 +70,7 @@ def train_mode_in_evaluation(
         if root.phase != "forward" or root.op or root.parent is not None or not root.training:
             continue
         inside = _inside(step, root)
-        if not any(_names(step, c) & held for c in inside):
+        if not any(step.trainable(c.module) & held for c in inside):
             continue
         if judging and not root.grad_enabled:
             acting = [c.module or "" for c in inside if _acts(step, c)]
@@ -118,7 +118,7 @@ def _never_fed(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     roots = (c for c in step.calls if c.parent is None and c.op is None and c.phase == "forward")
     for root in roots if any(module.untrained for module in step.modules.values()) else ():
         for call in _inside(step, root) if not root.training else ():
-            module = step.modules.get(call.module or "")
+            module = step.module_of(call)
             if module is not None and module.untrained:
                 fresh.setdefault(module.path, call)
     if fresh:
@@ -140,8 +140,7 @@ def _judged(step: StepView) -> bool:
     for call in step.calls:
         if call.phase != "forward" or (call.parent is not None and call.op is None):
             continue
-        module = step.modules.get(call.module or "") if call.op is None else None
-        if call.op in _LOSSES or (module is not None and module.cls.endswith("Loss")):
+        if call.op in _LOSSES or (call.op is None and step.kind_of(call).endswith("Loss")):
             return True
         if call.op in ("argmax", "max"):
             guesses.update(id for _, id in call.outputs)
@@ -160,32 +159,20 @@ def _inside(step: StepView, root: Call) -> list[Call]:
     return inside
 
 
-def _cls(step: StepView, call: Call) -> str:
-    module = step.modules.get(call.module or "")
-    return module.cls if module is not None else ""
-
-
 def _acts(step: StepView, call: Call) -> bool:
     """Tell whether a call is of a BatchNorm in train mode, or of a Dropout that dropped."""
     if not call.training:
         return False
-    if _cls(step, call).startswith(_NORMS):
+    if step.cls_of(call.module).startswith(_NORMS):
         return True
-    if not _cls(step, call).startswith(_DROPOUTS) or not call.inputs or not call.outputs:
+    if not step.cls_of(call.module).startswith(_DROPOUTS) or not call.inputs or not call.outputs:
         return False
     given, made = (step.tensors.get(names[0][1]) for names in (call.inputs, call.outputs))
     return given is not None and made is not None and made.zeros > given.zeros
 
 
-def _names(step: StepView, call: Call) -> set[str]:
-    """Name in full the own parameters of a module that require gradients."""
-    module = step.modules.get(call.module or "")
-    prefix = f"{call.module}." if call.module else ""
-    return {prefix + p.name for p in module.parameters if p.requires_grad} if module else set()
-
-
 def _is_frozen_norm(step: StepView, call: Call, held: set[str]) -> bool:
-    module = step.modules.get(call.module or "")
+    module = step.module_of(call)
     if module is None or not call.training or not module.cls.startswith(_NORMS):
         return False
     names = {f"{module.path}.{p.name}" for p in module.parameters}

@@ -50,10 +50,7 @@ def truncated_targets(
     for call in sorted(step.calls, key=lambda c: c.seq):
         if call.phase != "forward" or call.replay:
             continue
-        kind = call.op
-        if kind is None:
-            module = step.modules.get(call.module or "")
-            kind = module.cls if module is not None else ""
+        kind = step.kind_of(call)
         if kind in _THROUGH and call.inputs and call.outputs:
             given, made = call.inputs[0][1], call.outputs[0][1]
             if given in cut:

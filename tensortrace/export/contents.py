@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from tensortrace.checks import Check, Engine
+from tensortrace.checks import Check
+from tensortrace.engine import Engine
 from tensortrace.export.layers import Row, is_whole, module_rows
 from tensortrace.records import Finding, Module, Severity, Step
 

@@ -47,7 +47,8 @@ def _train_and_tell(name: str, way: str) -> None:
 def check_ms(name: str, steps: int = 6) -> dict[str, float]:
     """Milliseconds a step that each check takes, live; "engine" is what feeding them adds."""
     from tensortrace import trace
-    from tensortrace.checks import Engine, all_checks
+    from tensortrace.checks import all_checks
+    from tensortrace.engine import Engine
     from tensortrace.records import Record, Step
 
     records: list[Record] = []

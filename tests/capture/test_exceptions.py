@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel.scatter_gather import gather
 
 from tensortrace import trace
-from tensortrace.checks import Engine
+from tensortrace.engine import Engine
 from tensortrace.log import decode, encode
 from tensortrace.records import Action, Call, End, Finding, Module, Optimizer, Step
 from tensortrace.text import finding_text

@@ -9,7 +9,8 @@ import pytest
 
 from tensortrace import trace
 from tensortrace.capture.journal import is_full
-from tensortrace.checks import Engine, select
+from tensortrace.checks import select
+from tensortrace.engine import Engine
 from tensortrace.log import encode
 from tensortrace.records import Action, Call, End, Finding, Header, Param, Step
 from tensortrace.run import open_run

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tensortrace.checks import Engine, select
+from tensortrace.checks import select
+from tensortrace.engine import Engine
 from tensortrace.records import (
     Action,
     Finding,

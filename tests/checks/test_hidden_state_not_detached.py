@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from tensortrace import trace
-from tensortrace.checks import Engine, select
+from tensortrace.checks import select
+from tensortrace.engine import Engine
 from tensortrace.records import Action, Finding, Step
 from tests.capture import Recorded
 from tests.checks import brief, call, closing, find, loss, ok, optimizer

@@ -28,7 +28,7 @@ def test_parameters_in_no_optimizer_are_told_after_four_steps():
     (found,) = find(steps(), "TT401")
     assert brief([found]) == [("TT401", "warning", "b")]
     assert (found.step, found.param) == (3, "b.weight")
-    assert "1 parameters have gradients and are in no optimizer" in found.message
+    assert "1 parameter has a gradient and is in no optimizer" in found.message
 
 
 def test_three_steps_are_not_enough_and_the_number_is_a_setting():
@@ -38,7 +38,7 @@ def test_three_steps_are_not_enough_and_the_number_is_a_setting():
 
 def test_parameters_that_are_held_and_do_not_move_are_told():
     (found,) = find(steps(held=BOTH, ratio=0.0), "TT401")
-    assert "held by an optimizer with lr > 0 and do not change" in found.message
+    assert "is held by an optimizer with lr > 0 and does not change" in found.message
     assert found.param == "b.weight"
     assert "bfloat16" in found.fix
 

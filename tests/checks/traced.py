@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from tensortrace import trace
-from tensortrace.checks import Engine, select
+from tensortrace.checks import select
+from tensortrace.engine import Engine
 from tensortrace.records import Finding
 from tests.capture import Recorded
 from tests.neutral import one_thread

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tensortrace.checks import Engine
+from tensortrace.engine import Engine
 from tensortrace.errors import LogError
 from tensortrace.export.report_json import report_json
 from tensortrace.export.text import render_report

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tensortrace import details, trace
-from tensortrace.checks import Engine
+from tensortrace.engine import Engine
 from tensortrace.log import decode, encode
 from tensortrace.records import Action, Record
 from tests.durable.test_fuzzed import NASTY, leaves, put

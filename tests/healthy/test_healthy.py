@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tensortrace import trace
-from tensortrace.checks import Engine
+from tensortrace.engine import Engine
 from tensortrace.records import Finding, Optimizer
 from tests.capture import Recorded
 from tests.healthy import load

@@ -1,0 +1,277 @@
+"""Runs checks over records, live or from a saved log.
+
+It is fed the records in log order and decides at gates (`optimizer` lines, `action` lines named
+"gate") and when a `step` line closes a step.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from msgspec import structs
+
+from tensortrace.checks import Check, Draft, When, all_checks, closest
+from tensortrace.errors import UsageError
+from tensortrace.records import (
+    Action,
+    Call,
+    Finding,
+    Location,
+    Module,
+    Optimizer,
+    Param,
+    Record,
+    Severity,
+    Source,
+    Step,
+    Tensor,
+)
+from tensortrace.step_view import StepView, finite, is_damage
+
+# Design "Steps": a step is flushed in parts after this many records, so this much is held here too.
+HELD = 20_000
+# Findings of one code and severity in one run; what comes after is counted under the last of them.
+FINDINGS_PER_CODE = 50
+SEVERITIES: tuple[Severity, ...] = ("note", "warning", "error")
+
+
+class Engine:
+    """Run checks over records, live or from a saved log, and find the same in both.
+
+    A check that raises is not run again; `problems` has one line for each. Findings and step lines
+    of earlier runs of the engine that come with a saved log are not looked at.
+
+    Args:
+        checks: those to run; `all_checks()` by default.
+        settings: ``{"TT202.ratio": 100.0}``; an unknown name is a `UsageError`.
+    """
+
+    def __init__(
+        self, checks: Iterable[Check] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        chosen = all_checks() if checks is None else list(checks)
+        self.problems: list[str] = []
+        self._thresholds = _configure(chosen, settings or {})
+        self._checks = _in_order(chosen)
+        self._memory: dict[str, dict[str, Any]] = {c.code: {} for c in self._checks}
+        self._modules: dict[str, Module] = {}
+        self._sources: dict[str, list[Source]] = {}
+        self._findings: list[Finding] = []
+        self._reported: dict[tuple[Any, ...], Finding] = {}
+        self._counts: Counter[str] = Counter()
+        self._last: dict[tuple[str, Severity], tuple[int, str]] = {}
+        self._repeats: Counter[str] = Counter()
+        self._step: StepView | None = None
+        self._poisoned: str | None = None
+
+    def feed(self, record: Record) -> list[Finding]:
+        """Take the next record in log order; returns what became certain with it."""
+        # Hot path: runs for every record of a live run.
+        kind = type(record)
+        if kind is Module:
+            self._modules[record.path] = record  # type: ignore[assignment,attr-defined]
+        elif kind is Source:
+            self._sources.setdefault(record.file, []).append(record)  # type: ignore[arg-type,attr-defined]
+        elif kind in (Call, Param, Optimizer, Action, Step):
+            return self._take(record)  # type: ignore[arg-type]
+        return []
+
+    @property
+    def step_in_flight(self) -> StepView | None:
+        """The step as far as it has been fed; None between steps."""
+        return self._step
+
+    def take_repeats(self) -> dict[str, int]:
+        """Hand over, by finding id, what was only counted since the last call."""
+        repeats, self._repeats = dict(self._repeats), Counter()
+        return repeats
+
+    def _take(self, record: Call | Param | Optimizer | Action | Step) -> list[Finding]:
+        step = self._step
+        if step is None or step.number != record.step:
+            step = StepView(record.step, modules=self._modules, findings=self._findings,
+                            poisoned=self._poisoned)  # fmt: skip
+            self._step = step
+        step.update = max(step.update, record.update)
+        gate = False
+        if isinstance(record, Call) and record.replay:
+            step.replayed.append(record)
+            step.tensors.update((tensor.id, tensor) for tensor in record.tensors)
+        elif isinstance(record, Call):
+            step.calls.append(record)
+            for tensor in record.tensors:
+                _describe(step, tensor)
+            # Without a gate nothing would ever be let go.
+            gate = len(step.calls) >= 2 * HELD
+        elif isinstance(record, Param):
+            step.params.append(record)
+            _describe(step, record.value)
+            if record.grad is not None:
+                _describe(step, record.grad)
+        elif isinstance(record, Action):
+            step.actions.append(record)
+            gate = record.action in ("gate", "exception")
+            if record.action == "load_state_dict":
+                self._poisoned = step.poisoned = None
+        elif isinstance(record, Optimizer):
+            step.optimizers.append(record)
+            found = self._gate(step)
+            if not record.skipped and not finite(record.grad_norm):
+                # From the findings of the run, not of the step: a thinned step has no calls to
+                # meet a known cause in, and must poison all the same.
+                errors = [f.id for f in self._findings if is_damage(f)]
+                self._poisoned = step.poisoned = errors[-1] if errors else None
+            return found
+        else:
+            step.summary, self._step = record, None
+            found = self._run(step, "gate") + self._run(step, "step")
+            written = [f.id for f in found if f.code == "TT104" and f.severity == "error"]
+            self._poisoned = self._poisoned or (written[0] if written else None)
+            return found
+        return self._gate(step) if gate else []
+
+    def _gate(self, step: StepView) -> list[Finding]:
+        found = self._run(step, "gate")
+        if len(step.calls) > HELD:
+            step.calls.clear()
+        for records in (step.params, step.actions, step.optimizers, step.bad, step.replayed):
+            if len(records) > HELD:
+                del records[:-HELD]
+        for old in list(step.tensors)[: -2 * HELD]:
+            del step.tensors[old]
+        step.fresh = len(step.calls)
+        return found
+
+    def _run(self, step: StepView, when: When) -> list[Finding]:
+        found: list[Finding] = []
+        for one in [c for c in self._checks if c.when == when]:
+            try:
+                for draft in one.rule(step, self._memory[one.code], **self._thresholds[one.code]):
+                    found += self._judge(one, step, draft)
+            except Exception as error:
+                self._checks.remove(one)
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                self.problems.append(
+                    f"check {one.code} {one.name} stopped at step {step.number}: "
+                    f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
+                )
+        return found
+
+    def _judge(self, one: Check, step: StepView, draft: Draft) -> list[Finding]:
+        """Make a finding of a draft, or only count it."""
+        if draft.follows is not None:
+            self._repeats[draft.follows] += 1
+            return []
+        severity = draft.severity or one.severity
+        key = (one.code, draft.cause or (draft.module, draft.op, draft.param))
+        earlier = self._reported.get(key)
+        if earlier and SEVERITIES.index(severity) <= SEVERITIES.index(earlier.severity):
+            self._repeats[earlier.id] += 1
+            if earlier not in step.causes:
+                step.causes.append(earlier)
+            return []
+        count, last = self._last.get((one.code, severity), (0, ""))
+        if count >= FINDINGS_PER_CODE:
+            self._repeats[last] += 1
+            return []
+        self._counts[one.code] += 1
+        draft = replace(
+            draft,
+            location=self._with_code(draft.location),
+            chain=tuple(
+                structs.replace(link, location=self._with_code(link.location))
+                for link in draft.chain
+            ),
+        )
+        finding = _finding(one, step, draft, f"{one.code}-{self._counts[one.code]}")
+        self._last[one.code, severity] = (count + 1, finding.id)
+        self._reported[key] = finding
+        self._findings.append(finding)
+        step.causes.append(finding)
+        return [finding]
+
+    def _with_code(self, location: Location | None) -> Location | None:
+        """Add the text of a line, if its function was stored."""
+        if location is None or location.code is not None:
+            return location
+        for source in self._sources.get(location.file, ()):
+            lines = source.text.splitlines()
+            if 0 <= (at := location.line - source.first_line) < len(lines):
+                return structs.replace(location, code=lines[at].strip()[:200])
+        return location
+
+
+def _describe(step: StepView, tensor: Tensor) -> None:
+    step.tensors[tensor.id] = tensor
+    if tensor.nan or tensor.posinf or tensor.neginf:
+        step.bad.append(tensor.id)
+
+
+def _finding(one: Check, step: StepView, draft: Draft, id: str) -> Finding:
+    page = one.doc
+    return Finding(
+        id=id, step=step.number, update=step.update, code=one.code, check=one.name,
+        severity=draft.severity or one.severity, phase=draft.phase, module=draft.module,
+        op=draft.op, param=draft.param, seq=draft.seq, tensor=draft.tensor, message=draft.message,
+        value=draft.value, limit=draft.limit, location=draft.location,
+        explanation=page.symptom if draft.explanation is None else draft.explanation,
+        # As the log will give it back: a tuple would differ between live and saved.
+        evidence=msgspec.json.decode(msgspec.json.encode(draft.evidence)), chain=list(draft.chain),
+        fix=page.fix if draft.fix is None else draft.fix,
+    )  # fmt: skip
+
+
+def _in_order(checks: Iterable[Check]) -> list[Check]:
+    """Order by code, each after those it looks at."""
+    by_code = {c.code: c for c in sorted(checks, key=lambda c: c.code)}
+    ordered: dict[str, Check] = {}
+
+    def place(one: Check) -> None:
+        for code in one.after:
+            if code in by_code and code not in ordered:
+                place(by_code[code])
+        ordered[one.code] = one
+
+    for one in by_code.values():
+        if one.code not in ordered:
+            place(one)
+    return list(ordered.values())
+
+
+def _configure(checks: Iterable[Check], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Give every check its thresholds; what is set for a known check that does not run is fine."""
+    known = {c.code: c for c in [*all_checks(), *checks]}
+    thresholds = {code: c.thresholds for code, c in known.items()}
+    codes = {c.name: c.code for c in known.values()}
+    for name, value in settings.items():
+        prefix, _, key = name.partition(".")
+        code = codes.get(prefix, prefix)
+        if key not in thresholds.get(code, {}):
+            own = ", ".join(f"{prefix}.{k}" for k in thresholds.get(code, {}))
+            if code in known and not key:
+                raise UsageError(f"no setting named {name!r}. {prefix} has {own or 'none'}.")
+            names = [f"{p}.{k}" for p, c in [*codes.items(), *zip(known, known, strict=True)]
+                     for k in thresholds[c]]  # fmt: skip
+            raise UsageError(f"no setting named {name!r}.{closest(name, names)}")
+        thresholds[code][key] = _cast(name, value, thresholds[code][key])
+    return thresholds
+
+
+def _cast(name: str, value: Any, default: Any) -> Any:
+    """Read a setting as the type of its default; text comes from the command line."""
+    words = {"true": True, "false": False, "1": True, "0": False}
+    try:
+        if isinstance(default, bool):
+            return words[str(value).lower()]
+        cast = type(default)(value)
+    except (KeyError, TypeError, ValueError) as error:
+        kind = type(default).__name__
+        raise UsageError(
+            f"{name} is {value!r}, not a value of type {kind} (default {default!r})."
+        ) from error
+    return cast

@@ -1,0 +1,224 @@
+"""A step as checks look at it: its records so far, and what is asked of them again and again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tensortrace.records import (
+    Action,
+    Call,
+    Finding,
+    Module,
+    Optimizer,
+    Param,
+    Phase,
+    Scalar,
+    Step,
+    Tensor,
+)
+
+
+@dataclass(slots=True)
+class StepView:
+    """A step as far as it has come: what a check may look at.
+
+    `fresh` indexes the first call that no earlier gate of this step has shown. `replayed` are the
+    ops of calls that were run again to find the one to blame. `tensors` are those
+    of this step by id, `bad` the ids of those with a NaN or infinite element, in log order;
+    `modules` and `findings` are of the whole run so far. `causes` are the findings made or met
+    again in this step; `poisoned` is the id of the finding after which an optimizer wrote
+    non-finite parameters, so that all that is non-finite since then follows from it. `summary` is
+    the step line, None until the step closes. Of a step with more than 20,000 calls the older ones
+    are dropped after a gate.
+    """
+
+    number: int
+    update: int = 0
+    calls: list[Call] = field(default_factory=list)
+    fresh: int = 0
+    replayed: list[Call] = field(default_factory=list)
+    params: list[Param] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
+    optimizers: list[Optimizer] = field(default_factory=list)
+    tensors: dict[int, Tensor] = field(default_factory=dict)
+    bad: list[int] = field(default_factory=list)
+    summary: Step | None = None
+    modules: Mapping[str, Module] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    causes: list[Finding] = field(default_factory=list)
+    poisoned: str | None = None
+
+    def blamed(self) -> str | None:
+        """Name the finding that a non-finite value of this step follows from, if one is known."""
+        if self.poisoned:
+            return self.poisoned
+        return next((f.id for f in self.causes if is_damage(f)), None)
+
+    def narrowed(self, seq: int | None, phase: Phase) -> tuple[str | None, Call | None]:
+        """Tell what a replay came to: how sure the place is, and the op to blame if it is known.
+
+        Args:
+            seq: a forward call inside the replayed one; None takes any replay of the phase.
+            phase: what was replayed.
+        """
+        up = {seq}
+        by_seq = {c.seq: c for c in self.calls}
+        while seq is not None:
+            seq = by_seq[seq].parent if seq in by_seq else None
+            up.add(seq)
+        placed = None
+        for action in self.actions:
+            detail = action.detail
+            if action.action != "replay" or detail.get("phase") != phase:
+                continue
+            if (None in up and len(up) == 1) or detail.get("forward") in up:
+                placed = detail.get("placed")
+                op = next((c for c in self.replayed if c.seq == detail.get("seq")), None)
+                if op is not None:
+                    return placed, op
+        return placed, None
+
+    def happened(self) -> list[Action | Optimizer]:
+        """List actions and optimizer steps in the order in which they happened."""
+        return sorted([*self.actions, *self.optimizers], key=lambda record: record.seq)
+
+    def module_of(self, call: Call) -> Module | None:
+        """The module whose own call it is; None for an op."""
+        return None if call.op is not None else self.modules.get(call.module or "")
+
+    def cls_of(self, path: str | None) -> str:
+        """The class of a module; "" for what is none or not known."""
+        module = self.modules.get(path) if path is not None else None
+        return module.cls if module is not None else ""
+
+    def kind_of(self, call: Call) -> str:
+        """What was called: the op, or the class of the module."""
+        return call.op or self.cls_of(call.module)
+
+    def trainable(self, path: str | None) -> set[str]:
+        """Name in full the own parameters of a module that require gradients."""
+        module = self.modules.get(path) if path is not None else None
+        prefix = f"{path}." if path else ""
+        return {prefix + p.name for p in module.parameters if p.requires_grad} if module else set()
+
+    def made_by(self, node: str) -> Call | None:
+        """The innermost call that returned what an autograd node made; of several the last."""
+        found = None
+        for call in self.calls:
+            if call.phase == "forward" and any(
+                id in self.tensors and self.tensors[id].grad_fn == node for _, id in call.outputs
+            ):
+                found = call
+        return found
+
+    def scaled(self) -> bool:
+        """Tell whether a GradScaler watches the gradients of this step and skips if it must."""
+        return any(a.action in ("scale", "unscale") for a in self.actions)
+
+    def damage(self) -> Literal["loss", "gradient", "output"] | None:
+        """Tell what a non-finite value has reached; None while all that counts is clean.
+
+        A loss is the judge where there is one. Without one it is the output of an outermost
+        module, unless what consumed it made something finite of it.
+        """
+        losses = [a for a in self.actions if a.action == "loss"]
+        if any(not finite(a.detail.get("value")) for a in losses):
+            return "loss"
+        if not self.bad:
+            return None
+        backward = [c for c in self.calls if c.phase == "backward"]
+        if not self.scaled() and any(self.nonfinite(c.outputs) for c in backward):
+            return "gradient"
+        return None if losses or backward else self._unhealed()
+
+    def profile(self) -> list[tuple[str, float]]:
+        """List the layers of the commonest class with the rms of their parameter gradients.
+
+        In order of first call, so from input to output. One class only, since an embedding, a
+        convolution and a norm do not compare; layers without weights of two dims, and those
+        without gradient or with none but zeros, are left out.
+        """
+        if self.summary is None:
+            return []
+        columns = self.summary.modules
+        families: dict[str, list[tuple[str, float]]] = {}
+        for path, rms in zip(columns.path, columns.param_grad_rms, strict=False):
+            module = self.modules.get(path)
+            if module and rms and any(len(p.shape) > 1 for p in module.parameters):
+                families.setdefault(module.cls, []).append((path, rms))
+        return max(families.values(), key=len, default=[])
+
+    def carried(self) -> Iterator[tuple[Call, str, Tensor]]:
+        """List what modules got from earlier steps with a graph, outermost modules first.
+
+        Returns:
+            The call that got it first, the name of the input there, and the tensor.
+        """
+        # Nearly always there are none: one look at each tensor must do.
+        old = {id: t for id, t in self.tensors.items()
+               if t.from_step is not None and t.grad_fn is not None and not t.is_leaf}  # fmt: skip
+        calls = [c for c in self.calls if old and c.phase == "forward" and c.op is None]
+        for call in sorted(calls, key=lambda c: (c.parent is not None, c.seq)):
+            for name, id in call.inputs if not call.recompute else ():
+                if id in old:
+                    yield call, name, old.pop(id)
+
+    def _unhealed(self) -> Literal["output"] | None:
+        """Follow what outermost modules spoilt to where nothing finite was made of it.
+
+        An index or a count of NaN (argmax, eq) heals nothing.
+        """
+        outer = (c for c in self.calls if c.parent is None and c.phase == "forward")
+        bad: set[int] = set()
+        used: set[int] = set()
+        for call in sorted(outer, key=lambda c: c.seq):
+            got = {id for _, id in call.inputs if id in bad}
+            made = {tensor.id for tensor in self.hurt(call.outputs)}
+            if call.op is None or got:
+                bad |= made
+            if any(self._is_float(id) for _, id in call.outputs):
+                used |= got - made
+        return "output" if bad - used else None
+
+    def _is_float(self, id: int) -> bool:
+        tensor = self.tensors.get(id)
+        return tensor is not None and tensor.dtype.startswith(("float", "bfloat", "complex"))
+
+    def nonfinite(self, names: Iterable[tuple[str, int]]) -> list[Tensor]:
+        """Pick those of a call's tensors that have any NaN or infinity."""
+        found = (self.tensors.get(id) for _, id in names)
+        return [t for t in found if t is not None and (t.nan or t.posinf or t.neginf)]
+
+    def hurt(self, names: Iterable[tuple[str, int]]) -> list[Tensor]:
+        """Pick those of a call's tensors that have NaN or +inf; -inf alone is a mask."""
+        return [t for t in self.nonfinite(names) if t.nan or t.posinf]
+
+
+def completion_order(calls: Iterable[Call]) -> list[Call]:
+    """Sort calls as they ended: children before their parent, siblings by seq."""
+    children: dict[int | None, list[Call]] = {}
+    ordered = sorted(calls, key=lambda c: c.seq)
+    here = {c.seq for c in ordered}
+    for call in ordered:
+        children.setdefault(call.parent if call.parent in here else None, []).append(call)
+    # Parents first and siblings from the last, then all of it backwards.
+    order: list[Call] = []
+    stack = list(children.get(None, []))
+    while stack:
+        call = stack.pop()
+        order.append(call)
+        stack += children.get(call.seq, [])
+    return order[::-1]
+
+
+def is_damage(finding: Finding) -> bool:
+    """Whether a finding is about values that are not finite, and no note."""
+    return finding.code.startswith("TT1") and finding.severity != "note"
+
+
+def finite(x: Scalar | None) -> bool:
+    """Tell whether a scalar of the log is a finite number, or absent."""
+    return x is None or (not isinstance(x, str) and math.isfinite(x))
