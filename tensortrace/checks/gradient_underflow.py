@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
@@ -31,12 +32,13 @@ def gradient_underflow(
 
     Symptom:    in float16 the loss stands still or falls more slowly than in float32; the first
                 layers learn nothing
-    Threshold:  more than `share` of the float16 gradients of a step (of at least `least` elements)
-                lie low: more than `share` of what is not 0 in them is below near * 2 ** -24, by
-                their exponents (without exponents: the rms of what is not 0 is), or they are 0
+    Threshold:  in more than `share` of the float16 gradients of a step (of at least `least`
+                elements) the rms of what is not 0 is below near * 2 ** -24, or they are 0
                 throughout beside such; or a cast turns more than `share` of a float32 gradient into
                 zeros; in `sustain` full steps running in which the loss is above `learnt` * what it
-                was at first
+                was at first. A note, if the rms is above, and by their exponents more than `share`
+                of what is not 0 in them is below: few large elements carry the sum, but Adam
+                divides each by its own size
     Source:     Micikevicius et al. 2018, "Mixed Precision Training", section 3.2: values below
                 2 ** -24 become 0, so that the loss is scaled; numbers below 2 ** -14 have fewer
                 digits; `near`: 16 numbers are left between 0 and there, which is where a range of
@@ -45,9 +47,8 @@ def gradient_underflow(
     Fix:        scaler = torch.amp.GradScaler(); scaler.scale(loss).backward(); scaler.step(
                 optimizer); scaler.update(). Or bfloat16, whose range is that of float32. With a
                 scaler: a higher init_scale, and no inf that keeps halving it
-    Misses:     what is lost in a gradient most of which is large; without exponents, in one of
-                which a part is large; which zeros were lost, and which are those of a ReLU or a
-                mask; bfloat16 and float32, which reach down to 1e-38
+    Misses:     what is lost in a gradient most of which is large; which zeros were lost, and which
+                are those of a ReLU or a mask; bfloat16 and float32, which reach down to 1e-38
     Example:    with torch.autocast("cuda", dtype=torch.float16):
                     loss = criterion(model(x), y)
                 loss.backward()
@@ -66,29 +67,72 @@ def gradient_underflow(
     if not backward or loss is None:
         return
     first = memory.setdefault("first", abs(loss))
-    count, low, place, flushed = _count(step, backward, near, share, least)
+    half = _sort(step, backward, near, share, least)
     part, cast = _flushed(step, backward, least)
-    out = (bool(low) and low + flushed > share * count) or part > share
-    running = memory.get("running", 0) + 1 if out and abs(loss) > learnt * first else 0
-    memory["running"] = running
-    if running < sustain:
+    learns = abs(loss) > learnt * first
+    low = bool(half.low) and len(half.low) + half.zero > share * half.count
+    mostly = bool(half.mostly) and len(half.mostly) + half.zero > share * half.count
+    running = _steps_running(memory, "running", learns and (low or part > share))
+    weakly = _steps_running(memory, "weakly", learns and (low or mostly or part > share))
+    if max(running, weakly) < sustain:
         return
-    call, tensor = cast if part > share and cast else place
-    scaler = "with" if step.scaled() else "without"
-    if part > share:
-        what = f"the cast to float16 makes 0 of {part:.0%} of the gradient"
+    if cast and part > share:
+        call, tensor = cast
+        value, what = part, f"the cast to float16 makes 0 of {part:.0%} of the gradient"
     else:
-        what = (f"{low + flushed} of {count} float16 gradients are near or below 2 ** -24, at "
-                f"{module_text(call.module)} with rms {number_text(_rms(tensor))}"
-                f"{_lost_text(tensor, near)}")  # fmt: skip
+        met = half.low if low else half.mostly
+        call, tensor = met[-1]
+        value = (len(met) + half.zero) / half.count
+        what = (f"{len(met) + half.zero} of {half.count} float16 gradients are near or below "
+                f"2 ** -24{'' if low else ' in most elements'}, at {module_text(call.module)} with "
+                f"rms {number_text(_rms(tensor))}{_parts_text(tensor, near)}")  # fmt: skip
     yield Draft(
-        message=f"{what} (limit {share:.0%}), {scaler} a GradScaler, in {running} full steps "
-        f"running (limit {sustain})",
-        cause="underflow", phase="backward", module=call.module, op=call.op, seq=call.seq,
-        tensor=tensor.id, value=part if part > share else (low + flushed) / count, limit=share,
+        message=f"{what} (limit {share:.0%}), {'with' if step.scaled() else 'without'} a "
+        f"GradScaler, in {max(running, weakly)} full steps running (limit {sustain})",
+        cause="underflow", severity=None if running >= sustain else "note", phase="backward",
+        module=call.module, op=call.op, seq=call.seq, tensor=tensor.id, value=value, limit=share,
         location=call.location,
-        evidence={"placed": "direct", "gradients": count, "low": low, "zero": flushed},
+        evidence={"placed": "direct", "gradients": half.count, "low": len(half.low),
+                  "mostly": len(half.mostly), "zero": half.zero},
     )  # fmt: skip
+
+
+def _steps_running(memory: dict[str, Any], key: str, out: bool) -> int:
+    running: int = memory.get(key, 0) + 1 if out else 0
+    memory[key] = running
+    return running
+
+
+@dataclass(slots=True)
+class _Half:
+    """The float16 gradients of a step: by what they hold beside zeros, `low` are `mostly` too."""
+
+    count: int = 0
+    zero: int = 0
+    low: list[tuple[Call, Tensor]] = field(default_factory=list)
+    mostly: list[tuple[Call, Tensor]] = field(default_factory=list)
+
+
+def _sort(step: StepView, backward: list[Call], near: float, share: float, least: int) -> _Half:
+    half, met = _Half(), set[int]()
+    for call in backward:
+        for _, id in (*call.inputs, *call.outputs):
+            tensor = step.tensors.get(id)
+            if tensor is None or id in met or tensor.dtype != "float16" or tensor.numel < least:
+                continue
+            met.add(id)
+            if tensor.norm is None or tensor.nonfinite:
+                continue
+            half.count += 1
+            if tensor.zeros == tensor.numel:
+                half.zero += 1
+                continue
+            low = _rms(tensor) < near * _SMALLEST
+            if low:
+                half.low.append((call, tensor))
+            if low or (_part_below(tensor, near) or 0.0) > share:
+                half.mostly.append((call, tensor))
+    return half
 
 
 def _rms(tensor: Tensor) -> float:
@@ -102,40 +146,12 @@ def _part_below(tensor: Tensor, near: float) -> float | None:
     return None if counts is None else 1 - share_from(counts, near * _SMALLEST)[1]
 
 
-def _lies_low(tensor: Tensor, near: float, share: float) -> bool:
-    part = _part_below(tensor, near)
-    return _rms(tensor) < near * _SMALLEST if part is None else part > share
-
-
-def _lost_text(tensor: Tensor, near: float) -> str:
+def _parts_text(tensor: Tensor, near: float) -> str:
     part = _part_below(tensor, near)
     if part is None:
         return ""
     nothing = tensor.zeros / max(1, tensor.numel)
     return f", {nothing:.0%} of it 0 and {part:.0%} of the rest among the last {near:g} numbers"
-
-
-def _count(
-    step: StepView, backward: list[Call], near: float, share: float, least: int
-) -> tuple[int, int, tuple[Call, Tensor], int]:
-    """Count float16 gradients, those near the smallest number (with the last), and those of 0."""
-    count = low = zero = 0
-    met: set[int] = set()
-    place = (backward[0], Tensor(0))
-    for call in backward:
-        for _, id in (*call.inputs, *call.outputs):
-            tensor = step.tensors.get(id)
-            if tensor is None or id in met or tensor.dtype != "float16" or tensor.numel < least:
-                continue
-            met.add(id)
-            if tensor.norm is None or tensor.nonfinite:
-                continue
-            count += 1
-            if tensor.zeros == tensor.numel:
-                zero += 1
-            elif _lies_low(tensor, near, share):
-                low, place = low + 1, (call, tensor)
-    return count, low, place, zero
 
 
 def _flushed(

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
-from tensortrace.records import Optimizer, Param, from_scalar
+from tensortrace.magnitudes import counts_of, share_from
+from tensortrace.records import Optimizer, Param, Tensor, from_scalar
 from tensortrace.text import number_text, short_dtype
 
 # Half the distance to the next number, as a share of the number, at least: 2 ** -(digits + 1).
@@ -31,9 +32,12 @@ def updates_lost(
                 and learning rate are as they should be; a lower learning rate stops it altogether
     Threshold:  the learning rate (Adam and its kin; for SGD, `momentum` * learning rate * rms of
                 the gradient) is below half of the distance to the next number (2 ** -9 of it in
-                bfloat16, 2 ** -12 in float16) for more than `share` of the weights, taken as
-                normally distributed around 0 with the rms that they have, and the weights moved by
-                no more than that; in `sustain` full steps running in which no learning rate rises
+                bfloat16, 2 ** -12 in float16) for more than `share` of the weights: those that are
+                not 0 are taken as normally distributed around 0 with the rms that they have, within
+                the bounds that their exponents set (weights in ranges of magnitude that lie beyond
+                the limit as a whole are lost, those in ranges below it are not); and the weights
+                moved by no more than that; in `sustain` full steps running in which no learning
+                rate rises
     Source:     Zamirai et al. 2020, "Revisiting BFloat16 Training", section 3: nearest rounding of
                 the update is what hurts; `share` and `sustain` chosen here, `momentum` that of 0.9
                 (compared with torch.equal element by element in tests/checks)
@@ -42,7 +46,7 @@ def updates_lost(
                 or a learning rate far higher
     Misses:     weights of one dim; other optimizers; groups with different learning rates are
                 judged by the highest; which of them are lost, since only their distribution is
-                known
+                known; one that is far from normal, in a log without exponents
     Example:    model = Model().to(torch.bfloat16)
                 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     Fixed:      model = Model()
@@ -71,9 +75,7 @@ def updates_lost(
         update = from_scalar(param.update_norm)
         if size is None or update is None or param.value.norm is None:
             continue
-        count = param.value.numel
-        rms = param.value.norm / math.sqrt(count)
-        out = 1 - math.erf(size / _HALF_ULP[param.value.dtype] / rms / math.sqrt(2))
+        count, out = param.value.numel, _lost(param.value, size)
         lost, total, still = lost + out * count, total + count, still + (update == 0)
         expected, moved = expected + size**2 * count, moved + update**2
         if worst is None or out > worst[0]:
@@ -94,6 +96,21 @@ def updates_lost(
             value=lost / total, limit=share, location=taken[param.optimizer].location,
             evidence={"placed": "direct", "moved": math.sqrt(moved), "of": math.sqrt(expected)},
         )  # fmt: skip
+
+
+def _lost(value: Tensor, size: float) -> float:
+    """Estimate the share of weights that a step of a size does not move."""
+    some = value.numel - value.zeros
+    if not 0 < some <= value.numel or not value.norm:
+        return 0.0
+    reach = size / _HALF_ULP[value.dtype]
+    out = 1 - math.erf(reach / (value.norm / math.sqrt(some)) / math.sqrt(2))
+    counts = counts_of(value)
+    if counts is not None:
+        least, most = share_from(counts, reach)
+        out = min(max(out, least), most)
+    # What is added to a 0 is never lost.
+    return out * some / value.numel
 
 
 def _size(param: Param, optimizer: Optimizer | None, momentum: float) -> float | None:

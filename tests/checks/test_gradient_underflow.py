@@ -65,15 +65,19 @@ def test_cast_that_makes_zeros_of_most_of_a_gradient_is_named():
     assert find_live(language(1.0), "TT502") == []
 
 
+def at(step, *grads, loss=1.0):
+    tensors = [
+        ok(n + 1, 64, **{"dtype": "float16", "norm": rms * 8, **changes})
+        for n, (rms, changes) in enumerate(grads)
+    ]
+    for tensor in tensors:
+        yield call(tensor.id, "fc", [tensor.id], [], [tensor], step=step, phase="backward")
+    yield closing(step, loss=loss)
+
+
 def steps(count, *grads, losses=None):
     for i in range(count):
-        tensors = [
-            ok(n + 1, 64, **{"dtype": "float16", "norm": rms * 8, **changes})
-            for n, (rms, changes) in enumerate(grads)
-        ]
-        for tensor in tensors:
-            yield call(tensor.id, "fc", [tensor.id], [], [tensor], step=i, phase="backward")
-        yield closing(i, loss=losses[i] if losses else 1.0)
+        yield from at(i, *grads, loss=losses[i] if losses else 1.0)
 
 
 LOW, FINE = (15 * SMALLEST, {}), (17 * SMALLEST, {})
@@ -99,6 +103,67 @@ ZERO = (0.0, {"zeros": 64})
 def test_thresholds(grads, count):
     assert len(find(steps(3, *grads), "TT502")) == count
     assert find(steps(2, *grads), "TT502") == []
+
+
+def ranges(**counts):
+    """`ranges(r3=5)`: five elements from 2 ** -24 up to 2 ** -20."""
+    return tuple(counts.get(f"r{i}", 0) for i in range(16))
+
+
+@pytest.mark.parametrize(
+    ("rms", "exponents", "severity"),
+    [
+        (1.0, ranges(r3=33, r9=31), "note"),  # few large ones beside them
+        (1.0, ranges(r3=32, r9=32), None),
+        (15 * SMALLEST, ranges(r3=60, r4=4), "warning"),
+        (1.0, ranges(r3=64)[:15], None),  # no such counts
+        (15 * SMALLEST, ranges(), "warning"),
+    ],
+)
+def test_exponents_tell_how_many_are_low(rms, exponents, severity):
+    found = find(steps(3, (rms, {"exponents": exponents})), "TT502")
+    assert [f.severity for f in found] == [severity] * (severity is not None)
+    assert all(("the last 16 numbers" in f.message) == any(exponents) for f in found)
+
+
+def test_note_becomes_a_warning_once_the_large_ones_are_gone_too():
+    few = (1.0, {"exponents": ranges(r3=60, r9=4)})
+    none = (15 * SMALLEST, {"exponents": ranges(r3=64)})
+    records = [r for i, grad in enumerate([few] * 3 + [none] * 3) for r in at(i, grad)]
+    found = find(records, "TT502")
+    assert [(f.step, f.severity) for f in found] == [(2, "note"), (5, "warning")]
+
+
+def test_range_that_the_limit_lies_in_counts_for_nothing():
+    low = (1.0, {"exponents": ranges(r3=40, r9=24)})
+    assert find(steps(3, low), "TT502", near=8.0) == []
+    assert len(find(steps(3, low), "TT502", near=256.0)) == 1
+
+
+def weighted(most):
+    """A language model in float16; one sentence of a batch counts, the rest by a weight."""
+
+    def program():
+        model = LanguageModel().half()
+        sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for _ in range(4):
+            tokens = sentences()
+            weight = torch.full((len(tokens), 1), most)
+            weight[0] = 1.0
+            logits = model(tokens[:, :-1]).float().transpose(1, 2)
+            each = F.cross_entropy(logits, tokens[:, 1:], reduction="none")
+            sgd.zero_grad()
+            (weight * each).mean().backward()
+            sgd.step()
+
+    return program
+
+
+def test_few_large_gradients_do_not_hide_that_the_rest_is_lost():
+    (found,) = find_live(weighted(1e-3), "TT502")
+    assert found.severity == "note"
+    assert "in most elements" in found.message
+    assert find_live(weighted(1.0), "TT502") == []
 
 
 def test_network_that_has_learnt_has_small_gradients():

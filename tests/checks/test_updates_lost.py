@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tensortrace.capture import stats
 from tests.checks import closing, find, ok, optimizer, param
 from tests.checks.traced import find_live
 from tests.healthy.data import sentences
@@ -126,6 +127,56 @@ def rate_for(share, rms=0.02, half_ulp=2.0**-9):
 def test_thresholds(changes, count):
     assert len(find(steps(5, **changes), "TT503")) == count
     assert find(steps(4, **{**changes, "lr": 1e-5}), "TT503") == []
+
+
+def ranges(**counts):
+    """`ranges(r7=5)`: five weights from 2 ** -8 up to 2 ** -4."""
+    return tuple(counts.get(f"r{i}", 0) for i in range(16))
+
+
+# A rate at the lower end of range 7: what lies in it and beyond is lost, what lies below is not.
+EDGE = 2.0**-8 * 2.0**-9
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({"exponents": ranges(r6=49, r7=51)}, 1),
+        ({"exponents": ranges(r6=50, r7=50)}, 0),
+        ({"exponents": ranges(r5=95, r9=5), "rms": 1.0}, 0),  # normal, 100 % of them were lost
+        ({"exponents": ranges(r7=100), "rms": 2.0**-8}, 1),  # normal, it were 32 %
+        ({"exponents": ranges(r6=4, r7=96), "zeros": 50}, 0),
+        ({"exponents": ranges(r6=4, r7=96), "zeros": 47}, 1),
+        ({"exponents": ranges(r6=50, r7=50)[:15], "rms": 1.0}, 1),  # no such counts
+    ],
+)
+def test_exponents_bound_how_many_are_lost(changes, count):
+    assert len(find(steps(5, lr=EDGE, **changes), "TT503")) == count
+
+
+def test_zeros_take_any_update():
+    assert find(steps(5, zeros=55), "TT503") == []
+    assert len(find(steps(5, zeros=20), "TT503")) == 1
+
+
+def test_few_large_weights_do_not_stand_for_the_many(monkeypatch):
+    """Nine in ten are far smaller than the rms: they do move, which the exponents know."""
+
+    def program():
+        model = LanguageModel().to(torch.bfloat16)
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.dim() > 1:
+                    p.normal_().mul_(torch.where(torch.rand(p.shape) < 0.9, 1e-5, 0.05))
+        optimizer = adamw(model.parameters(), 1e-5)
+        for _ in range(6):
+            optimizer.zero_grad()
+            next_word_loss(model, sentences()).backward()
+            optimizer.step()
+
+    assert find_live(program, "TT503") == []
+    monkeypatch.setattr(stats, "LEAST", 10**9)
+    assert len(find_live(program, "TT503")) == 1
 
 
 def test_empty_run_is_silent():

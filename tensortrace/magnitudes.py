@@ -1,0 +1,43 @@
+"""What `exponents` of a tensor say: its elements by magnitude, in ranges of a factor of 16.
+
+A log may hold anything: what is no such counts is taken for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tensortrace.records import BUCKETS, LOWEST, WIDTH, Tensor
+
+__all__ = ["counts_of", "lower_end", "share_from"]
+
+
+def counts_of(tensor: Tensor) -> tuple[int, ...] | None:
+    """Elements of a sample in each of 16 ranges; None if they were not counted, or all are 0."""
+    counts = tensor.exponents
+    if counts is None or len(counts) != BUCKETS or min(counts) < 0 or not any(counts):
+        return None
+    return counts
+
+
+def lower_end(index: int) -> float:
+    """Where a range begins: 0, 2 ** -32, 2 ** -28, ... 2 ** 24; past the last, infinity."""
+    if index >= BUCKETS:
+        return float("inf")
+    return 2.0 ** (LOWEST + WIDTH * (index - 1)) if index > 0 else 0.0
+
+
+def share_from(counts: Sequence[int], limit: float) -> tuple[float, float]:
+    """Tell what share of the elements counted has a magnitude of `limit` and more.
+
+    Zeros and what is not finite are not counted.
+
+    Args:
+        counts: as `counts_of` gives them.
+    Returns:
+        At least, and at most: they differ by what is in the range that `limit` lies in.
+    """
+    total = sum(counts)
+    least = sum(n for i, n in enumerate(counts) if lower_end(i) >= limit)
+    most = sum(n for i, n in enumerate(counts) if lower_end(i + 1) > limit)
+    return least / total, most / total
