@@ -43,7 +43,9 @@ def _is_as_made(norm: _NormBase) -> bool:
 
 
 def _is_random(module: nn.Module, hook: SpectralNorm) -> bool:
-    weight, u, v = (getattr(module, hook.name + end) for end in ("_orig", "_u", "_v"))
+    weight, u, v = (getattr(module, hook.name + end, None) for end in ("_orig", "_u", "_v"))
+    if weight is None or u is None or v is None:  # taken apart by the user
+        return False
     if not all(is_dense_cpu(x) and is_backed(x) for x in (weight, u, v)):
         return False
     with quiet():

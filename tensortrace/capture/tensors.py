@@ -13,7 +13,7 @@ import torch
 
 from tensortrace.capture.rows import row_spread
 from tensortrace.capture.stats import Stats, StatsQueue, Ticket, stats_of
-from tensortrace.capture.units import RECTIFIED, Tickets, Units
+from tensortrace.capture.units import CLOSELY, RECTIFIED, SELDOM, Tickets, Units
 from tensortrace.records import Tensor
 
 _DTYPE_NAMES: dict[torch.dtype, str] = {}
@@ -36,7 +36,7 @@ class TensorDraft(msgspec.Struct, gc=False):
 
     head: Head
     tail: Tail
-    ticket: Ticket | None
+    ticket: Ticket
     done: Tensor | None = None
     units: Tickets | None = None
     spread: Ticket | None = None
@@ -45,8 +45,7 @@ class TensorDraft(msgspec.Struct, gc=False):
         """The finished description, once the queue is resolved. Hot."""
         done = self.done
         if done is None:
-            stats = stats_of(self.ticket) if self.ticket is not None else _NOT_ASKED
-            done = self.done = _finish(self.head, stats, self.tail)
+            done = self.done = _finish(self.head, stats_of(self.ticket), self.tail)
             if self.units is not None:
                 done = self.done = _with_units(done, self.units)
             if self.spread is not None:
@@ -55,11 +54,9 @@ class TensorDraft(msgspec.Struct, gc=False):
         return done
 
 
-# Outputs whose rows are compared: so many a step, after so many steps in one of ten.
+# Outputs whose rows are compared, in one step.
 _COMPARED = 4
-_CLOSELY = 20
-_SELDOM = 10
-_NOT_ASKED = Stats(unmeasured="not asked")
+_NOT_ASKED: Ticket = ([Stats(unmeasured="not asked")], 0)
 _NO_TAIL: Tail = (None, None, None, None)
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
@@ -197,23 +194,24 @@ class TensorTable:
     def _draft(self, tensor: torch.Tensor, number: int, tail: Tail, measure: bool) -> TensorDraft:
         head = _head(tensor, number)
         if not measure:
-            return TensorDraft(head, tail, None, _finish(head, _NOT_ASKED, tail))
+            return TensorDraft(head, tail, _NOT_ASKED)
         draft = TensorDraft(head, tail, self._queue.add(tensor))
-        if head[7] in RECTIFIED and not self._queue.lean:
-            draft.units = self._units.look(tensor, self._step, self._queue)
-        self._waiting.append(draft)
+        if not self._queue.lean:
+            if head[7] in RECTIFIED:
+                draft.units = self._units.look(tensor, self._step, self._queue)
+            self._waiting.append(draft)
         return draft
 
     def compare_rows(self, tensor: torch.Tensor, draft: TensorDraft) -> None:
         """Let the description of a tensor say how far its rows differ."""
-        if draft.done is None:
+        if draft.ticket is not _NOT_ASKED:
             spread = row_spread(tensor)
             if spread is not None:
                 (draft.spread,) = self._queue.add_scalars([spread])
 
     def compare_outputs(self, tensor: torch.Tensor, number: int) -> None:
         """The same for what an outermost module returns: of few tensors a step, and few steps."""
-        if self._compared >= _COMPARED or (self._step >= _CLOSELY and self._step % _SELDOM):
+        if self._compared >= _COMPARED or (self._step >= CLOSELY and self._step % SELDOM):
             return
         self._compared += 1
         draft = next((d for d in reversed(self._waiting) if d.head[0] == number), None)

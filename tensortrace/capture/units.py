@@ -36,8 +36,8 @@ _MOST_LAYERS = 4096
 _STEPS = 8
 _ROWS = 300
 # After so many steps one in ten is looked at: a look reads the tensor once more.
-_CLOSELY = 20
-_SELDOM = 10
+CLOSELY = 20
+SELDOM = 10
 _REMEMBERED = 128
 
 
@@ -107,7 +107,7 @@ class Units:
             last = torch.full((units,), float(step - 1), device=tensor.device)
             layer = self._layers[id(parameter)] = _Layer(parameter, last)
         seen = layer.seen
-        if len(seen) >= _CLOSELY and step % _SELDOM:
+        if len(seen) >= CLOSELY and step % SELDOM:
             return None
         rows = tensor.numel() // units
         if seen and seen[-1][0] == step:
