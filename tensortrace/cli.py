@@ -248,6 +248,8 @@ def view(arguments: argparse.Namespace) -> int:
             sys.stderr.write("tensortrace: no terminal for the viewer here; this is the report.\n")
             words = [] if arguments.step is None else ["--step", str(arguments.step)]
             return _report(runs, _parser().parse_args(["report", *words]))
+        # How long to wait whether an Esc begins the code of another key: 100 ms unless told.
+        os.environ.setdefault("ESCDELAY", "25")
         from tensortrace.tui.app import view as open_viewer
 
         return open_viewer(runs[0], step=arguments.step, mouse=not arguments.no_mouse)
