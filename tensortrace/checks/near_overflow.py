@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
-from tensortrace.records import Tensor
+from tensortrace.magnitudes import counts_of, share_from
+from tensortrace.records import Location, Step, Tensor
 from tensortrace.text import module_text, number_text, short_dtype
 
 # The largest finite number, as torch.finfo has it.
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
 # Masks are made of the smallest number of the dtype, to which scores may have been added.
 _MASK = 0.95
+# What was below this share of the limit in a full step is far from it until the next one.
+_NEAR = 1 / 64
 # They return what was in memory before.
 _UNINITIALISED = frozenset(("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty",
                             "new_empty_strided", "resize_", "resize_as_"))  # fmt: skip
@@ -26,7 +29,13 @@ _SILENT = _UNINITIALISED | frozenset((
 
 @check("TT501", "near-overflow")
 def near_overflow(
-    step: StepView, memory: dict[str, Any], *, share: float = 0.5, sustain: int = 2, window: int = 4
+    step: StepView,
+    memory: dict[str, Any],
+    *,
+    share: float = 0.5,
+    crowd: float = 0.25,
+    sustain: int = 2,
+    window: int = 4,
 ) -> Iterator[Draft]:
     """Values come close to the largest that their dtype can hold.
 
@@ -34,56 +43,77 @@ def near_overflow(
                 happens in float16 and not in float32
     Threshold:  the largest element of what a module or an op returns, or of a gradient that no
                 GradScaler has scaled, is > share * the largest number of its dtype (65504 in
-                float16), in `sustain` of the last `window` full steps, while nothing
-                has overflowed yet
+                float16), or by its exponents > crowd of its elements that are not 0 are above
+                4096 in float16, a factor of 16 below; in `sustain` of the last `window` full steps,
+                while nothing has overflowed yet. Between full steps: the rms of what a module
+                returns, times what its largest element was of its rms in the last full step, is
+                > share * that number in `sustain` of the last `window` steps
     Source:     torch.finfo; TorchLens (dtype_range) speaks up at 0.9; half of the range leaves one
-                doubling (measured on tests/healthy: at most 42 in float16)
+                doubling (measured on tests/healthy: at most 42 in float16). `crowd` chosen here: of
+                normal values the largest of a million is then above a quarter of the range
     Fix:        bfloat16 instead of float16; a norm layer before it; q / sqrt(d) before q @ k; sums
                 and squares in float32 (x.float().pow(2).mean()); a lower learning rate
-    Misses:     negative values within 5 % of the lowest number, which are masks; the largest number
-                itself; ops without grad; what happens inside an op (a sum of squares that is rooted
-                again); gradients under a GradScaler, whose scale rises until they overflow; float8,
-                which is scaled to its range
+    Misses:     negative values within 5 % of the lowest number, and those far from all others by
+                their exponents, which are masks; the largest number itself; ops without grad; what
+                happens inside an op (a sum of squares that is rooted again); gradients under a
+                GradScaler, whose scale rises until they overflow; float8, which is scaled to its
+                range; between full steps, what grows 64 times and more
     Example:    scores = q @ k.transpose(-1, -2)                     # float16, unscaled
                 weights = scores.softmax(-1)
     Fixed:      scores = (q / q.shape[-1] ** 0.5) @ k.transpose(-1, -2)
                 weights = scores.softmax(-1)
     """
-    if step.summary is None or not step.summary.full:
+    if step.summary is None:
         return
     if any(f.code.startswith("TT1") and f.severity == "error" for f in step.findings):
         return  # it has overflowed by now, and that is told
+    if not step.summary.full:
+        yield from _between(step.summary, memory, share, sustain, window)
+        return
     scaled = step.scaled()
     seen: dict[str, list[int]] = memory.setdefault("seen", {})
     order: int = memory.get("order", 0) + 1
     memory["order"] = order
+    _keep_near(step, step.summary, memory, share)
     met: set[str] = set()
     for call in sorted(step.calls, key=lambda c: c.seq):
         if call.replay or call.op in _SILENT or (scaled and call.phase == "backward"):
             continue
         for name, id in call.outputs:
             tensor = step.tensors.get(id)
-            reach = _reach(tensor) if tensor is not None else 0.0
             key = f"{call.module}:{call.op}:{call.phase}"
-            if tensor is None or reach <= share or key in met or tensor.nonfinite:
+            verdict = _judge(tensor, share, crowd) if tensor is not None else None
+            if tensor is None or verdict is None or key in met or tensor.nonfinite:
                 continue
             if call.op is not None and call.phase == "forward" and not tensor.requires_grad:
                 continue  # a buffer that is still to be filled
             met.add(key)
             seen[key] = [at for at in seen.get(key, []) if at > order - window] + [order]
             if len(seen[key]) >= sustain:
-                top = max(abs(tensor.min or 0.0), abs(tensor.max or 0.0))
+                value, limit, text = verdict
                 where = "the gradient of " if call.phase == "backward" else ""
                 yield Draft(
-                    message=f"{where}{call.op or module_text(call.module)} {name} reaches "
-                    f"{number_text(top)} in {short_dtype(tensor.dtype)}: {reach:.0%} of its "
-                    f"largest number (limit {share:.0%}), in {len(seen[key])} of {window} full "
-                    "steps",
+                    message=f"{where}{call.op or module_text(call.module)} {name} {text}, in "
+                    f"{len(seen[key])} of {window} full steps",
                     cause=tensor.dtype, phase=call.phase, module=call.module, op=call.op,
-                    seq=call.seq, tensor=id, value=reach, limit=share, location=call.location,
+                    seq=call.seq, tensor=id, value=value, limit=limit, location=call.location,
                     evidence={"placed": "direct", "min": tensor.min, "max": tensor.max},
                 )  # fmt: skip
                 return
+
+
+def _judge(tensor: Tensor, share: float, crowd: float) -> tuple[float, float, str] | None:
+    """Say what is out, with its limit; None if nothing is."""
+    reach, crowded = _reach(tensor), _crowded(tensor)
+    dtype = short_dtype(tensor.dtype)
+    if reach > share:
+        top = number_text(max(abs(tensor.min or 0.0), abs(tensor.max or 0.0)))
+        text = f"reaches {top} in {dtype}: {reach:.0%} of its largest number (limit {share:.0%})"
+        return reach, share, text
+    if crowded > crowd:
+        text = f"has {crowded:.0%} of its elements within a factor of 16 of the largest number of "
+        return crowded, crowd, f"{text}{dtype} (limit {crowd:.0%})"
+    return None
 
 
 def _reach(tensor: Tensor) -> float:
@@ -91,6 +121,69 @@ def _reach(tensor: Tensor) -> float:
     largest = _LARGEST.get(tensor.dtype)
     if largest is None or tensor.max is None or tensor.min is None:
         return 0.0
-    above, below = tensor.max / largest, -tensor.min / largest
+    above = tensor.max / largest
+    below = 0.0 if _is_masked(tensor, largest) else -tensor.min / largest
     # torch.finfo(...).max itself is what a search for a minimum begins with.
-    return max(above if above < 1 else 0.0, below if below < _MASK else 0.0)
+    return max(above if above < 1 else 0.0, below)
+
+
+def _crowded(tensor: Tensor) -> float:
+    """What share of it is certainly within a factor of 16 of the largest number of its dtype."""
+    largest, counts = _LARGEST.get(tensor.dtype), counts_of(tensor)
+    if largest is None or counts is None or _is_masked(tensor, largest):
+        return 0.0
+    return share_from(counts, largest / 16)[0]
+
+
+def _is_masked(tensor: Tensor, largest: float) -> bool:
+    """Whether its lowest values were filled in: the lowest number, or one far below all others."""
+    if tensor.min is not None and -tensor.min >= _MASK * largest:
+        return True
+    counts = counts_of(tensor)
+    if counts is None or tensor.max is None or tensor.max >= largest / 16:
+        return False
+    top = share_from(counts, largest / 16)[0]
+    return 0 < top == share_from(counts, largest / 256)[0]
+
+
+def _keep_near(step: StepView, summary: Step, memory: dict[str, Any], share: float) -> None:
+    """Note of modules that come near what their largest element is of their rms, for `_between`."""
+    columns = summary.modules
+    rms = dict(zip(columns.path, columns.output_rms, strict=False))
+    near: dict[str, tuple[float, str, Location | None]] = {}
+    for call in step.calls:
+        path = call.module
+        if call.op is not None or path is None or call.phase != "forward" or not rms.get(path):
+            continue
+        for _, id in call.outputs:
+            tensor = step.tensors.get(id)
+            reach = _reach(tensor) if tensor is not None else 0.0
+            if tensor is not None and reach > share * _NEAR:
+                near[path] = reach / (rms[path] or 1.0), tensor.dtype, call.location
+    memory["near"] = near
+
+
+def _between(
+    summary: Step, memory: dict[str, Any], share: float, sustain: int, window: int
+) -> Iterator[Draft]:
+    """Follow between full steps what was near in the last one."""
+    near: dict[str, tuple[float, str, Location | None]] = memory.get("near", {})
+    high: dict[str, list[int]] = memory.setdefault("high", {})
+    columns = summary.modules
+    for path, rms in zip(columns.path, columns.output_rms, strict=False) if near else ():
+        if rms is None or path not in near or rms * near[path][0] <= share:
+            continue
+        per_rms, dtype, location = near[path]
+        number = summary.step
+        high[path] = [at for at in high.get(path, []) if at > number - window] + [number]
+        if len(high[path]) >= sustain:
+            times = per_rms * _LARGEST[dtype]
+            yield Draft(
+                message=f"what {module_text(path)} returns has rms {number_text(rms)} in "
+                f"{short_dtype(dtype)}, and its largest element was {number_text(times)} times that"
+                f" in the last full step: some {rms * per_rms:.0%} of the largest number (limit "
+                f"{share:.0%}), in {len(high[path])} of {window} steps",
+                cause=dtype, phase="forward", module=path, value=rms * per_rms, limit=share,
+                location=location, evidence={"placed": "module", "rms": rms},
+            )  # fmt: skip
+            return

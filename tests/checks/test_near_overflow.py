@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tensortrace.records import Action
-from tests.checks import call, closing, find, ok, op
+from tests.checks import call, closing, find, ok, op, row
 from tests.checks.traced import find_live
 from tests.healthy.data import sentences
 
@@ -94,6 +94,134 @@ LIMIT = 32752.0
 )
 def test_thresholds(tops, changes, count):
     assert len(find(steps(*tops, **changes), "TT501")) == count
+
+
+def ranges(**counts):
+    """`ranges(r12=5)`: five elements from 2 ** 12 up to 2 ** 16."""
+    return tuple(counts.get(f"r{i}", 0) for i in range(16))
+
+
+@pytest.mark.parametrize(
+    ("top", "exponents", "changes", "count"),
+    [
+        (2e4, ranges(r11=74, r12=26), {}, 1),
+        (2e4, ranges(r11=75, r12=25), {}, 0),
+        (2e4, ranges(r11=74, r12=26), {"low": -65504.0}, 0),  # or is it the mask?
+        (2e4, ranges(r11=74, r12=26)[:15], {}, 0),  # no such counts
+        (2e4, ranges(r11=74, r12=26), {"dtype": "bfloat16"}, 0),
+        (2e38, ranges(r15=100), {"dtype": "float32"}, 1),
+        (5.0, ranges(r9=60, r12=40), {"low": -1e4}, 0),  # 1e4 taken from what is masked
+        (5.0, ranges(r9=60, r12=40), {"low": -6e4}, 0),
+        (5.0, ranges(r9=60, r11=1, r12=39), {"low": -6e4}, 1),  # values on the way there
+        (4e4, ranges(r9=60, r12=40), {"low": -6e4}, 1),  # no mask is large and positive
+        (5.0, ranges(r9=100), {"low": -6e4}, 1),  # a sample has missed it
+        (4e4, ranges(r9=100), {}, 1),
+    ],
+)
+def test_exponents_tell_a_crowd_and_a_mask(top, exponents, changes, count):
+    records = steps(top, top, exponents=exponents, **changes)
+    assert len(find(records, "TT501")) == count
+
+
+class Sums(nn.Module):
+    """Sums over a sentence in float16, of embeddings of a size."""
+
+    def __init__(self, size, mask=None):
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(20, 64), nn.LayerNorm(64)
+        self.mix, self.head = nn.Linear(64, 64), nn.Linear(64, 20)
+        self.mask = mask
+        with torch.no_grad():
+            self.embed.weight.mul_(size)
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        scores = torch.einsum("bsd,btd->bst", self.norm(x), self.norm(x)) / 8
+        if self.mask is not None:
+            scores = scores + torch.full_like(scores, self.mask).triu(1)
+        x = scores.softmax(-1) @ x
+        return self.head(self.norm(self.mix(x)))
+
+
+def sums(size, mask=None):
+    def program():
+        model = Sums(size, mask).half()
+        sgd = torch.optim.SGD(model.parameters(), lr=1e-4)
+        for _ in range(3):
+            tokens = sentences()
+            sgd.zero_grad()
+            logits = model(tokens).float()
+            F.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+            sgd.step()
+
+    return program
+
+
+def test_crowd_is_told_before_the_largest_is_near():
+    (found,) = find_live(sums(4000.0), "TT501")
+    assert "within a factor of 16" in found.message
+    assert found.limit == 0.25
+    assert find_live(sums(1.0), "TT501") == []
+
+
+@pytest.mark.parametrize("mask", [-1e4, -6e4])
+def test_constant_that_is_added_as_a_mask_is_no_value(mask):
+    assert find_live(sums(1.0, mask), "TT501", level="op") == []
+
+
+def rises(*rms, top=8000.0, peak=4000.0, dtype="float16"):
+    """A full step in which the largest is twice the rms, then thin steps."""
+    tensor = ok(2, 4, dtype=dtype, min=0.0, max=top)
+    yield call(1, "fc", [1], [2], [ok(1), tensor])
+    yield closing(modules=row(output_rms={"fc": peak}))
+    for i, value in enumerate(rms, 1):
+        yield closing(i, full=False, modules=row(output_rms={"fc": value}))
+
+
+@pytest.mark.parametrize(
+    ("rms", "count"),
+    [
+        ([16_377.0] * 2, 1),
+        ([16_376.0] * 2, 0),
+        ([16_377.0], 0),
+        ([16_377.0, 1.0, 1.0, 16_377.0], 1),
+        ([16_377.0, 1.0, 1.0, 1.0, 16_377.0], 0),
+        ([None, 16_377.0, 16_377.0], 1),
+    ],
+)
+def test_slow_approach_between_full_steps_is_followed_by_rms(rms, count):
+    assert len(find(rises(*rms), "TT501")) == count
+    assert find(rises(*rms, dtype="int64"), "TT501") == []
+
+
+def test_what_was_far_from_it_in_the_last_full_step_is_not_followed():
+    assert find(rises(2e4, 2e4, top=511.0, peak=255.5), "TT501") == []
+    assert len(find(rises(2e4, 2e4, top=512.0, peak=256.0), "TT501")) == 1
+
+
+class Growing(nn.Module):
+    """A residual stream in float16 that the caller makes larger from step to step."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.size = nn.Linear(16, 16), 1.0
+
+    def forward(self, x):
+        return self.fc(x) * self.size
+
+
+def test_growth_between_two_full_steps_is_told_before_it_overflows():
+    def program():
+        outer = nn.Sequential(Growing(), nn.LayerNorm(16)).half()
+        x = torch.randn(8, 16).half()
+        for i in range(70):
+            outer[0].size = 600.0 * 1.1 ** max(0, i - 20)
+            outer(x).sum().backward()
+
+    (found,) = find_live(program, "TT501", every=50)
+    assert (found.module, found.evidence["placed"]) == ("0", "module")
+    assert "in the last full step" in found.message
+    assert find_live(program, "TT101", every=50) != []
 
 
 def test_memory_that_was_never_written_means_nothing():
