@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
+from tensortrace.capture.stats import Level
 from tensortrace.checks import Check, select
 from tensortrace.config import Config, load_config
 from tensortrace.errors import UsageError
@@ -27,7 +28,7 @@ class Options:
     every: int | Literal["auto"]
     steps: Container[int] | None
     modules: tuple[str, ...] | None
-    stats: Literal["full", "minmax", "none"]
+    stats: Level
     checks: list[Check]
     settings: Mapping[str, Any]
     should_stop: Callable[[Finding], bool]
@@ -91,7 +92,7 @@ def parse_options(
         every=every,  # type: ignore[arg-type]
         steps=_steps(steps),
         modules=None if modules is None else _strings("modules", modules),
-        stats=_choose("stats", stats, ("full", "minmax", "none")),  # type: ignore[arg-type]
+        stats=_choose("stats", stats, get_args(Level)),  # type: ignore[arg-type]
         checks=chosen,
         settings=settings,
         should_stop=_stopper(stop_on),

@@ -474,8 +474,8 @@ class Recorder:
 
     def _begin_step(self) -> None:
         self.full = self.journal.full if self.step == 0 else self.journal.is_full(self.step)
-        self.queue.lean = not self.full
-        self.queue.counts = self.full
+        self.queue.lean = self.queue.light or not self.full
+        self.queue.counts = not self.queue.lean
         self.sampling = not self.full and not self.op_level
         self._turns.clear()
         self._passed_over = 0

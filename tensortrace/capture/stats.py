@@ -27,13 +27,14 @@ from tensortrace.capture.kernels import (
     Row,
     device_row,
     host_row,
+    lean_device_row,
 )
 from tensortrace.capture.unwrap import blocks, distinct, is_backed, is_dense_cpu, plain, quiet
 from tensortrace.records import BUCKETS
 
 __all__ = ["Level", "Stats", "StatsQueue", "summarize"]
 
-Level = Literal["full", "minmax", "none"]
+Level = Literal["full", "light", "minmax", "none"]
 
 
 class Stats(NamedTuple):
@@ -41,9 +42,9 @@ class Stats(NamedTuple):
 
     None where no element is finite, or where `unmeasured` says why there are no statistics. The
     norm of doubles saturates at the largest double. At level "minmax" zeros, mean, std and norm
-    are not taken. `first_bad` is where, in row-major order, the first NaN or infinity is: of dense
-    CPU tensors, and of those on other devices if the queue `locates`. `exponents` are given if the
-    queue counts them.
+    are not taken, at level "light" min, max, mean and std of larger tensors. `first_bad` is where,
+    in row-major order, the first NaN or infinity is: of dense CPU tensors, and of those on other
+    devices if the queue `locates`. `exponents` are given if the queue counts them.
     """
 
     nan: int = 0
@@ -94,14 +95,16 @@ class StatsQueue:
     """Statistics that are still on their device, until one transfer brings them over.
 
     Args:
-        level: "full"; "minmax" leaves out zeros, mean, std and norm; "none" measures nothing.
+        level: "full"; "light" is meant to be `lean` all the time, on every device; "minmax" leaves
+            out zeros, mean, std and norm; "none" measures nothing.
 
     Attributes:
-        lean: whether min, max, mean and std of CPU tensors of more than 8192 elements are left out
-            at level "full" and without the compiled kernel, which saves three reads of four. For
-            steps of which the log keeps the step line only: that needs the counts, which stay
-            exact, and the norm, to six digits. Such tensors that do hold a NaN or an infinity are
-            measured in full.
+        light: whether the level is "light". Then tensors of more than 2048 elements on other
+            devices than the CPU have counts and norm only, which takes half the kernels.
+        lean: whether min, max, mean and std of CPU tensors of more than 8192 elements are left
+            out, unless the level is "minmax": that saves three reads of four. For steps of which
+            the log keeps the step line only: that needs the counts, which stay exact, and the norm,
+            to six digits. Such tensors that do hold a NaN or an infinity are measured in full.
         locates: whether `first_bad` is found on other devices than the CPU, at three kernels each.
         counts: whether `exponents` are counted, at level "full" and if not lean, of floats of at
             least 64 elements: by the compiled kernel, and without it of float16 and bfloat16 only,
@@ -109,13 +112,14 @@ class StatsQueue:
     """
 
     __slots__ = (
-        "_gathered", "_kernels", "_level", "_lock", "_results", "counts", "lean", "locates"
+        "_gathered", "_kernels", "_level", "_lock", "_results", "counts", "lean", "light", "locates"
     )  # fmt: skip
 
     def __init__(self, level: Level = "full") -> None:
         self._level = level
-        self._kernels = FULL if level == "full" else BOUNDS
-        self.lean = self.locates = self.counts = False
+        self._kernels = FULL if level in ("full", "light") else BOUNDS
+        self.light = self.lean = level == "light"
+        self.locates = self.counts = False
         self._lock = threading.Lock()
         self._results: list[Stats | _OnDevice] = []
         self._gathered = Gathered()
@@ -133,7 +137,7 @@ class StatsQueue:
         if self._level == "none":
             return self._put(_OFF)
         ways = self._kernels
-        return self._add(tensor, LEAN if self.lean and ways is FULL else ways)
+        return self._add(tensor, LEAN if self.lean and ways is FULL else ways, self.light)
 
     def add_scalars(self, values: Iterable[torch.Tensor]) -> list[Ticket]:
         """Queue tensors of one element, at any level: `min` is the value, None if not finite."""
@@ -150,7 +154,7 @@ class StatsQueue:
             return self._put(_failed(err))
         return self._add(value, FULL)
 
-    def _add(self, tensor: torch.Tensor, ways: Kernels) -> Ticket:
+    def _add(self, tensor: torch.Tensor, ways: Kernels, light: bool = False) -> Ticket:
         try:
             with torch._C.DisableTorchFunction():
                 kernel = compiled.kernel
@@ -168,7 +172,7 @@ class StatsQueue:
                 n = _gatherable(tensor)
                 if n:
                     return self._gather(tensor, n)
-                result = _measure(tensor, ways)
+                result = _measure(tensor, ways, light)
                 if self.counts and ways is FULL and tensor.dtype in _HALF:
                     result = _with_exponents(result, tensor)
                 if self.locates and isinstance(result, _OnDevice):
@@ -234,11 +238,12 @@ class _OnDevice:
 
     __slots__ = ("exponents", "first", "lengths", "rows", "stats", "stream", "times")
 
-    def __init__(self, pieces: Iterable[torch.Tensor], times: int) -> None:
+    def __init__(self, pieces: Iterable[torch.Tensor], times: int, light: bool) -> None:
         self.rows: list[torch.Tensor] = []
         self.lengths: list[int] = []
+        reduce = lean_device_row if light else device_row
         for block in pieces:
-            self.rows.append(device_row(block))
+            self.rows.append(reduce(block))
             self.lengths.append(block.numel())
         self.times = times
         self.first: torch.Tensor | None = None
@@ -304,7 +309,7 @@ def _minmax(stats: Stats) -> Stats:
     return stats._replace(zeros=0, mean=None, std=None, norm=None)
 
 
-def _measure(tensor: torch.Tensor, ways: Kernels) -> Stats | _OnDevice:
+def _measure(tensor: torch.Tensor, ways: Kernels, light: bool = False) -> Stats | _OnDevice:
     small, block_rows = ways
     n = tensor.numel() if is_dense_cpu(tensor) else -1
     if 0 < n <= kernels.SMALL and tensor.dtype in NUMPY and is_backed(tensor):
@@ -327,7 +332,7 @@ def _measure(tensor: torch.Tensor, ways: Kernels) -> Stats | _OnDevice:
                 return stats._replace(first_bad=_index(_first_bad(tensor)))
             return stats
         limit = _DEVICE_BYTES // max(4, found.element_size())
-        return _OnDevice(blocks(found, limit), times)
+        return _OnDevice(blocks(found, limit), times, light)
 
 
 def _is_bad(stats: Stats) -> bool:

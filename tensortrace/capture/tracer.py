@@ -43,7 +43,7 @@ from tensortrace.capture.optimizers import OptimizerHooks
 from tensortrace.capture.options import OPTION_NAMES, Options, parse_options
 from tensortrace.capture.recorder import Recorder
 from tensortrace.capture.source import SourceLines, with_code
-from tensortrace.capture.stats import StatsQueue
+from tensortrace.capture.stats import Level, StatsQueue
 from tensortrace.engine import Engine
 from tensortrace.errors import LogError, TraceStoppedError, UsageError
 from tensortrace.log import LogWriter, open_sink
@@ -521,7 +521,7 @@ def trace(
     every: int | Literal["auto"] = ...,
     steps: int | Container[int] | None = ...,
     modules: str | Iterable[str] | None = ...,
-    stats: Literal["full", "minmax", "none"] = ...,
+    stats: Level = ...,
     checks: str | Iterable[str] | Mapping[str, Any] | None = ...,
     stop_on: StopOn = ...,
     narrow: bool = ...,
@@ -541,7 +541,8 @@ def trace(*positional: Any, **options: Any) -> Any:
             or every n-th. Checks see every step.
         steps: only these steps write all their records: a number, a range, a set.
         modules: glob patterns of module paths to record, such as "encoder.*".
-        stats: "full"; "minmax" leaves out zeros, mean, std and norm; "none" measures nothing.
+        stats: "full"; "light" keeps the counts and the norm alone of larger tensors; "minmax"
+            leaves out zeros, mean, std and norm; "none" measures nothing.
         checks: codes, prefixes or names to run, or {"TT202.ratio": 100.0} to set thresholds.
         stop_on: "error", "warning", a code, or a callable that gets each finding and returns
             true to stop: `TraceStoppedError` is raised before the optimizer moves the weights.

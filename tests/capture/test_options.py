@@ -114,7 +114,7 @@ def test_root_is_recorded_under_the_empty_pattern() -> None:
     assert called(records) == [(0, "")]
 
 
-@pytest.mark.parametrize("stats", ["full", "minmax", "none"])
+@pytest.mark.parametrize("stats", ["full", "light", "minmax", "none"])
 def test_statistics_are_as_many_as_asked_for(stats: str) -> None:
     records: list[Any] = []
     x = torch.tensor([[-3.0, 0.0, 4.0, 0.0]])
@@ -124,12 +124,23 @@ def test_statistics_are_as_many_as_asked_for(stats: str) -> None:
     assert tensor.shape == (1, 4)
     measured = (tensor.min, tensor.max)
     rest = (tensor.mean, tensor.norm, tensor.zeros)
-    if stats == "full":
+    if stats in ("full", "light"):
         assert measured == (-3.0, 4.0)
         assert rest == (0.25, 5.0, 2)
     else:
         assert measured == ((-3.0, 4.0) if stats == "minmax" else (None, None))
         assert rest == (None, None, 0)
+
+
+def test_light_statistics_of_a_large_tensor_are_counts_and_norm() -> None:
+    records: list[Any] = []
+    with trace(out=records.append, every=1, stats="light"):
+        torch.nn.ReLU()(torch.ones(100, 100))
+    given, made = (c for call in of(Call, records) for c in call.tensors)
+    for tensor in (given, made):
+        assert (tensor.zeros, tensor.norm) == (0, 100.0)
+        assert (tensor.min, tensor.max, tensor.mean, tensor.std) == (None,) * 4
+        assert tensor.exponents is tensor.units is None
 
 
 def test_non_finite_values_are_found_with_the_extremes_alone() -> None:
@@ -138,7 +149,7 @@ def test_non_finite_values_are_found_with_the_extremes_alone() -> None:
             train(make_net(poison=[1]), 2)
         return [f.code for f in t.findings]
 
-    assert codes("minmax") == codes("full") != []
+    assert codes("light") == codes("minmax") == codes("full") != []
     assert codes("none") == ["TT103"]  # the loss is one number, and always read
 
 

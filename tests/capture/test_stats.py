@@ -392,6 +392,22 @@ def test_level_minmax_counts_and_bounds_only(way):
     assert results == [Stats(min=-1.0, max=4.0), Stats(1, 1, 0, min=4.0, max=4.0)]
 
 
+def test_level_light_has_counts_and_norm_of_larger_tensors(way):
+    x = random(9000, seed=3)
+    x[7], x[11], x[5] = 0.0, NAN, -INF
+    queue = StatsQueue("light")
+    for each in (x, random(9000, seed=4), random(9000, seed=4).half(), random(9, seed=5)):
+        queue.add(each)
+    bad, plain, half, small = queue.resolve()
+    want = oracle(x)
+    assert bad[:4] == want[:4]
+    assert bad.norm == pytest.approx(want.norm, rel=1e-5)
+    assert plain == Stats(norm=pytest.approx(oracle(random(9000, seed=4)).norm, rel=1e-5))
+    assert half.norm == pytest.approx(plain.norm, rel=1e-3)
+    if not way.startswith("device") and way != "host in small blocks":
+        assert_same(small, oracle(random(9, seed=5)))
+
+
 def test_level_none_measures_nothing():
     queue = StatsQueue("none")
     queue.add(torch.ones(3))
@@ -408,7 +424,7 @@ def test_a_scalar_that_has_no_memory_or_is_none_is_not_read():
     assert [stats_of(ticket).unmeasured for ticket in tickets] == [None, "no storage", "meta"]
 
 
-@pytest.mark.parametrize("level", ["full", "minmax", "none"])
+@pytest.mark.parametrize("level", ["full", "light", "minmax", "none"])
 def test_scalars_are_queued_at_any_level(way, level):
     queue = StatsQueue(level)
     values = [torch.tensor(2.5), torch.tensor(NAN), torch.tensor(7, dtype=torch.int32)]
