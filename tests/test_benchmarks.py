@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from tests.benchmarks import table
+from tests.benchmarks.curve import Point, draw
 from tests.benchmarks.kernel import kernel_table
 from tests.benchmarks.measure import Cell, compare, tracing
-from tests.benchmarks.workloads import NAMES, STEPS, build
+from tests.benchmarks.workloads import build, build_gpt2, build_mlp
 
 CELL = Cell("mlp", "`trace(every=1)`", [1.5, 1.1, 1.2, 1.4, 1.3], base_ms=20.0, bytes_per_step=5e3)
 
@@ -34,11 +37,10 @@ def test_two_workloads_of_one_name_start_equal() -> None:
     one, other = build("lstm"), build("lstm")
     for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert STEPS.keys() == set(NAMES)
 
 
 def test_traced_pairs_are_timed_and_their_bytes_counted() -> None:
-    cell = compare("lstm", "traced", tracing(every=1), pairs=1)
+    cell = compare(partial(build, "lstm"), "traced", tracing(every=1), pairs=1)
     assert len(cell.ratios) == 1
     assert cell.bytes_per_step > 1000
 
@@ -79,3 +81,26 @@ def test_both_kernels_are_timed_beside_a_plain_read() -> None:
     assert [row.split()[0] for row in rows] == ["float32", "float64", "float16", "bfloat16"] * 2
     assert rows[0].endswith(" us")
     assert all(float(cell) >= 0 for row in rows for cell in row.split()[2:7])
+
+
+def test_larger_sizes_of_a_family_have_the_same_modules() -> None:
+    for build_one, small, large in (
+        (build_mlp, (64,), (128,)),
+        (build_gpt2, (32, 1, 16), (64, 1, 8)),
+    ):
+        names = [[n for n, _ in build_one(*size).model.named_modules()] for size in (small, large)]
+        assert names[0] == names[1]
+
+
+def test_the_curve_is_higher_where_more_is_added() -> None:
+    points = [Point("a <b>", "every=1", 1.0, 1.5), Point("a <b>", "every=1", 100.0, 1.1),
+              Point("a <b>", "auto", 1.0, 1.0)]  # fmt: skip
+    svg = ElementTree.fromstring(draw(points, "of this test"))
+    inside = "{http://www.w3.org/2000/svg}"
+    ends = [line.attrib["points"] for line in svg.iter(f"{inside}polyline")]
+    (x1, y1), (x2, y2) = (tuple(map(float, end.split(","))) for end in ends[0].split())
+    assert x1 < x2
+    assert y1 < y2  # downwards
+    lowest = max(float(line.attrib["y2"]) for line in svg.iter(f"{inside}line"))
+    assert float(ends[1].split(",")[1]) == lowest
+    assert any(text.text == "every=1: a <b>" for text in svg.iter(f"{inside}text"))

@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tests.benchmarks.measure import (
     without_kernel,
 )
 from tests.benchmarks.table import render, replace_between_markers
-from tests.benchmarks.workloads import NAMES, gpt2_origin
+from tests.benchmarks.workloads import NAMES, build, gpt2_origin
 
 _README = Path(__file__).parent.parent.parent / "README.md"
 _EXAMPLES = """examples:
@@ -32,6 +33,7 @@ _EXAMPLES = """examples:
   python -m tests.benchmarks --peers --json all.json  other tools too, where installed
   python -m tests.benchmarks --readme                 twelve pairs each, into the README
   python -m tests.benchmarks --kernel                 the statistics alone, both kernels
+  python -m tests.benchmarks --curve docs/cost.svg    by how long a step takes, a picture
 
 Ratios are CPU time, one thread: median and quartiles over pairs of turns. Differences below those
 of the first row (nothing against nothing) are noise. The table goes to stdout, progress to stderr.
@@ -62,6 +64,8 @@ def main() -> int:
     if args.kernel:
         return _print_kernels()
     pairs = args.pairs or (3 if args.quick else 12)
+    if args.curve:
+        return _draw_curve(args.curve, pairs)
     cells, extra = _measure(args, pairs)
     table = render(cells, extra)
     words = _words(pairs)
@@ -89,6 +93,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--peers", action="store_true", help="other tools too, where installed")
     parser.add_argument("--no-extra", action="store_true", help="neither memory nor checks")
     parser.add_argument("--kernel", action="store_true", help="the statistics alone")
+    parser.add_argument("--curve", type=Path, metavar="FILE", help="draw cost by step time: SVG")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument("--readme", action="store_true", help="write the table into the README")
     return parser.parse_args()
@@ -106,6 +111,19 @@ def _print_kernels() -> int:
     return 0
 
 
+def _draw_curve(file: Path, pairs: int) -> int:
+    from tests.benchmarks.curve import draw, measure_curve
+
+    ways = [("every=1", _ROWS["full"][1]), ("auto, after step 1000", _ROWS["auto"][1])]
+    points = []
+    for point in measure_curve(ways, pairs):
+        points.append(point)
+        _say(f"{point.family}, {point.way}: {point.ratio:.3f} of {point.base_ms:.3g} ms")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(draw(points, _words(pairs)), "utf-8")
+    return 0
+
+
 def _measure(args: argparse.Namespace, pairs: int) -> tuple[list[Cell], dict[str, Any]]:
     ways = [_ROWS[key] for key in args.rows] + (_peers() if args.peers else [])
     cells = []
@@ -113,7 +131,7 @@ def _measure(args: argparse.Namespace, pairs: int) -> tuple[list[Cell], dict[str
         for name in args.workloads:
             start = time.monotonic()
             try:
-                cell = compare(name, title, way, pairs)
+                cell = compare(partial(build, name), title, way, pairs)
             except ImportError as error:
                 _say(f"{title}: skipped, {error}")
                 break

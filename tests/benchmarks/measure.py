@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.benchmarks.workloads import STEPS, Workload, build
+from tests.benchmarks.workloads import Workload
 
 if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
@@ -134,9 +134,9 @@ def _skip_to(recorder: Recorder, step: int) -> None:
     recorder._begin_step()
 
 
-def compare(name: str, way_name: str, way: Way, pairs: int) -> Cell:
+def compare(build: Callable[[], Workload], way_name: str, way: Way, pairs: int) -> Cell:
     """Time `way` against untraced, in pairs, on two equal copies of a workload."""
-    copies = [build(name), build(name)]
+    copies = [build(), build()]
     ratios, bases = [], []
     nbytes = 0.0
     for i in range(pairs):
@@ -149,12 +149,12 @@ def compare(name: str, way_name: str, way: Way, pairs: int) -> Cell:
             before, _ = _timed(untraced, base)
         ratios.append(after / before)
         bases.append(before)
-    return Cell(name, way_name, ratios, statistics.median(bases) * 1e3, nbytes)
+    return Cell(copies[0].name, way_name, ratios, statistics.median(bases) * 1e3, nbytes)
 
 
 def _timed(way: Way, work: Workload) -> tuple[float, float]:
     """Seconds and logged bytes of one step, the first step of the block left out."""
-    steps = STEPS[work.name]
+    steps = work.steps
     with way(work) as turn:
         turn.run()
         written = turn.nbytes()

@@ -18,24 +18,41 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A model with its data; `step` trains it once, `forward` only runs it."""
+    """A model with its data; `step` trains it once, `forward` only runs it.
+
+    `steps` are timed in one go, so that a turn of any workload lasts some tenths of a second.
+    """
 
     name: str
+    steps: int
     model: nn.Module
     inputs: torch.Tensor
     forward: Callable[[], torch.Tensor]
     step: Callable[[], None]
 
 
-# Steps timed in one go, so that a turn of any workload lasts some tenths of a second.
-STEPS = {"mlp": 10, "resnet": 3, "gpt2": 1, "lstm": 10}
-NAMES = tuple(STEPS)
+NAMES = ("mlp", "resnet", "gpt2", "lstm")
+MLP_WIDTHS = (64, 128, 256, 512, 1024, 2048, 3072)
+# Width, texts, tokens of each.
+GPT2_SIZES = ((32, 1, 16), (64, 2, 32), (128, 2, 64), (192, 4, 64), (256, 4, 128), (384, 6, 128))
 
 
 def build(name: str) -> Workload:
     """Make a workload, seeded: two of the same name start equal."""
     torch.manual_seed(0)
     return {"mlp": _mlp, "resnet": _resnet, "gpt2": _gpt2, "lstm": _lstm}[name]()
+
+
+def build_mlp(width: int) -> Workload:
+    """Make the MLP of another width, seeded."""
+    torch.manual_seed(0)
+    return _mlp(width)
+
+
+def build_gpt2(width: int, texts: int, tokens: int) -> Workload:
+    """Make the GPT-2 of another size, in plain torch, seeded."""
+    torch.manual_seed(0)
+    return _transformer(_PlainGPT2(8192, tokens, width, 6, width // 32), (texts, tokens))
 
 
 def gpt2_origin() -> str:
@@ -48,7 +65,7 @@ def _has_transformers() -> bool:
 
 
 def _workload(
-    name: str,
+    name_steps: tuple[str, int],
     model: nn.Module,
     inputs: torch.Tensor,
     optimizer: torch.optim.Optimizer,
@@ -64,14 +81,14 @@ def _workload(
         optimizer.step()
         optimizer.zero_grad()
 
-    return Workload(name, model, inputs, forward, step)
+    return Workload(*name_steps, model, inputs, forward, step)
 
 
-def _mlp() -> Workload:
-    model = nn.Sequential(*(m for _ in range(4) for m in (nn.Linear(1024, 1024), nn.ReLU())))
-    x, y = torch.randn(64, 1024), torch.randn(64, 1024)
+def _mlp(width: int = 1024) -> Workload:
+    model = nn.Sequential(*(m for _ in range(4) for m in (nn.Linear(width, width), nn.ReLU())))
+    x, y = torch.randn(64, width), torch.randn(64, width)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
-    return _workload("mlp", model, x, optimizer, lambda out: F.mse_loss(out, y))
+    return _workload(("mlp", 10), model, x, optimizer, lambda out: F.mse_loss(out, y))
 
 
 class _Block(nn.Module):
@@ -104,7 +121,7 @@ def _resnet() -> Workload:
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 100))
     x, y = torch.randn(16, 3, 64, 64), torch.randint(100, (16,))
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
-    return _workload("resnet", model, x, optimizer, lambda out: F.cross_entropy(out, y))
+    return _workload(("resnet", 3), model, x, optimizer, lambda out: F.cross_entropy(out, y))
 
 
 class _Layer(nn.Module):
@@ -146,7 +163,6 @@ class _PlainGPT2(nn.Module):
 
 def _gpt2() -> Workload:
     """Six layers of 384, vocabulary 8192, four texts of 128 tokens."""
-    ids = torch.randint(8192, (4, 128))
     model: nn.Module
     if _has_transformers():
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -158,12 +174,17 @@ def _gpt2() -> Workload:
         model = GPT2LMHeadModel(config).train()
     else:
         model = _PlainGPT2(8192, 128, 384, 6, 6)
+    return _transformer(model, (4, 128))
+
+
+def _transformer(model: nn.Module, shape: tuple[int, int]) -> Workload:
+    ids = torch.randint(8192, shape)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
 
     def loss_of(logits: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
-    return _workload("gpt2", model, ids, optimizer, loss_of)
+    return _workload(("gpt2", 1), model, ids, optimizer, loss_of)
 
 
 class _Unrolled(nn.Module):
@@ -183,4 +204,4 @@ def _lstm() -> Workload:
     model = _Unrolled()
     x, y = torch.randn(16, 100, 64), torch.randint(10, (16,))
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    return _workload("lstm", model, x, optimizer, lambda out: F.cross_entropy(out, y))
+    return _workload(("lstm", 10), model, x, optimizer, lambda out: F.cross_entropy(out, y))
