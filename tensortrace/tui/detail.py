@@ -31,6 +31,7 @@ from tensortrace.text import (
     short_dtype,
 )
 from tensortrace.tui.cells import duration_text, health, name_of, short_place
+from tensortrace.tui.distribution import distribution_lines
 from tensortrace.tui.rows import Row, StepRows
 from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
 
@@ -60,6 +61,7 @@ def detail_lines(
     record = row.record
     lines.append(_headline(row, modules))
     lines += stat_lines(_tensors(row, held), width)
+    lines += distribution_lines(_tensors(row, held), width, glyphs)
     lines += [[("  " + text, "")] for text in _facts(record)]
     location = location_of(row)
     if location is not None:
