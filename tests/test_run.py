@@ -508,3 +508,11 @@ def test_what_is_kept_of_a_hostile_log_is_bounded_and_said(tmp_path, monkeypatch
     run = exhaust(open_run(write_log(tmp_path / "log.jsonl", findings)))
     assert len(run.findings) == 10
     assert "of its findings only 10 are kept" in run.notice
+
+
+def test_records_of_some_kinds_and_steps_are_those_of_all_that_are(tmp_path: Path) -> None:
+    run = open_run(write_log(tmp_path / "log.jsonl", FORTY))
+    expected = [r for r in run.records() if isinstance(r, Step) and 7 <= r.step < 31]
+    assert list(run.records(7, 31, kinds=("step",))) == expected
+    assert [record.step for record in expected] == list(range(7, 31))
+    assert list(run.records(kinds=())) == []

@@ -24,7 +24,6 @@ from tensortrace.log import (
     LogFile,
     Unknown,
     decode,
-    iterate,
     open_log,
     read_step,
     scan_chunk,
@@ -201,13 +200,23 @@ class Run:
                 found.extend(s for s in (self.step(number).summary,) if s is not None)
         return found
 
-    def records(self, start: int = 0, stop: int = MAX_STEP) -> Iterator[Record]:
-        """Decode the records of steps `start` to `stop` (exclusive) one by one, in log order."""
-        low, high = self._seek(start) if start else 0, self._seek(stop)
-        for _, line in iterate(self._file, low, high):
-            record = decode(line)
-            if isinstance(record, Record):
-                yield record
+    def records(
+        self, start: int = 0, stop: int = MAX_STEP, *, kinds: Collection[str] = KINDS
+    ) -> Iterator[Record]:
+        """Decode the records of steps `start` to `stop` (exclusive) one by one, in log order.
+
+        Lines of other kinds than `kinds` are passed over at the price of finding where they end.
+        """
+        import numpy as np
+
+        wanted = np.array([kind in kinds for kind in KINDS] + [False, False])
+        at, high = self._seek(start) if start else 0, self._seek(stop)
+        while (chunk := scan_chunk(self._file, at, high)) is not None:
+            for i in np.flatnonzero(wanted[chunk.kinds]).tolist():
+                record = decode(chunk.line(i))
+                if isinstance(record, Record):
+                    yield record
+            at = chunk.end
 
     def _seek(self, number: int) -> int:
         return seek_step(self._file, self._stop, number)
