@@ -14,23 +14,25 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
+from textual.actions import SkipAction
 from textual.app import SystemCommand
 from textual.binding import BindingType
 from textual.screen import Screen
+from textual.widgets import Input
 
 from tensortrace.records import Severity
 from tensortrace.run import Run, open_run
 from tensortrace.tui import findings
-from tensortrace.tui.bindings import KEYS, bindings
+from tensortrace.tui.bindings import KEYS, Key, bindings
 from tensortrace.tui.layout import PANES
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.screens import Help, Prompt
+from tensortrace.tui.switch import Switcher
 from tensortrace.tui.theme import ASCII, THEME, UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
-from tensortrace.tui.walk import Walker
 
 
-class Viewer(Walker):
+class Viewer(Switcher):
     """The program: one method for each action of the table in `bindings`."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings()
@@ -49,18 +51,19 @@ class Viewer(Walker):
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Offer every key of the table by its name in the palette."""
         for key in KEYS:
-            if key.action != "command_palette":
+            if key.action != "command_palette" and (not key.views or self.shown in key.views):
                 title = key.help[0].upper() + key.help[1:]
-                yield SystemCommand(title, f"key {key.shown}", self.runner(key.action))
+                yield SystemCommand(title, f"key {key.shown}", self.runner(key))
 
-    def runner(self, action: str) -> Callable[[], object]:
-        """Make a callable that runs an action by its name, for the palette."""
-        return partial(self.call_later, self.run_action, action)
+    def runner(self, key: Key) -> Callable[[], object]:
+        """Make a callable that does what a key does, for the palette."""
+        at_view = bool(key.views) and "step" not in key.views
+        return partial(self.call_later, self.run_action, key.action, self.view if at_view else self)
 
     @property
     def active(self) -> Pane:
         """The pane that has the focus; the table if none has."""
-        return self.focused if isinstance(self.focused, Pane) else self.pane("calls")
+        return self.focused if isinstance(self.focused, Pane) else self.main_pane
 
     # ---- move
 
@@ -112,11 +115,17 @@ class Viewer(Walker):
 
     def action_ask_step(self) -> None:
         """Ask for a step number."""
-        self.query_one(Prompt).ask(":")
+        self.ask(":")
 
     def action_ask_search(self) -> None:
         """Ask for a text to search."""
-        self.query_one(Prompt).ask("/")
+        self.ask("/")
+
+    def ask(self, sign: str) -> None:
+        """Ask for something, unless something else is being typed or asked."""
+        if isinstance(self.focused, Input) or len(self.screen_stack) > 1:
+            raise SkipAction
+        self.query_one(Prompt).ask(sign)
 
     def action_hit(self, direction: int) -> None:
         """Go to the next or previous hit of the search."""
@@ -153,14 +162,16 @@ class Viewer(Walker):
 
     def active_or_table(self) -> None:
         """Give the focus to the table, or to the pane that is shown alone."""
-        self.pane(self.zoom or "calls").focus()
+        self.main_pane.focus()
 
     # ---- panes
 
     def action_open(self) -> None:
         """Open the ops of a call that hides them, else the detail; or go to the finding."""
         at = self.pane("calls").cursor or 0
-        if self.active.id == "findings":
+        if self.view is not None:
+            self.view.open(self.active, self.active.cursor or 0)
+        elif self.active.id == "findings":
             self.open_finding(self.active.cursor or 0)
         elif self.active.id == "calls" and self.rows.inside(at) and not self.rows.opens(at):
             self.put_fold(at, True)
@@ -176,6 +187,12 @@ class Viewer(Walker):
         if self.cancel_search():
             self.tell("search given up")
             return
+        if self.view is not None:
+            if self.active is self.view.main:
+                self.show_view("step")
+            else:
+                self.view.main.focus()
+            return
         if self.zoom is None and self.active.id == "calls" and self.focused is not None:
             self.action_fold()
             return
@@ -187,9 +204,10 @@ class Viewer(Walker):
 
     def action_pane(self, direction: int) -> None:
         """Give the focus to the next visible pane."""
-        shown = [name for name in PANES if self.pane(name).display]
-        at = next((i for i, name in enumerate(shown) if name == self.active.id), 0)
-        self.pane(shown[(at + direction) % len(shown)]).focus()
+        within = [self.pane(name) for name in PANES] if self.view is None else self.view.query(Pane)
+        shown = [pane for pane in within if pane.display]
+        at = next((i for i, pane in enumerate(shown) if pane is self.active), 0)
+        shown[(at + direction) % len(shown)].focus()
 
     def action_source(self) -> None:
         """Show the source pane, or hide it."""
@@ -209,7 +227,11 @@ class Viewer(Walker):
 
     def action_copy(self) -> None:
         """Copy the record of the row as JSON: control characters are escaped in it."""
-        if self.row is not None and self.row.record is not None:
+        copied = self.view.copied() if self.view is not None else None
+        if copied is not None:
+            self.copy_to_clipboard(copied[0])
+            self.tell(f"copied {copied[1]}")
+        elif self.row is not None and self.row.record is not None:
             self.copy_to_clipboard(msgspec.json.encode(self.row.record).decode("utf-8", "replace"))
             self.tell("copied the record as JSON")
 

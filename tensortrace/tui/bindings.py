@@ -11,7 +11,8 @@ from textual.binding import Binding, BindingType
 class Key:
     """What some keys do: `keys` as Textual names them, `shown` as a person does.
 
-    `footer` is the short label in the footer, empty to leave the key out of it.
+    `footer` is the short label in the footer, empty to leave the key out of it. `views` are those
+    in which the key does this; empty: in all.
     """
 
     keys: str
@@ -20,7 +21,12 @@ class Key:
     help: str
     group: str
     footer: str = ""
+    views: tuple[str, ...] = ()
 
+
+STEP, ROW = ("step",), ("step", "tensor", "flow")
+CAUSE = (*ROW, "findings")
+FIRST = ("tab", "shift+tab", "colon", "slash")
 
 KEYS = (
     Key("j,down", "j ↓", "move(1)", "next line", "Move"),
@@ -39,15 +45,15 @@ KEYS = (
     Key("W", "W", "warning(-1)", "previous warning", "Walk"),
     Key("colon", ":", "ask_step", "go to a step by its number", "Walk"),
     Key("backspace,ctrl+o", "backspace ctrl+o", "jump_back", "back to before the jump", "Walk"),
-    Key("l,right", "l →", "unfold", "show the ops inside a call, go into it", "Ops"),
-    Key("h,left", "h ←", "fold", "hide the ops, or go to the call around", "Ops"),
-    Key("plus", "+", "fold_all(True)", "show all ops", "Ops"),
-    Key("minus", "-", "fold_all(False)", "hide all ops", "Ops"),
-    Key("i", "i", "sources", "go to what made an input", "Ops", "From"),
-    Key("o", "o", "uses", "go to what used an output", "Ops", "To"),
-    Key("b", "b", "counterpart", "from a call to its gradient, and back", "Ops"),
-    Key("p", "p", "before", "same place in an earlier step", "Ops"),
-    Key("c", "c", "causes", "walk the causes of a finding", "Ops", "Causes"),
+    Key("l,right", "l →", "unfold", "show the ops inside a call, go into it", "Ops", "", STEP),
+    Key("h,left", "h ←", "fold", "hide the ops, or go to the call around", "Ops", "", STEP),
+    Key("plus", "+", "fold_all(True)", "show all ops", "Ops", "", STEP),
+    Key("minus", "-", "fold_all(False)", "hide all ops", "Ops", "", STEP),
+    Key("i", "i", "sources", "go to what made an input", "Ops", "From", ROW),
+    Key("o", "o", "uses", "go to what used an output", "Ops", "To", ROW),
+    Key("b", "b", "counterpart", "from a call to its gradient, and back", "Ops", "", ROW),
+    Key("p", "p", "before", "same place in an earlier step", "Ops", "", ROW),
+    Key("c", "c", "causes", "walk the causes of a finding", "Ops", "Causes", CAUSE),
     Key("slash", "/", "ask_search", "search the whole log", "Search", "Search"),
     Key("n", "n", "hit(1)", "next hit", "Search"),
     Key("N", "N", "hit(-1)", "previous hit", "Search"),
@@ -55,8 +61,8 @@ KEYS = (
     Key("escape", "esc", "leave", "cancel, close, or go up", "Panes"),
     Key("tab", "tab", "pane(1)", "next pane", "Panes"),
     Key("shift+tab", "shift+tab", "pane(-1)", "previous pane", "Panes"),
-    Key("s", "s", "source", "show or hide the source", "Panes", "Source"),
-    Key("z", "z", "zoom", "one pane alone, and back", "Panes"),
+    Key("s", "s", "source", "show or hide the source", "Panes", "Source", STEP),
+    Key("z", "z", "zoom", "one pane alone, and back", "Panes", "", STEP),
     Key("y", "y", "copy", "copy the record as JSON", "Other"),
     Key("equals_sign", "=", "follow", "follow a live run, or pause", "Other"),
     Key("question_mark,f1", "? F1", "help", "this help", "Other", "Help"),
@@ -66,18 +72,31 @@ KEYS = (
 
 
 def bindings() -> list[BindingType]:
-    """Make Textual's bindings of the table."""
-    return [
-        Binding(
-            key.keys,
-            key.action,
-            key.footer or key.help,
-            show=bool(key.footer),
-            key_display=key.shown.split()[0],
-            priority=key.keys.startswith(("tab", "shift+tab")),
-        )
-        for key in KEYS
-    ]
+    """Make Textual's bindings of the program: what holds in all views, or in that of the step."""
+    return [_binding(key) for key in KEYS if not key.views or "step" in key.views]
+
+
+def bindings_of(view: str) -> list[BindingType]:
+    """Make Textual's bindings of a view: what only the views beside the step have."""
+    return [_binding(key) for key in KEYS if view in key.views and "step" not in key.views]
+
+
+def _binding(key: Key) -> Binding:
+    return Binding(
+        key.keys,
+        key.action,
+        key.footer or key.help,
+        show=bool(key.footer),
+        key_display=key.shown.split()[0],
+        # Those that ask for letters come before the letters: a terminal may send all at once.
+        priority=key.keys in FIRST,
+    )
+
+
+def in_view(action: str, view: str) -> bool:
+    """Whether an action does something in a view; one that has no key always does."""
+    held = [key.views for key in KEYS if key.action.partition("(")[0] == action]
+    return not held or any(not views or view in views for views in held)
 
 
 def help_lines() -> list[tuple[str, str]]:

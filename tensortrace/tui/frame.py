@@ -23,8 +23,11 @@ from tensortrace.tui.layout import PANES, PaneName, arrange
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.rows import Row, StepRows
 from tensortrace.tui.screens import Prompt
+from tensortrace.tui.tabs import Tabs
 from tensortrace.tui.theme import UNICODE, Glyphs, Styled
 from tensortrace.tui.timeline import Timeline, window
+from tensortrace.tui.view import View
+from tensortrace.tui.views import NAMES
 
 # Source lines above and below the marked one in the source pane.
 AROUND = 200
@@ -56,6 +59,8 @@ class Frame(App[int]):
         self.marks: dict[int, Severity] = {}
         self.at_finding: Finding | None = None
         self.summaries: dict[int, Step] = {}
+        # The name of the view that is shown; "step" is the main screen itself.
+        self.shown = "step"
         self.zoom: PaneName | None = None
         self.source_wanted: bool | None = None
         self.following = False
@@ -66,8 +71,9 @@ class Frame(App[int]):
     # ---- building the screen
 
     def compose(self) -> ComposeResult:
-        """Put the panes where `layout.arrange` shows or hides them."""
+        """Put the panes where `layout.arrange` shows or hides them; views come later."""
         yield Headline()
+        yield Tabs(NAMES)
         yield Timeline(self.glyphs)
         with Horizontal(id="main"):
             yield Pane("findings", "Findings", height=findings.LINES)
@@ -83,9 +89,19 @@ class Frame(App[int]):
         """One of the four panes."""
         return self.screen_stack[0].query_one(f"#{name}", Pane)
 
+    @property
+    def view(self) -> View | None:
+        """The view that is shown, None for the step."""
+        if self.shown == "step":
+            return None
+        return self.screen_stack[0].query_one(f"#view-{self.shown}", View)
+
     def arrange(self) -> None:
         """Show the panes that there is room for."""
-        main = self.screen_stack[0]
+        main, view = self.screen_stack[0], self.view
+        for other in main.query(View):
+            other.display = other is view
+        main.query_one("#main").display = view is None
         held = arrange(self.size.width, self.size.height, self.zoom, self.source_wanted)
         for name in PANES:
             self.pane(name).display = name in held.visible
@@ -94,8 +110,11 @@ class Frame(App[int]):
         bottom.styles.height = held.bottom if "calls" in held.visible else "1fr"
         main.query_one("#right").display = held.visible != {"findings"}
         main.query_one("#findings").styles.width = 36 if "calls" in held.visible else "1fr"
-        main.query_one(Timeline).styles.height = held.timeline
-        if isinstance(self.focused, Pane) and self.focused.id not in held.visible:
+        main.query_one(Tabs).display = held.tabs and len(NAMES) > 1
+        strip = main.query_one(Timeline)
+        strip.styles.height = held.timeline
+        strip.display = view is None or view.STRIP
+        if view is None and isinstance(self.focused, Pane) and self.focused.id not in held.visible:
             self.pane(next(name for name in PANES if name in held.visible)).focus()
 
     def on_resize(self, event: events.Resize) -> None:
@@ -261,7 +280,10 @@ class Frame(App[int]):
             self.from_thread(self.draw_detail)
 
     def draw_detail(self) -> None:
-        """Draw the detail and the source of the row under the cursor."""
+        """Draw the detail and the source of the row under the cursor, or the view that is shown."""
+        if self.view is not None:
+            self.view.draw()
+            return
         row, pane, source_pane = self.row, self.pane("detail"), self.pane("source")
         if row is None:
             pane.show(0, lambda *_: [])

@@ -9,7 +9,7 @@ PaneName = Literal["findings", "calls", "detail", "source"]
 PANES: tuple[PaneName, ...] = ("findings", "calls", "detail", "source")
 
 FINDINGS_FROM, SOURCE_FROM = 110, 140
-DETAIL_FROM_HEIGHT, AXIS_FROM_HEIGHT = 16, 14
+DETAIL_FROM_HEIGHT, AXIS_FROM_HEIGHT, TABS_FROM_HEIGHT = 16, 14, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class Arrangement:
     """The visible panes, and heights in lines."""
 
     visible: frozenset[PaneName]
+    tabs: bool
     timeline: int
     bottom: int
 
@@ -29,11 +30,12 @@ def arrange(width: int, height: int, zoom: PaneName | None, source: bool | None)
         source: whether the user wants the source pane; None leaves it to the width. On a narrow
             screen it takes the place of the detail.
     """
+    tabs = height >= TABS_FROM_HEIGHT
     timeline = 2 if height >= AXIS_FROM_HEIGHT else 1
     # The table gets the larger part; at 80x24 the detail has eight lines inside its frame.
     bottom = max(10, int(height * 0.42))
     if zoom is not None:
-        return Arrangement(frozenset({zoom}), timeline, height)
+        return Arrangement(frozenset({zoom}), tabs, timeline, height)
     visible: set[PaneName] = {"calls"}
     if width >= FINDINGS_FROM:
         visible.add("findings")
@@ -45,4 +47,4 @@ def arrange(width: int, height: int, zoom: PaneName | None, source: bool | None)
             visible.add("detail")
     elif source:
         visible = {"source"}
-    return Arrangement(frozenset(visible), timeline, bottom)
+    return Arrangement(frozenset(visible), tabs, timeline, bottom)

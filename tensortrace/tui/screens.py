@@ -84,7 +84,8 @@ class Prompt(Input):
         self.sign = self.value = sign
         self.cursor_position = 1
         self._show(True)
-        self.focus()
+        # At once: `focus` would wait, and letters sent together would go elsewhere.
+        self.screen.set_focus(self)
 
     def _show(self, shown: bool) -> None:
         """Take the place of the footer, or give it back."""

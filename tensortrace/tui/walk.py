@@ -38,6 +38,12 @@ class Stop:
     number: int
     slot: int
     opened: Opened
+    view: str = "step"
+
+    @property
+    def place(self) -> tuple[int, int, str]:
+        """What makes two stops the same."""
+        return self.number, self.slot, self.view
 
 
 class Walker(Reader):
@@ -55,15 +61,12 @@ class Walker(Reader):
     def stop(self) -> Stop:
         """Where the cursor is."""
         slot = self.rows.slot(self.pane("calls").cursor or 0)
-        return Stop(self.number, slot, self.opened.copy())
+        return Stop(self.number, slot, self.opened.copy(), self.shown)
 
     def remember(self) -> None:
         """Keep the place for the way back."""
         here = self.stop
-        if not self.stops or (self.stops[-1].number, self.stops[-1].slot) != (
-            here.number,
-            here.slot,
-        ):
+        if not self.stops or self.stops[-1].place != here.place:
             self.stops.append(here)
 
     def return_to(self, stop: Stop) -> None:
@@ -76,7 +79,7 @@ class Walker(Reader):
         here = self.stop
         while self.stops:
             stop = self.stops.pop()
-            if (stop.number, stop.slot) != (here.number, here.slot):
+            if stop.place != here.place:
                 self.following = False
                 self.return_to(stop)
                 return

@@ -1,0 +1,79 @@
+"""What a view is: one way to look at the run, in place of the table of the step.
+
+A view is a container of panes. It is told to `draw` when it opens, when the place in the run
+changes, when the log has grown and when the screen has another size; it asks the viewer for the
+place (`number`, `row`, `found`, `modules`, `log_`). Its own keys stand in `bindings.KEYS` with its
+name, as methods `action_...` here. Whatever takes long is read in a thread by `work`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual.containers import Container
+
+from tensortrace.tui.panes import Pane
+
+if TYPE_CHECKING:
+    from tensortrace.tui.app import Viewer
+
+
+class View(Container):
+    """One way to look at the run. `NAME` is that of its tab and of its keys.
+
+    Attributes:
+        STRIP: whether the strip of steps stays above it.
+    """
+
+    NAME: ClassVar[str]
+    STRIP: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__(id=f"view-{self.NAME}", classes="view")
+        self.display = False
+
+    @property
+    def viewer(self) -> Viewer:
+        """The program, with the place in the run."""
+        return cast("Viewer", self.app)
+
+    @property
+    def main(self) -> Pane:
+        """The pane that gets the focus."""
+        return self.query(Pane).first()
+
+    def draw(self) -> None:
+        """Show what belongs to the place in the run; called often, so it costs little."""
+
+    def leave(self) -> None:
+        """Another view is shown now."""
+
+    def open(self, pane: Pane, at: int) -> None:
+        """Enter, or a click on the item that the cursor is on."""
+
+    def moved(self, pane: Pane, at: int) -> None:
+        """The cursor of a pane is on another item."""
+
+    def copied(self) -> tuple[str, str] | None:
+        """What `y` copies, and in a word or two what that is; None for the record of the row."""
+        return None
+
+    def work(self, task: Callable[[], None]) -> None:
+        """Run something in a thread; what the view had running before is given up."""
+        self.viewer.run_worker(task, thread=True, exclusive=True, group=f"view-{self.NAME}")
+
+    def on_resize(self) -> None:
+        """Draw for the new size."""
+        if self.display:
+            self.draw()
+
+    def on_pane_moved(self, message: Pane.Moved) -> None:
+        """Keep it here: the panes of a view are its own."""
+        message.stop()
+        self.moved(message.pane, message.at)
+
+    def on_pane_opened(self, message: Pane.Opened) -> None:
+        """Keep it here: the panes of a view are its own."""
+        message.stop()
+        self.open(message.pane, message.at)

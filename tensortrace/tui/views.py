@@ -1,0 +1,9 @@
+"""The views beside that of the step; the order of the tabs and their keys are in `tabs.TABS`."""
+
+from __future__ import annotations
+
+from tensortrace.tui.view import View
+
+VIEWS: tuple[type[View], ...] = ()
+# The step comes first and is no `View`: its panes are those of the main screen.
+NAMES = ("step", *(view.NAME for view in VIEWS))
