@@ -1,0 +1,129 @@
+"""A program in a real pseudo terminal: press keys, time the bytes that come back."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import sys
+import termios
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+# All that Textual writes around its text.
+ESCAPES = re.compile(rb"\x1b\[[0-9;?=<>]*[$ ]?[a-zA-Z]|\x1b\]22;[a-z]*(?:\x1b\\|\x07)|\x1b[78=>]")
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class Terminal:
+    """The viewer on a pseudo terminal of its own, to be closed.
+
+    `seen` is the text that it has written so far, of the last megabyte.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], *, columns: int = 120, lines: int = 40, **environ: str
+    ) -> None:
+        self.began = time.perf_counter()
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+            os.environ.update(TERM="xterm-256color", COLORTERM="truecolor", **environ)
+            os.execv(sys.executable, [sys.executable, "-m", "tensortrace", *arguments])
+        self.raw = b""
+
+    @property
+    def seen(self) -> str:
+        """What was written, without escape sequences."""
+        return ESCAPES.sub(b"", self.raw).decode("utf-8", "replace")
+
+    def read(self, seconds: float) -> bool:
+        """Read what comes within some seconds; False if nothing did, or the program has ended."""
+        if not select.select([self.fd], [], [], seconds)[0]:
+            return False
+        try:
+            data = os.read(self.fd, 1 << 16)
+        except OSError:
+            return False
+        # Only the newest megabyte is looked at.
+        self.raw = (self.raw + data)[-(1 << 20) :]
+        return bool(data)
+
+    def forget(self) -> None:
+        """Start `seen` anew."""
+        self.raw = b""
+
+    def wait(self, pattern: str, seconds: float = 60.0) -> float | None:
+        """Read until a regular expression is seen; the seconds it took, None if it never came."""
+        began, wanted = time.perf_counter(), re.compile(pattern)
+        while (left := began + seconds - time.perf_counter()) > 0:
+            if wanted.search(self.seen):
+                return time.perf_counter() - began
+            if not self.read(min(left, 0.25)) and self.ended:
+                return None
+        return None
+
+    def settle(self, quiet: float = 0.05, most: float = 5.0) -> None:
+        """Read until nothing comes for a moment."""
+        end = time.perf_counter() + most
+        while time.perf_counter() < end and self.read(quiet):
+            pass
+
+    def press(self, keys: bytes) -> None:
+        """Send keys."""
+        os.write(self.fd, keys)
+
+    def answer(self, keys: bytes, seconds: float = 2.0) -> float | None:
+        """Send keys; seconds until the first byte comes back, None if none does."""
+        while self.read(0):
+            pass
+        began = time.perf_counter()
+        self.press(keys)
+        return time.perf_counter() - began if self.read(seconds) else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the program is gone."""
+        return self.rss_mb() == 0.0
+
+    def rss_mb(self, field: str = "VmRSS") -> float:
+        """Resident memory now (`VmHWM`: at its peak) in MB."""
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        found = re.search(rf"{field}:\s+(\d+) kB", text)
+        return int(found[1]) / 1024 if found else 0.0
+
+    def cpu_s(self) -> float:
+        """Seconds of processor time used so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICK
+
+    def close(self) -> int | None:
+        """Quit; the exit code."""
+        if self.fd < 0:
+            return None
+        try:
+            for _ in range(3):  # a prompt or the help may be open
+                self.press(b"\x1b")
+                self.settle(0.15, 1.0)
+            self.press(b"q")
+            until = time.perf_counter() + 10
+            while time.perf_counter() < until and self.read(1.0):
+                pass
+        except OSError:
+            pass
+        finally:
+            os.close(self.fd)
+            self.fd = -1
+        for _ in range(100):
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.05)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        return None
