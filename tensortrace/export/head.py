@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from tensortrace.export.contents import Found, step_lines
-from tensortrace.export.finding import place_text
+from tensortrace.export.finding_words import place_text
 
 if TYPE_CHECKING:
     from tensortrace.run import Run
