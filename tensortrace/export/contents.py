@@ -192,6 +192,21 @@ def shown_path(modules: Mapping[str, Module], path: str) -> str:
     return (module.alias or path) or module.cls
 
 
+def tree_labels(modules: Mapping[str, Module], paths: Sequence[str]) -> list[tuple[int, str]]:
+    """Name each path under the nearest one above it that holds it, as (depth, label)."""
+    labels: list[tuple[int, str]] = []
+    above: list[str] = []
+    for path in paths:
+        while above and above[-1] and not path.startswith(above[-1] + "."):
+            above.pop()
+        parent = above[-1] if above else ""
+        alias = modules[path].alias if path in modules else None
+        name = path[len(parent) + 1 :] if parent else shown_path(modules, path)
+        labels.append((len(above), alias or name))
+        above.append(path)
+    return labels
+
+
 def matches(modules: Mapping[str, Module], path: str | None, globs: Sequence[str]) -> bool:
     """Whether a module path, as written or as shown, matches one of the globs; none match all."""
     if not globs:

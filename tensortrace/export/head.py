@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from tensortrace.export.contents import Found, step_lines
+from tensortrace.export.contents import SEVERITIES, Contents, Found, step_lines
 from tensortrace.export.finding_words import place_text
 
 if TYPE_CHECKING:
@@ -76,6 +76,14 @@ def ended_text(run: Run) -> str:
     at = f" at {place_text(run, failure.location)}" if failure.location else ""
     message = f": {failure.message}" if failure.message else ""
     return f"exception {after}: {failure.type}{inside}{at}{message}"
+
+
+def counts_text(contents: Contents) -> str:
+    """Count the findings: ``1 error, 2 notes``; empty if there are none."""
+    counts = contents.counts
+    return ", ".join(
+        f"{counts[s]} {s}{'' if counts[s] == 1 else 's'}" for s in SEVERITIES if counts[s]
+    )
 
 
 def missing_text(run: Run) -> str:

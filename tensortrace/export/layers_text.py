@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tensortrace.export.contents import shown_path
+from tensortrace.export.contents import tree_labels
 from tensortrace.text import escape, number_text, shape_text, short_dtype
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ GAP = 2
 
 def show_layers(run: Run, title: str, rows: Sequence[Row], width: int) -> RenderableType:
     """Lay out the rows under a title; says in it which columns had no room."""
-    cells = [_cells(label, row) for label, row in zip(_tree(run, rows), rows, strict=True)]
+    tree = tree_labels(run.modules, [row.path for row in rows])
+    labels = ["  " * depth + label for depth, label in tree]
+    cells = [_cells(label, row) for label, row in zip(labels, rows, strict=True)]
     if not cells:
         return Group(Text(title, "bold"), Text("  none" + (" that match" if run.modules else "")))
     widths = {
@@ -60,31 +62,19 @@ def show_layers(run: Run, title: str, rows: Sequence[Row], width: int) -> Render
     return Group(Text(title, "bold"), table)
 
 
-def _cells(label: str, row: Row) -> list[Text]:
+def cell_texts(label: str, row: Row) -> list[str]:
+    """Write the cells of a row, in the order of `COLUMNS`, harmless and not yet styled."""
     output = "-" if row.dtype is None else f"{shape_text(row.shape)} {short_dtype(row.dtype)}"
     times = f" x{row.calls}" if row.calls > 1 else ""
     host = "-" if row.host_ns is None else f"{row.host_ns / 1e6:.2f}"
-    style = "bold red" if row.flag else ""
     return [
-        Text(escape(label) + times, style), Text(escape(row.cls)), Text(output.replace(", ", ",")),
-        Text(f"{row.parameters:,}" if row.parameters else "-"), Text(number_text(row.output_rms)),
-        Text(number_text(row.grad_norm)), Text(number_text(row.update_ratio)), Text(host),
-        Text(escape(row.flag) or "-", style),
+        escape(label) + times, escape(row.cls), output.replace(", ", ","),
+        f"{row.parameters:,}" if row.parameters else "-", number_text(row.output_rms),
+        number_text(row.grad_norm), number_text(row.update_ratio), host, escape(row.flag) or "-",
     ]  # fmt: skip
 
 
-def _tree(run: Run, rows: Sequence[Row]) -> list[str]:
-    """Name each row under the nearest row above it that holds it, two columns deeper."""
-    labels: list[str] = []
-    above: list[str] = []
-    modules = run.modules
-    for row in rows:
-        path = row.path
-        while above and above[-1] and not path.startswith(above[-1] + "."):
-            above.pop()
-        parent = above[-1] if above else ""
-        alias = modules[path].alias if path in modules else None
-        name = path[len(parent) + 1 :] if parent else shown_path(modules, path)
-        labels.append("  " * len(above) + (alias or name))
-        above.append(path)
-    return labels
+def _cells(label: str, row: Row) -> list[Text]:
+    style = "bold red" if row.flag else ""
+    styles = [style if name in ("module", "worst") else "" for name in COLUMNS]
+    return [Text(cell, style) for cell, style in zip(cell_texts(label, row), styles, strict=True)]

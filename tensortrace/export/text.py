@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from tensortrace.export.contents import SEVERITIES, Contents, gather
+from tensortrace.export.contents import Contents, gather
 from tensortrace.export.finding import harmless, labelled, show_finding
-from tensortrace.export.head import head_lines
+from tensortrace.export.head import counts_text, head_lines
 from tensortrace.export.layers_text import show_layers
 from tensortrace.text import escape
 
@@ -102,12 +102,11 @@ def _layers(contents: Contents, width: int) -> RenderableType:
 
 
 def _verdict(contents: Contents, notes: bool) -> Text:
-    counts = contents.counts
-    said = [f"{counts[s]} {s}{'' if counts[s] == 1 else 's'}" for s in SEVERITIES if counts[s]]
+    said = counts_text(contents)
     if not said:
         return Text("No findings.", "bold")
-    text = Text(", ".join(said) + ".", "bold")
-    if counts["note"] and not notes:
+    text = Text(f"{said}.", "bold")
+    if contents.counts["note"] and not notes:
         text.append(" Notes in full: --notes.")
     codes = list(dict.fromkeys(one.finding.code for one in contents.shown
                                if notes or one.finding.severity != "note"))  # fmt: skip
