@@ -21,6 +21,7 @@ from tensortrace.records import (
     Action,
     Call,
     Finding,
+    Line,
     Location,
     Module,
     Optimizer,
@@ -77,6 +78,10 @@ class Engine:
             self._modules[record.path] = record  # type: ignore[assignment,attr-defined]
         elif kind is Source:
             self._sources.setdefault(record.file, []).append(record)  # type: ignore[arg-type,attr-defined]
+        elif kind is Line:
+            # A check looks at no line, but at tensors that a line was the first to meet.
+            for tensor in record.tensors:  # type: ignore[attr-defined]
+                _describe(self._view(record.step), tensor)
         elif kind in (Call, Param, Optimizer, Action, Step):
             return self._take(record)  # type: ignore[arg-type]
         return []
@@ -91,12 +96,16 @@ class Engine:
         repeats, self._repeats = dict(self._repeats), Counter()
         return repeats
 
-    def _take(self, record: Call | Param | Optimizer | Action | Step) -> list[Finding]:
+    def _view(self, number: int) -> StepView:
         step = self._step
-        if step is None or step.number != record.step:
-            step = StepView(record.step, modules=self._modules, findings=self._findings,
+        if step is None or step.number != number:
+            step = StepView(number, modules=self._modules, findings=self._findings,
                             poisoned=self._poisoned)  # fmt: skip
             self._step = step
+        return step
+
+    def _take(self, record: Call | Param | Optimizer | Action | Step) -> list[Finding]:
+        step = self._view(record.step)
         step.update = max(step.update, record.update)
         gate = False
         if isinstance(record, Call) and record.replay:

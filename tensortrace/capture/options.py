@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from tensortrace.capture.lines_options import Lines, parse_lines
 from tensortrace.capture.stats import Level
 from tensortrace.checks import Check, select
 from tensortrace.config import Config, load_config
@@ -24,6 +25,7 @@ class Options:
     out: Any
     model: nn.Module | None
     level: Literal["module", "op"]
+    lines: Lines | None
     narrow: bool
     every: int | Literal["auto"]
     steps: Container[int] | None
@@ -50,7 +52,7 @@ def parse_options(
     *,
     model: nn.Module | None = None,
     level: str = "module",
-    lines: bool = False,
+    lines: bool | Lines | Mapping[str, Any] = False,
     every: int | str = "auto",
     steps: int | Container[int] | None = None,
     modules: str | Iterable[str] | None = None,
@@ -68,8 +70,6 @@ def parse_options(
         UsageError: says which option, what it got, and what it takes.
     """
     given = {name: value for name, value in locals().items() if name not in ("out", "model")}
-    if lines:
-        raise UsageError("lines=True is not in this version yet; leave it out")
     if isinstance(out, nn.Module):  # it is callable, so it would be given the records
         raise UsageError(
             f"out= is where the log goes; write model= to name the {type(out).__name__}"
@@ -88,6 +88,7 @@ def parse_options(
         out=out,
         model=model,
         level=_choose("level", level, ("module", "op")),  # type: ignore[arg-type]
+        lines=parse_lines(lines),
         narrow=bool(narrow),
         every=every,  # type: ignore[arg-type]
         steps=_steps(steps),

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from msgspec import structs
@@ -50,6 +50,9 @@ from tensortrace.records import (
 )
 from tensortrace.text import shorten
 
+if TYPE_CHECKING:
+    from tensortrace.capture.lines import LineTracer
+
 # A step is handed on in parts of this many records, so that nothing is held without bound.
 PART = 20_000
 _MODULE_CALL = nn.Module._call_impl.__code__
@@ -57,7 +60,9 @@ _MODULE_CALL = nn.Module._call_impl.__code__
 # unrolled over time) is looked at so many times, then at powers of two. A NaN between two looks
 # is met at the next one or in the loss, and a replay finds its op all the same.
 _LOOKS = 8
-PARTS = ("modules", "gradients", "ops", "optimizers", "loop", "gate", "narrow", "exceptions")
+PARTS = (
+    "modules", "gradients", "ops", "optimizers", "loop", "gate", "narrow", "exceptions", "lines",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -141,6 +146,7 @@ class Recorder:
         self.replaying = False
         self.roots: Roots | None = Roots() if narrow and not op_level else None
         self.look: Callable[[StepView], None] | None = None
+        self.lines: LineTracer | None = None
         # Whether calls came since the last gate, and whether the step in flight has had one.
         self._undecided = self._gated = False
         self._shows_compiled = shows_compiled
@@ -492,6 +498,8 @@ class Recorder:
         self._without_grad.clear()
         self.holds_call = self.stepped = self.clipped = self._loss_scaled = False
         self.backward_seen = self.backward_done = False
+        if self.lines is not None:
+            self.lines.step_began()
 
     def close_step(self) -> None:
         """End the step in flight and begin the next."""

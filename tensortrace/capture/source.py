@@ -79,6 +79,11 @@ class SourceLines:
             return None
         return Location(code.co_filename, code.co_firstlineno, _name(code))
 
+    def locate_line(self, code: CodeType, line: int) -> Location:
+        """A line of a function, whoever wrote it. Hot."""
+        key = (code, line)
+        return self._locations.get(key) or self._meet(key)
+
     def _meet(self, key: tuple[CodeType, int]) -> Location:
         code, line = key
         location = Location(code.co_filename, line or code.co_firstlineno, _name(code))

@@ -8,6 +8,7 @@ from tensortrace.records import (
     Action,
     Call,
     Finding,
+    Line,
     ModuleColumns,
     Optimizer,
     Param,
@@ -48,7 +49,7 @@ class StepSummary:
     def describe(self, records: list[Record]) -> None:
         """Learn the tensors of a batch: what a call returns, a call inside it may describe."""
         for record in records:
-            if isinstance(record, Call):
+            if isinstance(record, Call | Line):
                 self._tensors.update((tensor.id, tensor) for tensor in record.tensors)
 
     def add(self, record: Record) -> None:

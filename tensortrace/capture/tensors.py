@@ -61,6 +61,11 @@ _NO_TAIL: Tail = (None, None, None, None)
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
+def draft_of_head(tensor: torch.Tensor) -> TensorDraft:
+    """A description without statistics, of a tensor that has no id."""
+    return TensorDraft(_head(tensor, -1), _NO_TAIL, _NOT_ASKED)
+
+
 def _finish(head: Head, stats: Stats, tail: Tail) -> Tensor:
     # By position, a third of the time of by keyword; a test holds the order.
     return Tensor(*head, *stats, *tail)  # type: ignore[arg-type] # mypy joins the tuples
@@ -98,11 +103,15 @@ class TensorTable:
         self._step = 0
         self._compared = 0
         self.kept: dict[str, Any] | None = None
+        # The descriptions of this step by id, while source lines ask for them.
+        self.drafts: dict[int, TensorDraft] | None = None
 
     def begin_step(self, step: int) -> None:
         """Start the ids again; remember only what is still alive."""
         self._step = step
         self._next = self._compared = 0
+        if self.drafts:
+            self.drafts = {}
         if self._known:
             self._known = {k: e for k, e in self._known.items() if e.ref() is not None}
         self.kept = self._kept_graphs()
@@ -173,7 +182,10 @@ class TensorTable:
             pass
         base = self._base_id(tensor)
         tail = (None, previous, base, from_step)
-        return number, self._draft(tensor, number, tail, measure)
+        draft = self._draft(tensor, number, tail, measure)
+        if self.drafts is not None:
+            self.drafts[number] = draft
+        return number, draft
 
     def id_of(self, tensor: torch.Tensor) -> int | None:
         """The id of a tensor that was described in this step and has not changed since."""

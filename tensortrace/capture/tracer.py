@@ -25,8 +25,8 @@ from collections.abc import (
 )
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Literal, TypeVar, overload
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, overload
 
 import torch
 from torch import nn
@@ -50,6 +50,10 @@ from tensortrace.log import LogWriter, open_sink
 from tensortrace.records import Failure, Finding
 from tensortrace.text import escape, finding_text, shorten
 
+if TYPE_CHECKING:
+    from tensortrace.capture.lines import LineTracer
+    from tensortrace.capture.lines_options import Lines
+
 F = TypeVar("F", bound=Callable[..., Any])
 StopOn = str | Callable[[Finding], object] | None
 Out = str | os.PathLike[str] | BinaryIO | Callable[[Any], object]
@@ -66,6 +70,8 @@ class Trace:
         self._pid = os.getpid()
         self._depth = 0
         self._decorates = False
+        self._functions: list[Callable[..., Any]] = []
+        self._lines: LineTracer | None = None
         self._stance: Any = None
         self._end_mark: int | None = None
         self._warned: set[str] = set()
@@ -151,6 +157,7 @@ class Trace:
                     f"a block inside another joins its run: nothing is written to "
                     f"{str(self._options.out)[:200]}"
                 )
+            self._lines_on(sys._getframe(1))
             return self
         self._joined = None
         self._depth += 1
@@ -160,6 +167,7 @@ class Trace:
             except BaseException:
                 self._depth = 0
                 raise
+        self._lines_on(sys._getframe(1))
         return self
 
     def __exit__(
@@ -168,10 +176,12 @@ class Trace:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._joined is not None:
-            # Blocks may end in any order (two generators): the last one out closes the run.
-            self._joined.__exit__(kind, error, traceback)
-            return
+        if self._lines is not None:
+            self._lines.leave(_outside(sys._getframe(1)))
+        # Blocks may end in any order (two generators): the last one out closes the run.
+        (self if self._joined is None else self._joined)._leave(error, traceback)
+
+    def _leave(self, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._recorder is None or self._depth == 0:
             return
         self._depth -= 1
@@ -192,6 +202,22 @@ class Trace:
         if error is None:
             self._recorder.raise_if_stopped()
 
+    def _lines_on(self, frame: FrameType) -> None:
+        """Follow source lines from here on, if that is wanted."""
+        recorder = (self if self._joined is None else self._joined)._recorder
+        if recorder is None or (self._options.lines is None and recorder.lines is None):
+            return
+        with self._ours("lines"):
+            if recorder.lines is None and self._options.lines is not None:
+                from tensortrace.capture.lines import LineTracer
+
+                recorder.lines = LineTracer(self._options.lines, recorder)
+            self._lines = recorder.lines
+            if self._lines is not None:
+                for function in self._functions:
+                    self._lines.target(function)
+                self._lines.enter(_outside(frame))
+
     # ---- decorator
 
     def __call__(self, function: F) -> F:
@@ -205,6 +231,7 @@ class Trace:
             )
         if self._off:
             return function
+        self._functions.append(function)
         if not self._decorates:
             self._decorates = True
             atexit.register(self.close)
@@ -517,7 +544,7 @@ def trace(
     *,
     model: nn.Module | None = ...,
     level: Literal["module", "op"] = ...,
-    lines: bool = ...,
+    lines: bool | Lines | Mapping[str, Any] = ...,
     every: int | Literal["auto"] = ...,
     steps: int | Container[int] | None = ...,
     modules: str | Iterable[str] | None = ...,
@@ -536,7 +563,8 @@ def trace(*positional: Any, **options: Any) -> Any:
         out: the log's path, a binary file, or (by keyword) a callable that gets each record.
         model: the module whose paths are plain; otherwise the first one called.
         level: "module". "op" comes with a later version.
-        lines: comes with a later version.
+        lines: whether each executed source line of the decorated function or block is recorded,
+            with the variables that it changed; ``Lines(depth=2, ...)`` or a dict says how.
         every: which steps write all their records: "auto" (0 to 19, then 1 in 10, 1 in 100, ...)
             or every n-th. Checks see every step.
         steps: only these steps write all their records: a number, a range, a set.
@@ -563,6 +591,16 @@ def trace(*positional: Any, **options: Any) -> Any:
     if len(positional) == 1 and not options and _is_function(positional[0]):
         return Trace(parse_options())(positional[0])
     return Trace(parse_options(*positional, **options))
+
+
+def _outside(frame: FrameType) -> FrameType | None:
+    """The frame of a block; None where a wrapper of ours enters for a decorated function."""
+    if frame.f_code.co_filename == __file__:
+        return None
+    found: FrameType | None = frame
+    while found is not None and found.f_code.co_filename == contextlib.__file__:
+        found = found.f_back  # ExitStack
+    return found
 
 
 def _is_function(value: Any) -> bool:

@@ -17,7 +17,6 @@ from tests.capture.lifecycle import X, called, make_net, of, process_state, read
     ("options", "words"),
     [
         ({"level": "ops"}, ["level=", '"module" or "op"', "'ops'"]),
-        ({"lines": True}, ["lines=True", "not in this version"]),
         ({"every": 0}, ["every=", "0"]),
         ({"every": -3}, ["every=", "-3"]),
         ({"every": True}, ["every=", "True"]),

@@ -1,0 +1,310 @@
+"""Source lines: each executed line of the decorated function or block, and what it changed.
+
+Python's own trace function, in the thread that entered. One that was there before (of a debugger,
+of coverage) goes on being called, and is what it was afterwards. Nothing is traced in steps of
+which the log keeps the step line only.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tensortrace.capture.active import here, slot
+from tensortrace.capture.line_frames import FrameTrace, is_taken
+from tensortrace.capture.lines_options import Lines
+from tensortrace.capture.tensors import TensorDraft, draft_of_head
+from tensortrace.capture.values import Reader
+
+if TYPE_CHECKING:
+    from tensortrace.capture.line_drafts import LineDraft
+    from tensortrace.capture.recorder import Recorder
+
+_CO_OPTIMIZED = 0x0001
+# Called inside a line, and no function of its own to the reader.
+_COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
+# With grad off larger tensors are described without statistics, as those of ops are. Larger ones
+# that a block finds are only named: a data set need not be read for it.
+_LARGEST_WITHOUT_GRAD = 65_536
+_LARGEST_FOUND = 1 << 20
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+class _Thread(threading.local):
+    """Of each thread: how often it entered, its blocks, and the trace function before ours."""
+
+    def __init__(self) -> None:
+        self.entered = 0
+        self.on = False
+        self.prior: Any = None
+        self.blocks: list[FrameTrace | None] = []
+
+
+class LineTracer:
+    """Follows the frames of a run that are to be followed.
+
+    Args:
+        options: of `lines=`.
+        recorder: gets the lines.
+    """
+
+    def __init__(self, options: Lines, recorder: Recorder) -> None:
+        self.options, self.recorder = options, recorder
+        self.thin = options.thin
+        self.reader = Reader(
+            options.max_variable_length,
+            tuple((_condition(one), action) for one, action in options.custom_repr),
+            options.normalize,
+            recorder.names.known,
+        )
+        self._codes: dict[int, CodeType] = {}
+        self._calls: dict[int, int] = {}
+        self._followed: dict[str, bool] = {}
+        self._thread = _Thread()
+        self._step = -1
+        self._texts: dict[int, str] = {}
+        from tensortrace.capture.tensor_words import make_tensor_words
+
+        self.tell: Callable[[TensorDraft], str] = make_tensor_words(options.statistics)
+        # One object, so that it can be recognised.
+        self._global = self._on_call
+        recorder.tensors.drafts = {}
+
+    # ---- what `Trace` tells
+
+    def target(self, function: Callable[..., Any]) -> None:
+        """Follow every call of a function."""
+        code = getattr(function, "__code__", None)
+        if isinstance(code, CodeType):
+            self._codes[id(code)] = code
+
+    def enter(self, frame: FrameType | None) -> None:
+        """Begin to trace in this thread; `frame` is that of a block."""
+        mine = self._thread
+        mine.entered += 1
+        if self.recorder.full and not mine.on:
+            self._install()
+        known = None if frame is None else frame.f_trace
+        if frame is None or _frame_trace(known, self) is not None:
+            mine.blocks.append(None)
+            return
+        trace = FrameTrace(self, frame.f_code, self._depth_under(frame), known)
+        trace.with_line = frame.f_lineno
+        frame.f_trace = trace.local
+        mine.blocks.append(trace)
+        if self.is_on():
+            self._safely(trace.enter, frame)
+
+    def leave(self, frame: FrameType | None) -> None:
+        """The opposite of `enter`."""
+        mine = self._thread
+        if not mine.entered:
+            return
+        mine.entered -= 1
+        trace = mine.blocks.pop()
+        while frame is not None and trace is not None:
+            if frame.f_trace is trace.local:
+                if self.is_on():
+                    self._safely(trace.close, frame)
+                frame.f_trace = trace.theirs
+                _forget_values(frame)
+                break
+            frame = frame.f_back
+        if not mine.entered:
+            self._uninstall()
+
+    def step_began(self) -> None:
+        """Only full steps are traced: begin or stop in the middle of the program."""
+        mine = self._thread
+        if not mine.entered or self.recorder.full == mine.on:
+            return
+        if not self.recorder.full:
+            self._uninstall()
+            return
+        self._install()
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            trace = _frame_trace(frame.f_trace, self)
+            if trace is not None:
+                self._safely(trace.wake, frame)
+            frame = frame.f_back
+
+    # ---- the trace function
+
+    def _install(self) -> None:
+        mine = self._thread
+        mine.prior = sys.gettrace()
+        mine.on = True
+        sys.settrace(self._global)
+
+    def _uninstall(self) -> None:
+        mine = self._thread
+        # A debugger that was started inside is left where it is.
+        if mine.on and sys.gettrace() is self._global:
+            sys.settrace(mine.prior)
+        mine.on, mine.prior = False, None
+
+    def stay(self) -> None:
+        """Go on after the trace function before ours was called: it may have put itself back."""
+        now = sys.gettrace()
+        if now is not self._global:
+            self._thread.prior = now
+            sys.settrace(self._global)
+
+    def _on_call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        """Python calls this for each function that is called. Hot: torch calls many."""
+        prior = self._thread.prior
+        theirs = None
+        if prior is not None:
+            theirs = prior(frame, event, arg)
+            self.stay()
+        code = frame.f_code
+        if id(code) not in self._codes and (self.options.depth == 1 or not self._is_followed(code)):
+            return theirs
+        if not self.is_listening():
+            return theirs
+        here.busy += 1
+        try:
+            trace = self._open(frame, code, theirs)
+            return theirs if trace is None else trace.local
+        except Exception as error:
+            self.recorder.fault("lines", error)
+            return theirs
+        finally:
+            here.busy -= 1
+
+    def _open(self, frame: FrameType, code: CodeType, theirs: Any) -> FrameTrace | None:
+        known = _frame_trace(frame.f_trace, self)
+        with torch._C.DisableTorchFunction():
+            if known is not None:
+                known.theirs = theirs
+                known.resume(frame)
+                return known
+            around = _nearest(frame.f_back, self)
+            depth = 0 if around is None else around.depth + 1
+            if id(code) in self._codes:
+                if self.thin and not is_taken(self._count(code)):
+                    return None
+            elif around is None or depth >= self.options.depth or not around.recorded:
+                return None
+            trace = FrameTrace(self, code, depth, theirs)
+            trace.enter(frame)
+            return trace
+
+    def _count(self, code: CodeType) -> int:
+        if self._step != self.recorder.step:
+            self._step = self.recorder.step
+            self._calls.clear()
+        nth = self._calls.get(id(code), 0)
+        self._calls[id(code)] = nth + 1
+        return nth
+
+    def _is_followed(self, code: CodeType) -> bool:
+        name = code.co_filename
+        followed = self._followed.get(name)
+        if followed is None:
+            followed = self.recorder.sources.is_user(code) and not any(
+                part in _INSTALLED for part in Path(name).parts
+            )
+            self._followed[name] = followed
+        if not followed or not code.co_flags & _CO_OPTIMIZED:
+            return False
+        return code.co_name not in _COMPREHENSIONS
+
+    def _depth_under(self, frame: FrameType) -> int:
+        around = _nearest(frame.f_back, self)
+        return 0 if around is None else around.depth + 1
+
+    # ---- what frames ask
+
+    def is_on(self) -> bool:
+        """Whether lines of the step in flight are recorded."""
+        recorder = self.recorder
+        return slot.recorder is recorder and recorder.full and recorder.on["lines"]
+
+    def is_listening(self) -> bool:
+        """Whether what happens now is recorded, and nothing of our own. Hot."""
+        return not here.busy and self.is_on()
+
+    def parent(self) -> int | None:
+        """The seq of the module call that runs now."""
+        stack = here.stack
+        if not stack or not stack[-1].wanted or stack[-1].step != self.recorder.step:
+            return None
+        return stack[-1].seq
+
+    def describe(
+        self, tensor: torch.Tensor, fresh: list[TensorDraft], sparing: bool
+    ) -> tuple[int, TensorDraft]:
+        """The id of a tensor and its description, added to `fresh` if it is the first."""
+        table = self.recorder.tensors
+        numel = _numel(tensor)
+        if sparing and numel > _LARGEST_FOUND and table.id_of(tensor) is None:
+            return -1, draft_of_head(tensor)
+        measure = numel <= _LARGEST_WITHOUT_GRAD or torch.is_grad_enabled()
+        number, draft = table.identify(tensor, measure)
+        if draft is not None:
+            fresh.append(draft)
+            return number, draft
+        known = table.drafts.get(number) if table.drafts is not None else None
+        return number, known or draft_of_head(tensor)
+
+    @staticmethod
+    def head_only(tensor: torch.Tensor) -> tuple[int, TensorDraft]:
+        """The description of a tensor that is not followed."""
+        return -1, draft_of_head(tensor)
+
+    def told(self, trace: FrameTrace, draft: LineDraft, frame: FrameType) -> None:
+        """A line, call, return or exception is over."""
+
+    def ended_by_exception(self, trace: FrameTrace) -> None:
+        """A frame was left by an exception."""
+
+    def _safely(self, act: Callable[[FrameType], None], frame: FrameType) -> None:
+        here.busy += 1
+        try:
+            with torch._C.DisableTorchFunction():
+                act(frame)
+        except Exception as error:
+            self.recorder.fault("lines", error)
+        finally:
+            here.busy -= 1
+
+
+def _condition(one: Any) -> Callable[[Any], bool]:
+    return (lambda value: isinstance(value, one)) if isinstance(one, type) else one
+
+
+def _frame_trace(local: Any, tracer: LineTracer) -> FrameTrace | None:
+    """Our trace function of a frame, if it has one of this tracer's."""
+    trace = getattr(local, "__self__", None)
+    return trace if isinstance(trace, FrameTrace) and trace.tracer is tracer else None
+
+
+def _nearest(frame: FrameType | None, tracer: LineTracer) -> FrameTrace | None:
+    while frame is not None:
+        local = frame.f_trace
+        if local is not None and (trace := _frame_trace(local, tracer)) is not None:
+            return trace
+        frame = frame.f_back
+    return None
+
+
+def _forget_values(frame: FrameType) -> None:
+    """Until Python 3.12 a frame that was looked at keeps its variables' values in a dict."""
+    if sys.version_info < (3, 13) and frame.f_code.co_flags & _CO_OPTIMIZED:
+        frame.f_locals.clear()
+
+
+def _numel(tensor: torch.Tensor) -> int:
+    try:
+        number = tensor.numel()
+    except (RuntimeError, TypeError, NotImplementedError):
+        return 0
+    return number if type(number) is int else 0

@@ -1,0 +1,90 @@
+"""Words for a tensor, as TorchSnooper has them: ``tensor<(8, 10), float32, cpu, grad, has_nan>``.
+
+Built on its `TensorFormat`, and on the statistics that the log has: nothing is computed for it.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tensortrace.records import Tensor
+from tensortrace.text import number_text
+
+if TYPE_CHECKING:
+    from tensortrace.capture.tensors import TensorDraft
+
+_STAND_IN = "pkg_resources"
+# Why there are no statistics, where that says nothing about the tensor.
+_OURS = ("off", "not asked")
+
+
+def import_torchsnooper() -> Any:
+    """TorchSnooper, also where setuptools has no `pkg_resources` any more.
+
+    It asks `pkg_resources` for its own version only. While it is imported, and no longer, a module
+    with the two names that it asks for stands there.
+    """
+    if "torchsnooper" in sys.modules:
+        return sys.modules["torchsnooper"]
+    before = sys.modules.get(_STAND_IN)
+    sys.modules[_STAND_IN] = _stand_in()
+    try:
+        import torchsnooper
+    finally:
+        if before is None:
+            del sys.modules[_STAND_IN]
+        else:
+            sys.modules[_STAND_IN] = before
+    return torchsnooper
+
+
+def _stand_in() -> types.ModuleType:
+    class DistributionNotFound(Exception):  # noqa: N818 the name that TorchSnooper imports
+        pass
+
+    def get_distribution(name: str) -> Any:
+        raise DistributionNotFound(name)
+
+    module: Any = types.ModuleType(_STAND_IN)
+    module.get_distribution, module.DistributionNotFound = get_distribution, DistributionNotFound
+    return module  # type: ignore[no-any-return]
+
+
+def make_tensor_words(statistics: bool) -> Callable[[TensorDraft], str]:
+    """What puts a described tensor into words, once its statistics are known."""
+    base: Any = import_torchsnooper().TensorFormat
+
+    class Format(base):  # type: ignore[misc] # TorchSnooper has no types
+        """`TensorFormat` of a tensor's description, with what it does not know."""
+
+        def repr_shape(self, tensor: Tensor) -> str:
+            return "(?)" if tensor.shape is None else str(tensor.shape)
+
+        def repr_dtype(self, tensor: Tensor) -> str:
+            return tensor.dtype
+
+        def repr_has_nan(self, tensor: Tensor) -> str:
+            return "has_nan" if tensor.nan else ""
+
+        def repr_has_inf(self, tensor: Tensor) -> str:
+            return "has_inf" if tensor.posinf or tensor.neginf else ""
+
+        def repr_statistics(self, tensor: Tensor) -> str:
+            if tensor.mean is None:
+                return ""
+            return f"mean={number_text(tensor.mean)}, std={number_text(tensor.std)}"
+
+        def repr_unmeasured(self, tensor: Tensor) -> str:
+            why = tensor.unmeasured
+            return "" if why is None or why.startswith(_OURS) else why
+
+    properties = ("shape", "dtype", "device", "requires_grad", "has_nan", "has_inf", "unmeasured")
+    words = Format(properties=(*properties, "statistics") if statistics else properties)
+
+    def tell(draft: TensorDraft) -> str:
+        return str(words(draft.record()))
+
+    return tell

@@ -1,0 +1,71 @@
+"""Which variables of a frame a source line has changed."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from tensortrace.capture.values import ATOMS, Held, Reader
+
+# What was there before a variable that is new.
+NEW = object()
+_CO_OPTIMIZED = 0x0001
+# At module level everything that the file defines is a variable.
+_DEFINITIONS = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
+
+Change = tuple[str, Any, Any]
+
+
+class Variables:
+    """The variables of one frame as they last were.
+
+    Args:
+        reader: looks at values.
+        code: of the frame.
+    """
+
+    __slots__ = ("_order", "_reader", "_skips_definitions", "known")
+
+    def __init__(self, reader: Reader, code: types.CodeType) -> None:
+        self._reader = reader
+        self._skips_definitions = not code.co_flags & _CO_OPTIMIZED
+        names = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
+        self._order = {name: i for i, name in enumerate(names)}
+        self.known: dict[str, Any] = {}
+
+    def look(self, found: Mapping[str, Any]) -> list[Change]:
+        """The variables that are not what they were: name, value, what was known of it. Hot."""
+        known, reader = self.known, self._reader
+        changes: list[Change] = []
+        for name, value in found.items():
+            old = known.get(name, NEW)
+            if old is value:
+                continue
+            if type(value) in ATOMS:
+                if type(old) is type(value) and (old == value or repr(old) == repr(value)):
+                    continue
+                known[name] = value
+                changes.append((name, value, old))
+                continue
+            if type(old) is Held and reader.is_same(old, value):
+                continue
+            if self._skips(name, value):
+                continue
+            held = known[name] = reader.hold(value)
+            if type(old) is Held:
+                held.words = old.words
+            changes.append((name, value, old))
+        if len(known) > len(found) or (self._skips_definitions and changes):
+            self.known = {name: kept for name, kept in known.items() if name in found}
+        if len(changes) > 1:
+            changes.sort(key=self._place)
+        return changes
+
+    def _skips(self, name: str, value: Any) -> bool:
+        if self._skips_definitions:
+            return name.startswith("__") or isinstance(value, _DEFINITIONS)
+        return name.startswith(".")
+
+    def _place(self, change: Change) -> int:
+        return self._order.get(change[0], len(self._order))
