@@ -5,6 +5,7 @@ A log may hold anything: what is no such counts is taken for none.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from tensortrace.records import BUCKETS, LOWEST, WIDTH, Tensor
@@ -27,6 +28,9 @@ def lower_end(index: int) -> float:
     return 2.0 ** (LOWEST + WIDTH * (index - 1)) if index > 0 else 0.0
 
 
+_ENDS = tuple(map(lower_end, range(BUCKETS)))
+
+
 def share_from(counts: Sequence[int], limit: float) -> tuple[float, float]:
     """Tell what share of the elements counted has a magnitude of `limit` and more.
 
@@ -38,6 +42,6 @@ def share_from(counts: Sequence[int], limit: float) -> tuple[float, float]:
         At least, and at most: they differ by what is in the range that `limit` lies in.
     """
     total = sum(counts)
-    least = sum(n for i, n in enumerate(counts) if lower_end(i) >= limit)
-    most = sum(n for i, n in enumerate(counts) if lower_end(i + 1) > limit)
+    least = sum(counts[bisect_left(_ENDS, limit) :])
+    most = sum(counts[max(0, bisect_right(_ENDS, limit) - 1) :])
     return least / total, most / total

@@ -9,10 +9,11 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from tensortrace.capture import compiled
 from tests.benchmarks import table
 from tests.benchmarks.curve import Point, draw
 from tests.benchmarks.kernel import kernel_table
-from tests.benchmarks.measure import Cell, compare, tracing
+from tests.benchmarks.measure import Cell, compare, tracing, without_exponents
 from tests.benchmarks.workloads import build, build_gpt2, build_mlp
 
 CELL = Cell("mlp", "`trace(every=1)`", [1.5, 1.1, 1.2, 1.4, 1.3], base_ms=20.0, bytes_per_step=5e3)
@@ -45,6 +46,16 @@ def test_traced_pairs_are_timed_and_their_bytes_counted() -> None:
     assert cell.bytes_per_step > 1000
 
 
+@pytest.mark.skipif(compiled.kernel is None, reason="of f32 they are counted by the kernel only")
+def test_exponents_are_left_out_where_their_cost_is_measured() -> None:
+    with without_exponents(tracing(every=1))(build("lstm")) as turn:
+        turn.run()
+        without = turn.nbytes()
+    with tracing(every=1)(build("lstm")) as turn:
+        turn.run()
+        assert turn.nbytes() > 1.05 * without
+
+
 def test_thinned_steps_are_those_of_a_long_run() -> None:
     with tracing(every="auto", after=1001)(build("lstm")) as turn:
         turn.run()
@@ -58,7 +69,8 @@ def test_table_has_a_row_for_each_way_and_what_is_no_ratio() -> None:
         "peak_mib": {"mlp": (300.0, 307.0)},
         "check_ms": {"mlp": {"TT101": 0.1, "engine": 0.1}},
     }
-    lines = table.render([CELL], extra).splitlines()
+    other = Cell("mlp", "`trace(every=1)` without it", [1.1], base_ms=70.0, bytes_per_step=7e3)
+    lines = table.render([CELL, other], extra).splitlines()
     assert lines[0] == "| step time traced / untraced | MLP |"
     assert "| `trace(every=1)` | **1.30** 1.20-1.40 |" in lines
     assert "| log, kB a step, `every=1` | 5 |" in lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from tensortrace.text import module_text, number_text, short_dtype
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
 # Masks are made of the smallest number of the dtype, to which scores may have been added.
 _MASK = 0.95
+# A range of exponents: so far below the largest number a crowd begins.
+_FACTOR = 16
 # What was below this share of the limit in a full step is far from it until the next one.
 _NEAR = 1 / 64
 # They return what was in memory before.
@@ -103,7 +106,9 @@ def near_overflow(
 
 
 def _judge(tensor: Tensor, share: float, crowd: float) -> tuple[float, float, str] | None:
-    """Say what is out, with its limit; None if nothing is."""
+    """Say what is out, with its limit; None if nothing is. Hot."""
+    if not _comes_near(tensor, min(share, 1 / _FACTOR)):
+        return None
     reach, crowded = _reach(tensor), _crowded(tensor)
     dtype = short_dtype(tensor.dtype)
     if reach > share:
@@ -114,6 +119,13 @@ def _judge(tensor: Tensor, share: float, crowd: float) -> tuple[float, float, st
         text = f"has {crowded:.0%} of its elements within a factor of 16 of the largest number of "
         return crowded, crowd, f"{text}{dtype} (limit {crowd:.0%})"
     return None
+
+
+def _comes_near(tensor: Tensor, share: float) -> bool:
+    """Whether any element, masks too, is above that share of the range."""
+    least = share * _LARGEST.get(tensor.dtype, math.inf)
+    low, high = tensor.min, tensor.max
+    return low is not None and high is not None and (high > least or -low > least)
 
 
 def _reach(tensor: Tensor) -> float:
@@ -132,7 +144,7 @@ def _crowded(tensor: Tensor) -> float:
     largest, counts = _LARGEST.get(tensor.dtype), counts_of(tensor)
     if largest is None or counts is None or _is_masked(tensor, largest):
         return 0.0
-    return share_from(counts, largest / 16)[0]
+    return share_from(counts, largest / _FACTOR)[0]
 
 
 def _is_masked(tensor: Tensor, largest: float) -> bool:
@@ -140,10 +152,10 @@ def _is_masked(tensor: Tensor, largest: float) -> bool:
     if tensor.min is not None and -tensor.min >= _MASK * largest:
         return True
     counts = counts_of(tensor)
-    if counts is None or tensor.max is None or tensor.max >= largest / 16:
+    if counts is None or tensor.max is None or tensor.max >= largest / _FACTOR:
         return False
-    top = share_from(counts, largest / 16)[0]
-    return 0 < top == share_from(counts, largest / 256)[0]
+    top = share_from(counts, largest / _FACTOR)[0]
+    return 0 < top == share_from(counts, largest / _FACTOR**2)[0]
 
 
 def _keep_near(step: StepView, summary: Step, memory: dict[str, Any], share: float) -> None:
@@ -157,8 +169,10 @@ def _keep_near(step: StepView, summary: Step, memory: dict[str, Any], share: flo
             continue
         for _, id in call.outputs:
             tensor = step.tensors.get(id)
-            reach = _reach(tensor) if tensor is not None else 0.0
-            if tensor is not None and reach > share * _NEAR:
+            if tensor is None or not _comes_near(tensor, share * _NEAR):
+                continue
+            reach = _reach(tensor)
+            if reach > share * _NEAR:
                 near[path] = reach / (rms[path] or 1.0), tensor.dtype, call.location
     memory["near"] = near
 

@@ -21,6 +21,7 @@ from tests.benchmarks.measure import (
     compare,
     tracing,
     untraced,
+    without_exponents,
     without_kernel,
 )
 from tests.benchmarks.table import render, replace_between_markers
@@ -44,6 +45,7 @@ _ROWS: dict[str, tuple[str, Way]] = {
     "op": ('`trace(every=1, level="op")`', tracing(every=1, level="op")),
     "auto": ('`trace()`, `every="auto"`, after step 1000', tracing(every="auto", after=1001)),
     "torch": ("`trace(every=1)` without the compiled kernel", without_kernel(tracing(every=1))),
+    "plain": ("`trace(every=1)` without `exponents`", without_exponents(tracing(every=1))),
     "light": ('`trace(every=1, stats="light")`', tracing(every=1, stats="light")),
     "minmax": ('`trace(every=1, stats="minmax")`', tracing(every=1, stats="minmax")),
     "none": ('`trace(every=1, stats="none")`', tracing(every=1, stats="none")),

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from tests.benchmarks.workloads import Workload
 
@@ -112,19 +113,21 @@ def tracing(after: int = 0, **options: Any) -> Way:
 
 def without_kernel(way: Way) -> Way:
     """Measure with torch's and NumPy's reductions, as where no C compiler was."""
+    return _with(way, "tensortrace.capture.compiled.kernel", None)
 
+
+def without_exponents(way: Way) -> Way:
+    """Measure as if no tensor had enough elements to count their exponents."""
+    return _with(way, "tensortrace.capture.stats.LEAST", sys.maxsize)
+
+
+def _with(way: Way, name: str, value: object) -> Way:
     @contextmanager
-    def plain(work: Workload) -> Iterator[Turn]:
-        from tensortrace.capture import compiled
+    def changed(work: Workload) -> Iterator[Turn]:
+        with patch(name, value), way(work) as turn:
+            yield turn
 
-        kernel, compiled.kernel = compiled.kernel, None
-        try:
-            with way(work) as turn:
-                yield turn
-        finally:
-            compiled.kernel = kernel
-
-    return plain
+    return changed
 
 
 def _skip_to(recorder: Recorder, step: int) -> None:

@@ -51,7 +51,7 @@ def _ratio(cell: Cell | None) -> str:
 
 def _rows(cells: list[Cell], extra: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """What is no ratio: the step itself, the log, memory, the checks."""
-    full = {cell.workload: cell for cell in cells if "every=1" in cell.way and "," not in cell.way}
+    full = {cell.workload: cell for cell in cells if cell.way == "`trace(every=1)`"}
     thin = {cell.workload: cell for cell in cells if 'every="auto"' in cell.way}
     rows = {
         "untraced step, ms": {n: f"{c.base_ms:.3g}" for n, c in full.items()},
