@@ -80,7 +80,9 @@ def test_every_command_and_each_of_its_options_is_in_the_table() -> None:
 
 
 def test_every_key_of_the_viewer_is_in_the_table() -> None:
-    assert table("Keys") == [[" ".join(map(code, key.shown.split())), key.help] for key in KEYS]
+    assert table("Keys") == [
+        [" ".join(map(code, key.shown.split())), key.help, ", ".join(key.views)] for key in KEYS
+    ]
 
 
 def test_every_kind_of_record_is_in_the_table_with_all_its_keys() -> None:

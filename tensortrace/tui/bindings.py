@@ -24,7 +24,7 @@ class Key:
     views: tuple[str, ...] = ()
 
 
-STEP, ROW = ("step",), ("step", "tensor", "flow")
+STEP, ROW, MAP = ("step",), ("step", "tensor", "flow"), ("timeline", "layers")
 CAUSE = (*ROW, "findings")
 FIRST = ("tab", "shift+tab", "colon", "slash")
 
@@ -54,6 +54,11 @@ KEYS = (
     Key("b", "b", "counterpart", "from a call to its gradient, and back", "Ops", "", ROW),
     Key("p", "p", "before", "same place in an earlier step", "Ops", "", ROW),
     Key("c", "c", "causes", "walk the causes of a finding", "Ops", "Causes", CAUSE),
+    Key("l,right", "l →", "column(1)", "later steps", "Columns", "", MAP),
+    Key("h,left", "h ←", "column(-1)", "earlier steps", "Columns", "", MAP),
+    Key("plus", "+", "zoom_steps(True)", "fewer steps in a column", "Columns", "Zoom in", MAP),
+    Key("minus", "-", "zoom_steps(False)", "more steps in a column", "Columns", "Out", MAP),
+    Key("m", "m", "quantity", "another quantity", "Columns", "Quantity", ("layers",)),
     Key("slash", "/", "ask_search", "search the whole log", "Search", "Search"),
     Key("n", "n", "hit(1)", "next hit", "Search"),
     Key("N", "N", "hit(-1)", "previous hit", "Search"),
@@ -63,6 +68,8 @@ KEYS = (
     Key("shift+tab", "shift+tab", "pane(-1)", "previous pane", "Panes"),
     Key("s", "s", "source", "show or hide the source", "Panes", "Source", STEP),
     Key("z", "z", "zoom", "one pane alone, and back", "Panes", "", STEP),
+    Key("1", "1", "view('step')", "the calls of a step", "Views"),
+    Key("3", "3", "view('layers')", "layers by steps, a heat map", "Views"),
     Key("y", "y", "copy", "copy the record as JSON", "Other"),
     Key("equals_sign", "=", "follow", "follow a live run, or pause", "Other"),
     Key("question_mark,f1", "? F1", "help", "this help", "Other", "Help"),

@@ -45,6 +45,13 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
             super().__init__()
             self.pane, self.at = pane, at
 
+    class Clicked(Message):
+        """An item was clicked, or a line at the top (`at` is -1), `x` cells from the left."""
+
+        def __init__(self, pane: Pane, at: int, x: int) -> None:
+            super().__init__()
+            self.pane, self.at, self.x = pane, at, x
+
     def __init__(
         self, name: str, title: str, *, height: int = 1, sticky: int = 0, cursor: bool = True
     ) -> None:
@@ -170,10 +177,16 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
     def on_click(self, event: events.Click) -> None:
         """Select the item under the pointer; a click on the selected one opens it."""
         y = event.get_content_offset(self)
-        if y is None or self.cursor is None or y.y < self.sticky:
+        if y is None:
+            return
+        if y.y < self.sticky:
+            self.post_message(self.Clicked(self, -1, y.x))
             return
         at = (y.y - self.sticky + round(self.scroll_y)) // self.item_height
         if at >= self.count:
+            return
+        self.post_message(self.Clicked(self, at, y.x))
+        if self.cursor is None:
             return
         if at == self.cursor:
             self.post_message(self.Opened(self, at))

@@ -58,6 +58,22 @@ STYLES = {
     "bar-live": Style(color=BACKGROUND, bgcolor=ORANGE, bold=True),
 }
 
+# Ten steps of viridis (matplotlib, CC0), for small to large; brightened where it begins, so that
+# it is seen on a dark ground. Lightness grows all the way.
+VIRIDIS = (
+    "#5b3f8c", "#54559b", "#4569a3", "#377ea8", "#2c93a7", "#28a89c", "#41bd84", "#76cf5f",
+    "#b5da3c", "#fde725",
+)  # fmt: skip
+HEAT = tuple(f"heat{at}" for at in range(len(VIRIDIS)))
+STYLES.update(
+    {name: Style(color=colour) for name, colour in zip(HEAT, VIRIDIS, strict=True)}
+    | {
+        "flag": Style(color=BACKGROUND, bgcolor=VERMILLION, bold=True),
+        "flagged": Style(color=BACKGROUND, bgcolor=YELLOW, bold=True),
+        "zero": Style(color=FAINT),
+    }
+)
+
 # Laid over the selected line; the cursor glyph says the same without colour.
 CURSOR = Style(bgcolor="#1d4f73", bold=True)
 CURSOR_BLURRED = Style(bgcolor="#2a3440")
@@ -76,15 +92,16 @@ class Glyphs:
     here: str
     folded: str
     unfolded: str
+    heat: str
 
 
 UNICODE = Glyphs(
     bars="▁▂▃▄▅▆▇█", cursor="▶", unknown="·", more="…", arrow="→", rule="─", here="▲",
-    folded="▸", unfolded="▾",
+    folded="▸", unfolded="▾", heat="·░▒▓█",
 )  # fmt: skip
 ASCII = Glyphs(
     bars="_.,-:=+#", cursor=">", unknown=" ", more="~", arrow="->", rule="-", here="^",
-    folded="+", unfolded="-",
+    folded="+", unfolded="-", heat=".:-=+*%@",
 )  # fmt: skip
 
 SEVERITY_GLYPH: dict[Severity, str] = {"error": "x", "warning": "!", "note": "i"}

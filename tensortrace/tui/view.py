@@ -55,6 +55,9 @@ class View(Container):
     def moved(self, pane: Pane, at: int) -> None:
         """The cursor of a pane is on another item."""
 
+    def clicked(self, pane: Pane, at: int, x: int) -> None:
+        """A click on an item, `x` cells from the left; the cursor goes there too."""
+
     def copied(self) -> tuple[str, str] | None:
         """What `y` copies, and in a word or two what that is; None for the record of the row."""
         return None
@@ -77,3 +80,8 @@ class View(Container):
         """Keep it here: the panes of a view are its own."""
         message.stop()
         self.open(message.pane, message.at)
+
+    def on_pane_clicked(self, message: Pane.Clicked) -> None:
+        """Keep it here: the panes of a view are its own."""
+        message.stop()
+        self.clicked(message.pane, message.at, message.x)

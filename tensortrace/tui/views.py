@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tensortrace.tui.layers_view import LayersView
 from tensortrace.tui.view import View
 
-VIEWS: tuple[type[View], ...] = ()
+VIEWS: tuple[type[View], ...] = (LayersView,)
 # The step comes first and is no `View`: its panes are those of the main screen.
 NAMES = ("step", *(view.NAME for view in VIEWS))

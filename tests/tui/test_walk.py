@@ -9,11 +9,13 @@ import pytest
 from tensortrace.log import LogFile, encode, open_log
 from tensortrace.records import Record, Step
 from tensortrace.tui import findings, search
-from tensortrace.tui.bindings import KEYS, bindings
+from tensortrace.tui.bindings import KEYS, bindings, bindings_of
 from tensortrace.tui.header import headline
 from tensortrace.tui.layout import arrange
+from tensortrace.tui.tabs import TABS
 from tensortrace.tui.theme import ASCII
 from tensortrace.tui.timeline import cell_width, heights, timeline_lines, window
+from tensortrace.tui.views import NAMES, VIEWS
 from tests.builders import make_call, make_run, write_log
 from tests.tui.samples import make_finding
 
@@ -147,7 +149,23 @@ def test_the_panes_follow_the_size(size: tuple[int, int], visible: set[str]) -> 
     assert arrange(*size, zoom=None, source=None).visible == visible
 
 
-def test_no_key_has_two_meanings_and_every_binding_is_of_the_table() -> None:
-    keys = [key for row in KEYS for key in row.keys.split(",")]
+@pytest.mark.parametrize("view", TABS)
+def test_no_key_has_two_meanings_in_a_view(view: str) -> None:
+    held = [row for row in KEYS if not row.views or view in row.views]
+    keys = [key for row in held for key in row.keys.split(",")]
     assert len(keys) == len(set(keys))
-    assert len(bindings()) == len(KEYS)
+
+
+def test_every_binding_is_of_the_table() -> None:
+    known = {(binding.key, binding.action) for binding in bindings()}
+    for kind in VIEWS:
+        known |= {(binding.key, binding.action) for binding in bindings_of(kind.NAME)}
+        assert bindings_of(kind.NAME) == kind.BINDINGS
+    assert known == {(row.keys, row.action) for row in KEYS}
+    assert [view for row in KEYS for view in row.views if view not in TABS] == []
+
+
+def test_the_views_stand_in_the_order_of_their_keys() -> None:
+    assert list(NAMES) == [name for name in TABS if name in NAMES]
+    shown = {row.keys: row.action for row in KEYS if row.action.startswith("view(")}
+    assert shown == {str(TABS.index(name) + 1): f"view({name!r})" for name in NAMES}

@@ -1,0 +1,110 @@
+"""What the step lines say of every module, gathered into columns of steps: the heat map's numbers.
+
+Memory is that of the picture, not of the run: for each module and column the largest value of a
+quantity, the flags, and a step that shows what is there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tensortrace.records import Step
+from tensortrace.tui.span import Span
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+# The columns of `ModuleColumns` that are drawn, as people call them.
+QUANTITIES = {
+    "grad_rms": "gradient rms",
+    "output_rms": "output rms",
+    "update_ratio": "update ratio",
+    "zero_frac": "zero fraction",
+    "param_grad_rms": "parameter gradient rms",
+}
+# Bits of `Grid.flags`, by the letters of `ModuleColumns.flags`.
+FLAGS = {"n": 1, "i": 2, "f": 4}
+MOST_MODULES = 5000
+ROWS_AT_ONCE = 64
+
+
+class Grid:
+    """Modules by columns of steps.
+
+    Attributes:
+        paths: of the modules, in the order in which they were first seen.
+        values: by quantity, float64 ``(modules, columns)``; NaN where nothing was seen.
+        flags: uint8 ``(modules, columns)``, bits of `FLAGS`.
+        at: int64 ``(modules, columns)``: the first step with a flag there whose calls were kept,
+            else -1.
+        full: int64 ``(columns,)``: the first step of the column whose calls were kept, else -1.
+    """
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self.paths: list[str] = []
+        self._rows: dict[str, int] = {}
+        self._last: tuple[list[str], list[int]] = ([], [])
+        self.values: dict[str, Floats] = {name: self._floats(0) for name in QUANTITIES}
+        self.flags = np.zeros((0, span.columns), np.uint8)
+        self.at = np.full((0, span.columns), -1, np.int64)
+        self.full = np.full(span.columns, -1, np.int64)
+
+    def _floats(self, rows: int) -> Floats:
+        return np.full((rows, self.span.columns), np.nan, np.float64)
+
+    def add(self, steps: list[Step]) -> None:
+        """Take in step lines; one that came before changes nothing, so any order will do."""
+        for step in steps:
+            column = self.span.column(step.step)
+            if 0 <= column < self.span.columns:
+                self._add(step, column)
+
+    def _add(self, step: Step, column: int) -> None:
+        if step.full and not 0 <= self.full[column] <= step.step:
+            self.full[column] = step.step
+        held = step.modules
+        rows = self._rows_of(held.path)
+        for name, values in self.values.items():
+            given = getattr(held, name)
+            # A log that somebody wrote may have arrays of other lengths.
+            if given and len(given) == len(rows):
+                new = np.array(given, np.float64)
+                values[rows, column] = np.fmax(values[rows, column], new)
+        if any(held.flags):
+            for row, letters in zip(rows, held.flags, strict=False):
+                if letters:
+                    self.flags[row, column] |= sum(FLAGS.get(x, 0) for x in set(letters))
+                    if step.full and not 0 <= self.at[row, column] <= step.step:
+                        self.at[row, column] = step.step
+
+    def _rows_of(self, paths: list[str]) -> list[int]:
+        """The rows of some modules; new ones get theirs."""
+        known, rows = self._last
+        if paths == known:
+            return rows
+        for path in paths:
+            if path not in self._rows and len(self._rows) < MOST_MODULES:
+                self._rows[path] = len(self.paths)
+                self.paths.append(path)
+        missing = len(self.paths) - len(self.flags)
+        if missing > 0:
+            more = -(-missing // ROWS_AT_ONCE) * ROWS_AT_ONCE
+            self.values = {n: np.vstack([v, self._floats(more)]) for n, v in self.values.items()}
+            columns = self.span.columns
+            self.flags = np.vstack([self.flags, np.zeros((more, columns), np.uint8)])
+            self.at = np.vstack([self.at, np.full((more, columns), -1, np.int64)])
+        # Modules beyond the most that are kept share the last row; they are not drawn.
+        rows = [self._rows.get(path, len(self.flags) - 1) for path in paths]
+        self._last = (paths, rows)
+        return rows
+
+    def range_of(self, name: str) -> tuple[float, float] | None:
+        """The smallest and the largest value above 0 of a quantity; None if there is none."""
+        values = self.values[name][: len(self.paths)]
+        above = values[np.isfinite(values) & (values > 0)]
+        return (float(above.min()), float(above.max())) if above.size else None

@@ -1,0 +1,181 @@
+"""The heat map of layers by steps as lines: a colour and a glyph for each power of ten.
+
+The colours are steps of viridis, which every kind of colour vision and a grey screen read in the
+same order; the glyphs grow denser with them, so that the picture is there without colour too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tensortrace.records import Module, Severity
+from tensortrace.text import escape, module_text, number_text
+from tensortrace.tui.grid import FLAGS, QUANTITIES, Grid
+from tensortrace.tui.theme import HEAT, SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
+
+LEVELS = len(HEAT)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """From a number to a level: logarithmic from `low` to `high`, or of shares from 0 to 1."""
+
+    low: float
+    high: float
+    log: bool = True
+
+    def level(self, value: float) -> int:
+        """The level of a number, ``0 .. LEVELS - 1``."""
+        low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (0.0, 1.0)
+        at = math.log10(value) if self.log else value
+        return max(0, min(LEVELS - 1, int((at - low) / (high - low) * LEVELS)))
+
+
+def scale_of(grid: Grid, name: str) -> Scale:
+    """Choose the scale of a quantity: whole powers of ten around what is shown."""
+    if name == "zero_frac":
+        return Scale(0.0, 1.0, log=False)
+    low, high = grid.range_of(name) or (0.1, 1.0)
+    bottom, top = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    return Scale(10.0**bottom, 10.0 ** max(top, bottom + 1))
+
+
+def name_width(width: int) -> int:
+    """Cells for the names of the modules."""
+    return max(8, min(36, width // 4))
+
+
+@dataclass(frozen=True, slots=True)
+class HeatMap:
+    """One quantity of a grid as lines: `shown` columns, each `wide` cells."""
+
+    grid: Grid
+    name: str
+    scale: Scale
+    shown: int
+    wide: int
+    glyphs: Glyphs = UNICODE
+
+    def cell(self, row: int, column: int) -> tuple[str, str]:
+        """The glyph and style of a cell: a flag, else the level; ``0`` for exactly nothing."""
+        flags = int(self.grid.flags[row, column])
+        value = float(self.grid.values[self.name][row, column])
+        for letter, style in (("n", "flag"), ("i", "flag"), ("f", "flagged")):
+            if flags & FLAGS[letter]:
+                return letter, style
+        if not math.isfinite(value):
+            return " ", ""
+        if value <= 0 and self.scale.log:
+            return "0", "zero"
+        return self._level(self.scale.level(value))
+
+    def _level(self, level: int) -> tuple[str, str]:
+        heat = self.glyphs.heat
+        return heat[level * len(heat) // LEVELS], HEAT[level]
+
+    def row_line(
+        self, row: int, column: int, modules: Mapping[str, Module], width: int, *, here: bool
+    ) -> Styled:
+        """Write a module as a line: its name, then a cell for each column of steps."""
+        path = self.grid.paths[row]
+        module = modules.get(path)
+        told = module_text(path, module.cls if module else None)
+        room = name_width(width) - 1
+        if len(told) > room - 1:  # of a long path its end says more than its beginning
+            told = self.glyphs.more + told[-max(1, room - 2) :]
+        line: Styled = [
+            (self.glyphs.cursor if here else " ", ""),
+            (fit(told, room, self.glyphs), "name"),
+        ]
+        for at in range(self.shown):
+            glyph, style = self.cell(row, at)
+            # Where a cell is several columns wide a letter stands once.
+            text = glyph * self.wide if style in HEAT else glyph.ljust(self.wide)
+            line.append((text, "here" if here and at == column else style))
+        return line
+
+    def head_lines(self, marks: Mapping[int, Severity], column: int, width: int) -> list[Styled]:
+        """Three lines over the map: what it means, the findings, which steps there are."""
+        room, span, wide = name_width(width), self.grid.span, self.wide
+        worst: dict[int, Severity] = {}
+        for step, severity in marks.items():
+            at = span.column(step)
+            if worst.get(at) != "error" and severity != "note":
+                worst[at] = severity
+        found: Styled = [(fit(" findings", room, self.glyphs), "faint")]
+        for at in range(self.shown):
+            held = worst.get(at)
+            glyph = SEVERITY_GLYPH[held] if held else " "
+            found.append((glyph.ljust(wide), held or ""))
+        steps = span.steps(column)
+        label = f"{self.glyphs.here} {steps.start}"
+        label += "" if span.per == 1 else f"-{steps.stop - 1}"
+        each = "a step each" if span.per == 1 else f"{span.per} steps each"
+        axis = [" "] * max(0, width - room)
+        at = max(0, min(column * wide, len(axis) - len(label)))
+        axis[at : at + len(label)] = label
+        if at > len(str(span.start)):
+            axis[: len(str(span.start))] = str(span.start)
+        return [
+            self.legend(),
+            found,
+            [(fit(f" {each}", room, self.glyphs), "faint"), ("".join(axis)[: width - room], "ok")],
+        ]
+
+    def legend(self) -> Styled:
+        """Say what the colours and the letters mean."""
+        low, high = number_text(self.scale.low), number_text(self.scale.high)
+        if self.name == "zero_frac":
+            low, high = "0 %", "100 %"
+        line: Styled = [(f" {QUANTITIES[self.name]}  {low} ", "")]
+        line += [self._level(level) for level in range(LEVELS)]
+        line += [(f" {high}", "")]
+        for letter, style, word in (
+            ("n", "flag", "NaN"), ("i", "flag", "inf"), ("f", "flagged", "finding"),
+            ("0", "zero", "all zero"),
+        ):  # fmt: skip
+            line += [("  ", ""), (letter, style), (f" {word}", "faint")]
+        return line
+
+
+def told_lines(
+    grid: Grid, row: int, column: int, modules: Mapping[str, Module], width: int
+) -> list[Styled]:
+    """Tell the numbers of a cell, all quantities."""
+    if not 0 <= row < len(grid.paths):
+        return []
+    path, span = grid.paths[row], grid.span
+    module = modules.get(path)
+    cls = escape(module.cls) if module is not None else ""
+    steps = span.steps(column)
+    when = f"step {steps.start}" if span.per == 1 else f"steps {steps.start} to {steps.stop - 1}"
+    flags = int(grid.flags[row, column])
+    words = [word for letter, word in (("n", "NaN"), ("i", "infinite"), ("f", "finding"))
+             if flags & FLAGS[letter]]  # fmt: skip
+    head: Styled = [(module_text(path, cls), "strong"), (f"  {cls}" if path else "", "op"),
+                    (f"  {when}", "")]  # fmt: skip
+    if words:
+        head.append(("  x " + ", ".join(words), "error"))
+    most = "" if span.per == 1 else "the largest of each: "
+    numbers = []
+    for name, told in QUANTITIES.items():
+        value = float(grid.values[name][row, column])
+        text = (
+            "-"
+            if math.isnan(value)
+            else f"{value:.0%}"
+            if name == "zero_frac"
+            else number_text(value)
+        )
+        numbers.append(f"{told} {text}")
+    lines, text = [head], most
+    for number in numbers:
+        if len(text) + len(number) + 2 > width and text:
+            lines.append([(text, "")])
+            text = ""
+        text += ("" if not text or text == most else "  ") + number
+    return [
+        [(clip(piece, width), style) for piece, style in line] for line in [*lines, [(text, "")]]
+    ]

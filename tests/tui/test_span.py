@@ -1,0 +1,107 @@
+"""Steps as columns, and what the step lines say of the modules in them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tensortrace.records import ModuleColumns, Step
+from tensortrace.tui.grid import FLAGS, Grid
+from tensortrace.tui.heat import HeatMap, scale_of
+from tensortrace.tui.span import Span, fitting, reading_order, shifted, span_of, used, zoomed
+from tensortrace.tui.theme import ASCII, HEAT
+
+
+def step_line(step: int, *, full: bool = True, **columns: list[object]) -> Step:
+    return Step(step=step, seq=9, full=full, modules=ModuleColumns(**columns))
+
+
+@pytest.mark.parametrize(
+    ("last", "width", "per"),
+    [(0, 80, 1), (79, 80, 1), (80, 80, 2), (399, 80, 5), (99_999, 80, 2000), (5, 1, 10)],
+)
+def test_a_column_holds_as_many_steps_as_make_the_run_fit(last: int, width: int, per: int) -> None:
+    assert fitting(0, last, width) == per
+
+
+def test_zoom_goes_by_one_two_five_ten_and_ends_at_one() -> None:
+    sizes = [100]
+    while sizes[-1] > 1:
+        sizes.append(zoomed(sizes[-1], True))
+    assert sizes == [100, 50, 20, 10, 5, 2, 1]
+    assert zoomed(1, True) == 1
+    assert zoomed(20, False) == 50
+
+
+def test_columns_begin_at_multiples_so_that_they_stay_while_the_run_grows() -> None:
+    span = span_of(3, 97, 10, 10, 50)
+    assert (span.start, span.stop) == (0, 100)
+    assert shifted(span, 3, 98, 50, 10) == span
+    assert [span.column(n) for n in (3, 9, 10, 99)] == [0, 0, 1, 9]
+    assert used(span, 42) == 5
+
+
+def test_a_span_moves_when_the_step_is_outside() -> None:
+    span = span_of(0, 1000, 10, 10, 0)
+    moved = shifted(span, 0, 1000, 500, 10)
+    assert 0 <= moved.column(500) < 10
+    assert moved.start % 10 == 0
+
+
+def test_every_step_is_read_and_first_one_of_each_column() -> None:
+    span = Span(0, 20, 5)
+    blocks = list(reading_order(span, 3, 96, 50))
+    assert sorted({n for block in blocks for n in block}) == list(range(3, 97))
+    assert sorted(span.column(block.start) for block in blocks[:5]) == [0, 1, 2, 3, 4]
+    assert span.column(blocks[0].start) == span.column(50)
+
+
+def test_a_cell_keeps_the_largest_and_every_flag_in_whatever_order_steps_come() -> None:
+    steps = [
+        step_line(0, path=["", "a"], grad_rms=[1.0, None], flags=["", ""]),
+        step_line(1, path=["", "a"], grad_rms=[3.0, 0.5], flags=["", "n"], full=False),
+        step_line(2, path=["a", "b"], grad_rms=[0.25, 0.0], flags=["f", ""]),
+    ]
+    for order in ([0, 1, 2], [2, 1, 0, 1]):
+        grid = Grid(Span(0, 5, 2))
+        grid.add([steps[at] for at in order])
+        rows = {path: grid.paths.index(path) for path in ("", "a", "b")}
+        assert grid.values["grad_rms"][rows[""], 0] == 3.0
+        assert grid.values["grad_rms"][rows["a"], 0] == 0.5
+        assert math.isnan(grid.values["grad_rms"][rows["a"], 1])
+        assert grid.flags[rows["a"], 0] == FLAGS["n"] | FLAGS["f"]
+        assert (grid.at[rows["a"], 0], grid.full[0]) == (2, 0)
+
+
+def test_arrays_of_other_lengths_are_left_out() -> None:
+    grid = Grid(Span(0, 1, 3))
+    grid.add([step_line(0, path=["", "a"], grad_rms=[1.0], flags=["n"])])
+    assert math.isnan(grid.values["grad_rms"][0, 0])
+    assert grid.flags[0, 0] == FLAGS["n"]
+
+
+def test_the_colours_grow_with_the_power_of_ten_and_glyphs_say_it_without_them() -> None:
+    grid = Grid(Span(0, 1, 6))
+    values = [1e-6, 1e-4, 1e-2, 1.0, 0.0, None]
+    for at, value in enumerate(values):
+        grid.add([step_line(at, path=["a"], grad_rms=[value], flags=[""])])
+    held = HeatMap(grid, "grad_rms", scale_of(grid, "grad_rms"), 6, 1, ASCII)
+    cells = [held.cell(0, column) for column in range(6)]
+    levels = [HEAT.index(style) for _, style in cells[:4]]
+    assert levels == sorted(set(levels))
+    assert len({glyph for glyph, _ in cells}) == 6
+    assert cells[4] == ("0", "zero")
+    assert cells[5] == (" ", "")
+
+
+def test_viridis_grows_lighter_step_by_step() -> None:
+    from tensortrace.tui.theme import VIRIDIS
+
+    def light(colour: str) -> float:
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    lights = [light(colour) for colour in VIRIDIS]
+    assert lights == sorted(lights)
