@@ -20,7 +20,7 @@ class Html(str):
 Child = str | Iterable["Child"] | None
 
 
-def tag(name: str, *children: Child, **attributes: object) -> Html:
+def tag(name: str, /, *children: Child, **attributes: object) -> Html:
     """Make an element; names are of this program, children and values may come from a log.
 
     Args:
