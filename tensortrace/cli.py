@@ -1,4 +1,4 @@
-"""The command line: `tensortrace report | explain | view | demo`.
+"""The command line: `tensortrace report | lines | explain | view | demo`.
 
 Exit codes: 0 clean, 1 a finding of severity error, 2 a mistake in the command (one sentence on
 stderr), 130 interrupted, 141 nobody reads our output any more. Nothing here imports torch, and
@@ -24,6 +24,7 @@ from tensortrace.version import __version__
 
 if TYPE_CHECKING:
     from tensortrace.export.contents import Found
+    from tensortrace.export.lines import Listing
     from tensortrace.run import Run
 
 WIDTH = 100
@@ -192,16 +193,16 @@ def _setting(text: str) -> tuple[str, str]:
 class Progress:
     """A line on stderr that counts steps, for a person who has waited for a second."""
 
-    def __init__(self, last: int) -> None:
-        self._last = last
+    def __init__(self, last: int, doing: str = "checking") -> None:
+        self._last, self._doing = last, doing
         self._next = time.monotonic() + 1.0 if sys.stderr.isatty() else float("inf")
         self._width = 0
 
     def tick(self, step: int) -> None:
-        """Say which step is being checked, five times a second at most."""
+        """Say which step is at work, five times a second at most."""
         if time.monotonic() < self._next:
             return
-        line = f"checking step {step} of {self._last}"
+        line = f"{self._doing} step {step} of {self._last}"
         self._width, self._next = len(line), time.monotonic() + 0.2
         sys.stderr.write(f"\r{line}")
         sys.stderr.flush()
@@ -210,6 +211,69 @@ class Progress:
         """Wipe the line."""
         if self._width:
             sys.stderr.write("\r" + " " * self._width + "\r")
+
+
+def _lines_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("log", nargs="?", type=Path, help="the log; by default the newest one here")
+    add("--step", metavar="N", help="only step N, or steps N:M; by default all")
+    add("--function", metavar="NAME", help="only functions of this name: `forward`, `Net.forward`")
+    add("--write", nargs="?", const=False, type=Path, metavar="FOLDER",
+        help="write model.annotated.py with comments, beside model.py or in FOLDER")  # fmt: skip
+    add("--json", action="store_true", help="one JSON document instead of text")
+
+
+def lines(arguments: argparse.Namespace) -> int:
+    """Print the source lines of a run with what flowed through them, or write annotated copies."""
+    from tensortrace.export.lines import gather_lines
+
+    folder = arguments.write or None
+    if folder is not None and folder.is_file():
+        raise UsageError(f"--write takes a folder, and {folder} is a file: name the log first.")
+    with ExitStack() as opened:
+        run, *others = open_logs(arguments.log, opened)
+        if others:
+            _complain(f"this is rank {run.header.rank}; for another name its log: {others[0].path}")
+        progress = Progress(run.last_step(), "reading")
+        steps = None if arguments.step is None else _steps(arguments.step)
+        listing = gather_lines(run, steps=steps, function=arguments.function, tick=progress.tick)
+        progress.close()
+        if arguments.write is not None:
+            return _write_copies(listing, folder)
+        if arguments.json:
+            from tensortrace.export.lines_json import render_lines_json
+
+            _write(render_lines_json(listing))
+            return 0
+        from tensortrace.export.lines_text import render_lines
+
+        for text in render_lines(listing, width=_width(), colour=_colour(), plain=_plain()):
+            _write(text)
+    return 0
+
+
+def _write_copies(listing: Listing, folder: Path | None) -> int:
+    from tensortrace.export.annotated import write_copies
+
+    copied = write_copies(listing, folder)
+    for one in copied:
+        if one.copy is not None:
+            _write(f"{escape(str(one.copy))}\n")
+        else:
+            _complain(f"no copy of {one.file}: {one.reason}.")
+    if not copied:
+        raise UsageError("no line of a function of yours is in these steps.")
+    return 2 if any(one.copy is None for one in copied) else 0
+
+
+def _steps(text: str) -> range:
+    first, colon, last = text.partition(":")
+    if not (first.isdecimal() and (last.isdecimal() if colon else True) and len(text) < 40):
+        raise UsageError(f"--step {text!r} is neither a step nor a range of steps, as in 10:20.")
+    numbers = range(int(first), int(last if colon else first) + 1)
+    if not numbers or numbers[-1] > 1 << 53:
+        raise UsageError(f"--step {text!r} holds no step: its first number is the smaller one.")
+    return numbers
 
 
 def _explain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -304,6 +368,15 @@ def _colour() -> bool:
     )  # fmt: skip
 
 
+def _plain() -> bool:
+    """Whether only ASCII can be written."""
+    try:
+        "→…".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return True
+    return False
+
+
 def _width() -> int:
     """Columns of the terminal; of a pipe, what COLUMNS says or 100."""
     if sys.stdout.isatty():
@@ -322,6 +395,14 @@ COMMANDS = (
         ("tensortrace report log.jsonl --select TT1,TT202", "run only these checks again"),
         ("tensortrace report log.jsonl --set TT202.ratio=1e6", "with another threshold"),
         ("tensortrace report log.jsonl --json", "for machines; exit 1 if any error"),
+    )),
+    Command("lines", "Print your source lines with the shapes that flowed through them.",
+            _lines_arguments, lines, (
+        ("tensortrace lines log.jsonl", "each line: shapes, time, what went wrong"),
+        ("tensortrace lines log.jsonl --step 12", "only step 12; 10:20 for a range"),
+        ("tensortrace lines log.jsonl --function forward", "only functions of that name"),
+        ("tensortrace lines log.jsonl --write", "model.annotated.py, a copy with comments"),
+        ("tensortrace lines log.jsonl --json", "for machines"),
     )),
     Command("explain", "Explain a check: symptom, exact condition, source, fix, blind spots.",
             _explain_arguments, explain, (

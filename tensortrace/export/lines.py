@@ -1,0 +1,140 @@
+"""What flowed through the source lines of a run, as data: by function, by line, by name.
+
+One pass over the log. What it holds grows with the lines of the program, not with the log; of the
+step that is read it holds what tensors were.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from tensortrace.errors import UsageError
+from tensortrace.export.contents import read_to_the_end
+from tensortrace.export.lines_reader import FunctionFlow, LineFlow, Reader
+from tensortrace.records import Source, Step
+from tensortrace.text import escape, shorten
+
+if TYPE_CHECKING:
+    from tensortrace.run import Run
+
+# Code of these has no text of its own: its lines stand in the function around it.
+_NAMELESS = re.compile(r"<(lambda|listcomp|setcomp|dictcomp|genexpr)>$")
+_KINDS = ("line", "call", "action", "optimizer", "finding", "step")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The functions of a run in order of first execution, and what was read of them.
+
+    `recorded` says that the log has line records; else lines are those that called modules and ops.
+    `steps` are the first and last step asked for, `whole` counts those with lines or calls.
+    """
+
+    run: Run
+    functions: list[FunctionFlow]
+    recorded: bool
+    steps: range
+    whole: int
+
+
+def gather_lines(
+    run: Run,
+    *,
+    steps: range | None = None,
+    function: str | None = None,
+    tick: Callable[[int], None] = lambda step: None,
+) -> Listing:
+    """Collect what flowed through the lines of a run.
+
+    Args:
+        run: the log.
+        steps: those to read; all by default.
+        function: only functions of this name: whole (`Net.forward`), its end (`forward`) or a glob.
+        tick: called with the number of each step that was read, to show progress.
+    Raises:
+        UsageError: the run has none of the steps, or no such function.
+    """
+    wanted = run.steps if steps is None else steps
+    if steps is not None and not _overlap(steps, run.steps):
+        has = f"steps {run.first_step()} to {run.last_step()}" if run.steps else "no steps"
+        raise UsageError(f"no step {range_text(steps)} in {run.path}: it has {has}.")
+    read_to_the_end(run)
+    reader = Reader(run.modules)
+    if wanted:
+        for record in run.records(wanted[0], wanted[-1] + 1, kinds=_KINDS):
+            reader.feed(record)
+            if isinstance(record, Step):
+                tick(record.step)
+    functions = _with_sources(reader.finish(), run.sources)
+    if function is not None:
+        functions = _chosen(functions, function)
+    return Listing(run, functions, reader.recorded, wanted, reader.whole)
+
+
+def range_text(steps: range) -> str:
+    """Write a range of steps for a person: ``12``, ``10 to 20``."""
+    return str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+
+
+def _overlap(one: range, other: range) -> bool:
+    return bool(one and other) and max(one[0], other[0]) <= min(one[-1], other[-1])
+
+
+def _with_sources(
+    functions: Iterable[FunctionFlow], sources: Sequence[Source]
+) -> list[FunctionFlow]:
+    """Give each function its text; lines of a lambda or comprehension go to the one around it."""
+    by_file: dict[str, list[Source]] = {}
+    for one in sources:
+        by_file.setdefault(one.file, []).append(one)
+    found: dict[tuple[str, str, int], FunctionFlow] = {}
+    for function in functions:
+        for number, line in sorted(function.lines.items()):
+            source = _source_of(function.name, number, by_file.get(function.file, []))
+            name = source.name if source is not None else function.name
+            key = function.file, name, -1 if source is None else source.first_line
+            whole = found.setdefault(key, FunctionFlow(function.file, name, source))
+            own = name == function.name
+            here = whole.lines.get(number)
+            if here is None and own:
+                whole.lines[number] = line
+            else:
+                whole.lines.setdefault(number, LineFlow(number)).join(line, counting=own)
+    return list(found.values())
+
+
+def _source_of(name: str, number: int, sources: Sequence[Source]) -> Source | None:
+    """The innermost stored text that holds a line: of that name, or around what has none."""
+    holding = [s for s in sources if s.first_line <= number <= s.first_line + s.text.count("\n")]
+    if _NAMELESS.search(name):
+        holding = [s for s in holding if not _NAMELESS.search(s.name)]
+    else:
+        holding = [s for s in holding if s.name == name]
+    return max(holding, key=lambda s: s.first_line, default=None)
+
+
+def _chosen(functions: Sequence[FunctionFlow], name: str) -> list[FunctionFlow]:
+    """The functions that a name means.
+
+    Raises:
+        UsageError: none; names the closest.
+    """
+    chosen = [
+        f for f in functions
+        if f.name == name or f.name.endswith(f".{name}") or fnmatchcase(f.name, name)
+    ]  # fmt: skip
+    if chosen:
+        return chosen
+    names = list(dict.fromkeys(f.name for f in functions))
+    if not names:
+        raise UsageError(f"--function {name!r}: the log has no lines of any function there.")
+    ends = {n.rpartition(".")[2]: n for n in reversed(names)}
+    close = [ends.get(n, n) for n in difflib.get_close_matches(name, [*names, *ends], 3, 0.5)]
+    told = [escape(shorten(n, 80)) for n in dict.fromkeys(close or names[:5])]
+    word = "Closest" if close else "It has"
+    raise UsageError(f"no function {name!r} has lines there. {word}: {', '.join(told)}.")

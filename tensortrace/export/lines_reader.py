@@ -1,0 +1,327 @@
+"""Folds the records of a run into what flowed through each source line of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tensortrace.export.contents import shown_path
+from tensortrace.export.flows import Flow
+from tensortrace.records import (
+    Action,
+    Call,
+    Finding,
+    Line,
+    Location,
+    Module,
+    Optimizer,
+    Record,
+    Severity,
+    Source,
+    Tensor,
+    Variable,
+    from_scalar,
+)
+from tensortrace.text import LONGEST_NAME, number_text, shorten
+
+# Names at one line, lines of one run, tensors of one step: a log may hold any number.
+MOST_NAMES, MOST_LINES, MOST_TENSORS = 64, 20_000, 100_000
+
+
+@dataclass(slots=True)
+class LineFlow:
+    """One source line over all steps that were read.
+
+    Attributes:
+        executions: how often it ran; of a log without line records, how many calls it made.
+        recorded: how many of those are in the log, with their time.
+        entered: how often a function, a block or a step within one began here.
+        host_ns: the time of those that are.
+        variables: what it changed or returned, by name; `calls` is what the calls that it made gave
+            back, by module path or op; `unnamed` counts names beyond the first 64 of each.
+        flags: "nonfinite" and "broadcast" with the first step that had it.
+        gradient: "nan" and "inf" with the first step in which a gradient here was so.
+        raised: exceptions that passed through the line, with their number.
+        findings: those at this line, by code in order of first sight, with their number.
+    """
+
+    number: int
+    executions: int = 0
+    recorded: int = 0
+    entered: int = 0
+    host_ns: int = 0
+    variables: dict[str, Flow] = field(default_factory=dict)
+    calls: dict[str, Flow] = field(default_factory=dict)
+    unnamed: int = 0
+    flags: dict[str, int] = field(default_factory=dict)
+    gradient: dict[str, int] = field(default_factory=dict)
+    raised: dict[str, int] = field(default_factory=dict)
+    findings: dict[str, tuple[Finding, int]] = field(default_factory=dict)
+    code: str | None = None
+
+    def join(self, other: LineFlow, *, counting: bool) -> None:
+        """Take in what was seen of the same line in other code, its executions if `counting`."""
+        if counting:
+            self.executions += other.executions
+            self.recorded += other.recorded
+            self.entered += other.entered
+            self.host_ns += other.host_ns
+        self.variables = {**other.variables, **self.variables}
+        self.calls = {**other.calls, **self.calls}
+        self.unnamed += other.unnamed
+        self.flags = {**other.flags, **self.flags}
+        self.gradient = {**other.gradient, **self.gradient}
+        self.raised = {**other.raised, **self.raised}
+        self.findings = {**other.findings, **self.findings}
+        self.code = self.code or other.code
+
+    @property
+    def time_ns(self) -> int:
+        """The time of all executions, estimated where not all were recorded."""
+        if not self.recorded or self.recorded >= self.executions:
+            return self.host_ns
+        return self.host_ns * self.executions // self.recorded
+
+    @property
+    def flows(self) -> list[Flow]:
+        """What to tell: the variables, or where none of them holds a tensor what calls made."""
+        variables = list(self.variables.values())
+        if any(flow.kinds for flow in variables):
+            return variables
+        return [*self.calls.values(), *variables]
+
+    @property
+    def severity(self) -> Severity | None:
+        """The worst severity of its findings."""
+        found = {finding.severity for finding, _ in self.findings.values()}
+        order: tuple[Severity, ...] = ("error", "warning", "note")
+        return next((severity for severity in order if severity in found), None)
+
+
+@dataclass(slots=True)
+class FunctionFlow:
+    """A function of the user's: its lines by number, and its text where the log has it."""
+
+    file: str
+    name: str
+    source: Source | None = None
+    lines: dict[int, LineFlow] = field(default_factory=dict)
+
+    @property
+    def entered(self) -> int:
+        """How often it was called. What runs in a block or over several steps is met elsewhere."""
+        first = self.lines.get(self.first_line) if self.source else None
+        return first.entered if first else 0
+
+    @property
+    def first_line(self) -> int:
+        """Where it begins, as far as is known."""
+        return self.source.first_line if self.source else min(self.lines, default=0)
+
+    @property
+    def time_ns(self) -> int:
+        """The time of all its lines."""
+        return sum(line.time_ns for line in self.lines.values())
+
+    def code(self, number: int) -> str | None:
+        """The text of a line; None where the log does not have it."""
+        if self.source is not None:
+            text = self.source.text.split("\n")
+            at = number - self.source.first_line
+            if 0 <= at < len(text):
+                return text[at]
+        line = self.lines.get(number)
+        return line.code if line else None
+
+
+class Reader:
+    """Takes records in log order.
+
+    Args:
+        modules: those of the run, for the names that people know them by.
+
+    Attributes:
+        recorded: whether line records were among them. Without, the executions of a line are the
+            calls of modules and ops that it made.
+        whole: how many steps had lines or calls.
+    """
+
+    def __init__(self, modules: Mapping[str, Module]) -> None:
+        self._modules = modules
+        self.recorded = False
+        self.whole = 0
+        self._functions: dict[tuple[str, str], FunctionFlow] = {}
+        self._count = 0
+        self._step = -1
+        self._seen = False
+        self._tensors: dict[int, Tensor] = {}
+        # Where each forward call of the step stands: what ran inside it at the same line is no
+        # call of that line.
+        self._places: dict[int, tuple[str, int]] = {}
+        # Flows that wait for a tensor which a later record of the step describes.
+        self._waiting: list[tuple[Flow, int]] = []
+
+    def feed(self, record: Record) -> None:
+        """Take in one record. Hot."""
+        if record.step != self._step:
+            self._begin(record.step)
+        match record:
+            case Call():
+                self._call(record)
+            case Line():
+                self._line(record)
+            case Finding(location=Location() as location):
+                self._finding(record, location)
+            case Action(location=Location() as location):
+                self._action(record, location)
+            case Optimizer(location=Location() as location):
+                self._say(location, "grad norm", record.grad_norm)
+
+    def finish(self) -> Iterable[FunctionFlow]:
+        """Settle the last step; returns the functions in order of their first line here."""
+        self._begin(-1)
+        return self._functions.values()
+
+    def _begin(self, step: int) -> None:
+        for flow, id in self._waiting:
+            tensor = self._tensors.get(id)
+            if tensor is not None:
+                flow.add(tensor, self._step)
+        self.whole += self._seen
+        self._step, self._seen = step, False
+        self._tensors, self._places, self._waiting = {}, {}, []
+
+    def _function(self, location: Location) -> FunctionFlow:
+        key = location.file, location.function
+        function = self._functions.get(key)
+        if function is None:
+            function = FunctionFlow(*key)
+            if self._count < MOST_LINES:
+                self._functions[key] = function
+        return function
+
+    def _at(self, location: Location) -> LineFlow:
+        function = self._function(location)
+        line = function.lines.get(location.line)
+        if line is None:
+            line = LineFlow(location.line)
+            if self._count < MOST_LINES:
+                function.lines[location.line] = line
+                self._count += 1
+        if line.code is None and location.code is not None:
+            line.code = location.code
+        return line
+
+    def _describe(self, tensors: Sequence[Tensor]) -> None:
+        if len(self._tensors) > MOST_TENSORS:
+            self._tensors = dict(list(self._tensors.items())[MOST_TENSORS // 2 :])
+            self._places = {}
+        for tensor in tensors:
+            self._tensors[tensor.id] = tensor
+
+    def _flow(self, line: LineFlow, flows: dict[str, Flow], name: str) -> Flow:
+        flow = flows.get(name)
+        if flow is None:
+            flow = Flow(shorten(name, LONGEST_NAME))
+            if len(flows) < MOST_NAMES:
+                flows[name] = flow
+            else:
+                line.unnamed += 1
+        return flow
+
+    def _add(self, flow: Flow, id: int) -> None:
+        tensor = self._tensors.get(id)
+        if tensor is not None:
+            flow.add(tensor, self._step)
+        elif len(self._waiting) < MOST_TENSORS:
+            self._waiting.append((flow, id))
+
+    def _call(self, call: Call) -> None:
+        self._seen = True
+        self._describe(call.tensors)
+        location = call.location
+        if location is None:
+            return
+        if call.phase == "backward":
+            self._gradient(call, location)
+            return
+        place = location.file, location.line
+        self._places[call.seq] = place
+        if call.parent is not None and self._places.get(call.parent) == place:
+            return
+        line = self._at(location)
+        again = call.recompute or call.replay
+        if not self.recorded and not again:
+            line.executions += 1
+            line.recorded += 1
+            line.host_ns += call.host_ns
+        name = shown_path(self._modules, call.module or "") if call.op is None else call.op
+        flow = self._flow(line, line.calls, name)
+        for _, id in call.outputs[:MOST_NAMES]:
+            self._add(flow, id)
+
+    def _gradient(self, call: Call, location: Location) -> None:
+        for _, id in (*call.inputs, *call.outputs):
+            tensor = self._tensors.get(id)
+            if tensor is not None and tensor.nonfinite:
+                name = "nan" if tensor.nan else "inf"
+                self._at(location).gradient.setdefault(name, self._step)
+
+    def _line(self, record: Line) -> None:
+        self._seen = True
+        self._describe(record.tensors)
+        if not self.recorded:
+            self._count_anew()
+        line = self._at(record.location)
+        if record.what == "call":
+            line.entered += 1 + record.passed_over
+        elif record.what == "line":
+            line.executions += 1 + record.passed_over
+            line.recorded += 1
+            line.host_ns += record.host_ns
+        elif record.what == "exception" and record.value is not None:
+            text = shorten(record.value.text, LONGEST_NAME)
+            if text in line.raised or len(line.raised) < MOST_NAMES:
+                line.raised[text] = line.raised.get(text, 0) + 1
+        for flag in record.flags:
+            line.flags.setdefault(flag, self._step)
+        for variable in record.changed:
+            # Where a step begins within a frame, what it holds already is told once more.
+            if variable.tensors or record.what != "call" or variable.was != variable.text:
+                self._variable(line, variable, variable.name)
+        if record.what == "return" and record.value is not None:
+            self._variable(line, record.value, "return")
+
+    def _count_anew(self) -> None:
+        """Count executions from now on: what was counted before were calls."""
+        self.recorded = True
+        for function in self._functions.values():
+            for line in function.lines.values():
+                line.executions = line.recorded = line.host_ns = 0
+
+    def _variable(self, line: LineFlow, variable: Variable, name: str) -> None:
+        if not variable.tensors:
+            self._flow(line, line.variables, name).say(variable.text[:LONGEST_NAME])
+        for place, id in variable.tensors:
+            self._add(self._flow(line, line.variables, f"{name}{place}"), id)
+
+    def _say(self, location: Location, name: str, value: object) -> None:
+        number = from_scalar(value)
+        if number is not None:
+            line = self._at(location)
+            self._flow(line, line.calls, name).say(number_text(number))
+
+    def _action(self, action: Action, location: Location) -> None:
+        if action.action == "loss" and action.tensor is not None:
+            line = self._at(location)
+            self._add(self._flow(line, line.calls, "loss"), action.tensor)
+        elif action.action == "loss":
+            self._say(location, "loss", action.detail.get("value"))
+        elif action.action == "clip":
+            self._say(location, "grad norm", action.detail.get("total_norm"))
+
+    def _finding(self, finding: Finding, location: Location) -> None:
+        findings = self._at(location).findings
+        first, count = findings.get(finding.code, (finding, 0))
+        if count or len(findings) < MOST_NAMES:
+            findings[finding.code] = first, count + 1
