@@ -8,6 +8,7 @@ whatever a page could do beside showing text and drawings.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
@@ -99,7 +100,9 @@ def _table_within(contents: Contents, found: Sequence[Found], wanted: Wanted) ->
 
 
 def _program(run: Run) -> str:
-    return " ".join(run.header.argv) or "(interactive)"
+    """The command without the folder of the program, which the head has."""
+    words = run.header.argv
+    return " ".join([re.split(r"[\\/]", words[0])[-1], *words[1:]]) if words else "(interactive)"
 
 
 def _head(contents: Contents) -> Html:

@@ -25,7 +25,7 @@ MARGIN = 0.08
 DOTTED = 40
 # Of more findings than this the rest is in the list only. Two marks that are nearer to each other
 # than `NEAR` of the width, about a mark on a phone, go into different lanes.
-MOST_MARKS, NEAR, LANES = 40, 0.07, 5
+MOST_MARKS, NEAR, LANES = 40, 0.09, 5
 
 
 def show_timeline(overview: Overview, shown: Sequence[Shown]) -> Html:
@@ -111,8 +111,8 @@ class _Scale:
         seen = seen[np.isfinite(seen)]
         low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
         self.log = low > 0 and high / low >= WIDE
-        # Half the values, as the difference of two large ones may overflow.
-        self._unit = 1.0 if self.log else max(abs(low), abs(high), 1e-300)
+        # The difference of two large values may overflow, that of their shares may not.
+        self._unit = 1.0 if self.log else min(max(abs(low), abs(high), 1e-300), 1e307)
         self.low, self.high = self._map(low), self._map(high)
         if self.high - self.low < 1e-9:
             self.low, self.high = self.low - 0.5, self.high + 0.5
@@ -130,13 +130,20 @@ class _Scale:
         if self.log:
             first, last = math.ceil(self.low), math.floor(self.high)
             stride = max(1, math.ceil((last - first + 1) / 4))
-            values = [10.0**n for n in range(first, last + 1, stride)]
-            values = values if len(values) > 1 else [10**self.low, 10**self.high]
+            powers = range(first, last + 1, stride)
+            if len(powers) > 1:
+                return [(10.0**n, _power_text(n)) for n in powers]
+            values = [10**self.low, 10**self.high]
         else:
-            unit = _nice((self.high - self.low) / 3)
-            first, last = math.ceil(self.low / unit), math.floor(self.high / unit)
-            values = [round(n * unit, 12) * self._unit for n in range(first, last + 1)]
+            unit = _nice((self.high - self.low) * self._unit / 3)
+            first = math.ceil(self.low * self._unit / unit)
+            last = math.floor(self.high * self._unit / unit)
+            values = [n * unit for n in range(first, last + 1)]
         return [(value, number_text(value)) for value in values]
+
+
+def _power_text(n: int) -> str:
+    return f"1e{n}" if n < -2 or n > 3 else number_text(10.0**n)
 
 
 def _nice(x: float) -> float:

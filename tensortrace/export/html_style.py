@@ -109,7 +109,10 @@ td:first-child, th:first-child { position: sticky; left: 0; background: var(--pa
 tbody tr:nth-child(even) td { background: var(--soft); }
 footer { margin-top: 2.5rem; color: var(--dim); font-size: .86em; }
 @media (max-width: 40rem) { :root { --gutter: 6.2rem; } body { padding: .8rem .8rem 2rem; }
-  dl { grid-template-columns: minmax(0, 1fr); gap: 0; } dd { margin-bottom: .4rem; }
+  dl { grid-template-columns: 4.2rem minmax(0, 1fr); gap: .2rem .4rem; }
+  .finding dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
+  .finding dd { margin-bottom: .4rem; }
+  .legend i { width: .9rem; }
   .finding { padding: .6rem .6rem; } .curve svg { height: 120px; }
   td:first-child, th:first-child { max-width: 9.5rem; } .roomy { display: none; } }
 @media print { :root { color-scheme: light; } body { max-width: none; padding: 0; font-size: 11px; }
