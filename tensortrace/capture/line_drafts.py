@@ -19,13 +19,15 @@ class VariableDraft:
 
     __slots__ = ("name", "was", "words")
 
-    def __init__(self, name: str, words: Words, was: Words | str | None) -> None:
+    def __init__(self, name: str, words: Words, was: Words | None) -> None:
         self.name, self.words, self.was = name, words, was
 
     def finish(self, tell: Tell) -> Variable:
-        """The finished variable."""
-        was = self.was if self.was is None or isinstance(self.was, str) else self.was.say(tell)
-        return Variable(self.name, self.words.say(tell), was, self.words.tensors)
+        """The finished variable; one that was carried over has no ids in this step."""
+        words, was = self.words, self.was
+        text = words.say(tell)
+        before = was.say(tell) if was is not None else None
+        return Variable(self.name, text, before, [] if was is words else words.tensors)
 
 
 class LineDraft:

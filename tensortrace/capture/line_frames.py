@@ -16,7 +16,7 @@ import torch
 
 from tensortrace.capture.active import here
 from tensortrace.capture.line_drafts import LineDraft, VariableDraft
-from tensortrace.capture.values import ATOMS, Held, Words
+from tensortrace.capture.values import Held, Words
 from tensortrace.capture.variables import NEW, Change, Variables
 
 if TYPE_CHECKING:
@@ -29,10 +29,8 @@ _clock = time.perf_counter_ns
 _FIRST = 3
 _COROUTINE = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
 # After a return event with the value None, the instruction tells whether there was a return.
-_RETURNS = frozenset({
-    "RETURN_VALUE", "RETURN_CONST", "RETURN_GENERATOR", "YIELD_VALUE", "YIELD_FROM", "SEND",
-    "INSTRUMENTED_RETURN_VALUE", "INSTRUMENTED_RETURN_CONST", "INSTRUMENTED_YIELD_VALUE",
-})  # fmt: skip
+_YIELDS = frozenset({"YIELD_VALUE", "YIELD_FROM", "SEND"})
+_RETURNS = _YIELDS | {"RETURN_VALUE", "RETURN_CONST", "RETURN_GENERATOR"}
 _ENDS_OF_LOOPS = frozenset({"FOR_ITER", "SEND", "YIELD_FROM", "END_ASYNC_FOR", "END_SEND"})
 _STOPS = (StopIteration, StopAsyncIteration, GeneratorExit)
 
@@ -53,28 +51,28 @@ class FrameTrace:
     """
 
     __slots__ = (
-        "_counts", "_line", "_nth", "_parent", "_passed", "_seq", "_shapes", "_since", "_step",
-        "_suspended", "code", "depth", "first", "local", "recorded", "theirs", "tracer",
-        "variables", "with_line",
+        "_counts", "_entered_ns", "_line", "_nth", "_parent", "_passed", "_seq", "_shapes",
+        "_since", "_step", "_suspended", "code", "depth", "expressions", "first", "local",
+        "recorded", "theirs", "tracer", "variables", "with_line",
     )  # fmt: skip
 
     def __init__(self, tracer: LineTracer, code: CodeType, depth: int, theirs: Any) -> None:
         self.tracer, self.code, self.depth, self.theirs = tracer, code, depth, theirs
         self.variables = Variables(tracer.reader, code)
+        self.expressions = Variables(tracer.reader, None)
         self.local = self.event
         self.with_line = 0  # of a block: where it begins
         self.recorded = True
         self.first = 0  # the seq of its first record in the step
         self._step = -1
         self._suspended = False
-        self._forget_counts()
-        self._line = self._nth = self._seq = self._since = 0
-        self._parent: int | None = None
-
-    def _forget_counts(self) -> None:
+        # Of the step in flight, by line.
         self._counts: dict[int, int] = {}
         self._passed: dict[int, int] = {}
         self._shapes: dict[tuple[int, str], Any] = {}
+        self._line = self._nth = self._seq = 0
+        self._parent: int | None = None
+        self._entered_ns = self._since = _clock()
 
     # ---- what Python calls
 
@@ -98,48 +96,62 @@ class FrameTrace:
         return self.local
 
     def _take(self, frame: FrameType, event: str, arg: Any, now: int) -> None:
-        changes = self.variables.look(frame.f_locals)
+        changes = self._look(frame)
         if self._step != self.tracer.recorder.step:
             self._turn_over(frame, changes)
         if event == "line":
             self._finish(frame, changes, now)
-            self._begin(frame.f_lineno)
+            self._begin(frame)
         elif event == "return":
             self._finish(frame, changes, now)
             self._returns(frame, arg)
         elif event == "exception":
             self._raises(frame, changes, arg, now)
 
+    def _look(self, frame: FrameType) -> list[Change]:
+        """What changed since the last look. Hot."""
+        changes = self.variables.look(frame.f_locals)
+        watched = self.tracer.watched
+        if watched is not None and self.recorded:
+            changes += self.expressions.look(watched.values(frame))
+        return changes
+
     # ---- entering and leaving
 
     def enter(self, frame: FrameType) -> None:
         """The frame begins, or a block begins in it: say what its variables are."""
-        changes = self.variables.look(frame.f_locals)
-        draft = self._draft("call", frame.f_lineno, self._new_step())
-        self._describe(draft, changes, self.with_line > 0)
-        self._pend(draft, frame)
+        block = self.with_line > 0
+        line = frame.f_lineno if block else self.tracer.definition_line(self.code)
+        draft = self._draft("call", line, self._new_step())
+        self._describe(draft, self._look(frame), sparing=block)
+        self._tell_changes(frame, draft, starting=not block)
+        if not block:
+            self._tell_line(frame, line, "call")
+        self._pend(draft)
 
     def resume(self, frame: FrameType) -> None:
         """A generator or coroutine goes on."""
         if self._suspended:
             self._suspended = False
-            return  # an await, which is no return
+            return  # from an await, which was no return
+        changes = self._look(frame)
         if self._step != self.tracer.recorder.step:
-            self._turn_over(frame, self.variables.look(frame.f_locals))
-            return
+            self._turn_over(frame, changes)
         draft = self._draft("call", frame.f_lineno, self.tracer.recorder.next_seq())
-        self._describe(draft, self.variables.look(frame.f_locals), False)
-        self._pend(draft, frame)
+        self._describe(draft, changes)
+        self._tell_changes(frame, draft)
+        self._tell_line(frame, frame.f_lineno, "call")
+        self._pend(draft)
 
     def wake(self, frame: FrameType) -> None:
         """Steps are followed again, from the middle of a line on."""
-        self.variables.look(frame.f_locals)
+        self._look(frame)
         self._line = frame.f_lineno
 
     def close(self, frame: FrameType) -> None:
         """The block in this frame ends."""
         if self._line and self._line != self.with_line:
-            changes = self.variables.look(frame.f_locals)
+            changes = self._look(frame)
             if self._step != self.tracer.recorder.step:
                 self._turn_over(frame, changes)
             self._finish(frame, changes, _clock())
@@ -148,7 +160,9 @@ class FrameTrace:
     def _new_step(self) -> int:
         recorder = self.tracer.recorder
         self._step = recorder.step
-        self._forget_counts()
+        self._counts.clear()
+        self._passed.clear()
+        self._shapes.clear()
         self.first = recorder.next_seq()
         return self.first
 
@@ -156,28 +170,33 @@ class FrameTrace:
         """A step began while a line ran: say what the variables are, but those it changed."""
         draft = self._draft("call", self._line or frame.f_lineno, self._new_step())
         fresh = {name for name, _, _ in changes}
-        tell = self.tracer.tell
-        found = frame.f_locals
-        for name, kept in self.variables.known.items():
-            if name not in fresh and name in found:
-                words = self._words(found[name], kept, None)
-                draft.changed.append(VariableDraft(name, words, words.say(tell)))
-        self._pend(draft, frame)
+        for known in (self.variables.known, self.expressions.known):
+            for name, kept in known.items():
+                if name not in fresh:
+                    words = kept.words if isinstance(kept, Held) else self._atom(kept)
+                    if words is not None:
+                        draft.changed.append(VariableDraft(name, words, words))
+        if self.tracer.live is not None:
+            self.tracer.live.step(self._step, self.depth)
+        self._pend(draft)
         if self._line:
-            self._seq = self.tracer.recorder.next_seq()
-            self._nth = 0
+            # What began in the step before ends in this one.
+            self._seq, self._nth = self.tracer.recorder.next_seq(), 0
             self._counts[self._line] = 1
             self.recorded = True
 
     # ---- lines
 
-    def _begin(self, line: int) -> None:
+    def _begin(self, frame: FrameType) -> None:
+        line = frame.f_lineno
         nth = self._counts.get(line, 0)
         self._counts[line] = nth + 1
         self._line, self._nth = line, nth
         self._seq = self.tracer.recorder.next_seq()
         self._parent = self.tracer.parent()
         self.recorded = not self.tracer.thin or is_taken(nth)
+        if self.recorded and self.tracer.live is not None:
+            self._tell_line(frame, line, "line")
 
     def _finish(self, frame: FrameType, changes: list[Change], now: int) -> None:
         """The line in flight is over. Hot: most of those passed over end here."""
@@ -185,58 +204,61 @@ class FrameTrace:
         if not line:
             return
         self._line = 0
-        reshaped = self._reshapes(line, changes) if changes else False
-        if not self.recorded and not reshaped:
-            self._passed[line] = self._passed.get(line, 0) + 1
-            return
+        reshaped = bool(changes) and self._reshapes(line, changes)
+        if not self.recorded:
+            if not reshaped:
+                self._passed[line] = self._passed.get(line, 0) + 1
+                return
+            self._tell_line(frame, line, "line")
         draft = self._draft("line", line, self._seq)
         draft.parent, draft.nth = self._parent, self._nth
         draft.passed_over = self._passed.pop(line, 0)
         draft.host_ns = now - self._since
-        self._describe(draft, changes, False)
-        self._pend(draft, frame)
+        self._describe(draft, changes)
+        self._tell_changes(frame, draft)
+        self._pend(draft)
 
     def _reshapes(self, line: int, changes: list[Change]) -> bool:
         """Whether a tensor that the line changed has another shape than the last time it did."""
         found = False
         for name, value, _ in changes:
-            if isinstance(value, torch.Tensor):
-                shape = value.shape if value.layout is not torch.jagged else None
-                key = (line, name)
-                if key in self._shapes and self._shapes[key] != shape:
+            if isinstance(value, torch.Tensor) and value.layout is not torch.jagged:
+                shape, key = value.shape, (line, name)
+                if self._shapes.get(key, shape) != shape:
                     found = True
                 self._shapes[key] = shape
         return found
 
     def _returns(self, frame: FrameType, value: Any) -> None:
-        name = opcode.opname[self.code.co_code[frame.f_lasti]] if frame.f_lasti >= 0 else ""
+        tracer = self.tracer
+        name = _instruction(frame)
         if value is None and name not in _RETURNS:
-            self.tracer.ended_by_exception(self)
+            if tracer.live is not None:
+                tracer.live.left_by_exception(self.depth)
             return
-        yields = name.removeprefix("INSTRUMENTED_") in ("YIELD_VALUE", "YIELD_FROM", "SEND")
+        yields = name in _YIELDS
         if yields and (self.code.co_flags & _COROUTINE or _is_await(self.code, value)):
             self._suspended = True
             return
-        draft = self._draft("return", frame.f_lineno, self.tracer.recorder.next_seq())
-        words = self.tracer.reader.words(value, self._describer(draft))
+        draft = self._draft("return", frame.f_lineno, tracer.recorder.next_seq())
+        words = tracer.reader.words(value, self._describer(draft))
         draft.value = VariableDraft("yield" if yields else "return", words, None)
-        self._pend(draft, frame)
+        self._tell_value(frame, draft.value, "return")
+        self._pend(draft)
 
     def _raises(self, frame: FrameType, changes: list[Change], arg: Any, now: int) -> None:
-        kind, error = arg[0], arg[1]
-        if issubclass(kind, _STOPS):
-            name = opcode.opname[self.code.co_code[frame.f_lasti]]
-            if name.removeprefix("INSTRUMENTED_") in _ENDS_OF_LOOPS:
-                return  # how a loop ends
+        if issubclass(arg[0], _STOPS) and _instruction(frame) in _ENDS_OF_LOOPS:
+            return  # how a loop ends
         recorded = self.recorded
         self._finish(frame, changes, now)
         if not recorded:
             return
         draft = self._draft("exception", frame.f_lineno, self.tracer.recorder.next_seq())
         words = Words(self.tracer.reader.limit)
-        words.pieces.append(_exception_text(kind, error))
+        words.pieces.append(_exception_text(arg[0], arg[1]))
         draft.value = VariableDraft("exception", words, None)
-        self._pend(draft, frame)
+        self._tell_value(frame, draft.value, "exception")
+        self._pend(draft)
 
     # ---- drafts
 
@@ -244,38 +266,29 @@ class FrameTrace:
         tracer = self.tracer
         recorder = tracer.recorder
         location = recorder.sources.locate_line(self.code, line)
-        draft = LineDraft(what, recorder.step, seq, location, tracer.tell)
+        draft = LineDraft(what, recorder.step, seq, location, tracer.tensor_words.say)
         draft.update, draft.frame, draft.depth = recorder.update, self.first, self.depth
         draft.parent = tracer.parent()
         if not recorder.owns_thread():
             draft.thread = recorder.thread_number()
         return draft
 
-    def _describe(self, draft: LineDraft, changes: list[Change], sparing: bool) -> None:
+    def _describe(self, draft: LineDraft, changes: list[Change], sparing: bool = False) -> None:
+        if not changes:
+            return
         describe = self._describer(draft, sparing)
         for name, value, old in changes:
-            kept = self.variables.known.get(name)
-            was: Words | str | None = None
+            words = self.tracer.reader.words(value, describe)
+            kept = self.variables.known.get(name) or self.expressions.known.get(name)
+            if isinstance(kept, Held):
+                kept.words = words
+            was = None
             if old is not NEW:
                 was = old.words if isinstance(old, Held) else self._atom(old)
-            draft.changed.append(VariableDraft(name, self._words(value, kept, describe), was))
+            draft.changed.append(VariableDraft(name, words, was))
 
-    def _atom(self, value: Any) -> Words | None:
-        return self.tracer.reader.words(value, _none) if type(value) in ATOMS else None
-
-    def _words(self, value: Any, kept: Any, describe: Any) -> Words:
-        """Words for a value; kept with what is known of it. Without `describe`: those kept."""
-        if describe is None and isinstance(kept, Held) and kept.words is not None:
-            known = Words(None)
-            known.pieces = list(kept.words.pieces)
-            known.text = kept.words.text
-            return known
-        words = self.tracer.reader.words(value, describe or self.tracer.head_only)
-        if describe is None:
-            words.tensors = []
-        if isinstance(kept, Held):
-            kept.words = words
-        return words
+    def _atom(self, value: Any) -> Words:
+        return self.tracer.reader.words(value, _none)
 
     def _describer(self, draft: LineDraft, sparing: bool = False) -> Any:
         tracer = self.tracer
@@ -285,11 +298,40 @@ class FrameTrace:
 
         return describe
 
-    def _pend(self, draft: LineDraft, frame: FrameType) -> None:
+    def _pend(self, draft: LineDraft) -> None:
         recorder = self.tracer.recorder
         draft.end = recorder._seq
-        self.tracer.told(self, draft, frame)
         recorder.pend(draft)
+
+    # ---- live text
+
+    def _tell_line(self, frame: FrameType, line: int, what: str) -> None:
+        live = self.tracer.live
+        if live is not None:
+            live.begin(frame, line, what, self.depth, self._entered_ns)
+
+    def _tell_changes(self, frame: FrameType, draft: LineDraft, starting: bool = False) -> None:
+        live = self.tracer.live
+        if live is not None:
+            live.source(frame, self.depth)
+            if draft.passed_over:
+                live.passed_over(draft.passed_over, self.depth)
+            for variable in draft.changed:
+                text = self.tracer.text_now(variable.words)
+                live.changed(variable, text, self.depth, starting)
+
+    def _tell_value(self, frame: FrameType, value: VariableDraft, what: str) -> None:
+        live = self.tracer.live
+        if live is not None:
+            live.begin(frame, frame.f_lineno, what, self.depth, self._entered_ns)
+            live.value(value.name, self.tracer.text_now(value.words), self.depth)
+
+
+def _instruction(frame: FrameType) -> str:
+    """The name of the instruction that a frame is at."""
+    if frame.f_lasti < 0:
+        return ""
+    return opcode.opname[frame.f_code.co_code[frame.f_lasti]].removeprefix("INSTRUMENTED_")
 
 
 def _none(tensor: torch.Tensor) -> Any:

@@ -7,8 +7,10 @@ which the log keeps the step line only.
 
 from __future__ import annotations
 
+import linecache
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
@@ -18,13 +20,18 @@ import torch
 
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.line_frames import FrameTrace, is_taken
+from tensortrace.capture.line_marks import Marks
 from tensortrace.capture.lines_options import Lines
 from tensortrace.capture.tensors import TensorDraft, draft_of_head
 from tensortrace.capture.values import Reader
 
 if TYPE_CHECKING:
-    from tensortrace.capture.line_drafts import LineDraft
+    from tensortrace.capture.drafts import Draft
+    from tensortrace.capture.live import LiveText
     from tensortrace.capture.recorder import Recorder
+    from tensortrace.capture.values import Words
+    from tensortrace.capture.watched import Watched
+    from tensortrace.records import Record
 
 _CO_OPTIMIZED = 0x0001
 # Called inside a line, and no function of its own to the reader.
@@ -33,6 +40,7 @@ _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>
 # that a block finds are only named: a data set need not be read for it.
 _LARGEST_WITHOUT_GRAD = 65_536
 _LARGEST_FOUND = 1 << 20
+_LONGEST_DECORATORS = 200
 _INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -44,6 +52,7 @@ class _Thread(threading.local):
         self.on = False
         self.prior: Any = None
         self.blocks: list[FrameTrace | None] = []
+        self.entered_ns: list[int] = []
 
 
 class LineTracer:
@@ -64,14 +73,26 @@ class LineTracer:
             recorder.names.known,
         )
         self._codes: dict[int, CodeType] = {}
+        self._definitions: dict[int, int] = {}
+        self._codes_met: list[CodeType] = []  # their ids stay theirs
         self._calls: dict[int, int] = {}
         self._followed: dict[str, bool] = {}
         self._thread = _Thread()
         self._step = -1
-        self._texts: dict[int, str] = {}
         from tensortrace.capture.tensor_words import make_tensor_words
 
-        self.tell: Callable[[TensorDraft], str] = make_tensor_words(options.statistics)
+        self.tensor_words = make_tensor_words(options.statistics)
+        self._marks = Marks()
+        self.watched: Watched | None = None
+        self.live: LiveText | None = None
+        if options.watch or options.watch_explode:
+            from tensortrace.capture.watched import Watched
+
+            self.watched = Watched(options.watch, options.watch_explode)
+        if options.output is not None:
+            from tensortrace.capture.live import LiveText
+
+            self.live = LiveText(options, self._lose_text)
         # One object, so that it can be recognised.
         self._global = self._on_call
         recorder.tensors.drafts = {}
@@ -88,6 +109,7 @@ class LineTracer:
         """Begin to trace in this thread; `frame` is that of a block."""
         mine = self._thread
         mine.entered += 1
+        mine.entered_ns.append(time.perf_counter_ns())
         if self.recorder.full and not mine.on:
             self._install()
         known = None if frame is None else frame.f_trace
@@ -116,6 +138,9 @@ class LineTracer:
                 _forget_values(frame)
                 break
             frame = frame.f_back
+        if self.live is not None and self.is_on():
+            self.live.elapsed(mine.entered_ns[-1], mine.entered)
+        mine.entered_ns.pop()
         if not mine.entered:
             self._uninstall()
 
@@ -255,16 +280,33 @@ class LineTracer:
         known = table.drafts.get(number) if table.drafts is not None else None
         return number, known or draft_of_head(tensor)
 
-    @staticmethod
-    def head_only(tensor: torch.Tensor) -> tuple[int, TensorDraft]:
-        """The description of a tensor that is not followed."""
-        return -1, draft_of_head(tensor)
+    def mark(self, ended: list[Draft], batch: list[Draft], records: list[Record]) -> list[Record]:
+        """Flag the lines among the records of drafts; `ended` are these as they ended."""
+        try:
+            by_draft = {id(draft): record for draft, record in zip(batch, records, strict=True)}
+            by_draft.update(self._marks.mark(ended, by_draft))
+            return [by_draft[id(draft)] for draft in batch]
+        except Exception as error:
+            self.recorder.fault("lines", error)
+            return records
 
-    def told(self, trace: FrameTrace, draft: LineDraft, frame: FrameType) -> None:
-        """A line, call, return or exception is over."""
+    def text_now(self, words: Words) -> str:
+        """A text for somebody who reads along: that waits for the device."""
+        if words.tensors:
+            self.recorder.queue.resolve()
+        return words.say(self.tensor_words.say_now)
 
-    def ended_by_exception(self, trace: FrameTrace) -> None:
-        """A frame was left by an exception."""
+    def definition_line(self, code: CodeType) -> int:
+        """Where the ``def`` of a function is, below its decorators."""
+        line = self._definitions.get(id(code))
+        if line is None:
+            line = self._definitions[id(code)] = _definition_line(code)
+            self._codes_met.append(code)
+        return line
+
+    def _lose_text(self, error: Exception) -> None:
+        self.live = None
+        self.recorder.warn(f"the live text of lines= stops, the log goes on: {error!r:.300}")
 
     def _safely(self, act: Callable[[FrameType], None], frame: FrameType) -> None:
         here.busy += 1
@@ -300,6 +342,17 @@ def _forget_values(frame: FrameType) -> None:
     """Until Python 3.12 a frame that was looked at keeps its variables' values in a dict."""
     if sys.version_info < (3, 13) and frame.f_code.co_flags & _CO_OPTIMIZED:
         frame.f_locals.clear()
+
+
+def _definition_line(code: CodeType) -> int:
+    first = code.co_firstlineno
+    for line in range(first, first + _LONGEST_DECORATORS):
+        text = linecache.getline(code.co_filename, line).lstrip()
+        if text.startswith(("def ", "async def ")):
+            return line
+        if not text or (line == first and not text.startswith("@")):
+            break
+    return first
 
 
 def _numel(tensor: torch.Tensor) -> int:

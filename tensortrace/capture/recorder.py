@@ -133,7 +133,7 @@ class Recorder:
         self._patterns = None if wanted is None else list(wanted)
         self._wanted: dict[str, bool] = {}
         self._should_stop = should_stop
-        self._warn = warn
+        self.warn = warn
         self._lock = threading.RLock()
         self._pending: list[Draft | _StepMark] = []
         self._threads: dict[int, int] = {}
@@ -471,7 +471,7 @@ class Recorder:
         detail = {"where": part, "error": repr(error)[:500], "traceback": text}
         record = Action(step=self.step, seq=self.next_seq(), action="tracer_error", detail=detail)
         self._pending.append(_Ready(self.step, record.seq, record))
-        self._warn(
+        self.warn(
             f"tracing of {part} stopped after an error of tensortrace's own; your program goes on "
             f"unchanged, the traceback is in the log: {error!r:.300}"
         )
@@ -610,14 +610,17 @@ class Recorder:
         try:
             return self._should_stop(finding)
         except Exception as error:
-            self._warn(f"stop_on= raised {error!r:.300}; it is asked again at the next finding")
+            self.warn(f"stop_on= raised {error!r:.300}; it is asked again at the next finding")
             return False
 
     def _hand_on_batch(self, batch: list[Draft]) -> None:
         if not batch:
             return
+        ended = list(batch) if self.lines is not None else []
         batch.sort(key=_order)
         records = [draft.record() for draft in batch]
+        if self.lines is not None:
+            records = self.lines.mark(ended, batch, records)
         step = batch[0].step
         self.journal.take([*self.sources.take_sources(step), *records])
 

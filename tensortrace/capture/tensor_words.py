@@ -53,8 +53,8 @@ def _stand_in() -> types.ModuleType:
     return module  # type: ignore[no-any-return]
 
 
-def make_tensor_words(statistics: bool) -> Callable[[TensorDraft], str]:
-    """What puts a described tensor into words, once its statistics are known."""
+def make_tensor_words(statistics: bool) -> TensorWords:
+    """What puts a described tensor into words, with its mean and std if they are wanted."""
     base: Any = import_torchsnooper().TensorFormat
 
     class Format(base):  # type: ignore[misc] # TorchSnooper has no types
@@ -83,8 +83,19 @@ def make_tensor_words(statistics: bool) -> Callable[[TensorDraft], str]:
 
     properties = ("shape", "dtype", "device", "requires_grad", "has_nan", "has_inf", "unmeasured")
     words = Format(properties=(*properties, "statistics") if statistics else properties)
+    return TensorWords(words)
 
-    def tell(draft: TensorDraft) -> str:
-        return str(words(draft.record()))
 
-    return tell
+class TensorWords:
+    """Puts described tensors into words."""
+
+    def __init__(self, format: Callable[[Tensor], str]) -> None:
+        self._format = format
+
+    def say(self, draft: TensorDraft) -> str:
+        """Words for a tensor whose description is finished with this."""
+        return self._format(draft.record())
+
+    def say_now(self, draft: TensorDraft) -> str:
+        """The same while its description may still grow."""
+        return self._format(draft.peek())

@@ -53,6 +53,10 @@ class TensorDraft(msgspec.Struct, gc=False):
                 done = self.done = msgspec.structs.replace(done, row_spread=spread)
         return done
 
+    def peek(self) -> Tensor:
+        """The description so far, once the queue is resolved; more may be asked for later."""
+        return self.done or _finish(self.head, stats_of(self.ticket), self.tail)
+
 
 # Outputs whose rows are compared, in one step.
 _COMPARED = 4

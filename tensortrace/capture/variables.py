@@ -22,15 +22,17 @@ class Variables:
 
     Args:
         reader: looks at values.
-        code: of the frame.
+        code: of the frame; None for expressions.
     """
 
     __slots__ = ("_order", "_reader", "_skips_definitions", "known")
 
-    def __init__(self, reader: Reader, code: types.CodeType) -> None:
+    def __init__(self, reader: Reader, code: types.CodeType | None) -> None:
         self._reader = reader
-        self._skips_definitions = not code.co_flags & _CO_OPTIMIZED
-        names = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
+        self._skips_definitions = code is not None and not code.co_flags & _CO_OPTIMIZED
+        names: tuple[str, ...] = ()
+        if code is not None:
+            names = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
         self._order = {name: i for i, name in enumerate(names)}
         self.known: dict[str, Any] = {}
 
