@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from textual.binding import Binding, BindingType
 
+from tensortrace.tui.tabs import TABS
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -25,6 +27,7 @@ class Key:
 
 
 STEP, ROW, MAP = ("step",), ("step", "tensor", "flow"), ("timeline", "layers")
+LISTS = tuple(view for view in TABS if view != "timeline")
 CAUSE = (*ROW, "findings")
 FIRST = ("tab", "shift+tab", "colon", "slash")
 
@@ -35,8 +38,8 @@ KEYS = (
     Key("pageup,ctrl+b", "pgup ctrl+b", "page(-1)", "previous page", "Move"),
     Key("ctrl+d", "ctrl+d", "page(0.5)", "half a page down", "Move"),
     Key("ctrl+u", "ctrl+u", "page(-0.5)", "half a page up", "Move"),
-    Key("g,home", "g home", "top", "first line", "Move"),
-    Key("G,end", "G end", "bottom", "last line", "Move"),
+    Key("g,home", "g home", "top", "first line", "Move", "", LISTS),
+    Key("G,end", "G end", "bottom", "last line", "Move", "", LISTS),
     Key("right_square_bracket", "]", "step(1)", "next step, same place", "Walk", "Step+"),
     Key("left_square_bracket", "[", "step(-1)", "previous step, same place", "Walk"),
     Key("e", "e", "finding(1)", "next finding", "Walk", "Finding"),
@@ -58,7 +61,9 @@ KEYS = (
     Key("h,left", "h ←", "column(-1)", "earlier steps", "Columns", "", MAP),
     Key("plus", "+", "zoom_steps(True)", "fewer steps in a column", "Columns", "Zoom in", MAP),
     Key("minus", "-", "zoom_steps(False)", "more steps in a column", "Columns", "Out", MAP),
-    Key("m", "m", "quantity", "another quantity", "Columns", "Quantity", ("layers",)),
+    Key("m", "m", "quantity", "another quantity", "Columns", "Quantity", MAP),
+    Key("g,home", "g home", "end(False)", "first step", "Columns", "", ("timeline",)),
+    Key("G,end", "G end", "end(True)", "last step", "Columns", "", ("timeline",)),
     Key("slash", "/", "ask_search", "search the whole log", "Search", "Search"),
     Key("n", "n", "hit(1)", "next hit", "Search"),
     Key("N", "N", "hit(-1)", "previous hit", "Search"),
@@ -69,6 +74,7 @@ KEYS = (
     Key("s", "s", "source", "show or hide the source", "Panes", "Source", STEP),
     Key("z", "z", "zoom", "one pane alone, and back", "Panes", "", STEP),
     Key("1", "1", "view('step')", "the calls of a step", "Views"),
+    Key("2", "2", "view('timeline')", "all steps: loss, gradient norm, any statistic", "Views"),
     Key("3", "3", "view('layers')", "layers by steps, a heat map", "Views"),
     Key("y", "y", "copy", "copy the record as JSON", "Other"),
     Key("equals_sign", "=", "follow", "follow a live run, or pause", "Other"),

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from tensortrace.records import Module, Severity
 from tensortrace.text import escape, module_text, number_text
+from tensortrace.tui.columns import Columns
 from tensortrace.tui.grid import FLAGS, QUANTITIES, Grid
-from tensortrace.tui.theme import HEAT, SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
+from tensortrace.tui.theme import HEAT, UNICODE, Glyphs, Styled, clip, fit
 
 LEVELS = len(HEAT)
 
@@ -98,31 +99,8 @@ class HeatMap:
 
     def head_lines(self, marks: Mapping[int, Severity], column: int, width: int) -> list[Styled]:
         """Three lines over the map: what it means, the findings, which steps there are."""
-        room, span, wide = name_width(width), self.grid.span, self.wide
-        worst: dict[int, Severity] = {}
-        for step, severity in marks.items():
-            at = span.column(step)
-            if worst.get(at) != "error" and severity != "note":
-                worst[at] = severity
-        found: Styled = [(fit(" findings", room, self.glyphs), "faint")]
-        for at in range(self.shown):
-            held = worst.get(at)
-            glyph = SEVERITY_GLYPH[held] if held else " "
-            found.append((glyph.ljust(wide), held or ""))
-        steps = span.steps(column)
-        label = f"{self.glyphs.here} {steps.start}"
-        label += "" if span.per == 1 else f"-{steps.stop - 1}"
-        each = "a step each" if span.per == 1 else f"{span.per} steps each"
-        axis = [" "] * max(0, width - room)
-        at = max(0, min(column * wide, len(axis) - len(label)))
-        axis[at : at + len(label)] = label
-        if at > len(str(span.start)):
-            axis[: len(str(span.start))] = str(span.start)
-        return [
-            self.legend(),
-            found,
-            [(fit(f" {each}", room, self.glyphs), "faint"), ("".join(axis)[: width - room], "ok")],
-        ]
+        held = Columns(self.grid.span, self.shown, self.wide, name_width(width), self.glyphs)
+        return [self.legend(), held.marks_line(marks), held.steps_line(column, width)]
 
     def legend(self) -> Styled:
         """Say what the colours and the letters mean."""

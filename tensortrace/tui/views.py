@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tensortrace.tui.layers_view import LayersView
+from tensortrace.tui.timeline_view import TimelineView
 from tensortrace.tui.view import View
 
-VIEWS: tuple[type[View], ...] = (LayersView,)
+VIEWS: tuple[type[View], ...] = (TimelineView, LayersView)
 # The step comes first and is no `View`: its panes are those of the main screen.
 NAMES = ("step", *(view.NAME for view in VIEWS))

@@ -96,7 +96,7 @@ async def test_m_shows_the_other_quantities_in_turn(tmp_path: Path) -> None:
             titles.append(str(app.view.main.border_title))
             await pilot.press("m")
         names = ["gradient rms", "output rms", "update ratio", "zero fraction", "gradient rms"]
-        assert titles == [f"Layers: {name}" for name in names]
+        assert titles == [f"Layers: {name}, a step a column" for name in names]
 
 
 async def test_plus_and_minus_zoom_around_the_cursor(tmp_path: Path) -> None:
@@ -105,14 +105,14 @@ async def test_plus_and_minus_zoom_around_the_cursor(tmp_path: Path) -> None:
         await settle(app, pilot)
         await pilot.press("3")
         await settle(app, pilot)
-        assert "10 steps each" in text_of(app)
+        assert "10 steps a column" in text_of(app)
         await pilot.press("plus", "plus", "plus")
         await settle(app, pilot)
-        assert "a step each" in text_of(app)
+        assert "a step a column" in text_of(app)
         assert "▲ 200" in text_of(app)
         await pilot.press("minus", *["minus"] * 5)
         await settle(app, pilot)
-        assert "10 steps each" in text_of(app)
+        assert "10 steps a column" in text_of(app)
 
 
 async def test_a_click_on_a_cell_puts_the_cursor_there(tmp_path: Path) -> None:

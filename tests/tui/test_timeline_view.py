@@ -1,0 +1,137 @@
+"""The curves over all steps: what they are drawn from, where the keys lead."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from tensortrace.records import ModuleColumns, Step
+from tensortrace.tui.app import Viewer
+from tensortrace.tui.plot import curve, is_log
+from tensortrace.tui.span import Span
+from tensortrace.tui.theme import ASCII, UNICODE
+from tensortrace.tui.tracks import LOSS, Statistic, Tracks, statistics
+from tests.tui.samples import BAD_STEP, make_open_run
+from tests.tui.screen import settle, text_of
+from tests.tui.test_layers_view import make_layered_run
+
+
+def test_a_column_keeps_the_ends_and_the_first_step_that_is_not_finite() -> None:
+    losses = [2.0, "NaN", 0.5, "Infinity", None, 1.0]
+    steps = [Step(step=at, seq=1, loss=loss) for at, loss in enumerate(losses)]
+    for order in (steps, steps[::-1], [*steps, *steps]):
+        tracks = Tracks(Span(0, 4, 2), [LOSS])
+        tracks.add(list(order))
+        assert (tracks.low[0].tolist(), tracks.high[0].tolist()) == ([0.5, 1.0], [2.0, 1.0])
+        assert tracks.bad[0].tolist() == [1, -1]
+
+
+def test_a_number_of_a_module_is_not_finite_where_its_flags_say_so() -> None:
+    columns = ModuleColumns(path=["a", "b"], grad_rms=[1.0, 2.0], flags=["", "n"])
+    step = Step(step=0, seq=1, modules=columns)
+    assert Statistic("grad_rms", "a").of(step) == 1.0
+    assert math.isnan(Statistic("grad_rms", "b").of(step) or 0.0)
+    assert Statistic("grad_rms", "c").of(step) is None
+    assert Statistic("output_rms", "a").of(step) is None
+    assert Statistic("grad_rms", "a") in statistics(["a"])
+
+
+def test_a_curve_rises_with_its_numbers_and_has_no_holes() -> None:
+    lines = curve([(0.0, 0.0), (1.0, 1.0), (2.0, 2.0), None, (2.0, 2.0)], 1, 3, ASCII)
+    assert lines == ["  * *", " *   ", "*    "]
+    steep = curve([(0.0, 0.0), (2.0, 2.0)], 1, 3, ASCII)
+    assert steep == [" *", " *", "* "]
+    flat = curve([(1.0, 1.0)] * 3, 1, 1, UNICODE)
+    assert len(set(flat[0])) == 1
+    assert curve([None, None], 2, 2, UNICODE) == ["    ", "    "]
+
+
+def test_the_scale_is_logarithmic_over_a_hundredfold_only() -> None:
+    assert is_log([(1.0, 101.0)])
+    assert not is_log([(1.0, 100.0)])
+    assert not is_log([(0.0, 1e9)])
+    assert not is_log([None])
+
+
+def test_numbers_at_the_ends_of_the_range_are_drawn() -> None:
+    lines = curve([(-1.7e308, -1.7e308), (1.7e308, 1.7e308), (5e-324, 5e-324)], 1, 3, ASCII)
+    assert lines[0][1] == "*"
+    assert lines[2][0] == "*"
+
+
+async def test_the_timeline_shows_loss_and_gradient_with_the_finding_marked(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("2")
+        await settle(app, pilot)
+        text = text_of(app)
+        assert "loss  here not finite  x 1 not finite" in text
+        assert "grad norm  here not finite" in text
+        marks = next(line for line in text.splitlines() if "findings" in line)
+        wide = app.view.wide
+        gutter = app.view.left_of(78)
+        assert marks[1 + gutter + 7 * wide] == "x"
+        assert marks[1 + gutter + 3 * wide] == "!"
+
+
+async def test_h_and_l_move_the_cursor_and_enter_goes_to_the_step(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("2")
+        await settle(app, pilot)
+        await pilot.press("h", "h")
+        assert app.number == BAD_STEP
+        await pilot.press("enter")
+        await settle(app, pilot)
+        assert (app.shown, app.number) == ("step", BAD_STEP - 2)
+        await pilot.press("2")
+        await settle(app, pilot)
+        await pilot.press("G", "enter")
+        await settle(app, pilot)
+        assert app.number == 9
+
+
+async def test_m_asks_for_another_statistic_by_its_letters(tmp_path: Path) -> None:
+    app = Viewer(make_layered_run(tmp_path))
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("2", "m")
+        await settle(app, pilot)
+        await pilot.press(*"secondupdate")
+        await settle(app, pilot)
+        await pilot.pause(0.3)
+        await pilot.press("down", "enter")
+        await settle(app, pilot)
+        assert app.view.chosen == Statistic("update_ratio", "second")
+        assert "second update ratio  here" in text_of(app)
+
+
+async def test_brackets_and_findings_move_the_cursor_too(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path), step=0)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("2", "right_square_bracket")
+        await settle(app, pilot)
+        assert app.view.here == 1
+        await pilot.press("e")
+        await settle(app, pilot)
+        assert (app.shown, app.view.here) == ("timeline", 3)
+
+
+async def test_a_click_puts_the_cursor_on_a_column_and_another_opens_its_step(
+    tmp_path: Path,
+) -> None:
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("2")
+        await settle(app, pilot)
+        at = (1 + app.view.left_of(78) + 4 * app.view.wide, 6)
+        await pilot.click(app.view.main, offset=at)
+        await settle(app, pilot)
+        assert (app.view.here, app.number) == (4, BAD_STEP)
+        await pilot.click(app.view.main, offset=at)
+        await settle(app, pilot)
+        assert (app.shown, app.number) == ("step", 4)
