@@ -125,6 +125,27 @@ class Trace:
         self._recorder.journal.flush()
         return render_report(open_run(path))
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page of the log so far, or one sentence that says why not."""
+        if self._joined is not None:
+            return self._joined._repr_html_()
+        from tensortrace.export.notebook import show_reason, show_run
+
+        path = self.path
+        if self._recorder is None:
+            off = "Tracing is switched off (TENSORTRACE)." if self._off else "Not begun yet."
+            return show_reason(f"trace: {off}")
+        try:
+            if path is None:
+                raise UsageError("the records go to out=, which is no path, so there is no log")
+            if slot.recorder is self._recorder:
+                with self._ours("gate"):
+                    self._recorder.hand_on()
+            self._recorder.journal.flush()
+            return show_run(path)
+        except Exception as error:  # a notebook would show a traceback instead of the cell's value
+            return show_reason(f"trace: no page: {error}", self.findings)
+
     def close(self) -> None:
         """End the run and take every hook away; a decorated function is no longer traced."""
         if self._recorder is None or self._off or self._is_forked():

@@ -27,10 +27,11 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Html:
         name: of the element.
         children: `Html` goes in as it is, other text escaped, iterables piece by piece.
         attributes: ``_`` in a name stands for ``-``, one at its end is dropped (``class_``);
-            None and False leave the attribute out, True writes it without a value.
+            None and False leave the attribute out, True writes it without a value, `Html` is
+            taken for a value that is escaped already.
     """
     written = "".join(
-        f" {_name(key)}" if value is True else f' {_name(key)}="{text(str(value))}"'
+        f" {_name(key)}" if value is True else f' {_name(key)}="{_value(value)}"'
         for key, value in attributes.items()
         if value is not None and value is not False
     )
@@ -61,6 +62,10 @@ def _flat(children: Iterable[Child]) -> Iterator[str]:
             yield text(child)
         elif child is not None:
             yield from _flat(child)
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, Html) else text(str(value))
 
 
 def _name(key: str) -> str:
