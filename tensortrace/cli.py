@@ -1,4 +1,4 @@
-"""The command line: `tensortrace report | lines | explain | view | demo`.
+"""The command line: `tensortrace report | lines | export | explain | view | demo`.
 
 Exit codes: 0 clean, 1 a finding of severity error, 2 a mistake in the command (one sentence on
 stderr), 130 interrupted, 141 nobody reads our output any more. Nothing here imports torch, and
@@ -266,14 +266,66 @@ def _write_copies(listing: Listing, folder: Path | None) -> int:
     return 2 if any(one.copy is None for one in copied) else 0
 
 
-def _steps(text: str) -> range:
+def _steps(text: str, option: str = "--step") -> range:
     first, colon, last = text.partition(":")
     if not (first.isdecimal() and (last.isdecimal() if colon else True) and len(text) < 40):
-        raise UsageError(f"--step {text!r} is neither a step nor a range of steps, as in 10:20.")
+        raise UsageError(f"{option} {text!r} is neither a step nor a range of steps, as in 10:20.")
     numbers = range(int(first), int(last if colon else first) + 1)
     if not numbers or numbers[-1] > 1 << 53:
-        raise UsageError(f"--step {text!r} holds no step: its first number is the smaller one.")
+        raise UsageError(f"{option} {text!r} holds no step: its first number is the smaller one.")
     return numbers
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("log", nargs="?", type=Path, help="the log; by default the newest one here")
+    add("--out", "-o", metavar="FILE",
+        help="its suffix says the format: .html, .csv, .txt, .json; - writes CSV to stdout; "
+        "by default the log's name with .html")  # fmt: skip
+    add("--what", metavar="PART",
+        help="the table of a CSV: layers (the default), steps, tensors or findings")  # fmt: skip
+    add("--steps", metavar="N:M", help="only steps N to M, or one step N; by default all")
+    add("--module", action="append", default=[], metavar="GLOB",
+        help="only modules whose path matches; may be repeated")  # fmt: skip
+    add("--force", action="store_true", help="replace a file that is no export; never a log")
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a run in another format."""
+    from tensortrace.export.contents import matching_nothing
+    from tensortrace.export.exporter import Wanted, choose
+    from tensortrace.export.saving import save
+
+    steps = None if arguments.steps is None else _steps(arguments.steps, "--steps")
+    if arguments.out is not None:  # before a long log is opened
+        choose(arguments.out, arguments.what)
+    with ExitStack() as opened:
+        runs = open_logs(arguments.log, opened)
+        _require_steps(runs, steps)
+        target = arguments.out or f"{runs[0].path.name.partition('.jsonl')[0]}.html"
+        exporter = choose(target, arguments.what)
+        for glob in matching_nothing(runs, arguments.module):
+            _complain(f"--module {glob!r} matches no module of the run.")
+        progress = Progress(runs[0].last_step(), "reading")
+        opened.callback(progress.close)
+        wanted = Wanted(steps, arguments.module, arguments.what, progress.tick)
+        nbytes = save(runs, exporter, target, wanted, force=arguments.force)
+    if nbytes:
+        _write(f"{escape(target)}: {_size(nbytes)}\n")
+    return 0
+
+
+def _require_steps(runs: Sequence[Run], steps: range | None) -> None:
+    if steps is None or any(run.steps and run.steps[0] <= steps[-1] and steps[0] <= run.steps[-1]
+                            for run in runs):  # fmt: skip
+        return
+    has = runs[0].steps
+    held = f"steps {has[0]} to {has[-1]}" if has else "no steps"
+    raise UsageError(f"no step of {steps[0]}:{steps[-1]} is in {runs[0].path}: it has {held}.")
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e6 else f"{max(nbytes / 1e3, 0.1):.1f} kB"
 
 
 def _explain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -403,6 +455,14 @@ COMMANDS = (
         ("tensortrace lines log.jsonl --function forward", "only functions of that name"),
         ("tensortrace lines log.jsonl --write", "model.annotated.py, a copy with comments"),
         ("tensortrace lines log.jsonl --json", "for machines"),
+    )),
+    Command("export", "Write a run as one HTML page, or its numbers as CSV.",
+            _export_arguments, export, (
+        ("tensortrace export log.jsonl -o run.html", "one page for people who were sent a link"),
+        ("tensortrace export log.jsonl -o run.csv", "a row per step and module"),
+        ("tensortrace export -o - --what steps", "loss, gradient norm, lr of each step, to stdout"),
+        ("tensortrace export -o t.csv --what tensors", "every tensor that the log describes"),
+        ("tensortrace export -o run.html --steps 100:200", "only these steps"),
     )),
     Command("explain", "Explain a check: symptom, exact condition, source, fix, blind spots.",
             _explain_arguments, explain, (

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, repeat, zip_longest
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tensortrace.export.contents import gather, logged, matches, read_to_the_end, step_lines
-from tensortrace.export.exporter import Exporter, Wanted
+from tensortrace.export.contents import matches, read_to_the_end, step_lines
+from tensortrace.export.exporter import Exporter, Wanted, collect
 from tensortrace.log import MAX_STEP
 from tensortrace.records import Call, Param, Tensor
 from tensortrace.text import escape
@@ -168,11 +168,8 @@ def _of_tensor(tensor: Tensor) -> Row:
 
 
 def _findings(runs: Sequence[Run], wanted: Wanted) -> Iterator[Row]:
-    contents = gather(runs, [logged(run) for run in runs], modules=wanted.modules)
-    for one in contents.shown:
+    for one in collect(runs, wanted).shown:
         finding = one.finding
-        if wanted.steps is not None and finding.step not in wanted.steps:
-            continue
         at = finding.location
         where = (None,) * 4 if at is None else (at.file, at.line, at.function, at.code)
         ranks = one.ranks[0] if len(one.ranks) == 1 else " ".join(map(str, one.ranks))

@@ -8,17 +8,18 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from tensortrace.errors import UsageError
+from tensortrace.export.contents import Contents, Found, gather, logged
 from tensortrace.text import escape
 
 if TYPE_CHECKING:
     from tensortrace.run import Run
 
-__all__ = ["Exporter", "Wanted", "all_exporters", "choose"]
+__all__ = ["Exporter", "Wanted", "all_exporters", "choose", "collect"]
 
 
 def _nothing(step: int) -> None:
@@ -87,3 +88,23 @@ def choose(target: str, what: str | None = None) -> Exporter:
         offer = f"it has {parts}" if parts else "it has no parts to choose from"
         raise UsageError(f"--what {escape(what)} is no part of a {suffix} file: {offer}.")
     return chosen
+
+
+def collect(runs: Sequence[Run], wanted: Wanted) -> Contents:
+    """Collect what a report of the steps and modules that are wanted says."""
+    found = [_within(logged(run), wanted.steps) for run in runs]
+    contents = gather(runs, found, modules=wanted.modules)
+    run, steps = contents.table_run, wanted.steps
+    if steps is None or contents.step is None or contents.step in steps:
+        return contents
+    last = min(steps[-1], run.last_step())
+    if last not in steps or last not in run.steps:
+        return replace(contents, step=None, rows=[])
+    return gather(runs, found, step=last, modules=wanted.modules)
+
+
+def _within(found: Found, steps: range | None) -> Found:
+    """Leave out findings of other steps."""
+    if steps is None:
+        return found
+    return replace(found, findings=[f for f in found.findings if f.step in steps])

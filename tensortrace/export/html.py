@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
-from tensortrace.export.contents import Contents, Found, gather, logged, tree_labels
-from tensortrace.export.exporter import Exporter, Wanted
+from tensortrace.export.contents import Contents, tree_labels
+from tensortrace.export.exporter import Exporter, Wanted, collect
 from tensortrace.export.head import counts_text, head_lines
 from tensortrace.export.html_curves import show_timeline
 from tensortrace.export.html_findings import show_findings
@@ -44,9 +43,7 @@ def render_page(runs: Sequence[Run], wanted: Wanted | None = None) -> str:
         wanted: steps and modules; all by default.
     """
     wanted = wanted or Wanted()
-    found = [_within(logged(run), wanted.steps) for run in runs]
-    contents = gather(runs, found, modules=wanted.modules)
-    contents = _table_within(contents, found, wanted)
+    contents = collect(runs, wanted)
     body = [
         _head(contents),
         _overview(contents, wanted),
@@ -79,24 +76,6 @@ EXPORTER = Exporter(
     write=write_page,
     beginnings=(BEGINNING,),
 )
-
-
-def _within(found: Found, steps: range | None) -> Found:
-    """Leave out findings of other steps."""
-    if steps is None:
-        return found
-    return replace(found, findings=[f for f in found.findings if f.step in steps])
-
-
-def _table_within(contents: Contents, found: Sequence[Found], wanted: Wanted) -> Contents:
-    """Take the layer table of a step that was asked for."""
-    run, steps = contents.table_run, wanted.steps
-    if steps is None or contents.step is None or contents.step in steps:
-        return contents
-    last = min(steps.stop - 1, run.last_step())
-    if last not in steps or last not in run.steps:
-        return replace(contents, step=None, rows=[])
-    return gather(contents.runs, found, step=last, modules=wanted.modules)
 
 
 def _program(run: Run) -> str:

@@ -23,11 +23,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
 from tensortrace.export.contents import Contents, Shown, gather
+from tensortrace.export.exporter import Exporter, Wanted, collect
 from tensortrace.records import to_scalar
 
 if TYPE_CHECKING:
@@ -108,3 +109,15 @@ def _strict(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
     return value
+
+
+def _write(runs: Sequence[Run], wanted: Wanted, out: TextIO) -> None:
+    out.write(render_json(collect(runs, wanted)))
+
+
+EXPORTER = Exporter(
+    suffix=".json",
+    summary="the report for machines, as `tensortrace report --json` prints it",
+    write=_write,
+    beginnings=(f'{{\n "format": "{REPORT_FORMAT}"',),
+)

@@ -11,12 +11,13 @@ import io
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from tensortrace.export.contents import Contents, gather
+from tensortrace.export.exporter import Exporter, Wanted, collect
 from tensortrace.export.finding import harmless, labelled, show_finding
 from tensortrace.export.head import counts_text, head_lines
 from tensortrace.export.layers_text import show_layers
@@ -113,3 +114,15 @@ def _verdict(contents: Contents, notes: bool) -> Text:
     if codes:
         text.append(f" More on a check: tensortrace explain {escape(codes[0])}")
     return text
+
+
+def _write(runs: Sequence[Run], wanted: Wanted, out: TextIO) -> None:
+    out.write(render(collect(runs, wanted), notes=True))
+
+
+EXPORTER = Exporter(
+    suffix=".txt",
+    summary="the report as plain text, notes in full",
+    write=_write,
+    beginnings=("log       ",),
+)
