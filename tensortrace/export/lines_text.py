@@ -37,7 +37,7 @@ SIGNS: dict[Severity, str] = {"error": "x", "warning": "!", "note": "i"}
 LISTED = 3
 MOST_GROUPS = 6
 # Longer runs of lines that nothing is known of are folded; so many stay beside those that are.
-FOLDED_FROM, BESIDE = 7, 2
+FOLDED_FROM, BESIDE = 7, 1
 # What is said stands right of the code if so many columns are left for it, else below.
 ROOM = 26
 LONGEST_CODE, LONGEST_MESSAGE = 2000, 400
@@ -236,19 +236,18 @@ def _line(
     style = severity or ("error" if bad else "")
     gutter = (f"{sign} {_numbers(line, total, columns)}  ", style or "faint")
     blank = (" " * columns.gutter, "")
-    notes = list(_notes(line, look, columns.note))
     pieces = _hanging(code, look.width - columns.gutter)
-    fits = columns.beside and len(pieces) == 1 and cell_len(code) <= columns.code
+    indent = 0 if columns.beside else min(len(code) - len(code.lstrip()), columns.note // 2)
+    notes = list(_notes(line, look, columns.note - indent))
+    here = not code or (columns.beside and cell_len(code) <= columns.code)
     for i, piece in enumerate(pieces):
         row: list[Piece] = [blank if i else gutter, (piece, style)]
-        if fits and notes:
-            row += [(" " * (columns.code - cell_len(piece)) + "  # ", "faint"), *notes.pop(0)]
+        if here and notes:
+            room = columns.code if columns.beside else 0
+            row += [(" " * max(room - cell_len(piece), 0) + "  # ", "faint"), *notes.pop(0)]
         yield row
-    indent = (
-        columns.code if columns.beside else min(len(code) - len(code.lstrip()), columns.note // 2)
-    )
-    for note in notes:
-        yield [blank, (" " * indent + "  # ", "faint"), *note]
+    left = columns.code if columns.beside else indent
+    yield from ([blank, (" " * left + "  # ", "faint"), *note] for note in notes)
     for text, of in _margin(line):
         for i, part in enumerate(_chopped_words(text, look.width - columns.gutter - 4)):
             yield [blank, ("  " * (1 + (i > 0)) + part, of)]
@@ -288,10 +287,11 @@ def _notes(line: LineFlow, look: Look, width: int) -> Iterator[list[Piece]]:
         *before, last = _chopped_words(f"{names} {text.replace(' ', HARD)}".rstrip(), width)
         yield from ([(part.replace(HARD, " "), "flow")] for part in before)
         row: list[Piece] = [(last.replace(HARD, " "), "flow")]
-        if bad and cell_len(last) + 2 + len(bad) > width:
+        if not bad or cell_len(last) + 2 + len(bad) <= width:
+            yield [*row, (f"  {bad}" if bad else "", "error")]
+        else:
             yield row
-            row = []
-        yield [*row, (f"  {bad}" if bad else "", "error")]
+            yield from ([("  " + part, "error")] for part in _chopped_words(bad, width - 2))
     more = line.unnamed + sum(len(flows) for flows, _ in groups[MOST_GROUPS:])
     if more:
         yield [(f"and {more} more", "faint")]
