@@ -81,7 +81,8 @@ def test_what_other_machines_would_run_passes_the_same_tests(
     said = run("-c", program, cwd=source.parent, PYTHONPATH=installed)
     assert said.strip() == instructions
     copy = shutil.copy(ROOT / "tests/capture/test_compiled.py", source.parent)
-    options = ("-q", "-p", "no:cacheprovider", "-W", "error")
+    # Without the project's settings pytest-asyncio warns that it has none.
+    options = ("-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error")
     run("-m", "pytest", *options, str(copy), cwd=source.parent, PYTHONPATH=installed)
 
 

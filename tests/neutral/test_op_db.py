@@ -107,6 +107,11 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(values if values.is_complex() else values.double()).all())
 
 
+def is_told_of_its_targets(finding: Finding) -> bool:
+    """Targets and class weights of the samples are random, and with them some losses below 0."""
+    return finding.code == "TT608" and "cannot be below 0" in finding.message
+
+
 def compare(chosen: list[Case]) -> Recorded:
     """Run samples plain, then each as a step of one trace; no bit may differ."""
     records = Recorded()
@@ -127,7 +132,7 @@ def compare(chosen: list[Case]) -> Recorded:
     accused = {
         f"{names[f.step]}: {f.code} {f.message}"
         for f in records.of(Finding)
-        if f.severity != "note" and plain[f.step][2]
+        if f.severity != "note" and plain[f.step][2] and not is_told_of_its_targets(f)
     }
     assert accused == set()
     return records
