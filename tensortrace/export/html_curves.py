@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tensortrace.export.contents import Shown
-from tensortrace.export.markup import Html, joined, tag
+from tensortrace.export.markup import Html, draw, joined, tag
 from tensortrace.export.overview import Columns, Curve, Overview
 from tensortrace.text import number_text
 
@@ -154,7 +154,7 @@ def _nice(x: float) -> float:
 
 def _grid(scale: _Scale, count: int) -> Html:
     lines = "".join(f"M0 {scale.y(value):.1f}H{count}" for value, _ in scale.ticks())
-    return tag("path", class_="grid", d=lines)
+    return draw(lines, class_="grid")
 
 
 def _lines(told: Sequence[tuple[int, Shown]], columns: Columns) -> list[Html]:
@@ -165,7 +165,7 @@ def _lines(told: Sequence[tuple[int, Shown]], columns: Columns) -> list[Html]:
             d = "".join(
                 f"M{columns.share(s) * columns.count:.2f} 0V{HEIGHT}" for s in sorted(steps)
             )
-            lines.append(tag("path", class_=f"at {severity}", d=d))
+            lines.append(draw(d, class_=f"at {severity}"))
     return lines
 
 
@@ -175,7 +175,7 @@ def _draw(curve: Curve, scale: _Scale) -> list[Html]:
     if curve.columns.width > 1 and there:
         top = [f"{i + 0.5} {scale.y(float(curve.high[i])):.1f}" for i in there]
         bottom = [f"{i + 0.5} {scale.y(float(curve.low[i])):.1f}" for i in reversed(there)]
-        drawn.append(tag("path", class_="band", d="M" + "L".join(top + bottom) + "Z"))
+        drawn.append(draw("M" + "L".join(top + bottom) + "Z", class_="band"))
     points = [(i, f"{i + 0.5} {scale.y(float(curve.last[i])):.1f}") for i in there]
     line, before = "", None
     for i, point in points:
@@ -183,11 +183,11 @@ def _draw(curve: Curve, scale: _Scale) -> list[Html]:
         gap = before is None or bool(curve.broken[before + 1 : i].any())
         line += ("M" if gap else "L") + point
         before = i
-    drawn.append(tag("path", class_="line", d=line))
+    drawn.append(draw(line, class_="line"))
     if len(points) <= DOTTED:
-        drawn.append(tag("path", class_="dots", d="".join(f"M{point}h0" for _, point in points)))
+        drawn.append(draw("".join(f"M{point}h0" for _, point in points), class_="dots"))
     bad = "".join(f"M{i + 0.5} 7h0" for i in np.flatnonzero(curve.broken).tolist())
-    rings = [tag("path", class_=name, d=bad) for name in ("bad", "hole")] if bad else []
+    rings = [draw(bad, class_=name) for name in ("bad", "hole")] if bad else []
     return [*drawn, *rings]
 
 

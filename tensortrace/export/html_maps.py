@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tensortrace.export.contents import Shown, shown_path, tree_labels
 from tensortrace.export.html_curves import step_axis
 from tensortrace.export.html_style import SCALE
-from tensortrace.export.markup import Html, joined, tag
+from tensortrace.export.markup import Html, draw, joined, tag
 from tensortrace.export.overview import Columns, Floats, Maps
 from tensortrace.records import Module
 from tensortrace.text import escape, number_text
@@ -73,8 +73,7 @@ def _grouped(name: str, maps: Maps, modules: Mapping[str, Module]) -> _Map | Non
     paths = [maps.paths[i] for i in rows.tolist()]
     size = math.ceil(len(rows) / MOST_ROWS)
     starts = np.arange(0, len(rows), size)
-    # fmax knows no NaN, unless both are.
-    grouped = np.fmax.reduceat(values[rows], starts, axis=0)
+    grouped = np.stack([_median(values[rows[i : i + size]]) for i in starts.tolist()])
     broken = np.logical_or.reduceat(maps.broken[rows], starts, axis=0)
     places = [paths[i : i + size] for i in starts.tolist()]
     tree = tree_labels(modules, [members[0] for members in places])
@@ -87,13 +86,21 @@ def _grouped(name: str, maps: Maps, modules: Mapping[str, Module]) -> _Map | Non
     return _Map(name, maps.columns, grouped, broken, labels, places)
 
 
+def _median(values: Floats) -> Floats:
+    """The lower median of each column, of what is not NaN; NaN where all is."""
+    ordered = np.sort(values, axis=0)  # NaN comes last
+    middle = np.maximum((~np.isnan(ordered)).sum(axis=0) - 1, 0) // 2
+    found: Floats = np.take_along_axis(ordered, middle[None], axis=0)[0]
+    return found
+
+
 def _show(one: _Map, shown: Sequence[Shown], *, first: bool) -> Html:
     title, meaning = TITLES[one.name]
     said = [meaning]
     if one.columns.width > 1:
         said.append(f"each column {one.columns.width} steps, the largest of them")
     if len(one.places[0]) > 1:
-        said.append(f"each row {len(one.places[0])} modules, the largest of them")
+        said.append(f"each row {len(one.places[0])} modules, their median")
     scale = _Scale(one.name, one.values)
     rows = [_row_title(one, i) for i in range(len(one.places))]
     overlay = [tag("rect", tag("title", text), y=i, width=one.columns.count, height=1)
@@ -174,11 +181,11 @@ def _cells(one: _Map, scale: _Scale) -> list[Html]:
     for level in sorted(level for level in runs if level >= 0):
         d = "".join(runs[level])
         if level < LEVELS:
-            drawn.append(tag("path", stroke=SCALE[level], d=d))
+            drawn.append(draw(d, stroke=SCALE[level]))
         elif level == LEVELS:
-            drawn.append(tag("path", class_="zero", d=d))
+            drawn.append(draw(d, class_="zero"))
         else:
-            drawn += [tag("path", class_=name, d=d) for name in ("bad", "thin")]
+            drawn += [draw(d, class_=name) for name in ("bad", "thin")]
     return drawn
 
 
@@ -195,8 +202,8 @@ def _spots(one: _Map, shown: Sequence[Shown]) -> list[Html]:
         x = one.columns.of(finding.step) + 0.5
         title = tag("title", f"finding {number}, step {finding.step}: {finding.code}")
         d = f"M{x} {row + 0.5}h0"
-        spots.append(tag("g", title, tag("path", class_="spot", d=d),
-                         tag("path", class_="spot in", d=d)))  # fmt: skip
+        spots.append(tag("g", title, draw(d, class_="spot"),
+                         draw(d, class_="spot in")))  # fmt: skip
     return spots
 
 

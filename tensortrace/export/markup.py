@@ -43,6 +43,11 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Html:
 _EMPTY = frozenset(("meta", "br"))
 
 
+def draw(d: str, **attributes: object) -> Html:
+    """Make a path; `d` is drawn by this program and may be long."""
+    return tag("path", **attributes, d=Html(d))
+
+
 def text(raw: str) -> Html:
     """Make text of what a log says: control characters visible, nothing in it a tag or a quote."""
     lines = shorten(raw, LONGEST_TEXT).split("\n")
