@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from tensortrace.errors import LogError
 from tensortrace.log import encode
-from tensortrace.records import Module, Record, Source, Step
+from tensortrace.records import Line, Module, Record, Source, Step
 from tensortrace.run import Run, newest_log, open_run, series
 from tests.builders import (
+    HERE,
     make_call,
     make_end,
     make_finding,
@@ -211,6 +212,13 @@ def test_calls_have_parents_children_and_backward_calls(forty):
     assert [c.seq for c in step.children(None)] == [1, 4, 5]
     assert [c.seq for c in step.backward_of(2)] == [5]
     assert step.call(99) is None
+
+
+def test_a_tensor_that_a_source_line_met_first_is_found(tmp_path):
+    line = Line(step=0, seq=3, location=HERE, tensors=[make_tensor(9, 2, 3)])
+    step = open_run(write_log(tmp_path / "log.jsonl", [*make_steps(1), line])).step(0)
+    assert step.tensor(9) == make_tensor(9, 2, 3) == step.tensors[9]
+    assert step.call(3).module == "fc2"
 
 
 def test_kinds_and_lines_of_a_step_need_no_decoding(forty, monkeypatch):

@@ -1,7 +1,9 @@
 """The log: strict JSON, one record a line; encode, write, open, scan, seek to a step.
 
 `codec` is one line and back; `claim` whose file a log is; `writing` buffers lines and hands them to
-a raw descriptor; `opening` reads bytes by position; `scanning` finds lines and steps in them.
+a raw descriptor, `packed` compresses them on the way; `files` reads bytes by position, `unpacking`
+first copies what is compressed or a pipe, `opening` tells a log from what is none; `scanning` finds
+lines and steps.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from tensortrace.log.codec import (
     encode,
     unknown_keys,
 )
-from tensortrace.log.opening import CHUNK, LogFile, open_log, starts_like_a_log
+from tensortrace.log.files import CHUNK, LogFile
+from tensortrace.log.opening import open_log, start_log, starts_like_a_log
 from tensortrace.log.scanning import (
     DAMAGED,
     KINDS,
@@ -50,6 +53,7 @@ __all__ = [
     "read_step",
     "scan_chunk",
     "seek_step",
+    "start_log",
     "starts_like_a_log",
     "unknown_keys",
 ]

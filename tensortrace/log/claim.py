@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from tensortrace.errors import UsageError
+from tensortrace.log import zstd
 from tensortrace.log.codec import decode, is_ours
 from tensortrace.records import Header
 from tensortrace.text import escape
@@ -25,6 +26,13 @@ def rank_suffix() -> str:
     except ValueError:
         return ""
     return f".rank{rank}" if world > 1 else ""
+
+
+def split_name(path: Path) -> tuple[str, str]:
+    """Part a name into stem and suffix; ``.jsonl.zst`` is one suffix."""
+    inner = Path(path.stem).suffix if path.suffix in (".zst", ".gz") else ""
+    suffix = inner + path.suffix if inner == ".jsonl" else path.suffix
+    return path.name.removesuffix(suffix), suffix
 
 
 def claim(path: Path) -> int | None:
@@ -46,7 +54,7 @@ def claim(path: Path) -> int | None:
                 return None
             if not _same_file(path, fd):  # another process renamed it before we had the lock
                 continue
-            start = os.read(fd, 4096)
+            start = _beginning(fd, 4096)
             keep = not start
             if keep:
                 return fd
@@ -57,7 +65,8 @@ def claim(path: Path) -> int | None:
                 )
             if _is_of_this_process(fd):
                 return None
-            path.replace(path.with_name(f"{path.stem}.prev{path.suffix}"))
+            stem, suffix = split_name(path)
+            path.replace(path.with_name(f"{stem}.prev{suffix}"))
         finally:
             if not keep:
                 os.close(fd)
@@ -73,6 +82,19 @@ def above_standard(fd: int) -> int:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     finally:
         os.close(fd)
+
+
+def _beginning(fd: int, nbytes: int) -> bytes:
+    """The first bytes of a log; of a compressed one, unpacked, or as they are if that fails."""
+    start = os.pread(fd, nbytes, 0)
+    if not start.startswith(zstd.MAGIC):
+        return start
+    try:
+        return zstd.decoder().decompress(start) or start
+    except ImportError:
+        return start
+    except zstd.errors():
+        return start
 
 
 def _same_file(path: Path, fd: int) -> bool:
@@ -95,7 +117,7 @@ def _lock(fd: int) -> bool:
 
 def _is_of_this_process(fd: int) -> bool:
     """Tell a log that an earlier trace of this very process wrote; its number may be used again."""
-    header = decode(os.pread(fd, 1 << 20, 0).partition(b"\n")[0])
+    header = decode(_beginning(fd, 1 << 20).partition(b"\n")[0])
     return (
         isinstance(header, Header)
         and header.pid == os.getpid()

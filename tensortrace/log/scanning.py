@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tensortrace.log.codec import MAX_LINE, MAX_STEP, Damaged, decode
-from tensortrace.log.opening import CHUNK, LogFile
+from tensortrace.log.files import CHUNK, LogFile
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from tensortrace.errors import LogError, UsageError
-from tensortrace.log.claim import above_standard, claim, rank_suffix
+from tensortrace.log.claim import above_standard, claim, rank_suffix, split_name
 from tensortrace.log.codec import decode, encode
 from tensortrace.records import Record
 from tensortrace.text import escape
@@ -71,18 +71,17 @@ class _Buffered:
             self.flush()
 
     def flush(self) -> None:
-        if os.getpid() != self._pid or self._closed or not self._buffer:
-            return
-        data = bytes(self._buffer)
-        try:
-            self._hand_on(memoryview(data))
-        except Exception as err:
-            self._closed = True
-            self._release()
-            reason = getattr(err, "strerror", None) or str(err) or type(err).__name__
-            raise LogError(f"cannot write to {self._name}: {escape(reason)}") from err
-        # Only now, so that a KeyboardInterrupt while writing loses nothing.
-        del self._buffer[: len(data)]
+        while os.getpid() == self._pid and not self._closed and self._buffer:
+            data = bytes(self._buffer)
+            try:
+                taken = self._hand_on(memoryview(data))
+            except Exception as err:
+                self._closed = True
+                self._release()
+                reason = getattr(err, "strerror", None) or str(err) or type(err).__name__
+                raise LogError(f"cannot write to {self._name}: {escape(reason)}") from err
+            # Only now, so that a KeyboardInterrupt while writing loses nothing.
+            del self._buffer[:taken]
 
     def close(self) -> None:
         if os.getpid() != self._pid or self._closed:
@@ -95,7 +94,8 @@ class _Buffered:
     def _name(self) -> str:
         return escape(str(self.path)) if self.path else "the file"
 
-    def _hand_on(self, data: memoryview) -> None:
+    def _hand_on(self, data: memoryview) -> int:
+        """Write the first lines of `data`; returns how many bytes those are."""
         raise NotImplementedError
 
     def _release(self) -> None:
@@ -117,19 +117,22 @@ class LogWriter(_Buffered):
 
         With ``WORLD_SIZE`` > 1 in the environment the name gets the rank (``log.rank3.jsonl``). A
         log of that name is kept as ``<stem>.prev.jsonl``; if this process wrote it, or another is
-        still writing it, the new one is ``log-2.jsonl``.
+        still writing it, the new one is ``log-2.jsonl``. A name that ends in ``.zst`` is written
+        compressed.
 
         Raises:
             UsageError: the file is not a log of ours, or cannot be created there.
         """
         wanted = Path(path)
+        writer = _writer_for(wanted) if cls is LogWriter else cls
+        first, suffix = split_name(wanted)
         try:
             for number in range(1, _LOGS + 1):
-                stem = wanted.stem if number == 1 else f"{wanted.stem}-{number}"
-                name = wanted.with_name(f"{stem}{rank_suffix()}{wanted.suffix}")
+                stem = first if number == 1 else f"{first}-{number}"
+                name = wanted.with_name(f"{stem}{rank_suffix()}{suffix}")
                 fd = claim(name)
                 if fd is not None:
-                    return cls(name, above_standard(fd))
+                    return writer(name, above_standard(fd))
         except (OSError, ValueError) as err:
             reason = getattr(err, "strerror", None) or str(err)
             raise UsageError(f"cannot write a log to {escape(str(path))}: {reason}") from err
@@ -138,7 +141,7 @@ class LogWriter(_Buffered):
             "written: give each its own name"
         )
 
-    def _hand_on(self, data: memoryview) -> None:
+    def _hand_on(self, data: memoryview) -> int:
         self._look_for_loss()
         rest = data[self._written_of(data) :]
         while rest:
@@ -147,6 +150,7 @@ class LogWriter(_Buffered):
             except BlockingIOError:
                 _wait_writable(self._fd)
         self._flushed += len(data)
+        return len(data)
 
     def _look_for_loss(self) -> None:
         """Notice that what was written is gone; a log that was only moved away is whole."""
@@ -177,12 +181,16 @@ class LogWriter(_Buffered):
         if self._closed:  # its descriptor may be somebody else's file by now
             raise LogError(f"{self._name} is closed: it cannot go on")
         self.flush()
+        self._cut_file(nbytes)
+        self.nbytes = nbytes
+
+    def _cut_file(self, nbytes: int) -> None:
         try:
             os.ftruncate(self._fd, nbytes)
             os.lseek(self._fd, nbytes, os.SEEK_SET)  # where `_written_of` looks
         except OSError as err:
             raise LogError(f"cannot go on with {self._name}: {err.strerror or err}") from err
-        self.nbytes = self._flushed = nbytes
+        self._flushed = nbytes
 
     def _release(self) -> None:
         with contextlib.suppress(OSError):
@@ -192,6 +200,22 @@ class LogWriter(_Buffered):
         if hasattr(self, "_fd"):
             with contextlib.suppress(Exception):
                 self.close()
+
+
+def _writer_for(path: Path) -> type[LogWriter]:
+    """Choose how to write by the name; compressed needs a package."""
+    if path.suffix == ".gz":
+        raise UsageError(
+            f"a log is not written as gzip: name {escape(path.name)} .jsonl, or .jsonl.zst"
+        )
+    if path.suffix != ".zst":
+        return LogWriter
+    from tensortrace.log.packed import PackedWriter
+    from tensortrace.log.zstd import INSTALL, available
+
+    if not available():
+        raise UsageError(f"writing {escape(path.name)} needs zstd: {INSTALL}")
+    return PackedWriter
 
 
 def _wait_writable(fd: int) -> None:
@@ -207,14 +231,16 @@ class _FileSink(_Buffered):
         super().__init__(None)
         self._file = file
 
-    def _hand_on(self, data: memoryview) -> None:
-        while data:
+    def _hand_on(self, data: memoryview) -> int:
+        rest = data
+        while rest:
             # A raw file may take less than it is given; others return nothing, or the whole.
-            taken = self._file.write(data)
-            data = data[len(data) if taken is None else taken :]
+            taken = self._file.write(rest)
+            rest = rest[len(rest) if taken is None else taken :]
         flush = getattr(self._file, "flush", None)
         if flush is not None:
             flush()
+        return len(data)
 
 
 class _CallableSink:

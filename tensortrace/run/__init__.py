@@ -7,9 +7,9 @@ Lines of the log that are damaged or unknown are counted and left out, never an 
 
 from __future__ import annotations
 
-from tensortrace.run.folder import newest_log, open_run
+from tensortrace.run.folder import newest_log, open_run, start_run
 from tensortrace.run.run import Run
 from tensortrace.run.series import series
 from tensortrace.run.step import StepRecords
 
-__all__ = ["Run", "StepRecords", "newest_log", "open_run", "series"]
+__all__ = ["Run", "StepRecords", "newest_log", "open_run", "series", "start_run"]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from tensortrace.errors import LogError
-from tensortrace.log import open_log, starts_like_a_log
+from tensortrace.log import LogFile, open_log, start_log, starts_like_a_log
+from tensortrace.records import Header
 from tensortrace.run.run import Run
 from tensortrace.text import escape
 
+_PACKED = re.compile(r"\.(?:gz|zst)$")
 _RANK = re.compile(r"(.*)\.rank(\d{1,6})(\.jsonl(?:\.gz|\.zst)?)")
 
 
 def _rank_files(path: Path) -> dict[int, Path]:
     """List by rank the logs that lie beside `path` under the same stem."""
     own = _RANK.fullmatch(path.name)
-    stem = own[1] if own else path.name.removesuffix(".jsonl")
+    stem = own[1] if own else _PACKED.sub("", path.name).removesuffix(".jsonl")
     try:
         names = sorted(os.listdir(path.parent))  # noqa: PTH208 - names, not paths
     except OSError:
@@ -26,19 +29,37 @@ def _rank_files(path: Path) -> dict[int, Path]:
     return {int(match[2]): path.parent / name for match, name in found if match[1] == stem}
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path, progress: Callable[[float], object] | None = None) -> Run:
     """Open a log, plain or compressed (``.gz``, ``.zst``), a pipe, or ``-`` for standard input.
 
     Where ``log.jsonl`` does not exist but ``log.rank0.jsonl`` does, the lowest rank is opened.
 
+    Args:
+        path: the log.
+        progress: told the share of a compressed log that is unpacked, while it is waited for.
+
     Raises:
         LogError: it is no log, or not one this version reads; one sentence says what it is.
     """
-    path = Path(path)
+    path, ranks = _find(Path(path))
+    return _made(path, ranks, *open_log(path, progress))
+
+
+def start_run(path: str | Path) -> Run:
+    """As `open_run`, but a compressed log or a pipe is unpacked beside: `Run.refresh` shows more.
+
+    For a screen, which shows what is there already. `Run.unpacked` says how much that is.
+    """
+    path, ranks = _find(Path(path))
+    return _made(path, ranks, *start_log(path))
+
+
+def _find(path: Path) -> tuple[Path, dict[int, Path]]:
     ranks = {} if str(path) == "-" else _rank_files(path)
-    if ranks and not path.exists():
-        path = ranks[min(ranks)]
-    file, header = open_log(path)
+    return (ranks[min(ranks)] if ranks and not path.exists() else path), ranks
+
+
+def _made(path: Path, ranks: dict[int, Path], file: LogFile, header: Header) -> Run:
     run = Run(path, file, header)
     run.ranks = ranks if path in ranks.values() else {header.rank: path}
     return run

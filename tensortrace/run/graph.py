@@ -22,7 +22,7 @@ class _Tensor(msgspec.Struct, gc=False):
 
 
 class _Links(msgspec.Struct, gc=False):
-    """What of a call or param line says who made and who used which tensor."""
+    """What of a call, line or param record says who made and who used which tensor."""
 
     seq: int
     parent: int | None = None

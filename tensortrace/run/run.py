@@ -24,10 +24,10 @@ from tensortrace.log import (
     LogFile,
     Unknown,
     decode,
-    open_log,
     read_step,
     scan_chunk,
     seek_step,
+    start_log,
     unknown_keys,
 )
 from tensortrace.records import (
@@ -76,6 +76,7 @@ class Run:
     def _reset(self, file: LogFile, header: Header) -> None:
         self._file, self.header = file, header
         self.notice = file.notice or self.notice
+        self._told = (file.unpacked, file.notice)
         self.end: End | None = None
         self._end_at, self._end_bytes = 0, b""
         self.skipped: Counter[str] = Counter()
@@ -107,8 +108,13 @@ class Run:
 
     @property
     def indexed(self) -> float:
-        """How much of the log `index` has read, 0 to 1."""
-        return self._scanned / self._stop if self._stop else 1.0
+        """How much of the log `index` has read, 0 to 1; what is not unpacked yet counts, too."""
+        return (self._scanned / self._stop if self._stop else 1.0) * self._file.unpacked
+
+    @property
+    def unpacked(self) -> float:
+        """How much of a compressed log or a pipe is there to be read; 1.0 of any other."""
+        return self._file.unpacked
 
     @property
     def findings(self) -> list[Finding]:
@@ -143,20 +149,22 @@ class Run:
     @property
     def live(self) -> bool:
         """True if no end line is there and its writer seems to be at work."""
-        if self.end is not None or not self._file.growing:
+        if self.end is not None or not self._file.followed:
             return False
         alive = _alive(self.header)
         if alive is not None:
             return alive
         try:
-            return time.time() - os.fstat(self._file.fd).st_mtime < 10
+            return time.time() - self._file.changed_at() < 10
         except OSError:
             return False
 
     @property
     def killed(self) -> bool:
         """True if no end line is there and its writer, a process of this machine, is gone."""
-        return self.end is None and self._file.growing and _alive(self.header) is False
+        if self.end is not None or not self._file.followed or self._file.unpacked < 1:
+            return False
+        return _alive(self.header) is False
 
     # -- steps
 
@@ -285,17 +293,21 @@ class Run:
 
         At most 8 MB are indexed in one go: call `index` for the rest if `indexed` is below 1.
         """
-        if not self._file.growing:
-            return False
+        self._file.look()
         with self._lock:
+            told = (self._file.unpacked, self._file.notice)  # before the size: no end is missed
             size = self._file.size()
+            changed, self._told = told != self._told, told
+            self.notice = self._file.notice or self.notice
+            if size == self._size and not self._file.followed:
+                return changed
             if self._replaced(size):
                 return self._reopen("was replaced by a newer log")
             resumed = self._take_back_end(size)
             if size < self._size:
                 return self._reopen("was truncated")
             if size == self._size:
-                return resumed
+                return resumed or changed
             complete, old = self._scanned >= self._stop, self._stop
             self._size, self._stop = size, self._file.complete(size, self._stop)
             if self._stop > old:
@@ -319,17 +331,14 @@ class Run:
         return True
 
     def _replaced(self, size: int) -> bool:
-        try:
-            if not os.path.samestat(self._file.path.stat(), os.fstat(self._file.fd)):
-                return True
-        except OSError:
-            return False  # moved away: what is open can be read on
+        if self._file.renewed():
+            return True
         return size > self._size and self._file.read(0, len(self._start)) != self._start
 
     def _reopen(self, what: str) -> bool:
         name = escape(self.path.name)
         try:
-            file, header = open_log(self._file.path)
+            file, header = start_log(self._file.path)
         except LogError as err:
             notice = f"{name} {what}: {err}"
             changed, self.notice = notice != self.notice, notice

@@ -135,10 +135,11 @@ class StepRecords:
 
     @cached_property
     def tensors(self) -> dict[int, Tensor]:
-        """Every tensor that the calls and parameters of the step describe, by id."""
+        """Every tensor that the calls, lines and parameters of the step describe, by id."""
         found: dict[int, Tensor] = {}
-        for call in self.calls:
-            found.update((t.id, t) for t in call.tensors)
+        described = [*(call.tensors for call in self.calls), *(line.tensors for line in self.lines)]
+        for tensors in described:
+            found.update((t.id, t) for t in tensors)
         for param in self.params:
             found.update((t.id, t) for t in (param.value, param.grad) if t is not None)
         return found
@@ -147,13 +148,14 @@ class StepRecords:
 
     @cached_property
     def _graph(self) -> Graph:
-        return Graph((int(i), self.line(int(i))) for i in self.indices("call", "param"))
+        kinds = ("call", "param", "line")
+        return Graph((int(i), self.line(int(i))) for i in self.indices(*kinds))
 
     def tensor(self, id: int | None) -> Tensor | None:
         """The tensor of that id, as it was described last."""
         for i in reversed(self._rows(self._graph.described, id)):
             record = self.record(i)
-            if isinstance(record, Call):
+            if isinstance(record, Call | Line):
                 tensors: Sequence[Tensor | None] = record.tensors
             elif isinstance(record, Param):
                 tensors = (record.value, record.grad)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tensortrace.log import decode
+from tensortrace.log import decode, open_log
 from tensortrace.records import End, Header, Record, Step
 from tensortrace.run import open_run
 from tests.capture.lifecycle import of
@@ -26,7 +26,7 @@ torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
 optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
 every = sys.argv[1] if sys.argv[1] == "auto" else int(sys.argv[1])
-with trace("log.jsonl", every=every) as t:
+with trace(sys.argv[2], every=every) as t:
     for i in range(1_000_000):
         optimizer.zero_grad()
         x = torch.full((4, 8), float("nan") if i % 50 == 3 else 1.0)
@@ -38,10 +38,10 @@ with trace("log.jsonl", every=every) as t:
 """
 
 
-def kill_at_random(folder: Path, chance: random.Random) -> list[int]:
+def kill_at_random(folder: Path, chance: random.Random, name: str = "log.jsonl") -> list[int]:
     """Let it train, kill it between two and some hundred steps; the steps that it had done."""
     process = start(
-        PROGRAM, folder, chance.choice(["1", "auto"]),
+        PROGRAM, folder, chance.choice(["1", "auto"]), name,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdout is not None
@@ -56,7 +56,9 @@ def kill_at_random(folder: Path, chance: random.Random) -> list[int]:
 
 
 def assert_all_is_there(path: Path, done: list[int]) -> None:
-    whole, _, rest = path.read_bytes().rpartition(b"\n")
+    file, _ = open_log(path)  # unpacked, if it is packed
+    whole, _, rest = file.read(0, 1 << 28).rpartition(b"\n")
+    file.close()
     records = [decode(line) for line in whole.split(b"\n")]
     assert all(isinstance(record, Record) for record in records)
     assert b"\n" not in rest
@@ -82,6 +84,13 @@ def assert_all_is_there(path: Path, done: list[int]) -> None:
 def test_a_killed_run_lacks_at_most_the_step_in_flight(seed: int, tmp_path: Path) -> None:
     done = kill_at_random(tmp_path, random.Random(seed))
     assert_all_is_there(tmp_path / "log.jsonl", done)
+
+
+@pytest.mark.parametrize("seed", range(8, 12))
+def test_a_killed_run_lacks_no_more_of_a_packed_log(seed: int, tmp_path: Path) -> None:
+    pytest.importorskip("zstandard")
+    done = kill_at_random(tmp_path, random.Random(seed), "log.jsonl.zst")
+    assert_all_is_there(tmp_path / "log.jsonl.zst", done)
 
 
 @pytest.mark.slow
