@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,13 +35,18 @@ class ThreadState(threading.local):
     """What one thread is inside of.
 
     `stack` are the module calls it is in. While `busy` is positive our own code runs and nothing is
-    recorded. `synced` counts, in one step of one recorder, the waits for a device.
+    recorded. `synced` counts, in one step of one recorder, the waits for a device. Between `rest`
+    and `go_on`, which are called around our own code, Python's trace function is not called; they
+    do nothing unless source lines are followed in this thread.
     """
 
     def __init__(self) -> None:
         self.stack: list[OpenCall] = []
         self.busy = 0
         self.synced = ((0, 0), 0)
+        # `bool` is the cheapest callable that does nothing.
+        self.rest: Callable[[], object] = bool
+        self.go_on: Callable[[], object] = bool
 
 
 slot = Slot()

@@ -50,6 +50,7 @@ class OutputProbe:
             return
         with _no_functions():
             here.busy += 1
+            here.rest()
             try:
                 grad = grads[self.nr] if self.nr < len(grads) else None
                 if grad is not None:
@@ -58,6 +59,7 @@ class OutputProbe:
                 recorder.fault("gradients", error)
             finally:
                 here.busy -= 1
+                here.go_on()
 
     def _report(self, recorder: Recorder, grad: torch.Tensor) -> None:
         same_step = self.step == recorder.step
@@ -99,6 +101,7 @@ class ParameterProbe:
             return
         with _no_functions():
             here.busy += 1
+            here.rest()
             try:
                 number, draft = recorder.tensors.gradient(grad, None)
                 fields: dict[str, Any] = {
@@ -116,6 +119,7 @@ class ParameterProbe:
                 recorder.fault("gradients", error)
             finally:
                 here.busy -= 1
+                here.go_on()
 
 
 class NodeProbe:
@@ -135,12 +139,14 @@ class NodeProbe:
             return
         with _no_functions():
             here.busy += 1
+            here.rest()
             try:
                 self._report(recorder, made, arrived)
             except Exception as error:
                 recorder.fault("gradients", error)
             finally:
                 here.busy -= 1
+                here.go_on()
 
     def _report(
         self,

@@ -33,17 +33,19 @@ class VariableDraft:
 class LineDraft:
     """One executed line, or the entry, return or exception of a frame; as `records.Line`.
 
-    `end` is the first seq that no call inside it has.
+    `end` is the first seq that no call inside it has, `since` the first seq of the executions that
+    were passed over before it.
     """
 
     __slots__ = (
         "changed", "depth", "end", "flags", "frame", "host_ns", "location", "nth", "parent",
-        "passed_over", "seq", "step", "tell", "tensors", "thread", "update", "value", "what",
+        "passed_over", "seq", "since", "step", "tell", "tensors", "thread", "update", "value",
+        "what",
     )  # fmt: skip
 
     def __init__(self, what: Any, step: int, seq: int, location: Location, tell: Tell) -> None:
         self.what, self.step, self.seq, self.location, self.tell = what, step, seq, location, tell
-        self.end = seq
+        self.end = self.since = seq
         self.update = self.frame = self.depth = self.thread = self.nth = 0
         self.passed_over = self.host_ns = 0
         self.parent: int | None = None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tensortrace.capture.active import here
+from tensortrace.capture.active import here, slot
 from tensortrace.capture.line_drafts import LineDraft, VariableDraft
 from tensortrace.capture.values import Held, Words
 from tensortrace.capture.variables import NEW, Change, Variables
@@ -40,6 +40,16 @@ def is_taken(nth: int) -> bool:
     return nth < _FIRST or not (nth + 1) & nth
 
 
+class _Passed:
+    """The executions of a line that were passed over since its last record."""
+
+    __slots__ = ("count", "first", "host_ns", "nth", "seq")
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.count = self.seq = self.nth = self.host_ns = 0
+
+
 class FrameTrace:
     """The trace function of one frame.
 
@@ -51,9 +61,28 @@ class FrameTrace:
     """
 
     __slots__ = (
-        "_counts", "_entered_ns", "_line", "_nth", "_parent", "_passed", "_seq", "_shapes",
-        "_since", "_step", "_suspended", "code", "depth", "expressions", "first", "local",
-        "recorded", "theirs", "tracer", "variables", "with_line",
+        "_counts",
+        "_entered_ns",
+        "_line",
+        "_nth",
+        "_owed",
+        "_parent",
+        "_passed",
+        "_seq",
+        "_shapes",
+        "_since",
+        "_step",
+        "_suspended",
+        "code",
+        "depth",
+        "expressions",
+        "first",
+        "local",
+        "recorded",
+        "theirs",
+        "tracer",
+        "variables",
+        "with_line",
     )  # fmt: skip
 
     def __init__(self, tracer: LineTracer, code: CodeType, depth: int, theirs: Any) -> None:
@@ -68,7 +97,9 @@ class FrameTrace:
         self._suspended = False
         # Of the step in flight, by line.
         self._counts: dict[int, int] = {}
-        self._passed: dict[int, int] = {}
+        self._passed: dict[int, _Passed] = {}
+        # What lines changed that were passed over: by name, which line, and what was there before.
+        self._owed: dict[str, tuple[int, Any]] = {}
         self._shapes: dict[tuple[int, str], Any] = {}
         self._line = self._nth = self._seq = 0
         self._parent: int | None = None
@@ -83,13 +114,14 @@ class FrameTrace:
         if self.theirs is not None:
             self.theirs = self.theirs(frame, event, arg) or self.theirs
             tracer.stay()
-        if tracer.is_listening():
+        recorder = tracer.recorder
+        if slot.recorder is recorder and recorder.full and not here.busy and recorder.on["lines"]:
             here.busy += 1
             try:
                 with _no_functions():
                     self._take(frame, event, arg, now)
             except Exception as error:
-                tracer.recorder.fault("lines", error)
+                recorder.fault("lines", error)
             finally:
                 here.busy -= 1
         self._since = _clock()
@@ -155,6 +187,8 @@ class FrameTrace:
             if self._step != self.tracer.recorder.step:
                 self._turn_over(frame, changes)
             self._finish(frame, changes, _clock())
+        if self._passed and self._step == self.tracer.recorder.step:
+            self._settle(frame)
         self._line = 0
 
     def _new_step(self) -> int:
@@ -162,6 +196,7 @@ class FrameTrace:
         self._step = recorder.step
         self._counts.clear()
         self._passed.clear()
+        self._owed.clear()
         self._shapes.clear()
         self.first = recorder.next_seq()
         return self.first
@@ -192,11 +227,16 @@ class FrameTrace:
         nth = self._counts.get(line, 0)
         self._counts[line] = nth + 1
         self._line, self._nth = line, nth
-        self._seq = self.tracer.recorder.next_seq()
-        self._parent = self.tracer.parent()
-        self.recorded = not self.tracer.thin or is_taken(nth)
-        if self.recorded and self.tracer.live is not None:
-            self._tell_line(frame, line, "line")
+        tracer = self.tracer
+        if nth == 0 and self._passed:
+            self._settle(frame)
+        self._seq = tracer.recorder.next_seq()
+        self._parent = None
+        self.recorded = nth < _FIRST or not tracer.thin or is_taken(nth)
+        if self.recorded:
+            self._parent = tracer.parent()
+            if tracer.live is not None:
+                self._tell_line(frame, line, "line")
 
     def _finish(self, frame: FrameType, changes: list[Change], now: int) -> None:
         """The line in flight is over. Hot: most of those passed over end here."""
@@ -207,16 +247,63 @@ class FrameTrace:
         reshaped = bool(changes) and self._reshapes(line, changes)
         if not self.recorded:
             if not reshaped:
-                self._passed[line] = self._passed.get(line, 0) + 1
+                self._pass_over(line, changes, now)
                 return
             self._tell_line(frame, line, "line")
+            self._parent = self.tracer.parent()
         draft = self._draft("line", line, self._seq)
         draft.parent, draft.nth = self._parent, self._nth
-        draft.passed_over = self._passed.pop(line, 0)
         draft.host_ns = now - self._since
+        self._take_in(draft, frame, line, changes)
         self._describe(draft, changes)
         self._tell_changes(frame, draft)
         self._pend(draft)
+
+    def _pass_over(self, line: int, changes: list[Change], now: int) -> None:
+        """Count an execution, and remember what the next record of the line must make up for."""
+        passed = self._passed.get(line)
+        if passed is None:
+            passed = self._passed[line] = _Passed(self._seq)
+        passed.count += 1
+        passed.seq, passed.nth, passed.host_ns = self._seq, self._nth, now - self._since
+        for name, _, old in changes:
+            owed = self._owed.get(name)
+            self._owed[name] = (line, old if owed is None else owed[1])
+
+    def _take_in(
+        self, draft: LineDraft, frame: FrameType, line: int, changes: list[Change]
+    ) -> None:
+        """Let a record stand for the executions of its line that were passed over before it."""
+        passed = self._passed.pop(line, None)
+        if passed is not None:
+            draft.passed_over, draft.since = passed.count, passed.first
+        if self._owed:
+            for name, _, _ in changes:
+                self._owed.pop(name, None)
+            self._pay(line, frame, changes)
+
+    def _pay(self, line: int, frame: FrameType, changes: list[Change]) -> None:
+        names = [name for name, (by, _) in self._owed.items() if by == line]
+        for name in names:
+            _, old = self._owed.pop(name)
+            if name in frame.f_locals:
+                changes.append((name, frame.f_locals[name], old))
+
+    def _settle(self, frame: FrameType) -> None:
+        """A loop is left: record the last execution of each line that was passed over since."""
+        for line, passed in self._passed.items():
+            draft = self._draft("line", line, passed.seq)
+            draft.nth, draft.host_ns = passed.nth, passed.host_ns
+            draft.passed_over, draft.since = passed.count - 1, passed.first
+            changes: list[Change] = []
+            self._pay(line, frame, changes)
+            if self.tracer.live is not None:
+                self._tell_line(frame, line, "line")
+            self._describe(draft, changes)
+            self._tell_changes(frame, draft)
+            self._pend(draft, passed.seq)
+        self._passed.clear()
+        self._owed.clear()
 
     def _reshapes(self, line: int, changes: list[Change]) -> bool:
         """Whether a tensor that the line changed has another shape than the last time it did."""
@@ -240,6 +327,8 @@ class FrameTrace:
         if yields and (self.code.co_flags & _COROUTINE or _is_await(self.code, value)):
             self._suspended = True
             return
+        if self._passed:
+            self._settle(frame)
         draft = self._draft("return", frame.f_lineno, tracer.recorder.next_seq())
         words = tracer.reader.words(value, self._describer(draft))
         draft.value = VariableDraft("yield" if yields else "return", words, None)
@@ -298,9 +387,9 @@ class FrameTrace:
 
         return describe
 
-    def _pend(self, draft: LineDraft) -> None:
+    def _pend(self, draft: LineDraft, end: int | None = None) -> None:
         recorder = self.tracer.recorder
-        draft.end = recorder._seq
+        draft.end = recorder._seq if end is None else end
         recorder.pend(draft)
 
     # ---- live text

@@ -1,7 +1,8 @@
 """Which lines are to be flagged: the first NaN or infinity of a step, shapes hardly meant to meet.
 
 Both show in the calls that a line made, so they are found when these become records: in the order
-in which calls and lines ended, the innermost line that a call ran in is the next one to end around it.
+in which calls and lines ended, the innermost line that a call ran in is the next one to end around
+it.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class Marks:
         self._bad: set[int] = set()
         # What ops outside modules made in this step has its shape on purpose.
         self._shaped: set[int] = set()
-        # (seq, thread) of calls whose line is still running.
-        self._spoilt: tuple[int, int] | None = None
+        # Calls whose line is still running.
+        self._spoilt: Call | None = None
         self._found = False
-        self._spread: list[tuple[int, int]] = []
+        self._spread: list[Call] = []
 
     def mark(self, ended: Sequence[Draft], records: dict[int, Record]) -> dict[int, Line]:
         """Flag lines of one step.
@@ -61,7 +62,7 @@ class Marks:
             if isinstance(record, Call) and not record.replay:
                 self._look(record)
             elif isinstance(record, Line) and isinstance(draft, LineDraft):
-                flags = self._flags(record, draft.end)
+                flags = self._flags(record, draft)
                 if flags:
                     flagged[id(draft)] = structs.replace(record, flags=flags)
         return flagged
@@ -79,12 +80,12 @@ class Marks:
         made = {number for _, number in call.outputs} & fresh
         if made and not given & (self._bad | fresh) and not self._found:
             self._found = True
-            self._spoilt = (call.seq, call.thread)
+            self._spoilt = call
         self._bad |= fresh
         if call.op is None or call.module is not None or call.phase != "forward":
             return
         if self._spreads(call):
-            self._spread.append((call.seq, call.thread))
+            self._spread.append(call)
         self._shaped.update(number for _, number in call.outputs)
 
     def _spreads(self, call: Call) -> bool:
@@ -98,9 +99,14 @@ class Marks:
             return False
         return call.op in _LOSSES or high not in self._shaped
 
-    def _flags(self, line: Line, end: int) -> list[Any]:
-        def inside(place: tuple[int, int]) -> bool:
-            return line.what == "line" and line.seq <= place[0] < end and line.thread == place[1]
+    def _flags(self, line: Line, draft: LineDraft) -> list[Any]:
+        def inside(call: Call) -> bool:
+            if line.what != "line" or line.thread != call.thread:
+                return False
+            if line.seq <= call.seq < draft.end:
+                return True
+            # In an execution that was passed over, as were the lines around it.
+            return draft.since <= call.seq < line.seq and call.location == line.location
 
         flags: list[Any] = []
         fresh = {tensor.id for tensor in line.tensors if tensor.nonfinite}
@@ -112,7 +118,7 @@ class Marks:
             self._found = True
             flags.append("nonfinite")
         self._bad |= fresh
-        if any(inside(place) for place in self._spread):
-            self._spread = [place for place in self._spread if not inside(place)]
+        if any(inside(call) for call in self._spread):
+            self._spread = [call for call in self._spread if not inside(call)]
             flags.append("broadcast")
         return flags

@@ -23,6 +23,7 @@ from tensortrace.capture.line_frames import FrameTrace, is_taken
 from tensortrace.capture.line_marks import Marks
 from tensortrace.capture.lines_options import Lines
 from tensortrace.capture.tensors import TensorDraft, draft_of_head
+from tensortrace.capture.tracing import follow_thread, forget_thread
 from tensortrace.capture.values import Reader
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ class LineTracer:
         mine.prior = sys.gettrace()
         mine.on = True
         sys.settrace(self._global)
+        follow_thread(self._global)
 
     def _uninstall(self) -> None:
         mine = self._thread
@@ -174,6 +176,7 @@ class LineTracer:
         if mine.on and sys.gettrace() is self._global:
             sys.settrace(mine.prior)
         mine.on, mine.prior = False, None
+        forget_thread()
 
     def stay(self) -> None:
         """Go on after the trace function before ours was called: it may have put itself back."""

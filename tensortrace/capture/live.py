@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pysnooper import pycompat
 from pysnooper.tracer import Tracer, get_path_and_source_from_frame, get_write_function

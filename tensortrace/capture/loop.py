@@ -117,6 +117,7 @@ class _Ours:
         self.guard = _no_functions()
         self.guard.__enter__()
         here.busy += 1
+        here.rest()
 
     def __exit__(
         self,
@@ -125,6 +126,7 @@ class _Ours:
         traceback: TracebackType | None,
     ) -> bool:
         here.busy -= 1
+        here.go_on()
         self.guard.__exit__(None, None, None)
         if isinstance(error, Exception):
             self.recorder.fault("loop", error)
@@ -135,10 +137,12 @@ class _Ours:
 def _quietly(call: _Call) -> Any:
     """Call torch without recording the ops it makes."""
     here.busy += 1
+    here.rest()
     try:
         return call()
     finally:
         here.busy -= 1
+        here.go_on()
 
 
 def _silently(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:

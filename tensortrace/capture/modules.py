@@ -144,12 +144,14 @@ def _before(module: nn.Module, args: tuple[Any, ...]) -> None:
         return
     with _no_functions():
         here.busy += 1
+        here.rest()
         try:
             _enter(recorder, module, args, sys._getframe(1))
         except Exception as error:
             recorder.fault("modules", error)
         finally:
             here.busy -= 1
+            here.go_on()
     recorder.raise_if_stopped()
 
 
@@ -165,12 +167,14 @@ def _after(*hook_args: Any) -> None:
             return  # passed over
     with _no_functions():
         here.busy += 1
+        here.rest()
         try:
             _leave(recorder, hook_args)
         except Exception as error:
             recorder.fault("modules", error)
         finally:
             here.busy -= 1
+            here.go_on()
 
 
 def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: FrameType) -> None:

@@ -138,6 +138,7 @@ def _sync(recorder: Recorder, name: str, args: tuple[Any, ...]) -> None:
         if here.synced[1] > _SYNCS_PER_STEP:
             return
         here.busy += 1
+        here.rest()
         try:
             detail = {"device": str(tensor.device)}
             recorder.action("sync", of=name, frame=sys._getframe(2), detail=detail)
@@ -145,6 +146,7 @@ def _sync(recorder: Recorder, name: str, args: tuple[Any, ...]) -> None:
             recorder.fault("ops", error)
         finally:
             here.busy -= 1
+            here.go_on()
 
 
 _MODE = OutsideMode()
@@ -209,6 +211,7 @@ def _run(
     draft = None
     with _no_functions():
         here.busy += 1
+        here.rest()
         try:
             draft = _begin(recorder, name, args, kwargs)
             since = next_sequence_nr()
@@ -216,6 +219,7 @@ def _run(
             recorder.fault("ops", error)
         finally:
             here.busy -= 1
+            here.go_on()
     started_ns = _clock()
     try:
         result = func(*args, **kwargs)
@@ -229,12 +233,14 @@ def _run(
         draft.fields["host_ns"] = _clock() - started_ns
         with _no_functions():
             here.busy += 1
+            here.rest()
             try:
                 _end(recorder, draft, result, since)
             except Exception as error:
                 recorder.fault("ops", error)
             finally:
                 here.busy -= 1
+                here.go_on()
         recorder.raise_if_stopped()
     return result
 
@@ -364,6 +370,7 @@ def _run_backward(
 ) -> Any:
     with _no_functions():
         here.busy += 1
+        here.rest()
         try:
             if name == "backward":
                 losses = tensors_in(args[0] if args else kwargs.get("tensors"), "loss")
@@ -372,6 +379,7 @@ def _run_backward(
             recorder.fault("ops", error)
         finally:
             here.busy -= 1
+            here.go_on()
     try:
         return func(*args, **kwargs)
     finally:

@@ -145,6 +145,7 @@ def _before(
     changed = None
     with _no_functions():
         here.busy += 1
+        here.rest()
         try:
             if not recorder.optimizer_running():
                 closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -156,6 +157,7 @@ def _before(
             recorder.fault("optimizers", error)
         finally:
             here.busy -= 1
+            here.go_on()
     recorder.raise_if_stopped()
     if recorder.stepping is not None:
         recorder.stepping.mode = ops.enter_module(False)
@@ -173,12 +175,14 @@ def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return
     with _no_functions():
         here.busy += 1
+        here.rest()
         try:
             finish_step(recorder, running)
         except Exception as error:
             recorder.fault("optimizers", error)
         finally:
             here.busy -= 1
+            here.go_on()
             ops.leave_module(running.mode)
             recorder.stepping = None
 

@@ -555,6 +555,7 @@ class Recorder:
     def gate_safely(self) -> None:
         """A gate from user code, where nothing of ours may raise."""
         here.busy += 1
+        here.rest()
         try:
             with torch._C.DisableTorchFunction():
                 self.gate()
@@ -562,6 +563,7 @@ class Recorder:
             self.fault("gate", error)
         finally:
             here.busy -= 1
+            here.go_on()
 
     def hand_on(self) -> None:
         """Turn drafts into records and give them to the journal."""
@@ -607,11 +609,15 @@ class Recorder:
         self._hand_on_batch(batch)
 
     def _wants_to_stop(self, finding: Finding) -> bool:
+        # It may open a debugger.
+        here.go_on()
         try:
             return self._should_stop(finding)
         except Exception as error:
             self.warn(f"stop_on= raised {error!r:.300}; it is asked again at the next finding")
             return False
+        finally:
+            here.rest()
 
     def _hand_on_batch(self, batch: list[Draft]) -> None:
         if not batch:

@@ -469,6 +469,7 @@ class Trace:
         """Our own code runs: nothing in it is recorded, and its failure is never the user's."""
         recorder = self._recorder
         here.busy += 1
+        here.rest()
         try:
             with torch._C.DisableTorchFunction():
                 yield
@@ -479,6 +480,7 @@ class Trace:
                 recorder.fault(part, error)
         finally:
             here.busy -= 1
+            here.go_on()
 
     # ---- words on stderr
 

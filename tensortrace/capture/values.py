@@ -55,10 +55,18 @@ class Kind(IntEnum):
 class Held:
     """What is kept of a value that is not plain; it keeps no tensor alive."""
 
-    __slots__ = ("address", "refs", "stamp", "words")
+    __slots__ = ("address", "opaque", "ref", "refs", "stamp", "version", "words")
 
-    def __init__(self, address: int, stamp: Any, refs: list[weakref.ref[torch.Tensor]]) -> None:
-        self.address, self.stamp, self.refs = address, stamp, refs
+    def __init__(self, address: int) -> None:
+        self.address = address
+        # Of a tensor.
+        self.ref: weakref.ref[Any] | None = None
+        self.version = 0
+        # Of what is the same as long as it is the same object.
+        self.opaque = False
+        # Of a container: equal as long as its text would be, and the tensors in it.
+        self.stamp: Any = None
+        self.refs: list[weakref.ref[torch.Tensor]] = []
         # As it was last put into words.
         self.words: Words | None = None
 
@@ -135,19 +143,29 @@ class Reader:
 
     def hold(self, value: Any) -> Held:
         """Keep of a value what tells it from another one later. Hot."""
-        refs: list[weakref.ref[torch.Tensor]] = []
-        return Held(id(value), self._stamp(value, refs, [_MOST_NODES], _DEEPEST), refs)
+        held = Held(id(value))
+        kind = self.kind(type(value))
+        if kind is Kind.TENSOR:
+            held.version = version_of(value)
+            try:
+                held.ref = weakref.ref(value)
+            except TypeError:
+                held.address = -1  # a subclass without weak references is new each time
+        elif kind in (Kind.CLOSED, Kind.ARRAY):
+            held.opaque = True
+        else:
+            held.stamp = self._stamp(value, held.refs, [_MOST_NODES], _DEEPEST)
+        return held
 
     def is_same(self, held: Held, value: Any) -> bool:
         """Whether a value is what was held, and unchanged. Hot."""
         if held.address != id(value):
             return False
-        refs = held.refs
-        if isinstance(value, torch.Tensor) and refs:
-            return refs[0]() is value and held.stamp[1] == version_of(value)
-        if held.stamp == held.address:
+        if held.ref is not None:
+            return held.ref() is value and held.version == version_of(value)  # type: ignore[arg-type]
+        if held.opaque:
             return True
-        if any(ref() is None for ref in refs):
+        if any(ref() is None for ref in held.refs):
             return False
         return bool(held.stamp == self._stamp(value, [], [_MOST_NODES], _DEEPEST))
 

@@ -44,8 +44,10 @@ class Variables:
             old = known.get(name, NEW)
             if old is value:
                 continue
-            if type(value) in ATOMS:
-                if type(old) is type(value) and (old == value or repr(old) == repr(value)):
+            kind = type(value)
+            if kind in ATOMS:
+                if type(old) is kind and (old == value or (kind is float and _are_nan(old, value))):
+                    known[name] = value
                     continue
                 known[name] = value
                 changes.append((name, value, old))
@@ -71,3 +73,7 @@ class Variables:
 
     def _place(self, change: Change) -> int:
         return self._order.get(change[0], len(self._order))
+
+
+def _are_nan(x: float, y: float) -> bool:
+    return x != x and y != y  # noqa: PLR0124 NaN
