@@ -1,0 +1,275 @@
+"""The executed lines of a step as a debugger walks them: next, into a call, out of it, variables.
+
+Pure, over the line records of a step. Where a log has none, the lines that called modules and
+operations stand in: each such line is made of the calls that stand at it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from tensortrace.export.contents import shown_path
+from tensortrace.records import (
+    Action,
+    Call,
+    Line,
+    Location,
+    Module,
+    Optimizer,
+    Record,
+    Tensor,
+    Variable,
+)
+
+# Variables of one line that stand for calls, and those of one frame.
+MOST_CALLS, MOST_VARIABLES = 32, 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A variable, or one tensor within it, as it is after a line.
+
+    `name` is as one writes it (`batch["ids"]`), `text` short, `was` the text before if the line
+    changed it. `tensor` and `before` are ids; `since` is the index of the line that set it.
+    """
+
+    name: str
+    text: str
+    was: str | None
+    tensor: int | None
+    before: int | None
+    changed: bool
+    since: int
+
+
+class Executed:
+    """The lines of one step, in order.
+
+    Args:
+        lines: line records of one step.
+        tensors: what the step says of tensors, by id.
+        owners: for lines that are made of calls, by the seq of a record that of its line.
+    """
+
+    def __init__(
+        self,
+        lines: Iterable[Line],
+        tensors: dict[int, Tensor],
+        owners: dict[int, int] | None = None,
+    ) -> None:
+        self.lines = sorted(lines, key=lambda line: line.seq)
+        self.tensors, self.recorded = tensors, owners is None
+        self._owners = owners or {}
+        self._seqs = [line.seq for line in self.lines]
+        self._frames: dict[tuple[int, int], list[int]] = {}
+        self._places: list[int] = []
+        self._callers: list[int | None] = []
+        stacks: dict[int, list[int]] = {}
+        for at, line in enumerate(self.lines):
+            held = self._frames.setdefault((line.thread, line.frame), [])
+            self._places.append(len(held))
+            held.append(at)
+            # The line that each frame of this thread is at, outermost first.
+            stack = stacks.setdefault(line.thread, [])
+            depth = max(0, line.depth)
+            del stack[depth:]
+            self._callers.append(stack[-1] if stack and len(stack) == depth else None)
+            while len(stack) < depth:
+                stack.append(stack[-1] if stack else at)
+            stack.append(at)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def at_seq(self, seq: int | None) -> int:
+        """The line that a record belongs to: the last one that had begun and was not left."""
+        if seq is None:
+            return max(0, len(self.lines) - 1)
+        at = max(0, bisect_right(self._seqs, self._owners.get(seq, seq)) - 1)
+        while at < len(self.lines) and self.lines[at].seq < seq and self._is_left(at):
+            caller = self._callers[at]
+            if caller is None:
+                break
+            at = caller
+        return at
+
+    def _is_left(self, at: int) -> bool:
+        """Whether a line is the end of its frame."""
+        return self.lines[at].what in ("return", "exception") and self.over(at, 1) is None
+
+    def frame(self, at: int) -> Sequence[int]:
+        """All lines of the frame of a line, in order."""
+        line = self.lines[at]
+        return self._frames[line.thread, line.frame]
+
+    def over(self, at: int, by: int) -> int | None:
+        """The next (1) or previous (-1) line of the same frame; None at its ends."""
+        held, place = self.frame(at), self._places[at] + by
+        return held[place] if 0 <= place < len(held) else None
+
+    def into(self, at: int) -> int | None:
+        """The first line of a frame that was entered from this line; None if none was recorded."""
+        line, stop = self.lines[at], self.over(at, 1)
+        for inner in range(at + 1, len(self.lines) if stop is None else stop):
+            if self._callers[inner] == at and self.lines[inner].thread == line.thread:
+                return inner
+        return None
+
+    def out(self, at: int) -> int | None:
+        """The line of the calling frame that led here; None if that was not recorded."""
+        return self._callers[at]
+
+    def stack(self, at: int) -> list[int]:
+        """The lines that the calling frames are at, outermost first, then this one."""
+        found: list[int] = [at]
+        while (caller := self._callers[found[-1]]) is not None:
+            found.append(caller)
+        return found[::-1]
+
+    def same_line(self, at: int, number: int, by: int = 1) -> int | None:
+        """The next (1) or previous (-1) execution of a line of the function that one is in."""
+        here = self.lines[at].location
+        ahead = range(at + 1, len(self.lines)) if by > 0 else range(at - 1, -1, -1)
+        for other in ahead:
+            place = self.lines[other].location
+            if (place.line, place.file, place.function) == (number, here.file, here.function):
+                return other
+        return None
+
+    def done(self, at: int) -> dict[int, list[int]]:
+        """The lines of the frame by line number, up to and with this one."""
+        found: dict[int, list[int]] = {}
+        for other in self.frame(at)[: self._places[at] + 1]:
+            found.setdefault(self.lines[other].location.line, []).append(other)
+        return found
+
+    def ahead(self, at: int) -> dict[int, int]:
+        """The first execution after this one of each line of the frame, by line number."""
+        found: dict[int, int] = {}
+        for other in self.frame(at)[self._places[at] + 1 :]:
+            found.setdefault(self.lines[other].location.line, other)
+        return found
+
+    def variables(self, at: int) -> list[Value]:
+        """What the variables of the frame are after a line: those it changed, then the latest."""
+        held: dict[str, Value] = {}
+        for other in self.frame(at)[: self._places[at] + 1]:
+            for variable in self.lines[other].changed:
+                self._put(held, variable, other, at)
+        return sorted(held.values(), key=lambda v: (not v.changed, -v.since))
+
+    def _put(self, held: dict[str, Value], variable: Variable, since: int, at: int) -> None:
+        """Take in one change of a variable: every tensor in it is a value of its own."""
+        carried = self.lines[since].what == "call" and variable.was == variable.text
+        changed = since == at and not carried
+        names = {f"{variable.name}{place}": id for place, id in variable.tensors}
+        before = {name: value for name, value in held.items() if _is_of(name, variable.name)}
+        for name in before.keys() - names.keys() - {variable.name}:
+            del held[name]  # a tensor that is no more in the list or dict
+        if variable.name in held and variable.name not in names and names:
+            del held[variable.name]
+        for name, id in names.items() or [(variable.name, None)]:
+            old = before.get(name)
+            was = (old.text if old is not None else variable.was) if changed else None
+            if len(held) < MOST_VARIABLES or name in held:
+                earlier = old.tensor if old is not None and changed else None
+                held[name] = Value(name, variable.text, was, id, earlier, changed, since)
+
+
+def _is_of(name: str, variable: str) -> bool:
+    return name == variable or (name.startswith(variable) and name[len(variable)] in ".[")
+
+
+def read_executed(records: Iterable[Record], modules: Mapping[str, Module]) -> Executed:
+    """Take the lines of a step, or make lines of its calls if it has none.
+
+    Args:
+        records: the records of one step; only its lines, calls, actions and optimizers are used.
+        modules: those of the run, for the names of calls.
+    """
+    lines: list[Line] = []
+    others: list[Call | Action | Optimizer] = []
+    tensors: dict[int, Tensor] = {}
+    for record in records:
+        match record:
+            case Line():
+                lines.append(record)
+                tensors.update((t.id, t) for t in record.tensors)
+            case Call():
+                others.append(record)
+                tensors.update((t.id, t) for t in record.tensors)
+            case Action() | Optimizer():
+                others.append(record)
+    if lines:
+        return Executed(lines, tensors)
+    made, owners = _made_of(others, modules)
+    return Executed(made, tensors, owners)
+
+
+def _made_of(
+    records: Sequence[Call | Action | Optimizer], modules: Mapping[str, Module]
+) -> tuple[list[Line], dict[int, int]]:
+    """Make a line of the forward calls and actions that stand at one place, one after another.
+
+    Returns the lines, and by the seq of each record that of its line.
+    """
+    made: list[Line] = []
+    owners: dict[int, int] = {}
+    # The line that each call is of; by the call around and the function, a frame and its last line.
+    lines: dict[int, Line] = {}
+    frames: dict[tuple[int | None, str, str], int] = {}
+    latest: dict[int, Line] = {}
+    for record in sorted(records, key=lambda record: record.seq):
+        location = record.location
+        if location is None or not _is_first(record):
+            continue
+        parent = record.parent if isinstance(record, Call) else None
+        around = lines.get(parent) if parent is not None else None
+        if around is not None and _same(around.location, location):
+            # Within a call of the same line, as in a Sequential: a part of it.
+            lines[record.seq], owners[record.seq] = around, around.seq
+            continue
+        key = parent if around is not None else None, location.file, location.function
+        frame = frames.setdefault(key, len(frames))
+        line = latest.get(frame)
+        if line is None or not _same(line.location, location):
+            depth = around.depth + 1 if around is not None else 0
+            line = Line(
+                step=record.step, seq=record.seq, location=location, frame=frame, depth=depth
+            )
+            made.append(line)
+        if len(line.changed) < MOST_CALLS:
+            line.changed.extend(_made_by(record, modules))
+        lines[record.seq] = latest[frame] = line
+        owners[record.seq] = line.seq
+    return made, owners
+
+
+def _is_first(record: Call | Action | Optimizer) -> bool:
+    """Whether a record is of the program as it ran forward: no gradient, nothing run again."""
+    if not isinstance(record, Call):
+        return True
+    return record.phase != "backward" and not record.recompute and not record.replay
+
+
+def _made_by(record: Call | Action | Optimizer, modules: Mapping[str, Module]) -> list[Variable]:
+    """What a call gave back, as a variable with its name."""
+    if isinstance(record, Call):
+        name = record.op or shown_path(modules, record.module or "")
+        return [Variable(name, name, tensors=[("", id) for _, id in record.outputs[:1]])]
+    if isinstance(record, Action) and record.tensor is not None:
+        return [Variable(record.action, record.action, tensors=[("", record.tensor)])]
+    return []
+
+
+def _same(one: Location, other: Location) -> bool:
+    return (one.line, one.file, one.function) == (other.line, other.file, other.function)
+
+
+def as_json(line: Line) -> str:
+    """Write a line record as JSON: control characters are escaped in it."""
+    return msgspec.json.encode(line).decode("utf-8", "replace")

@@ -1,0 +1,198 @@
+"""The source of a function around an executed line: signs, times run, code, values beside it.
+
+Pure: it takes the executed lines and a width and gives styled lines; every string is escaped here.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+
+from tensortrace.records import Finding, Line, Location, Source, Tensor
+from tensortrace.text import escape, number_text, shape_text, short_dtype, shorten
+from tensortrace.tui.cells import duration_text, health
+from tensortrace.tui.executed import Executed
+from tensortrace.tui.findings import in_order
+from tensortrace.tui.rows import worst
+from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
+
+LONGEST_CODE, LONGEST_NAME = 1000, 60
+# The code gets so much of the width, and what flowed so many columns if the code leaves them.
+CODE_SHARE, NOTE_FROM = 0.6, 20
+# Executions of one line that are looked through for one that changed something.
+RECENT = 3
+# Columns before the code.
+GUTTER = 13
+# Variables that are no news.
+UNTOLD = ("self", "cls")
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """The function that a line is in, as the pane shows it: `rows` are numbers with their code."""
+
+    location: Location
+    rows: list[tuple[int, str]]
+
+    def row_of(self, number: int) -> int:
+        """The row of a line of the file; the nearest before it if it has none."""
+        return max((i for i, (n, _) in enumerate(self.rows) if n <= number), default=0)
+
+
+def function_at(executed: Executed, at: int, source: Source | None) -> Function:
+    """Take the text of the function that a line is in; without it, the lines that ran."""
+    location = executed.lines[at].location
+    if source is not None:
+        text = source.text.rstrip("\n").expandtabs(4).split("\n")
+        code = textwrap.dedent("\n".join(text)).split("\n")
+        rows = [(source.first_line + i, line) for i, line in enumerate(code)]
+        if rows[0][0] <= location.line <= rows[-1][0]:
+            return Function(location, rows)
+    known: dict[int, str] = {}
+    for line in executed.lines:
+        place = line.location
+        if (place.file, place.function) == (location.file, location.function):
+            known[place.line] = (place.code or known.get(place.line, "")).strip()
+    return Function(location, sorted(known.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What stands beside a line of code: `ran` counts executions up to now, `line` is the last.
+
+    `ahead` says that it runs only later in this frame. `findings` are those here in this step.
+    """
+
+    line: Line | None
+    ran: int
+    ahead: bool
+    findings: tuple[Finding, ...]
+
+
+def beside_lines(executed: Executed, at: int, findings: Sequence[Finding]) -> dict[int, Beside]:
+    """Tell for each line of the frame, by number, what is known of it when a line has run.
+
+    Args:
+        findings: those of this step.
+    """
+    here = executed.lines[at].location
+    done, ahead = executed.done(at), executed.ahead(at)
+    wrong: dict[int, list[Finding]] = {}
+    for finding in findings:
+        place = finding.location
+        if place is not None and (place.file, place.function) == (here.file, here.function):
+            wrong.setdefault(place.line, []).append(finding)
+    found: dict[int, Beside] = {}
+    for number in done.keys() | ahead.keys() | wrong.keys():
+        ran = done.get(number, [])
+        later = ahead.get(number)
+        last = _telling([executed.lines[i] for i in ran[-RECENT:]])
+        line = last if last is not None or later is None else executed.lines[later]
+        times = sum(
+            1 + executed.lines[i].passed_over for i in ran if executed.lines[i].what == "line"
+        )
+        found[number] = Beside(line, times, not ran, tuple(in_order(wrong.get(number, []))))
+    return found
+
+
+def _telling(ran: Sequence[Line]) -> Line | None:
+    """The last of some executions of a line that changed or returned something; else the last."""
+    for line in reversed(ran):
+        if line.changed or (line.value is not None and line.value.text != "None"):
+            return line
+    return ran[-1] if ran else None
+
+
+def source_line(
+    row: tuple[int, str],
+    told: Beside | None,
+    executed: Executed,
+    width: int,
+    *,
+    current: bool,
+    longest: int,
+    glyphs: Glyphs = UNICODE,
+) -> Styled:
+    """Write one line of the source pane: signs, number, times it ran, code, what flowed.
+
+    Args:
+        row: number and code of the line.
+        longest: columns of the longest code that has something beside it.
+        current: whether it is the one that the walk is at.
+    """
+    number, code = row
+    severity = worst(told.findings) if told else None
+    bad = told is not None and told.line is not None and _bad(told.line, executed)
+    sign = SEVERITY_GLYPH[severity] if severity else "x" if bad else " "
+    sign_style = severity or ("error" if bad else "")
+    pointer = glyphs.cursor if current else " "
+    ran = f"{told.ran}x" if told is not None and told.ran > 1 else ""
+    line: Styled = [
+        (pointer, "error" if current else ""), (sign, sign_style), (f"{number:>5} ", "faint"),
+        (f"{ran:>4} ", "faint"),
+    ]  # fmt: skip
+    room = max(0, width - GUTTER)
+    text = escape(shorten(code, LONGEST_CODE))
+    style = "mark" if current else ""
+    note = "" if told is None or told.line is None else note_text(told.line, executed, glyphs)
+    if not note or room < 2 * NOTE_FROM:
+        return [*line, (clip(text, room, glyphs), style)]
+    # A line of code that is longer than most takes the room that its own note leaves.
+    wide = max(min(longest, int(room * CODE_SHARE)), min(cell_len(text), room - cell_len(note) - 2))
+    shown = clip(note, room - wide - 2, glyphs)
+    note_style = "faint" if told is not None and told.ahead else "error" if bad else "ok"
+    return [*line, (fit(text, wide, glyphs), style), ("  ", ""), (shown, note_style)]
+
+
+def note_text(line: Line, executed: Executed, glyphs: Glyphs = UNICODE) -> str:
+    """Say in a few words what a line changed or returned."""
+    values = [*line.changed, *([line.value] if line.value is not None else [])]
+    told = []
+    for variable in values:
+        carried = line.what == "call" and variable.was == variable.text
+        if carried or variable.name in UNTOLD:
+            continue
+        names: list[tuple[str, int | None]] = [
+            (f"{variable.name}{place}", id) for place, id in variable.tensors
+        ]
+        for name, id in names or [(variable.name, None)]:
+            tensor = executed.tensors.get(id) if id is not None else None
+            short = escape(shorten(name, LONGEST_NAME))
+            if tensor is None:
+                told.append(f"{short} = {escape(shorten(variable.text, LONGEST_NAME))}")
+            else:
+                told.append(f"{short} {_tensor(tensor)}")
+    # Of calls that stand for a line the last one is what it came to.
+    return ", ".join(told if executed.recorded else reversed(told))
+
+
+def _tensor(tensor: Tensor) -> str:
+    value = (
+        f" = {number_text(tensor.mean)}" if tensor.numel == 1 and tensor.mean is not None else ""
+    )
+    word = health(tensor)[0]
+    bad = f" {word}" if word[:1] in ("x", "!") else ""
+    return f"{shape_text(tensor.shape)} {short_dtype(tensor.dtype)}{value}{bad}"
+
+
+def _bad(line: Line, executed: Executed) -> bool:
+    """Whether a line made or returned what is not finite, or raised."""
+    values = [*line.changed, *([line.value] if line.value is not None else [])]
+    ids = [id for variable in values for _, id in variable.tensors]
+    held = (executed.tensors.get(id) for id in ids)
+    return line.what == "exception" or any(t is not None and t.nonfinite for t in held)
+
+
+def title_of(executed: Executed, at: int) -> str:
+    """Say where the walk is: the calling functions, the line, how many there are."""
+    line = executed.lines[at]
+    names = [executed.lines[i].location.function.rpartition(".<locals>.")[2] for i in
+             executed.stack(at)]  # fmt: skip
+    path = " > ".join(shorten(name, LONGEST_NAME) for name in names[-4:])
+    what = {"call": ", entered", "return": ", returns", "exception": ", raised"}.get(line.what, "")
+    time = f", {duration_text(line.host_ns)}" if line.host_ns else ""
+    kind = "" if executed.recorded else " of those that made calls"
+    return f"{path}, line {line.location.line}{what}{time} ({at + 1} of {len(executed)}{kind})"

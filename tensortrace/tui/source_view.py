@@ -1,0 +1,264 @@
+"""The view of the source: walk the executed lines of a step, back and forth, with their variables.
+
+The place in the run goes along: every other key and view finds the record of the line one is at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+from rich.cells import cell_len
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.worker import get_current_worker
+
+from tensortrace.records import Finding, Record
+from tensortrace.tui.bindings import bindings_of
+from tensortrace.tui.executed import Executed, as_json, read_executed
+from tensortrace.tui.panes import Pane
+from tensortrace.tui.rows import StepRows
+from tensortrace.tui.source_lines import (
+    Beside,
+    Function,
+    beside_lines,
+    function_at,
+    source_line,
+    title_of,
+)
+from tensortrace.tui.theme import Styled, clip
+from tensortrace.tui.variables import Item, item_line, items_at, name_width
+from tensortrace.tui.view import View
+
+KINDS = ("line", "call", "action", "optimizer")
+NO_LINES = "Calls; trace(lines=True) records lines and variables"
+
+
+class SourceView(View):
+    """Two panes: the function that one is in, and its variables at the line one is at."""
+
+    NAME = "source"
+    BINDINGS: ClassVar[list[BindingType]] = bindings_of("source")
+    DEFAULT_CSS = "#source-code { height: 3fr; } #source-variables { height: 2fr; }"
+
+    def __init__(self) -> None:
+        super().__init__()
+        # What is walked, of which rows, and where: an index into its lines.
+        self.executed = Executed([], {})
+        self.rows: StepRows | None = None
+        self.at = 0
+        # The seq of the row that the screen was at when one came to the line.
+        self.seq: int | None = None
+        self.function: Function | None = None
+        self.told: dict[int, Beside] = {}
+        self.items: list[Item] = []
+
+    def compose(self) -> ComposeResult:
+        """The source and the variables."""
+        yield Pane("source-code", "Source")
+        yield Pane("source-variables", "Variables")
+
+    @property
+    def variables(self) -> Pane:
+        """The pane of variables."""
+        return self.query_one("#source-variables", Pane)
+
+    # ---- reading
+
+    def draw(self) -> None:
+        """Read the lines of the step in a thread, unless they are here; go to the row's."""
+        rows, row = self.viewer.rows, self.viewer.row
+        seq = row.seq if row is not None else None
+        if self.rows is not rows:
+            self.rows, self.seq = rows, seq
+            self.main.set_title(f"Source, step {self.viewer.number}: reading")
+            self.work(lambda: self.read(rows))
+        elif seq != self.seq:
+            self.seq = seq
+            self.go(self.executed.at_seq(seq), sync=False)
+        else:
+            self.show()
+
+    def read(self, rows: StepRows) -> None:
+        """Decode what the walk is made of; runs in a thread."""
+        worker, modules = get_current_worker(), self.viewer.modules
+
+        def records() -> Iterator[Record]:
+            step = rows.step
+            kinds = KINDS if not len(step.indices("line")) else ("line", "call")
+            for i in step.indices(*kinds):
+                if worker.is_cancelled:
+                    return
+                record = step.record(int(i))
+                if record is not None:
+                    yield record
+
+        executed = read_executed(records(), modules)
+        if not worker.is_cancelled:
+            self.viewer.from_thread(self.took, rows, executed)
+
+    def took(self, rows: StepRows, executed: Executed) -> None:
+        """Begin to walk, unless the user has gone on."""
+        if self.rows is rows:
+            self.executed = executed
+            self.go(executed.at_seq(self.seq), sync=False)
+
+    # ---- drawing
+
+    def go(self, at: int | None, why: str = "", *, sync: bool = True) -> None:
+        """Go to a line, or say why there is none; with `sync` the place in the run goes along."""
+        if at is None or not 0 <= at < len(self.executed):
+            if why:
+                self.viewer.tell(why)
+            if len(self.executed):
+                return
+        else:
+            self.at = at
+            if sync:
+                self.take_place_along()
+        self.show(follow=True)
+
+    def take_place_along(self) -> None:
+        """Put the cursor of the table on the record of the line."""
+        viewer = self.viewer
+        slot = viewer.rows.at_seq(self.executed.lines[self.at].seq)
+        if slot is not None:
+            viewer.following = False
+            viewer.pane("calls").place(viewer.rows.reveal(slot))
+            viewer.anchor = viewer.row
+            self.seq = viewer.row.seq if viewer.row is not None else None
+
+    def show(self, *, follow: bool = False) -> None:
+        """Draw both panes; with `follow` the cursor goes to the line, and to the first variable."""
+        if not len(self.executed):
+            self.show_nothing()
+            return
+        executed, at, viewer = self.executed, self.at, self.viewer
+        line = executed.lines[at]
+        source = viewer.log_.source(line.location.file, line.location.line)
+        if source is not None and not executed.recorded and source.name != line.location.function:
+            named = [s for s in viewer.log_.sources if s.name == line.location.function]
+            source = next((s for s in named if s.file == line.location.file), source)
+        self.function = function = function_at(executed, at, source)
+        found = [f for f in viewer.found if f.step == viewer.number]
+        self.told = told = beside_lines(executed, at, found)
+        here, glyphs = function.row_of(line.location.line), viewer.glyphs
+        longest = max(
+            (cell_len(code) for number, code in function.rows if number in told), default=0
+        )
+
+        def draw_code(row: int, part: int, width: int, cursor: bool) -> Styled:
+            number = function.rows[row][0]
+            return source_line(
+                function.rows[row], told.get(number), executed, width, current=row == here,
+                longest=longest, glyphs=glyphs,
+            )  # fmt: skip
+
+        self.main.set_title(title_of(executed, at))
+        self.main.show(len(function.rows), draw_code, here if follow else self.main.cursor or 0)
+        self.show_variables(found, follow=follow)
+
+    def show_variables(self, found: list[Finding], *, follow: bool) -> None:
+        """Draw the pane of variables."""
+        executed, glyphs, pane = self.executed, self.viewer.glyphs, self.variables
+        place = executed.lines[self.at].location
+        places = [(f, f.location) for f in found if f.location is not None]
+        here = [f for f, at in places if (at.file, at.line) == (place.file, place.line)]
+        width = max(20, pane.size.width or self.viewer.size.width - 2)
+        self.items = items = items_at(executed, self.at, here, width - 2)
+        names = name_width(items, width)
+
+        def draw(row: int, part: int, width: int, cursor: bool) -> Styled:
+            sign = glyphs.cursor if cursor else " "
+            return [(sign, ""), *item_line(items[row], executed, names, width - 1, glyphs)]
+
+        changed = sum(item.value is not None and item.value.changed for item in items)
+        told = f"Variables, {changed} changed here" if changed else "Variables"
+        pane.set_title(told if executed.recorded else NO_LINES)
+        first = next((i for i, item in enumerate(items) if item.value is not None), 0)
+        pane.show(len(items), draw, first if follow else pane.cursor or 0)
+
+    def show_nothing(self) -> None:
+        """Say that nothing of the step can be walked."""
+        told = [
+            "No line of yours is in this step of the log.",
+            "Steps that are not kept in full have none: ] and [ go to another step.",
+            "trace(lines=True) records every line and its variables.",
+        ]
+        self.function, self.told, self.items = None, {}, []
+        glyphs = self.viewer.glyphs
+        self.main.set_title(f"Source, step {self.viewer.number}")
+        self.main.show(
+            len(told), lambda row, part, width, here: [(clip(told[row], width, glyphs), "")]
+        )
+        self.variables.set_title("Variables")
+        self.variables.show(0, lambda *_: [])
+
+    # ---- keys
+
+    def action_line(self, by: int) -> None:
+        """Go to the next or previous executed line of the step, into and out of functions."""
+        self.go(self.at + by, "this is the last line of the step" if by > 0 else
+                "this is the first line of the step")  # fmt: skip
+
+    def action_line_over(self, by: int) -> None:
+        """Go to the next or previous line of the same call of the function."""
+        self.walk(lambda: self.executed.over(self.at, by),
+                  "the function ends here" if by > 0 else "the function begins here")  # fmt: skip
+
+    def action_line_into(self) -> None:
+        """Go into what the line called."""
+        self.walk(lambda: self.executed.into(self.at), "no line of what this one calls was recorded"
+                  + (": trace(lines={'depth': 2})" if self.executed.recorded else ""))  # fmt: skip
+
+    def action_line_out(self) -> None:
+        """Go to the line that called this function."""
+        self.walk(lambda: self.executed.out(self.at), "what called this function was not recorded")
+
+    def walk(self, where: Callable[[], int | None], why: str) -> None:
+        """Go somewhere, if there is any line at all."""
+        self.go(where() if len(self.executed) else None, why)
+
+    def open(self, pane: Pane, at: int) -> None:
+        """On a variable go to the call that made it; on a line of code to its next execution."""
+        if pane is self.variables:
+            item = self.items[at] if at < len(self.items) else None
+            if item is not None and item.value is not None:
+                self.go_to_maker(item.value.tensor, item.value.name)
+        elif self.function is not None and at < len(self.function.rows):
+            number = self.function.rows[at][0]
+            ahead = self.executed.same_line(self.at, number)
+            found = ahead if ahead is not None else self.executed.same_line(self.at, number, -1)
+            if self.executed.lines[self.at].location.line != number or found is not None:
+                self.go(found, f"line {number} did not run in this step")
+
+    def go_to_maker(self, tensor: int | None, name: str) -> None:
+        """Look in a thread for the call that made a tensor, and go there."""
+        if tensor is None:
+            self.viewer.tell(f"{name} is no tensor")
+            return
+        rows = self.viewer.rows
+
+        def look() -> None:
+            call = rows.step.producer(tensor)
+            self.viewer.from_thread(self.took_maker, rows, None if call is None else call.seq, name)
+
+        self.work(look)
+
+    def took_maker(self, rows: StepRows, seq: int | None, name: str) -> None:
+        """Show the call in the view of the step, unless the user has gone on."""
+        viewer = self.viewer
+        if rows is not viewer.rows:
+            return
+        if seq is None:
+            viewer.tell(f"no call of this step made {name}")
+            return
+        viewer.remember()
+        viewer.show_view("step")
+        viewer.go_to_seq(viewer.number, seq)
+
+    def copied(self) -> tuple[str, str] | None:
+        """The record of the line, as JSON."""
+        if not len(self.executed) or not self.executed.recorded:
+            return None
+        return as_json(self.executed.lines[self.at]), "the line as JSON"
