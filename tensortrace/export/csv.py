@@ -6,9 +6,9 @@ Parts, each a table with a first row of names:
     steps: one row per step.
     tensors: one row per tensor that a call or a parameter describes, from full steps.
     findings: one row per finding, in order of cause.
-An empty cell is a number that was not seen. NaN and infinity are written NaN, Infinity, -Infinity.
-Every row is one line: control characters are written as ``\\x0a``. A text that a spreadsheet would
-take for a formula has an apostrophe in front.
+An empty cell is a number that was not seen; the path of the root module is empty, too. NaN and
+infinity are written NaN, Infinity, -Infinity. Every row is one line: control characters are written
+as ``\\x0a``. A text that a spreadsheet would take for a formula has an apostrophe in front.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ class _Scale:
                 return [(10.0**n, _power_text(n)) for n in powers]
             values = [10**self.low, 10**self.high]
         else:
-            unit = _nice((self.high - self.low) * self._unit / 3)
+            unit = _nice((self.high - self.low) / 3 * self._unit)
             first = math.ceil(self.low * self._unit / unit)
             last = math.floor(self.high * self._unit / unit)
             values = [n * unit for n in range(first, last + 1)]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -35,18 +34,8 @@ from tests.export.canonical import (
     make_step,
     write_log,
 )
+from tests.export.compare import assert_golden
 from tests.export.hostile import FORBIDDEN, PAYLOADS
-
-GOLDEN = Path(__file__).parent / "golden"
-REWRITE = "TENSORTRACE_REWRITE_GOLDEN"
-
-
-def assert_golden(name: str, text: str) -> None:
-    """Compare with `golden/<name>.txt`; TENSORTRACE_REWRITE_GOLDEN=1 writes it instead."""
-    file = GOLDEN / f"{name}.txt"
-    if os.environ.get(REWRITE) == "1":
-        file.write_text(text, encoding="utf-8")
-    assert text == file.read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -62,15 +51,15 @@ def report(tmp_path: Path, *records: Record, **options: object) -> str:
 
 
 def test_the_report_of_the_canonical_run(canonical: Path) -> None:
-    assert_golden("report", render_report(canonical))
+    assert_golden("report.txt", render_report(canonical))
 
 
 def test_the_report_with_notes_of_another_step_at_60_columns(canonical: Path) -> None:
-    assert_golden("report-narrow", render_report(canonical, width=60, step=0, notes=True))
+    assert_golden("report-narrow.txt", render_report(canonical, width=60, step=0, notes=True))
 
 
 def test_the_report_of_one_module(canonical: Path) -> None:
-    assert_golden("report-module", render_report(canonical, modules=["encoder*"]))
+    assert_golden("report-module.txt", render_report(canonical, modules=["encoder*"]))
 
 
 def test_the_first_cause_comes_first_although_a_warning_was_found_before_it(
