@@ -27,8 +27,8 @@ class Key:
 
 
 STEP, ROW, MAP = ("step",), ("step", "tensor", "flow"), ("timeline", "layers")
+FOUND, TENSOR, SOURCE = ("findings",), ("tensor",), ("source",)
 LISTS = tuple(view for view in TABS if view != "timeline")
-CAUSE = (*ROW, "findings")
 FIRST = ("tab", "shift+tab", "colon", "slash")
 
 KEYS = (
@@ -46,6 +46,8 @@ KEYS = (
     Key("E", "E", "finding(-1)", "previous finding", "Walk"),
     Key("w", "w", "warning(1)", "next warning", "Walk"),
     Key("W", "W", "warning(-1)", "previous warning", "Walk"),
+    Key("right_parenthesis", ")", "rank(1)", "same place on the next rank", "Walk"),
+    Key("left_parenthesis", "(", "rank(-1)", "same place on the previous rank", "Walk"),
     Key("colon", ":", "ask_step", "go to a step by its number", "Walk"),
     Key("backspace,ctrl+o", "backspace ctrl+o", "jump_back", "back to before the jump", "Walk"),
     Key("l,right", "l →", "unfold", "show the ops inside a call, go into it", "Ops", "", STEP),
@@ -56,7 +58,7 @@ KEYS = (
     Key("o", "o", "uses", "go to what used an output", "Ops", "To", ROW),
     Key("b", "b", "counterpart", "from a call to its gradient, and back", "Ops", "", ROW),
     Key("p", "p", "before", "same place in an earlier step", "Ops", "", ROW),
-    Key("c", "c", "causes", "walk the causes of a finding", "Ops", "Causes", CAUSE),
+    Key("c", "c", "causes", "walk the causes of a finding", "Ops", "Causes", ROW),
     Key("l,right", "l →", "column(1)", "later steps", "Columns", "", MAP),
     Key("h,left", "h ←", "column(-1)", "earlier steps", "Columns", "", MAP),
     Key("plus", "+", "zoom_steps(True)", "fewer steps in a column", "Columns", "Zoom in", MAP),
@@ -64,6 +66,17 @@ KEYS = (
     Key("m", "m", "quantity", "another quantity", "Columns", "Quantity", MAP),
     Key("g,home", "g home", "end(False)", "first step", "Columns", "", ("timeline",)),
     Key("G,end", "G end", "end(True)", "last step", "Columns", "", ("timeline",)),
+    Key("l,right", "l →", "tensor(1)", "next tensor of the row", "Tensors", "Tensor", TENSOR),
+    Key("h,left", "h ←", "tensor(-1)", "previous tensor of the row", "Tensors", "", TENSOR),
+    Key("full_stop", ".", "line(1)", "next executed line", "Source", "Next", SOURCE),
+    Key("comma", ",", "line(-1)", "previous executed line", "Source", "Previous", SOURCE),
+    Key("greater_than_sign", ">", "line_over(1)", "next in this function", "Source", "", SOURCE),
+    Key("less_than_sign", "<", "line_over(-1)", "previous in this function", "Source", "", SOURCE),
+    Key("l,right", "l →", "line_into", "into what the line called", "Source", "Into", SOURCE),
+    Key("h,left", "h ←", "line_out", "out, to the line that called", "Source", "Out", SOURCE),
+    Key("c", "c", "causes", "walk the causes of the finding", "Findings", "Causes", FOUND),
+    Key("f", "f", "family", "findings of the next family only", "Findings", "Family", FOUND),
+    Key("v", "v", "severity", "only errors, warnings, notes", "Findings", "Severity", FOUND),
     Key("slash", "/", "ask_search", "search the whole log", "Search", "Search"),
     Key("n", "n", "hit(1)", "next hit", "Search"),
     Key("N", "N", "hit(-1)", "previous hit", "Search"),
@@ -76,6 +89,10 @@ KEYS = (
     Key("1", "1", "view('step')", "the calls of a step", "Views"),
     Key("2", "2", "view('timeline')", "all steps: loss, gradient norm, any statistic", "Views"),
     Key("3", "3", "view('layers')", "layers by steps, a heat map", "Views"),
+    Key("4", "4", "view('tensor')", "all that is known of one tensor", "Views"),
+    Key("5", "5", "view('flow')", "where tensors come from and go to", "Views"),
+    Key("6", "6", "view('source')", "your lines one by one, and the variables", "Views"),
+    Key("7", "7", "view('findings')", "all findings, the cause first", "Views"),
     Key("y", "y", "copy", "copy the record as JSON", "Other"),
     Key("equals_sign", "=", "follow", "follow a live run, or pause", "Other"),
     Key("question_mark,f1", "? F1", "help", "this help", "Other", "Help"),

@@ -10,14 +10,14 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from tensortrace.records import Action, Call, Param, Record, Tensor
+from tensortrace.records import Action, Call, Line, Param, Record, Tensor
 from tensortrace.run import StepRecords
 from tensortrace.text import escape, module_text
 
 Named = Sequence[tuple[str, int]]
 # A tensor that nothing made is followed through its views and in-place changes up to here.
 FARTHEST = 8
-LOOKED_AT = ("call", "param", "action")
+LOOKED_AT = ("call", "param", "action", "line")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def sources(record: Record | None, flow: Flow) -> Way:
             links += [Link(call, name) for call in mirrored]
             whys += [] if mirrored else [f"no call before it in this step passed on {name}"]
         elif made is None:
-            whys.append(_no_maker(name, _described(number, near), record))
+            whys.append(_no_maker(name, described_tensor(number, near), record))
         else:
             links.append(Link(made, name))
     return Way(_once(links), "; ".join(map(escape, whys[:3])))
@@ -193,7 +193,7 @@ def _maker(number: int, near: list[Record], user: Record | None, flow: Flow) -> 
         ]
         if makers:
             return max(makers, key=lambda call: call.seq)
-        tensor = _described(number, near)
+        tensor = described_tensor(number, near)
         if tensor is None:
             return None
         before = tensor.view_of if tensor.previous is None else tensor.previous
@@ -263,10 +263,11 @@ def _has(named: Named, number: int) -> bool:
     return any(other == number for _, other in named)
 
 
-def _described(number: int, near: Iterable[Record]) -> Tensor | None:
+def described_tensor(number: int, near: Iterable[Record]) -> Tensor | None:
+    """The tensor of an id, as the first of some records that has it describes it."""
     for record in near:
         held: Sequence[Tensor | None] = ()
-        if isinstance(record, Call):
+        if isinstance(record, Call | Line):
             held = record.tensors
         elif isinstance(record, Param):
             held = (record.value, record.grad)

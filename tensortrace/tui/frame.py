@@ -19,7 +19,7 @@ from tensortrace.tui.calls import head_line, row_line
 from tensortrace.tui.cells import name_of
 from tensortrace.tui.folds import Folds, Opened
 from tensortrace.tui.header import Headline, headline, program_of, state_of
-from tensortrace.tui.layout import PANES, PaneName, arrange
+from tensortrace.tui.layout import FINDINGS_FROM, PANES, PaneName, arrange
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.rows import Row, StepRows
 from tensortrace.tui.screens import Prompt
@@ -31,6 +31,7 @@ from tensortrace.tui.views import NAMES
 
 # Source lines above and below the marked one in the source pane.
 AROUND = 200
+BREAKPOINTS = [(0, "-narrow"), (FINDINGS_FROM, "-wide")]
 DETAIL_AFTER_S = 0.03
 
 
@@ -44,6 +45,8 @@ class Frame(App[int]):
     """
 
     CSS_PATH = "app.tcss"
+    # Classes of the screen by its width; views that have two panes put them side by side.
+    HORIZONTAL_BREAKPOINTS = BREAKPOINTS
     TITLE = "tensortrace"
 
     def __init__(self, log: Run, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:

@@ -246,7 +246,7 @@ class StepRows(Sequence[Row]):
         """Decode the record of a slot, None if its line is damaged."""
         if at not in self._records:
             record = self._records[at] = self.step.record(self._lines[at])
-            for tensor in record.tensors if isinstance(record, Call) else ():
+            for tensor in record.tensors if isinstance(record, Call | Line) else ():
                 self._tensors[tensor.id] = tensor
         return self._records[at]
 

@@ -18,6 +18,7 @@ from tensortrace.records import (
     Line,
     Location,
     Module,
+    ModuleColumns,
     Optimizer,
     Param,
     Record,
@@ -27,6 +28,9 @@ from tensortrace.records import (
 )
 from tensortrace.run import Run, open_run
 from tensortrace.tui.app import Viewer
+from tensortrace.tui.panes import Pane
+from tensortrace.tui.tabs import TABS
+from tensortrace.tui.views import NAMES
 from tests.builders import make_header, make_tensor, write_log
 from tests.tui.samples import make_finding
 from tests.tui.screen import settle, text_of
@@ -76,7 +80,8 @@ def hostile_records(text: str) -> Iterator[Record]:
         explanation=text, fix=text, location=place, evidence={"placed": text},
         chain=[ChainLink(1, 1, text, place), ChainLink(2, 1, text, place)],
     )  # fmt: skip
-    yield Step(step=0, seq=9, loss=1.0, repeats={text: 2})
+    columns = ModuleColumns(path=[text], output_rms=[1.0], grad_rms=[0.1], flags=[text])
+    yield Step(step=0, seq=9, loss=1.0, repeats={text: 2}, modules=columns)
     yield End(step=0, why="exception", failure=Failure(text, text, text, place))
 
 
@@ -99,6 +104,15 @@ async def test_no_surface_obeys_a_string_of_the_log(tmp_path: Path, payload: str
         await settle(app, pilot)
         seen.append(text_of(app))
         titles = [str(app.pane(n).border_title) for n in ("calls", "findings", "detail", "source")]
+        for view in range(2, len(NAMES) + 1):
+            app.go_to_seq(0, 1)
+            for key in (str(TABS.index(NAMES[view - 1]) + 1), "j", "l", "m", "escape"):
+                await pilot.press(key)
+                await settle(app, pilot)
+                seen.append(text_of(app))
+                titles += [str(pane.border_title) for pane in app.screen_stack[0].query(Pane)]
+            await pilot.press("y")
+            seen.append(app.export_screenshot())
         svg = app.export_screenshot()
         assert not app._exit
     assert not FORBIDDEN & set("".join([*seen, *titles]))

@@ -1,0 +1,93 @@
+"""The list of all findings: its order, its filters, and the way from one to its cause."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tensortrace.tui.app import Viewer
+from tensortrace.tui.findings_view import family_of
+from tests.tui.samples import BAD_STEP, make_finding, make_open_run
+from tests.tui.screen import settle, text_of
+
+
+def test_the_family_is_the_digit_of_the_code() -> None:
+    assert family_of(make_finding(code="TT402")) == "4"
+    assert family_of(make_finding(code="TTx02")) == ""
+    assert family_of(make_finding(code="TT")) == ""
+    assert family_of(make_finding(code="MINE1")) == ""
+
+
+async def test_the_cause_comes_first_with_explanation_chain_and_source(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path), step=0)
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("7", "g")
+        await settle(app, pilot)
+        text = text_of(app)
+        assert "Findings by cause, 2" in text
+        assert [f.code for f in app.view.held] == ["TT402", "TT101"]
+        await pilot.press("j")
+        await settle(app, pilot)
+        text = text_of(app)
+        assert "use log_softmax" in text
+        assert "#9 softmax" in text
+        assert "chance = scores.softmax(-1)" in text
+        assert app.number == 0
+
+
+async def test_filters_leave_out_families_and_severities(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("7", "f")
+        await settle(app, pilot)
+        assert [f.code for f in app.view.held] == ["TT101"]
+        assert "1 of 2: non-finite" in text_of(app)
+        await pilot.press("v", "v")
+        await settle(app, pilot)
+        assert app.view.held == []
+        assert "0 of 2: non-finite, warnings" in text_of(app)
+        await pilot.press("f")
+        await settle(app, pilot)
+        assert [f.code for f in app.view.held] == ["TT402"]
+        await pilot.press("f", "v", "v")
+        await settle(app, pilot)
+        assert len(app.view.held) == 2
+
+
+async def test_enter_goes_to_the_finding_and_c_walks_its_causes(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path), step=0)
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("7", "G", "enter")
+        await settle(app, pilot)
+        assert (app.shown, app.number, app.row.seq) == ("step", BAD_STEP, 10)
+        await pilot.press("backspace")
+        await settle(app, pilot)
+        assert (app.shown, app.number) == ("findings", 0)
+        await pilot.press("G", "c")
+        await settle(app, pilot)
+        assert "Causes of TT101 in step 7" in text_of(app)
+        await pilot.press("k", "enter")
+        await settle(app, pilot)
+        assert (app.shown, app.number, app.row.seq) == ("step", BAD_STEP, 9)
+
+
+async def test_a_run_without_findings_says_so(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path, steps=2, bad=None))
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("7", "enter", "c", "f", "v", "y")
+        await settle(app, pilot)
+        assert "No findings" in text_of(app)
+
+
+async def test_y_copies_the_finding_in_words_and_as_json(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("7")
+        await settle(app, pilot)
+        await pilot.press("y")
+        assert app.clipboard.startswith("error TT101 nonfinite-forward: log makes 12")
+        assert '"code":"TT101"' in app.clipboard

@@ -1,0 +1,97 @@
+"""What made a call's inputs and what uses its outputs, as a list that is walked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from textual.pilot import Pilot
+
+from tensortrace.tui.app import Viewer
+from tests.tui.nets import make_op_run
+from tests.tui.samples import make_open_run
+from tests.tui.screen import settle, text_of
+
+
+async def at_seq(app: Viewer, pilot: Pilot[Any], seq: int) -> None:
+    app.go_to_seq(app.number, seq)
+    await settle(app, pilot)
+    await pilot.press("5")
+    await settle(app, pilot)
+
+
+def seqs(app: Viewer, part: str) -> list[int | None]:
+    return [item.record.seq for item in app.view.items if item.part == part]
+
+
+async def test_producers_stand_above_and_consumers_below(tmp_path: Path) -> None:
+    app = Viewer(make_op_run(tmp_path), step=0)
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await settle(app, pilot)
+        await at_seq(app, pilot, 5)
+        assert seqs(app, "here") == [5]
+        assert seqs(app, "link") == [3, 6, 13]
+        titles = [item.text for item in app.view.items if item.part == "head"]
+        assert titles == ["comes from", "this row", "goes to", "its gradient"]
+        assert app.view.items[app.view.main.cursor].record.seq == 5
+
+
+async def test_enter_i_and_o_walk_and_backspace_comes_back(tmp_path: Path) -> None:
+    app = Viewer(make_op_run(tmp_path), step=0)
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await settle(app, pilot)
+        await at_seq(app, pilot, 5)
+        await pilot.press("o")
+        await settle(app, pilot)
+        assert (app.shown, seqs(app, "here")) == ("flow", [6])
+        await pilot.press("i")
+        await settle(app, pilot)
+        assert seqs(app, "here") == [5]
+        await pilot.press("k", "k", "enter")
+        await settle(app, pilot)
+        assert seqs(app, "here") == [3]
+        await pilot.press("backspace")
+        await settle(app, pilot)
+        assert (app.shown, seqs(app, "here")) == ("flow", [5])
+        await pilot.press("enter")
+        await settle(app, pilot)
+        assert (app.shown, app.row.seq) == ("step", 5)
+
+
+async def test_the_way_of_a_nan_is_drawn_from_the_op_that_made_it(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await settle(app, pilot)
+        await at_seq(app, pilot, 12)
+        assert seqs(app, "path") == []
+        await at_seq(app, pilot, 11)
+        assert seqs(app, "path") == [10, 11]
+        assert "where the NaN or infinity comes from" in text_of(app)
+
+
+async def test_at_its_origin_there_is_no_way_to_draw(tmp_path: Path) -> None:
+    app = Viewer(make_op_run(tmp_path, bad=2), step=2)
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await settle(app, pilot)
+        await at_seq(app, pilot, 6)
+        assert seqs(app, "path") == []
+        assert "x inf" in text_of(app)
+
+
+async def test_a_row_without_tensors_says_why_there_is_nothing(tmp_path: Path) -> None:
+    app = Viewer(make_op_run(tmp_path), step=0)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("G", "5")
+        await settle(app, pilot)
+        assert "nothing goes into this row" in text_of(app)
+
+
+async def test_the_view_follows_to_another_step(tmp_path: Path) -> None:
+    app = Viewer(make_op_run(tmp_path), step=0)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await at_seq(app, pilot, 7)
+        await pilot.press("right_square_bracket")
+        await settle(app, pilot)
+        assert "Flow of mse_loss, step 1" in text_of(app)
