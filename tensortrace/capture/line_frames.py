@@ -309,8 +309,8 @@ class FrameTrace:
         """Whether a tensor that the line changed has another shape than the last time it did."""
         found = False
         for name, value, _ in changes:
-            if isinstance(value, torch.Tensor) and value.layout is not torch.jagged:
-                shape, key = value.shape, (line, name)
+            if isinstance(value, torch.Tensor):
+                shape, key = _shape(value), (line, name)
                 if self._shapes.get(key, shape) != shape:
                     found = True
                 self._shapes[key] = shape
@@ -329,6 +329,8 @@ class FrameTrace:
             return
         if self._passed:
             self._settle(frame)
+        if tracer.is_target(self.code):
+            tracer.recorder.holds_call = True  # a step, even if torch was never called
         draft = self._draft("return", frame.f_lineno, tracer.recorder.next_seq())
         words = tracer.reader.words(value, self._describer(draft))
         draft.value = VariableDraft("yield" if yields else "return", words, None)
@@ -414,6 +416,15 @@ class FrameTrace:
         if live is not None:
             live.begin(frame, frame.f_lineno, what, self.depth, self._entered_ns)
             live.value(value.name, self.tracer.text_now(value.words), self.depth)
+
+
+def _shape(tensor: torch.Tensor) -> Any:
+    try:
+        shape = tensor.shape
+    except RuntimeError:
+        return None  # nested
+    # A jagged dim is no number, and one to a batch.
+    return shape if tensor.layout is not torch.jagged else None
 
 
 def _instruction(frame: FrameType) -> str:

@@ -237,9 +237,10 @@ class LineTracer:
         name = code.co_filename
         followed = self._followed.get(name)
         if followed is None:
-            followed = self.recorder.sources.is_user(code) and not any(
-                part in _INSTALLED for part in Path(name).parts
-            )
+            # What dataclasses and named tuples generate is nobody's source.
+            generated = name == "<string>"
+            installed = any(part in _INSTALLED for part in Path(name).parts)
+            followed = self.recorder.sources.is_user(code) and not generated and not installed
             self._followed[name] = followed
         if not followed or not code.co_flags & _CO_OPTIMIZED:
             return False
@@ -259,6 +260,10 @@ class LineTracer:
     def is_listening(self) -> bool:
         """Whether what happens now is recorded, and nothing of our own. Hot."""
         return not here.busy and self.is_on()
+
+    def is_target(self, code: CodeType) -> bool:
+        """Whether this is the code of a decorated function."""
+        return id(code) in self._codes
 
     def parent(self) -> int | None:
         """The seq of the module call that runs now."""

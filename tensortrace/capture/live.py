@@ -72,7 +72,9 @@ class LiveText(Tracer):  # type: ignore[misc] # PySnooper has no types
 
     def source(self, frame: FrameType, depth: int) -> Any:
         """The lines of a frame's file, which is named when it is another than before."""
-        path, source = get_path_and_source_from_frame(frame)
+        path = frame.f_code.co_filename
+        # By the name of a module PySnooper would find the module's source for it.
+        source = [] if path == "<string>" else get_path_and_source_from_frame(frame)[1]
         if self.normalize:
             path = Path(path).name
         if path != self._path:

@@ -79,7 +79,7 @@ def make_tensor_words(statistics: bool) -> TensorWords:
 
         def repr_unmeasured(self, tensor: Tensor) -> str:
             why = tensor.unmeasured
-            return "" if why is None or why.startswith(_OURS) else why
+            return "" if why is None or why.startswith(_OURS) or why == tensor.device else why
 
     properties = ("shape", "dtype", "device", "requires_grad", "has_nan", "has_inf", "unmeasured")
     words = Format(properties=(*properties, "statistics") if statistics else properties)
