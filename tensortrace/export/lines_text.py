@@ -146,13 +146,27 @@ def _function(listing: Listing, function: FunctionFlow, look: Look) -> Iterator[
     rows = _rows(function)
     columns = _columns(listing, function, rows, look)
     yield [(_titles(listing, columns), "faint")]
-    total = function.time_ns
+    share = _Share(function.time_ns, _first_bad(listing))
     for number, text in rows:
         if number is None:
             yield [(" " * columns.gutter + text, "faint")]
             continue
         line = function.lines.get(number, LineFlow(number))
-        yield from _line(line, text, total, columns, look)
+        yield from _line(line, text, share, columns, look)
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What a line is compared with: the time of its function, the first step with a NaN."""
+
+    total: int
+    first_bad: int | None
+
+
+def _first_bad(listing: Listing) -> int | None:
+    lines = (line for function in listing.functions for line in function.lines.values())
+    steps = (line.flags["nonfinite"] for line in lines if "nonfinite" in line.flags)
+    return min(steps, default=None)
 
 
 def _rows(function: FunctionFlow) -> list[tuple[int | None, str]]:
@@ -228,13 +242,13 @@ def _titles(listing: Listing, columns: _Columns) -> str:
 
 
 def _line(
-    line: LineFlow, code: str, total: int, columns: _Columns, look: Look
+    line: LineFlow, code: str, share: _Share, columns: _Columns, look: Look
 ) -> Iterator[list[Piece]]:
     severity = line.severity
     bad = any(flow.bad for flow in line.flows) or line.gradient or line.raised
     sign = SIGNS[severity] if severity else "x" if bad else " "
     style = severity or ("error" if bad else "")
-    gutter = (f"{sign} {_numbers(line, total, columns)}  ", style or "faint")
+    gutter = (f"{sign} {_numbers(line, share.total, columns)}  ", style or "faint")
     blank = (" " * columns.gutter, "")
     pieces = _hanging(code, look.width - columns.gutter)
     indent = 0 if columns.beside else min(len(code) - len(code.lstrip()), columns.note // 2)
@@ -248,7 +262,7 @@ def _line(
         yield row
     left = columns.code if columns.beside else indent
     yield from ([blank, (" " * left + "  # ", "faint"), *note] for note in notes)
-    for text, of in _margin(line):
+    for text, of in _margin(line, share.first_bad):
         for i, part in enumerate(_chopped_words(text, look.width - columns.gutter - 4)):
             yield [blank, ("  " * (1 + (i > 0)) + part, of)]
 
@@ -297,12 +311,13 @@ def _notes(line: LineFlow, look: Look, width: int) -> Iterator[list[Piece]]:
         yield [(f"and {more} more", "faint")]
 
 
-def _margin(line: LineFlow) -> Iterator[Piece]:
+def _margin(line: LineFlow, first_bad: int | None) -> Iterator[Piece]:
     """What is wrong at a line, worst first: one text each with its style."""
     for name, step in line.gradient.items():
         yield f"x {name} in a gradient (step {step})", "error"
-    if "nonfinite" in line.flags:
-        yield f"x the first NaN or infinity of step {line.flags['nonfinite']}", "error"
+    # In later steps others are the first: what came of it.
+    if "nonfinite" in line.flags and line.flags["nonfinite"] == first_bad:
+        yield f"x made the first NaN or infinity (step {first_bad})", "error"
     if "broadcast" in line.flags:
         yield f"! shapes were broadcast (step {line.flags['broadcast']})", "warning"
     for text, count in list(line.raised.items())[:LISTED]:

@@ -243,9 +243,15 @@ def test_flags_and_exceptions_are_told_below_the_line() -> None:
                     value=Variable("exception", "ValueError: no\nmore")) for i in range(2)),
     ]  # fmt: skip
     told = text(*records)
-    assert "x the first NaN or infinity of step 0" in told
+    assert "x made the first NaN or infinity (step 0)" in told
     assert "! shapes were broadcast (step 0)" in told
     assert "x raised ValueError: no (2 times)" in told
+
+
+def test_what_came_of_the_first_nan_in_later_steps_is_not_told_as_the_first() -> None:
+    records = [make_line(1, at(17 - step), step=step, flags=["nonfinite"]) for step in (1, 2)]
+    assert text(*records).count("made the first NaN or infinity (step 1)") == 1
+    assert "(step 2)" not in text(*records)
 
 
 def test_the_worst_finding_comes_first_and_signs_the_line() -> None:
