@@ -111,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _log_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", nargs="?", type=Path, help="the log; by default the newest one here")
+    told = "the log, or all ranks of a run, or their folder; by default the newest here"
+    parser.add_argument("log", nargs="*", type=Path, help=told)
     parser.add_argument("--step", type=int, metavar="N", help="the step to show")
 
 
@@ -193,8 +194,10 @@ def _setting(text: str) -> tuple[str, str]:
 class Progress:
     """A line on stderr that counts steps, for a person who has waited for a second."""
 
-    def __init__(self, last: int, doing: str = "checking") -> None:
-        self._last, self._doing = last, doing
+    def __init__(
+        self, last: int, doing: str = "checking", line: str = "{doing} step {step} of {last}"
+    ) -> None:
+        self._last, self._doing, self._line = last, doing, line
         self._next = time.monotonic() + 1.0 if sys.stderr.isatty() else float("inf")
         self._width = 0
 
@@ -202,7 +205,7 @@ class Progress:
         """Say which step is at work, five times a second at most."""
         if time.monotonic() < self._next:
             return
-        line = f"{self._doing} step {step} of {self._last}"
+        line = self._line.format(doing=self._doing, step=step, last=self._last)
         self._width, self._next = len(line), time.monotonic() + 0.2
         sys.stderr.write(f"\r{line}")
         sys.stderr.flush()
@@ -353,22 +356,30 @@ def explain(arguments: argparse.Namespace) -> int:
 
 def _view_arguments(parser: argparse.ArgumentParser) -> None:
     _log_argument(parser)
+    parser.add_argument("--finding", metavar="ID", help="open at a finding: its id, or a code")
+    parser.add_argument("--module", metavar="PATH", help="open at the first call of a module")
+    parser.add_argument("--follow", action="store_true", help="stay at the end while it is written")
     parser.add_argument("--no-mouse", action="store_true", help="leave the mouse to the terminal")
 
 
 def view(arguments: argparse.Namespace) -> int:
     """Open the viewer; where there is no terminal for it, print the report instead."""
     with ExitStack() as opened:
-        runs = open_logs(arguments.log, opened)
         if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+            runs = open_logs(arguments.log, opened)
             sys.stderr.write("tensortrace: no terminal for the viewer here; this is the report.\n")
             words = [] if arguments.step is None else ["--step", str(arguments.step)]
             return _report(runs, _parser().parse_args(["report", *words]))
+        from tensortrace.run import start_ranks
+
+        ranks = opened.enter_context(closing(start_ranks(arguments.log)))
         # How long to wait whether an Esc begins the code of another key: 100 ms unless told.
         os.environ.setdefault("ESCDELAY", "25")
         from tensortrace.tui.app import view as open_viewer
+        from tensortrace.tui.opening import Opening
 
-        return open_viewer(runs[0], step=arguments.step, mouse=not arguments.no_mouse)
+        asked = Opening(arguments.step, arguments.finding, arguments.module, arguments.follow)
+        return open_viewer(ranks, mouse=not arguments.no_mouse, opening=asked)
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -385,24 +396,26 @@ def demo(arguments: argparse.Namespace) -> int:
     return main(["view", arguments.keep]) if arguments.view else code
 
 
-def open_logs(path: Path | None, opened: ExitStack) -> list[Run]:
+def open_logs(path: Path | Sequence[Path] | None, opened: ExitStack) -> list[Run]:
     """Open a log, or all ranks of a run, lowest rank first.
 
     Args:
-        path: a log; a name that stands for `<stem>.rank0.jsonl` and so on; None for the newest log
-            in the working folder, with its other ranks.
+        path: a log or the ranks of a run, see `named_logs`; None for the newest in the working
+            folder.
         opened: closes them in the end.
     Raises:
         LogError: there is no log, or a file is not one.
     """
-    from tensortrace.run import newest_log, open_run
+    from tensortrace.run import Ranks, named_logs, open_run
 
-    named = path is not None and path.exists()
-    first = opened.enter_context(closing(open_run(newest_log() if path is None else path)))
-    if named or len(first.ranks) == 1:
-        return [first]
-    others = [path for _, path in sorted(first.ranks.items()) if path != first.path]
-    return [first, *(opened.enter_context(closing(open_run(path))) for path in others)]
+    paths = [] if path is None else [path] if isinstance(path, Path) else path
+    progress = Progress(100, "unpacking", "{doing} {step} %")
+    runs = []
+    for one in named_logs(paths):
+        runs.append(open_run(one, lambda part: progress.tick(round(part * 100))))
+        opened.callback(runs[-1].close)
+    progress.close()
+    return Ranks(runs).runs
 
 
 def _write(text: str) -> None:
@@ -474,6 +487,10 @@ COMMANDS = (
             _view_arguments, view, (
         ("tensortrace view log.jsonl", "the viewer; press ? for its keys"),
         ("tensortrace view log.jsonl --step 12", "from step 12 on"),
+        ("tensortrace view log.jsonl --finding TT101", "at the first finding of a code"),
+        ("tensortrace view log.jsonl --module encoder.layers.3", "at the call of a module"),
+        ("tensortrace view --follow", "the newest log, at its end while it grows"),
+        ("tensortrace view runs/today", "the newest run in a folder, all its ranks"),
         ("tensortrace view --no-mouse", "the newest log, mouse left alone"),
     )),
     Command("demo", "Train a small network with a planted fault and let it be found.",

@@ -22,7 +22,7 @@ from tensortrace.text import escape
 
 GZIP = b"\x1f\x8b"
 READ = 1 << 16
-# So little is unpacked at once, since it can become 64 MB: 1,032 times as much of gzip, 32,768 of zstd.
+# So little is unpacked at once: it can become 64 MB, of gzip 1,032 times as much, of zstd 32,768.
 MORSELS = {"gzip": 1 << 16, "zstd": 1 << 11}
 ENOUGH = 1 << 20
 

@@ -8,8 +8,19 @@ Lines of the log that are damaged or unknown are counted and left out, never an 
 from __future__ import annotations
 
 from tensortrace.run.folder import newest_log, open_run, start_run
+from tensortrace.run.ranks import Ranks, named_logs, start_ranks
 from tensortrace.run.run import Run
 from tensortrace.run.series import series
 from tensortrace.run.step import StepRecords
 
-__all__ = ["Run", "StepRecords", "newest_log", "open_run", "series", "start_run"]
+__all__ = [
+    "Ranks",
+    "Run",
+    "StepRecords",
+    "named_logs",
+    "newest_log",
+    "open_run",
+    "series",
+    "start_ranks",
+    "start_run",
+]

@@ -17,7 +17,7 @@ _PACKED = re.compile(r"\.(?:gz|zst)$")
 _RANK = re.compile(r"(.*)\.rank(\d{1,6})(\.jsonl(?:\.gz|\.zst)?)")
 
 
-def _rank_files(path: Path) -> dict[int, Path]:
+def rank_files(path: Path) -> dict[int, Path]:
     """List by rank the logs that lie beside `path` under the same stem."""
     own = _RANK.fullmatch(path.name)
     stem = own[1] if own else _PACKED.sub("", path.name).removesuffix(".jsonl")
@@ -55,7 +55,7 @@ def start_run(path: str | Path) -> Run:
 
 
 def _find(path: Path) -> tuple[Path, dict[int, Path]]:
-    ranks = {} if str(path) == "-" else _rank_files(path)
+    ranks = {} if str(path) == "-" else rank_files(path)
     return (ranks[min(ranks)] if ranks and not path.exists() else path), ranks
 
 
@@ -79,6 +79,6 @@ def newest_log(folder: str | Path = ".") -> Path:
         raise LogError(f"cannot look for logs in {name}: {err.strerror}") from err
     for path in by_age:
         if starts_like_a_log(path):
-            ranks = _rank_files(path) if _RANK.fullmatch(path.name) else {}
+            ranks = rank_files(path) if _RANK.fullmatch(path.name) else {}
             return ranks[min(ranks)] if ranks else path
     raise LogError(f"there is no tensortrace log in {name}: give its path")

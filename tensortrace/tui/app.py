@@ -21,18 +21,22 @@ from textual.screen import Screen
 from textual.widgets import Input
 
 from tensortrace.records import Severity
-from tensortrace.run import Run, open_run
-from tensortrace.tui import findings
+from tensortrace.run import Ranks, Run, start_run
+from tensortrace.tui import findings, places, save
 from tensortrace.tui.bindings import KEYS, Key, bindings
+from tensortrace.tui.header import program_of
 from tensortrace.tui.layout import PANES
+from tensortrace.tui.opening import Opener, Opening
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.screens import Help, Prompt
-from tensortrace.tui.switch import Switcher
 from tensortrace.tui.theme import ASCII, THEME, UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
 
+# Over a picture of the screen.
+TITLE = "tensortrace"
 
-class Viewer(Switcher):
+
+class Viewer(Opener):
     """The program: one method for each action of the table in `bindings`."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings()
@@ -43,7 +47,7 @@ class Viewer(Switcher):
         self.theme = THEME.name
         self.set_class(self.glyphs is ASCII, "-ascii")
         self.arrange()
-        self.go_to(self.log_.first_step() if self.start is None else self.start, lambda rows: 0)
+        self.open_at_place()
         self.take_findings()
         self.pane("calls").focus()
         self.start_reading()
@@ -121,11 +125,15 @@ class Viewer(Switcher):
         """Ask for a text to search."""
         self.ask("/")
 
-    def ask(self, sign: str) -> None:
+    def action_ask_save(self) -> None:
+        """Ask for the name of a file to write the view to."""
+        self.ask(">", save.free_name(self.log_, self.number, self.shown))
+
+    def ask(self, sign: str, text: str = "") -> None:
         """Ask for something, unless something else is being typed or asked."""
         if isinstance(self.focused, Input) or len(self.screen_stack) > 1:
             raise SkipAction
-        self.query_one(Prompt).ask(sign)
+        self.query_one(Prompt).ask(sign, text)
 
     def action_hit(self, direction: int) -> None:
         """Go to the next or previous hit of the search."""
@@ -142,6 +150,10 @@ class Viewer(Switcher):
                 self.term, self.hit = message.text, None
                 self.find(1)
             return
+        if message.sign == ">":
+            # The picture is that of the screen without the question.
+            self.call_after_refresh(self.save_view, message.text)
+            return
         text = message.text.removeprefix("step").strip()
         if not text:
             return
@@ -155,6 +167,27 @@ class Viewer(Switcher):
             self.tell(f"this log has steps {first} to {last}", "warning")
         self.remember()
         self.go_to(number)
+
+    def save_view(self, name: str) -> None:
+        """Write what is shown to a new file, and say where it is."""
+        if not name:
+            return
+        within = self.screen_stack[0].query("#main" if self.view is None else f"#{self.view.id}")
+        panes = [p for p in within.first().query(Pane) if p.display and p.size.height]
+        head = f"{program_of(self.log_)}  step {self.number}/{self.log_.last_step()}  {self.shown}"
+        try:
+            text = (
+                self.export_screenshot(title=TITLE)
+                if name.lower().endswith(".svg")
+                else save.text_of(head, panes)
+            )
+            self.tell(f"written to {save.write_new(name, text)}")
+        except FileExistsError:
+            self.tell(f"{name} is there already: nothing was written", "warning")
+        except OSError as err:
+            self.tell(f"cannot be written: {err.strerror}: {name}", "warning")
+        except ValueError:  # a NUL in the name
+            self.tell("cannot be written: this is no name of a file", "warning")
 
     def on_prompt_left(self) -> None:
         """Give the focus back."""
@@ -288,19 +321,28 @@ def choose_glyphs() -> Glyphs:
     return UNICODE
 
 
-def view(path_or_run: str | Path | Run, step: int | None = None, mouse: bool = True) -> int:
+def view(
+    path_or_run: str | Path | Run | Ranks,
+    step: int | None = None,
+    mouse: bool = True,
+    *,
+    opening: Opening | None = None,
+) -> int:
     """Open the viewer and stay in it until the user quits.
 
     Args:
-        path_or_run: a log, or a run that is open already.
-        step: where to open; None means at the first error, else at the first step.
+        path_or_run: a log, or a run or the ranks of one that are open already.
+        step: where to open; None means where one was, else at the first error, else at the first
+            step.
         mouse: whether the terminal sends mouse clicks to the viewer instead of selecting text.
+        opening: where to open, if it is more than a step.
     Returns:
         An exit code: 0, or 1 if the viewer itself failed.
     Raises:
         LogError: the path is no log.
     """
-    run = path_or_run if isinstance(path_or_run, Run) else open_run(path_or_run)
-    app = Viewer(run, step, choose_glyphs())
+    run = path_or_run if isinstance(path_or_run, Run | Ranks) else start_run(path_or_run)
+    asked = opening or Opening(step)
+    app = Viewer(run, glyphs=choose_glyphs(), opening=asked, memory=places.folder())
     app.run(mouse=mouse)
     return app.return_code or 0

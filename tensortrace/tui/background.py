@@ -6,9 +6,10 @@ import time
 
 from textual.worker import Worker, get_current_worker
 
+from tensortrace.errors import LogError
 from tensortrace.log import CHUNK
 from tensortrace.records import Finding, Module, Step
-from tensortrace.run import Run
+from tensortrace.run import Ranks, Run, start_run
 from tensortrace.tui import findings, search
 from tensortrace.tui.frame import Frame
 from tensortrace.tui.rows import Row
@@ -27,13 +28,15 @@ SUMMARIES_AT_ONCE = 16
 class Reader(Frame):
     """The part of the viewer that works beside the screen."""
 
-    def __init__(self, log: Run, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
-        super().__init__(log, step, glyphs)
+    def __init__(self, log: Run | Ranks, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
+        self.ranks = log if isinstance(log, Ranks) else Ranks([log])
+        # The rank that the screen stands at; what it shows of others are their findings.
+        super().__init__(self.ranks.runs[0], step, glyphs)
         # Steps that the timeline asked for last, and those that have no step line.
         self.wanted: frozenset[int] = frozenset()
         self.absent: set[int] = set()
         self.changed_at, self.ticks = 0.0, 0
-        self.told_notice: str | None = None
+        self.told_notices: dict[int, str | None] = {}
         self.term = ""
         self.hit: search.Hit | None = None
         self.hit_row: Row | None = None
@@ -45,12 +48,13 @@ class Reader(Frame):
         self.run_worker(self.read_all, thread=True, exclusive=True, group="index")
         self.set_interval(POLL_S, self.poll)
         self.tell_notice()
+        self.offer_ranks()
 
     def read_all(self) -> None:
         """Index the log; runs in a thread."""
         worker = get_current_worker()
         told = time.monotonic()
-        for _ in self.log_.index(cancelled=lambda: worker.is_cancelled):
+        for _ in self.ranks.index(self.log_, cancelled=lambda: worker.is_cancelled):
             if time.monotonic() - told > TELL_EVERY_S:
                 told = time.monotonic()
                 self.from_thread(self.take_findings)
@@ -60,10 +64,10 @@ class Reader(Frame):
 
     def take_findings(self) -> None:
         """Show what the reader has found so far."""
-        held = findings.in_order(self.log_.findings)
+        held = findings.in_order(self.ranks.findings)
         self.modules = self.log_.modules
         self.title_findings()
-        if held == self.found and self.log_.indexed < 1:
+        if held == self.found and self.ranks.indexed < 1:
             return
         self.found, self.marks = held, findings.worst_by_step(held)
         if self.at_finding in held:
@@ -84,12 +88,12 @@ class Reader(Frame):
         idle = time.monotonic() - self.changed_at > IDLE_AFTER_S
         if idle and self.ticks % IDLE_EVERY:
             return
-        if not self.log_.refresh():
+        if not self.ranks.refresh():
             if idle:
                 self.draw_top()
             return
         self.changed_at = time.monotonic()
-        if self.log_.indexed < 1:
+        if self.ranks.indexed < 1:
             self.run_worker(self.read_all, thread=True, exclusive=True, group="index")
         self.tell_notice()
         self.take_findings()
@@ -105,14 +109,74 @@ class Reader(Frame):
             self.go_to(self.number)
 
     def tell_notice(self) -> None:
-        """Say once that the log was truncated, replaced or damaged."""
-        if self.log_.notice != self.told_notice:
-            self.told_notice = self.log_.notice
-            self.summaries.clear()
-            self.absent.clear()
-            self.wanted = frozenset()
-            if self.log_.notice:
-                self.tell(self.log_.notice, "warning")
+        """Say once that a log was truncated, replaced or damaged."""
+        for run in self.ranks.runs:
+            rank = run.header.rank
+            if run.notice == self.told_notices.get(rank):
+                continue
+            self.told_notices[rank] = run.notice
+            if run is self.log_:
+                self.forget()
+            if run.notice:
+                self.tell(run.notice, "warning")
+
+    def forget(self) -> None:
+        """Drop what was read of the steps: they are those of another log now."""
+        self.summaries.clear()
+        self.absent.clear()
+        self.wanted = frozenset()
+
+    # ---- ranks
+
+    def go_to_finding(self, finding: Finding) -> None:
+        """Show the step of a finding, on its rank."""
+        run = self.ranks.of(finding)
+        if run is not None:
+            self.stand_at(run)
+        super().go_to_finding(finding)
+
+    def stand_at(self, run: Run) -> None:
+        """Show another rank from now on."""
+        if run is not self.log_:
+            self.log_, self.modules = run, run.modules
+            self.following = False
+            self.forget()
+
+    def action_rank(self, direction: int) -> None:
+        """Go to the same place on the next rank; those that lie beside the log are opened first."""
+        if self.ranks.beside:
+            self.open_beside()
+        runs = self.ranks.runs
+        if len(runs) == 1:
+            self.tell("this run has one rank only, or the logs of others are elsewhere")
+            return
+        self.stand_at(runs[(runs.index(self.log_) + direction) % len(runs)])
+        self.go_to(self.number)
+        self.tell(f"rank {self.log_.header.rank} of {self.log_.header.world_size}")
+
+    def open_beside(self) -> None:
+        """Open the other ranks, too."""
+        opened = list(self.ranks.runs)
+        for path in self.ranks.beside:
+            try:
+                opened.append(start_run(path))
+            except LogError as err:
+                self.tell(str(err), "warning")
+        for run in self.ranks.runs:
+            run.ranks = {run.header.rank: run.path}  # asked for once
+        try:
+            self.ranks = Ranks(opened)
+        except LogError as err:
+            self.tell(str(err), "warning")
+            return
+        self.run_worker(self.read_all, thread=True, exclusive=True, group="index")
+
+    def offer_ranks(self) -> None:
+        """Say that there are logs of other ranks."""
+        count = len(self.ranks.beside)
+        if count:
+            more = "another rank lies" if count == 1 else f"{count} more ranks lie"
+            self.tell(f"{more} beside this log: press ) to go there")
 
     # ---- timeline
 

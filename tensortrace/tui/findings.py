@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from tensortrace.records import Finding, Module, Severity
+from tensortrace.run.ranks import RANK
 from tensortrace.text import escape, module_text
 from tensortrace.tui.rows import SEVERITIES
 from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip
@@ -25,8 +26,11 @@ def finding_line(
     sign = glyphs.cursor if here and part == 0 else " "
     if part == 0:
         head = f"{SEVERITY_GLYPH[finding.severity]} {escape(finding.code)}"
-        check = clip(escape(finding.check), max(0, width - len(head) - 14), glyphs)
-        return [(sign, ""), (head, finding.severity), (f" step {finding.step} ", ""), (check, "op")]
+        rank = finding.evidence.get(RANK)
+        at = f" rank {rank}" if isinstance(rank, int) else ""
+        check = clip(escape(finding.check), max(0, width - len(head) - len(at) - 14), glyphs)
+        place = f"{at} step {finding.step} "
+        return [(sign, ""), (head, finding.severity), (place, ""), (check, "op")]
     if part == 1:
         module = modules.get(finding.module) if finding.module is not None else None
         where = module_text(finding.module, module.cls if module else None)

@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from textual.worker import get_current_worker
 
 from tensortrace.records import Call, Finding, Record
-from tensortrace.run import Run
+from tensortrace.run import Ranks, Run
 from tensortrace.text import escape, module_text
 from tensortrace.tui import flow
 from tensortrace.tui.background import SUMMARIES_AT_ONCE, Reader
@@ -49,7 +49,7 @@ class Stop:
 class Walker(Reader):
     """The part of the viewer that goes from a row to those that belong to it."""
 
-    def __init__(self, log: Run, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
+    def __init__(self, log: Run | Ranks, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
         super().__init__(log, step, glyphs)
         self.stops: deque[Stop] = deque(maxlen=KEPT_PLACES)
         # The rows of the list that is shown, as (step, seq).

@@ -1,0 +1,195 @@
+"""Several ranks of one run: found, merged, walked from one to the next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tensortrace.cli import main
+from tensortrace.errors import LogError
+from tensortrace.records import Step
+from tensortrace.run import Ranks, named_logs, open_run, start_ranks
+from tensortrace.tui.app import Viewer
+from tests.builders import make_end, make_finding, make_header, make_steps, write_log
+from tests.tui.screen import text_of
+
+
+def write_ranks(folder: Path, count: int = 3, **changes: object) -> list[Path]:
+    """Each rank finds something in step 2 x rank, of the same id."""
+    paths = []
+    for rank in range(count):
+        header = make_header(rank=rank, world_size=count, run_id=f"run-{rank}", **changes)
+        steps = make_steps(6 + rank)
+        finding = make_finding("f1", step=2 * rank, module="fc1", message=f"found on {rank}")
+        at = next(i for i, r in enumerate(steps) if isinstance(r, Step) and r.step == 2 * rank)
+        steps.insert(at, finding)
+        path = folder / f"log.rank{rank}.jsonl"
+        paths.append(write_log(path, [header, *steps, make_end(5 + rank)]))
+    return paths
+
+
+def test_findings_are_merged_by_step_and_rank_and_say_their_rank(tmp_path):
+    write_ranks(tmp_path)
+    ranks = start_ranks([tmp_path])
+    assert [run.header.rank for run in ranks.runs] == [0, 1, 2]
+    found = ranks.findings
+    assert [(f.step, f.evidence["rank"], f.message) for f in found] == [
+        (0, 0, "found on 0"), (2, 1, "found on 1"), (4, 2, "found on 2"),
+    ]  # fmt: skip
+    assert [ranks.of(finding) for finding in found] == ranks.runs
+    assert ranks.of(make_finding(evidence={"rank": 9})) is None
+    assert ranks.findings is found  # nothing new, nothing merged
+    ranks.close()
+
+
+def test_one_rank_alone_is_left_as_it_is(tmp_path):
+    run = open_run(write_log(tmp_path / "log.jsonl", [*make_steps(2), make_finding(step=1)]))
+    ranks = Ranks([run])
+    assert ranks.findings is run.findings
+    assert "rank" not in ranks.findings[0].evidence
+    assert ranks.of(make_finding()) is run
+    assert ranks.beside == []
+
+
+def test_all_ranks_are_indexed_that_of_the_screen_first(tmp_path):
+    ranks = start_ranks(write_ranks(tmp_path))
+    for run in ranks.runs:
+        run._scanned = 0  # as if nothing had been read yet
+    seen = [(run_done, run.indexed) for run in [ranks.runs[1]] for run_done in ranks.index(run)]
+    assert seen[0][1] == 1.0
+    assert seen[-1][0] == 1.0 == ranks.indexed
+
+
+def test_growth_of_any_rank_is_seen(tmp_path):
+    paths = write_ranks(tmp_path)
+    ranks = start_ranks(paths)
+    assert not ranks.refresh()
+    with paths[2].open("ab") as file:
+        file.write(b'{"kind":"step","step":8,"seq":1}\n')
+    assert ranks.refresh()
+    assert ranks.runs[2].last_step() == 8
+    assert not ranks.refresh()
+
+
+def test_names_stand_for_one_log_or_for_all_ranks(tmp_path, monkeypatch):
+    paths = write_ranks(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names = [path.name for path in paths]
+    assert [p.name for p in named_logs([])] == names
+    assert [p.name for p in named_logs([tmp_path])] == names
+    assert [p.name for p in named_logs([Path("log.jsonl")])] == names
+    assert named_logs([paths[1]]) == [paths[1]]
+    assert named_logs(paths[::-1]) == paths[::-1]
+    assert named_logs([Path("-")]) == [Path("-")]
+    assert named_logs([Path("none.jsonl")]) == [Path("none.jsonl")]
+    assert [run.path for run in start_ranks(paths[::-1]).runs] == paths
+    assert [p.name for p in start_ranks([paths[1]]).beside] == [names[0], names[2]]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LogError, match="no tensortrace log in"):
+        named_logs([tmp_path / "empty"])
+
+
+def test_a_folder_opens_the_newest_run_of_several(tmp_path):
+    import os
+
+    write_ranks(tmp_path)
+    alone = write_log(tmp_path / "later.jsonl", make_steps(1))
+    os.utime(alone, (1 << 33, 1 << 33))
+    assert named_logs([tmp_path]) == [alone]
+
+
+def test_two_logs_of_the_same_rank_are_refused_in_one_sentence(tmp_path, capsys):
+    one, other = (write_log(tmp_path / f"{n}.jsonl", make_steps(1)) for n in "ab")
+    assert main(["report", str(one), str(other)]) == 2
+    told = capsys.readouterr().err
+    assert "are both of rank 0, so not of one run" in told
+    assert len(told.splitlines()) == 1
+    assert main(["report", str(one), str(tmp_path / "none.jsonl")]) == 2
+    with pytest.raises(LogError, match="both of rank 0"):
+        start_ranks([one, other])
+
+
+def test_the_report_takes_a_folder_or_several_logs(tmp_path, capsys):
+    paths = write_ranks(tmp_path)
+    assert main(["report", "--json", str(tmp_path)]) == 1
+    folder = json.loads(capsys.readouterr().out)
+    assert [rank["rank"] for rank in folder["ranks"]] == [0, 1, 2]
+    assert main(["report", "--json", *map(str, paths[1:])]) == 1
+    some = json.loads(capsys.readouterr().out)
+    assert [rank["rank"] for rank in some["ranks"]] == [1, 2]
+
+
+# ---- in the viewer
+
+
+async def test_a_key_goes_to_the_same_place_on_the_next_rank(tmp_path):
+    app = Viewer(start_ranks(write_ranks(tmp_path)))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause()
+        assert "rank 0/3" in text_of(app)
+        await pilot.press("colon", *"3", "enter", "j", "j")
+        row = app.row
+        await pilot.press("right_parenthesis")
+        assert "rank 1/3" in text_of(app)
+        assert (app.number, app.row.record.module) == (3, row.record.module)
+        await pilot.press("right_parenthesis", "right_parenthesis")
+        assert "rank 0/3" in text_of(app)
+        await pilot.press("left_parenthesis")
+        assert app.log_.header.rank == 2
+        assert app.log_.last_step() == 7
+    app.ranks.close()
+
+
+async def test_walking_the_findings_changes_the_rank(tmp_path):
+    app = Viewer(start_ranks(write_ranks(tmp_path)))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause()
+        assert "rank 1 step 2" in text_of(app)
+        assert "found on 2" in text_of(app)
+        assert (app.log_.header.rank, app.number) == (0, 0)
+        await pilot.press("e")
+        assert (app.log_.header.rank, app.number) == (1, 2)
+        await pilot.press("e")
+        assert (app.log_.header.rank, app.number) == (2, 4)
+        await pilot.press("E")
+        assert (app.log_.header.rank, app.number) == (1, 2)
+    app.ranks.close()
+
+
+async def test_a_lone_log_offers_the_ranks_beside_it(tmp_path):
+    paths = write_ranks(tmp_path)
+    app = Viewer(start_ranks([paths[1]]))
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await pilot.pause()
+        assert "2 more ranks lie beside this log" in text_of(app)
+        assert [f.evidence.get("rank") for f in app.found] == [None]
+        await pilot.press("right_parenthesis")
+        await pilot.pause()
+        assert app.log_.header.rank == 2
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        assert [f.evidence["rank"] for f in app.found] == [0, 1, 2]
+    app.ranks.close()
+
+
+async def test_one_rank_says_that_there_is_no_other(tmp_path):
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", make_steps(2))))
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await pilot.press("right_parenthesis")
+        await pilot.pause()
+        assert "one rank only" in text_of(app)
+
+
+async def test_a_rank_that_cannot_be_opened_is_told_and_left_out(tmp_path):
+    paths = write_ranks(tmp_path)
+    paths[2].write_bytes(b"not a log\n")
+    app = Viewer(start_ranks([paths[0]]))
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await pilot.press("right_parenthesis")
+        await pilot.pause()
+        assert app.log_.header.rank == 1
+        assert len(app.ranks.runs) == 2
+        assert "is not a tensortrace log" in text_of(app)
+    app.ranks.close()
