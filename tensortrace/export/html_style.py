@@ -17,10 +17,10 @@ STYLE = """
   --soft: #f3f5f7; --blank: #e4e8ec; --zero: #aab2ba; --error: #a3260b; --warning: #7a5200;
   --note: #1b5e97; --bad: #d55e00; --curve: #0b5cad; --band: #0b5cad33; --accent: #0b5cad;
   --gutter: 11rem; }
-@media (prefers-color-scheme: dark) { :root { --page: #12161b; --ink: #e4e8ec; --dim: #9aa4af;
-  --line: #39424d; --soft: #1b2128; --blank: #2b323a; --zero: #7d8894; --error: #ff8f73;
-  --warning: #f0b429; --note: #7cc0f5; --bad: #ff7a1a; --curve: #6db3f2; --band: #6db3f240;
-  --accent: #7cc0f5; } }
+@media screen and (prefers-color-scheme: dark) { :root { --page: #12161b; --ink: #e4e8ec;
+  --dim: #9aa4af; --line: #39424d; --soft: #1b2128; --blank: #2b323a; --zero: #7d8894;
+  --error: #ff8f73; --warning: #f0b429; --note: #7cc0f5; --bad: #ff7a1a; --curve: #6db3f2;
+  --band: #6db3f240; --accent: #7cc0f5; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 72rem; padding: 1.2rem 1.2rem 3rem; background: var(--page);
   color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
@@ -105,7 +105,8 @@ th { color: var(--dim); font-weight: 600; border-bottom: 1px solid var(--line); 
 tr.flagged td:first-child, tr.flagged td:last-child { color: var(--error);
   font-weight: 600; }
 td:first-child, th:first-child { position: sticky; left: 0; background: var(--page);
-  max-width: 26rem; white-space: pre-wrap; overflow-wrap: anywhere; text-align: left; }
+  min-width: 7rem; max-width: 26rem; white-space: pre-wrap; overflow-wrap: anywhere;
+  text-align: left; }
 tbody tr:nth-child(even) td { background: var(--soft); }
 footer { margin-top: 2.5rem; color: var(--dim); font-size: .86em; }
 @media (max-width: 40rem) { :root { --gutter: 6.2rem; } body { padding: .8rem .8rem 2rem; }
