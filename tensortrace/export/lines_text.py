@@ -85,9 +85,10 @@ def _paint(text: str, style: str) -> str:
 
 def _lines(listing: Listing, look: Look) -> Iterator[list[Piece]]:
     yield from _wrapped(_head(listing), look.width, "head")
+    first_bad = _first_bad(listing)
     for function in listing.functions:
         yield []
-        yield from _function(listing, function, look)
+        yield from _function(listing, function, first_bad, look)
     if not listing.functions:
         yield []
         yield from _wrapped("No line of a function of yours is in these steps.", look.width)
@@ -137,7 +138,9 @@ class _Columns:
         return 2 + sum(n + 2 for n in (self.number, self.runs, self.time, self.share) if n)
 
 
-def _function(listing: Listing, function: FunctionFlow, look: Look) -> Iterator[list[Piece]]:
+def _function(
+    listing: Listing, function: FunctionFlow, first_bad: int | None, look: Look
+) -> Iterator[list[Piece]]:
     place = place_text(listing.run, Location(function.file, function.first_line, function.name))
     told = f"{escape(shorten(function.name, 200))}  {place}"
     if function.entered:
@@ -146,7 +149,7 @@ def _function(listing: Listing, function: FunctionFlow, look: Look) -> Iterator[
     rows = _rows(function)
     columns = _columns(listing, function, rows, look)
     yield [(_titles(listing, columns), "faint")]
-    share = _Share(function.time_ns, _first_bad(listing))
+    share = _Share(function.time_ns, first_bad)
     for number, text in rows:
         if number is None:
             yield [(" " * columns.gutter + text, "faint")]

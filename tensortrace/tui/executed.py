@@ -7,7 +7,7 @@ operations stand in: each such line is made of the calls that stand at it.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -66,6 +66,7 @@ class Executed:
         self._owners = owners or {}
         self._seqs = [line.seq for line in self.lines]
         self._frames: dict[tuple[int, int], list[int]] = {}
+        self._histories: dict[tuple[int, int], dict[str, tuple[list[int], list[Variable]]]] = {}
         self._places: list[int] = []
         self._callers: list[int | None] = []
         stacks: dict[int, list[int]] = {}
@@ -156,32 +157,38 @@ class Executed:
 
     def variables(self, at: int) -> list[Value]:
         """What the variables of the frame are after a line: those it changed, then the latest."""
-        held: dict[str, Value] = {}
-        for other in self.frame(at)[: self._places[at] + 1]:
-            for variable in self.lines[other].changed:
-                self._put(held, variable, other, at)
-        return sorted(held.values(), key=lambda v: (not v.changed, -v.since))
+        found: list[Value] = []
+        for ats, held in self._history(at).values():
+            k = bisect_right(ats, at) - 1
+            if k >= 0 and len(found) < MOST_VARIABLES:
+                found += self._values(held[k], held[k - 1] if k else None, ats[k], at)
+        return sorted(found, key=lambda value: (not value.changed, -value.since))
 
-    def _put(self, held: dict[str, Value], variable: Variable, since: int, at: int) -> None:
-        """Take in one change of a variable: every tensor in it is a value of its own."""
-        carried = self.lines[since].what == "call" and variable.was == variable.text
+    def _history(self, at: int) -> dict[str, tuple[list[int], list[Variable]]]:
+        """By name, when each variable of the frame changed, and to what; made once for a frame."""
+        key = self.lines[at].thread, self.lines[at].frame
+        if key not in self._histories:
+            history: dict[str, tuple[list[int], list[Variable]]] = {}
+            for other in self._frames[key]:
+                for variable in self.lines[other].changed:
+                    ats, held = history.setdefault(variable.name, ([], []))
+                    ats.append(other)
+                    held.append(variable)
+            self._histories[key] = history
+        return self._histories[key]
+
+    def _values(
+        self, now: Variable, before: Variable | None, since: int, at: int
+    ) -> Iterator[Value]:
+        """A variable, or each tensor in it, as it is since a line."""
+        carried = self.lines[since].what == "call" and now.was == now.text
         changed = since == at and not carried
-        names = {f"{variable.name}{place}": id for place, id in variable.tensors}
-        before = {name: value for name, value in held.items() if _is_of(name, variable.name)}
-        for name in before.keys() - names.keys() - {variable.name}:
-            del held[name]  # a tensor that is no more in the list or dict
-        if variable.name in held and variable.name not in names and names:
-            del held[variable.name]
-        for name, id in names.items() or [(variable.name, None)]:
-            old = before.get(name)
-            was = (old.text if old is not None else variable.was) if changed else None
-            if len(held) < MOST_VARIABLES or name in held:
-                earlier = old.tensor if old is not None and changed else None
-                held[name] = Value(name, variable.text, was, id, earlier, changed, since)
-
-
-def _is_of(name: str, variable: str) -> bool:
-    return name == variable or (name.startswith(variable) and name[len(variable)] in ".[")
+        was = (before.text if before is not None else now.was) if changed else None
+        old = dict(before.tensors) if before is not None and changed else {}
+        for place, id in now.tensors:
+            yield Value(f"{now.name}{place}", now.text, was, id, old.get(place), changed, since)
+        if not now.tensors:
+            yield Value(now.name, now.text, was, None, None, changed, since)
 
 
 def read_executed(records: Iterable[Record], modules: Mapping[str, Module]) -> Executed:
