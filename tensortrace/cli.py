@@ -281,7 +281,12 @@ def _steps(text: str, option: str = "--step") -> range:
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("log", nargs="?", type=Path, help="the log; by default the newest one here")
+    add(
+        "log",
+        nargs="*",
+        type=Path,
+        help="the log, all ranks of a run, or their folder; by default the newest here",
+    )
     add("--out", "-o", metavar="FILE",
         help="its suffix says the format: .html, .csv, .txt, .json; - writes CSV to stdout; "
         "by default the log's name with .html")  # fmt: skip
@@ -297,7 +302,7 @@ def export(arguments: argparse.Namespace) -> int:
     """Write a run in another format."""
     from tensortrace.export.contents import matching_nothing
     from tensortrace.export.exporter import Wanted, choose
-    from tensortrace.export.saving import save
+    from tensortrace.export.saving import default_target, save
 
     steps = None if arguments.steps is None else _steps(arguments.steps, "--steps")
     if arguments.out is not None:  # before a long log is opened
@@ -305,7 +310,7 @@ def export(arguments: argparse.Namespace) -> int:
     with ExitStack() as opened:
         runs = open_logs(arguments.log, opened)
         _require_steps(runs, steps)
-        target = arguments.out or f"{runs[0].path.name.partition('.jsonl')[0]}.html"
+        target = arguments.out or default_target(runs)
         exporter = choose(target, arguments.what)
         for glob in matching_nothing(runs, arguments.module):
             _complain(f"--module {glob!r} matches no module of the run.")

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from tensortrace.run import Run
 
 
+def default_target(runs: Sequence[Run]) -> str:
+    """Name the page of some logs: as the log, without the rank if there are several."""
+    stem = runs[0].path.name.partition(".jsonl")[0]
+    if len(runs) > 1:
+        stem = stem.removesuffix(f".rank{runs[0].header.rank}")
+    return f"{'run' if stem in ('', '-') else stem}.html"
+
+
 def save(
     runs: Sequence[Run], exporter: Exporter, target: str, wanted: Wanted, *, force: bool
 ) -> int:

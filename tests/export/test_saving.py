@@ -158,6 +158,9 @@ def test_all_ranks_of_a_run_are_exported_by_the_name_they_share(run: Command) ->
             make_header(rank=rank, world_size=2), *make_calls(0), make_step(0)])  # fmt: skip
     _, out, _ = run("two.jsonl", "-o", "-", "--what", "steps")
     assert [line[:3] for line in out.splitlines()] == ["ran", "0,0", "1,0"]
+    assert run("two.jsonl")[1].startswith("two.html: ")
+    assert run("two.rank1.jsonl")[1].startswith("two.rank1.html: ")
+    assert run("two.rank1.jsonl", "two.rank0.jsonl")[1].startswith("two.html: ")
 
 
 # -- files
