@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,8 @@ from tensortrace.text import LONGEST_NAME, number_text, shorten
 
 # Names at one line, lines of one run, tensors of one step: a log may hold any number.
 MOST_NAMES, MOST_LINES, MOST_TENSORS = 64, 20_000, 100_000
+# Where an object lies in memory is no news.
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 @dataclass(slots=True)
@@ -289,8 +292,9 @@ class Reader:
             # Where a step begins within a frame, what it holds already is told once more.
             if variable.tensors or record.what != "call" or variable.was != variable.text:
                 self._variable(line, variable, variable.name)
-        if record.what == "return" and record.value is not None:
-            self._variable(line, record.value, "return")
+        value = record.value if record.what == "return" else None
+        if value is not None and (value.tensors or value.text != "None"):
+            self._variable(line, value, value.name)
 
     def _count_anew(self) -> None:
         """Count executions from now on: what was counted before were calls."""
@@ -301,7 +305,9 @@ class Reader:
 
     def _variable(self, line: LineFlow, variable: Variable, name: str) -> None:
         if not variable.tensors:
-            self._flow(line, line.variables, name).say(variable.text[:LONGEST_NAME])
+            self._flow(line, line.variables, name).say(
+                _ADDRESS.sub("", variable.text[:LONGEST_NAME])
+            )
         for place, id in variable.tensors:
             self._add(self._flow(line, line.variables, f"{name}{place}"), id)
 

@@ -113,6 +113,7 @@ def source_line(
     width: int,
     *,
     current: bool,
+    here: bool = False,
     longest: int,
     glyphs: Glyphs = UNICODE,
 ) -> Styled:
@@ -121,14 +122,14 @@ def source_line(
     Args:
         row: number and code of the line.
         longest: columns of the longest code that has something beside it.
-        current: whether it is the one that the walk is at.
+        current: whether it is the one that the walk is at; `here` whether the cursor is on it.
     """
     number, code = row
     severity = worst(told.findings) if told else None
     bad = told is not None and told.line is not None and _bad(told.line, executed)
     sign = SEVERITY_GLYPH[severity] if severity else "x" if bad else " "
     sign_style = severity or ("error" if bad else "")
-    pointer = glyphs.cursor if current else " "
+    pointer = glyphs.cursor if current else "-" if here else " "
     ran = f"{told.ran}x" if told is not None and told.ran > 1 else ""
     line: Styled = [
         (pointer, "error" if current else ""), (sign, sign_style), (f"{number:>5} ", "faint"),

@@ -151,7 +151,7 @@ class SourceView(View):
             number = function.rows[row][0]
             return source_line(
                 function.rows[row], told.get(number), executed, width, current=row == here,
-                longest=longest, glyphs=glyphs,
+                here=cursor, longest=longest, glyphs=glyphs,
             )  # fmt: skip
 
         self.main.set_title(title_of(executed, at))

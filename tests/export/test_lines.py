@@ -191,6 +191,19 @@ def test_what_a_frame_holds_when_a_step_begins_in_it_is_no_change() -> None:
     assert list(line.variables) == ["k"]
 
 
+def test_a_return_of_nothing_and_an_address_are_no_news() -> None:
+    records = [
+        make_line(0, at(15), Variable("f", "<function f at 0x7f01>")),
+        make_line(1, at(15), Variable("f", "<function f at 0x7f02>", "<function f at 0x7f01>")),
+        make_line(2, at(15), what="return", value=Variable("return", "None")),
+        make_line(3, at(16), what="return", value=Variable("yield", "3")),
+    ]
+    told = text(*records)
+    assert "# f = <function f>\n" in told
+    assert "return" not in told
+    assert "# yield = 3" in told
+
+
 def test_only_calls_of_the_line_itself_are_its_own() -> None:
     # `blocks` is a Sequential: what it calls stands at the same line of the user's.
     records = [
