@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from statistics import median
 from typing import Any
 
@@ -43,8 +43,8 @@ def batch_shape_outlier(
         return
     if not any(a.action == "loss" for a in step.actions):
         return
-    nbytes = sum(_nbytes(step.tensors.get(id)) for c in step.calls if c.phase == "forward"
-                 and not c.replay for _, id in c.outputs)  # fmt: skip
+    nbytes = _nbytes(step.tensors.get(id) for c in step.calls if c.phase == "forward"
+                     and not c.replay for _, id in c.outputs)  # fmt: skip
     met: set[str] = set()
     for call in sorted(step.calls, key=lambda c: c.seq):
         if call.parent is not None or call.op or call.phase != "forward" or not call.grad_enabled:
@@ -71,12 +71,17 @@ def batch_shape_outlier(
         seen.append((data.numel, nbytes))
 
 
-def _nbytes(tensor: Tensor | None) -> int:
-    """Bytes of a tensor, from the digits that most names of dtypes end with."""
-    if tensor is None or tensor.view_of is not None:
-        return 0
-    bits = re.search(r"^[a-z]+(\d+)", tensor.dtype)
-    return tensor.numel * (int(bits[1]) // 8 if bits else 1)
+def _nbytes(tensors: Iterable[Tensor | None]) -> int:
+    """Bytes of tensors, from the digits that most names of dtypes end with."""
+    count: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor is not None and tensor.view_of is None:
+            count[tensor.dtype] += tensor.numel
+    nbytes = 0
+    for dtype, numel in count.items():
+        bits = re.search(r"^[a-z]+(\d+)", dtype)
+        nbytes += numel * (int(bits[1]) // 8 if bits else 1)
+    return nbytes
 
 
 def _text(nbytes: float) -> str:

@@ -64,10 +64,11 @@ def evaluation_without_no_grad(
 
 
 def _is_evaluation(step: StepView, call: Call) -> bool:
+    if call.training is not False or call.phase != "forward" or call.op is not None:
+        return False
     made = (step.tensors.get(id) for _, id in call.outputs)
     return (
-        call.phase == "forward" and call.op is None and call.parent is None
-        and call.training is False and call.grad_enabled and not call.recompute
+        call.parent is None and call.grad_enabled and not call.recompute
         and any(t is not None and t.requires_grad and not t.is_leaf for t in made)
     )  # fmt: skip
 

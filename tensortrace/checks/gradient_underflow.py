@@ -67,6 +67,9 @@ def gradient_underflow(
     if not backward or loss is None:
         return
     first = memory.setdefault("first", abs(loss))
+    if not any(tensor.dtype == "float16" for tensor in step.tensors.values()):
+        memory["running"] = memory["weakly"] = 0
+        return
     half = _sort(step, backward, near, share, least)
     part, cast = _flushed(step, backward, least)
     learns = abs(loss) > learnt * first
@@ -118,7 +121,7 @@ def _sort(step: StepView, backward: list[Call], near: float, share: float, least
     for call in backward:
         for _, id in (*call.inputs, *call.outputs):
             tensor = step.tensors.get(id)
-            if tensor is None or id in met or tensor.dtype != "float16" or tensor.numel < least:
+            if tensor is None or tensor.dtype != "float16" or id in met or tensor.numel < least:
                 continue
             met.add(id)
             if tensor.norm is None or tensor.nonfinite:

@@ -66,7 +66,10 @@ def input_scale(
         if call.parent is None and data.std and rows >= 8 and data.numel >= 64:
             yield from _compare(call, data, seen, far, far_in_training, least)
             if call.training:
-                seen.setdefault(call.module or "", deque(maxlen=100)).append(data.std)
+                path = call.module or ""
+                if path not in seen:
+                    seen[path] = deque(maxlen=100)
+                seen[path].append(data.std)
         if trains and call.seq in reached and _is_first(step, call, data, inputs):
             running: dict[str, int] = memory.setdefault("running", {})
             rms = data.norm / math.sqrt(data.numel)
@@ -122,10 +125,12 @@ def _data(step: StepView, call: Call) -> Tensor | None:
 
 def _is_first(step: StepView, call: Call, data: Tensor, inputs: set[int]) -> bool:
     """Tell whether a layer with weights to learn is given what came into the network."""
-    module = step.module_of(call)
-    if module is None or not (data.id in inputs or data.view_of in inputs):
+    if data.id not in inputs and data.view_of not in inputs:
         return False
-    return any(len(p.shape) > 1 and p.requires_grad for p in module.parameters)
+    module = step.module_of(call)
+    return module is not None and any(
+        len(p.shape) > 1 and p.requires_grad for p in module.parameters
+    )
 
 
 def _is_normalised(step: StepView, call: Call, later: list[Call]) -> bool:

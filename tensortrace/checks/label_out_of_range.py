@@ -12,6 +12,7 @@ from tensortrace.text import location_text
 _BINARY = frozenset(("binary_cross_entropy_with_logits", "binary_cross_entropy",
                      "BCEWithLogitsLoss", "BCELoss"))  # fmt: skip
 _CLASSES = frozenset(("cross_entropy", "nll_loss", "CrossEntropyLoss", "NLLLoss"))
+_KINDS = _BINARY | _CLASSES | {"Embedding"}
 
 
 @check("TT603", "label-out-of-range", severity="error")
@@ -44,8 +45,10 @@ def label_out_of_range(
     for call in step.calls:
         if call.phase != "forward" or call.replay or len(call.inputs) < 1:
             continue
-        kind, module = step.kind_of(call), step.module_of(call)
-        given = [step.tensors.get(id) for _, id in call.inputs]
+        kind = step.kind_of(call)
+        if kind not in _KINDS:
+            continue
+        module, given = step.module_of(call), [step.tensors.get(id) for _, id in call.inputs]
         outside = None
         if kind in _BINARY:
             outside = _binary(step, call, given, beyond)

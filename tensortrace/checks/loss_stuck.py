@@ -191,6 +191,8 @@ def _level(step: StepView, call: Call) -> float | None:
     if call.phase != "forward" or call.replay or len(call.inputs) < 2:
         return None
     kind = step.kind_of(call)
+    if kind not in _CLASSES and kind not in _SQUARES:
+        return None
     made, target = (step.tensors.get(id) for _, id in call.inputs[:2])
     if made is None or target is None or not made.shape or not made.requires_grad:
         return None

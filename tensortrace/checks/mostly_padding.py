@@ -74,7 +74,10 @@ def _padding(
     """Tell of each mask, and of the tokens of an embedding, what share is padding."""
     module = step.module_of(call)
     table = module.parameters[0].shape if module is not None and module.parameters else ()
+    embeds = module is not None and module.cls == "Embedding" and bool(table) and table[0] >= rows
     for name, id in call.inputs:
+        if not (embeds or name == "attention_mask" or name.endswith("padding_mask")):
+            continue
         tensor = step.tensors.get(id)
         if tensor is None or tensor.shape is None or tensor.unmeasured or tensor.numel < least:
             continue
@@ -86,5 +89,5 @@ def _padding(
             yield "warning", id, 1 - zero
         elif name == "attention_mask" and counted:
             yield "warning", id, zero
-        elif module is not None and module.cls == "Embedding" and counted and table[0] >= rows:
+        elif embeds and counted:
             yield "note", id, zero

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,16 +76,19 @@ def near_overflow(
     seen: dict[str, list[int]] = memory.setdefault("seen", {})
     order: int = memory.get("order", 0) + 1
     memory["order"] = order
-    _keep_near(step, step.summary, memory, share)
+    near = _coming_near(step, share)
+    memory["near"] = _per_rms(step, step.summary, near, share)
     met: set[str] = set()
-    for call in sorted(step.calls, key=lambda c: c.seq):
+    for call in sorted(step.calls, key=lambda c: c.seq) if near else ():
         if call.replay or call.op in _SILENT or (scaled and call.phase == "backward"):
             continue
         for name, id in call.outputs:
-            tensor = step.tensors.get(id)
-            key = f"{call.module}:{call.op}:{call.phase}"
+            tensor = near.get(id)
             verdict = _judge(tensor, share, crowd) if tensor is not None else None
-            if tensor is None or verdict is None or key in met or tensor.nonfinite:
+            if tensor is None or verdict is None or tensor.nonfinite:
+                continue
+            key = f"{call.module}:{call.op}:{call.phase}"
+            if key in met:
                 continue
             if call.op is not None and call.phase == "forward" and not tensor.requires_grad:
                 continue  # a buffer that is still to be filled
@@ -106,9 +108,7 @@ def near_overflow(
 
 
 def _judge(tensor: Tensor, share: float, crowd: float) -> tuple[float, float, str] | None:
-    """Say what is out, with its limit; None if nothing is. Hot."""
-    if not _comes_near(tensor, min(share, 1 / _FACTOR)):
-        return None
+    """Say what is out, with its limit; None if nothing is."""
     reach, crowded = _reach(tensor), _crowded(tensor)
     dtype = short_dtype(tensor.dtype)
     if reach > share:
@@ -121,11 +121,15 @@ def _judge(tensor: Tensor, share: float, crowd: float) -> tuple[float, float, st
     return None
 
 
-def _comes_near(tensor: Tensor, share: float) -> bool:
-    """Whether any element, masks too, is above that share of the range."""
-    least = share * _LARGEST.get(tensor.dtype, math.inf)
-    low, high = tensor.min, tensor.max
-    return low is not None and high is not None and (high > least or -low > least)
+def _coming_near(step: StepView, share: float) -> dict[int, Tensor]:
+    """Pick the few tensors, masks too, of which anything below can be out. Hot."""
+    least = {dtype: min(share * _NEAR, 1 / _FACTOR) * top for dtype, top in _LARGEST.items()}
+    return {
+        id: tensor
+        for id, tensor in step.tensors.items()
+        if (limit := least.get(tensor.dtype)) is not None
+        and ((tensor.max or 0.0) > limit or (tensor.min or 0.0) < -limit)
+    }
 
 
 def _reach(tensor: Tensor) -> float:
@@ -158,23 +162,26 @@ def _is_masked(tensor: Tensor, largest: float) -> bool:
     return 0 < top == share_from(counts, largest / _FACTOR**2)[0]
 
 
-def _keep_near(step: StepView, summary: Step, memory: dict[str, Any], share: float) -> None:
-    """Note of modules that come near what their largest element is of their rms, for `_between`."""
+def _per_rms(
+    step: StepView, summary: Step, near: dict[int, Tensor], share: float
+) -> dict[str, tuple[float, str, Location | None]]:
+    """How large, by its rms, the largest element is that a module returns, for `_between`.
+
+    Returns:
+        By path: share of the range per rms, dtype, line. Only of what is not far from the end.
+    """
+    found: dict[str, tuple[float, str, Location | None]] = {}
     columns = summary.modules
-    rms = dict(zip(columns.path, columns.output_rms, strict=False))
-    near: dict[str, tuple[float, str, Location | None]] = {}
-    for call in step.calls:
+    rms = dict(zip(columns.path, columns.output_rms, strict=False)) if near else {}
+    for call in step.calls if near else ():
         path = call.module
         if call.op is not None or path is None or call.phase != "forward" or not rms.get(path):
             continue
         for _, id in call.outputs:
-            tensor = step.tensors.get(id)
-            if tensor is None or not _comes_near(tensor, share * _NEAR):
-                continue
-            reach = _reach(tensor)
+            reach = _reach(near[id]) if id in near else 0.0
             if reach > share * _NEAR:
-                near[path] = reach / (rms[path] or 1.0), tensor.dtype, call.location
-    memory["near"] = near
+                found[path] = reach / (rms[path] or 1.0), near[id].dtype, call.location
+    return found
 
 
 def _between(
