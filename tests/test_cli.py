@@ -14,6 +14,7 @@ import pytest
 from tensortrace import cli
 from tensortrace.checks import all_checks
 from tensortrace.errors import UsageError
+from tensortrace.tui.opening import Opening
 from tensortrace.version import __version__
 from tests.builders import make_header, make_run
 from tests.export.canonical import (
@@ -263,14 +264,19 @@ def test_the_viewer_gets_the_run_the_step_and_the_mouse(
 ) -> None:
     seen: list[object] = []
     app = types.ModuleType("tensortrace.tui.app")
-    app.view = lambda run, step=None, mouse=True: seen.append((run.path, step, mouse)) or 0  # type: ignore[attr-defined, func-returns-value]
+    app.view = lambda run, mouse, opening: seen.append((run.runs[0].path, opening, mouse)) or 0  # type: ignore[attr-defined, func-returns-value]
     monkeypatch.setitem(sys.modules, "tensortrace.tui.app", app)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     assert run("view", "log.jsonl", "--step", "2", "--no-mouse")[0] == 0
     assert run("view")[0] == 0
-    assert seen == [(Path("log.jsonl"), 2, False), (Path("log.jsonl"), None, True)]
+    assert run("view", "--finding", "TT101", "--module", "a.b", "--follow")[0] == 0
+    assert seen == [
+        (Path("log.jsonl"), Opening(step=2), False),
+        (Path("log.jsonl"), Opening(), True),
+        (Path("log.jsonl"), Opening(finding="TT101", module="a.b", follow=True), True),
+    ]
 
 
 def test_the_demo_is_told_where_the_log_goes_and_the_log_is_viewed_on_request(

@@ -27,6 +27,7 @@ from tensortrace.tui.bindings import KEYS, Key, bindings
 from tensortrace.tui.header import program_of
 from tensortrace.tui.layout import PANES
 from tensortrace.tui.opening import Opener, Opening
+from tensortrace.tui.palette import Places
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.screens import Help, Prompt
 from tensortrace.tui.theme import ASCII, THEME, UNICODE, Glyphs
@@ -40,6 +41,7 @@ class Viewer(Opener):
     """The program: one method for each action of the table in `bindings`."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings()
+    COMMANDS = Opener.COMMANDS | {Places}
 
     def on_mount(self) -> None:
         """Open at the first error and start to read in the background."""

@@ -10,60 +10,98 @@ from rich.cells import cell_len
 
 from tensortrace.records import Module
 from tensortrace.tui.cells import Cells, cells
+from tensortrace.tui.grid import Grid
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
+from tensortrace.tui.trend import trend_text
 
 SHORT_SECTIONS = {
     "forward": "fwd", "backward": "bwd", "optimizer": "opt", "loss": "loss", "step": "step",
 }  # fmt: skip
 
 
+# Every column but the name, left to right: its meaning, and its width where there is room.
+MEANINGS = {
+    "seq": "number of the record within its step",
+    "phase": "forward, loss, backward, optimizer",
+    "shape": "shape of the output, or of the gradient that arrived",
+    "type": "dtype",
+    "mean": "mean of the finite elements",
+    "std": "their standard deviation",
+    "norm": "their L2 norm",
+    "min": "the smallest",
+    "max": "the largest",
+    "zeros": "share of exact zeros",
+    "time": "on the host, children included",
+    "trend": "rms of output or gradient over the run",
+    "where": "your line",
+    "health": "NaN, infinity, findings",
+}
+WIDTHS = dict(zip(MEANINGS, (5, 10, 20, 5, 9, 9, 9, 9, 9, 7, 9, 10, 24, 10), strict=True))
+NARROW = {"phase": 6, "shape": 14, "mean": 8, "std": 8}
+NUMBERS = ("mean", "std", "norm", "min", "max", "zeros", "time")
+# From which width of the table on a column is shown, if nobody chose.
+SHOWN_FROM = {
+    "seq": 0, "phase": 50, "shape": 56, "type": 64, "mean": 72, "std": 72, "norm": 88, "time": 96,
+    "trend": 106, "where": 140, "health": 0,
+}  # fmt: skip
+# What gives way first where the chosen columns leave no room for the name.
+GIVES_WAY = (
+    "where",
+    "time",
+    "trend",
+    "zeros",
+    "norm",
+    "max",
+    "min",
+    "std",
+    "mean",
+    "type",
+    "shape",
+)
+NAME_FROM = 12
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """Column widths in cells for a pane's width; 0 leaves a column out."""
 
-    seq: int
-    section: int
     name: int
-    shape: int
-    dtype: int
-    mean: int
-    std: int
-    norm: int
-    time: int
-    where: int
-    health: int
+    widths: Mapping[str, int]
+
+    def __getitem__(self, column: str) -> int:
+        return self.widths.get(column, 0)
 
 
-def columns(width: int) -> Columns:
-    """Choose the columns for a width; the name takes what the others leave."""
-    number = 8 if width >= 72 else 0
+def columns(width: int, chosen: frozenset[str] | None = None) -> Columns:
+    """Choose the columns for a width; the name takes what the others leave.
+
+    Args:
+        chosen: what the user wants to see; None leaves it to the width.
+    """
+    held = [name for name, low in SHOWN_FROM.items() if width >= low]
+    if chosen is not None:
+        held = [name for name in MEANINGS if name in chosen]
     wide = width >= 96
-    fixed = {
-        "seq": 5 if width >= 60 else 4,
-        "section": (10 if wide else 6) if width >= 50 else 0,
-        "shape": (20 if wide else 14) if width >= 56 else 0,
-        "dtype": 5 if width >= 64 else 0,
-        "mean": 9 if wide else number,
-        "std": 9 if wide else number,
-        "norm": 9 if width >= 88 else 0,
-        "time": 9 if wide else 0,
-        "where": 24 if width >= 136 else 0,
-        "health": 10,
-    }
-    return Columns(name=max(8, width - 2 - sum(fixed.values())), **fixed)
+    widths = {name: WIDTHS[name] if wide else NARROW.get(name, WIDTHS[name]) for name in held}
+    if "seq" in widths and width < 60:
+        widths["seq"] = 4
+    for name in GIVES_WAY if chosen is not None else ():
+        if width - 2 - sum(widths.values()) < NAME_FROM:
+            widths.pop(name, None)
+    return Columns(max(8, width - 2 - sum(widths.values())), widths)
 
 
-def head_line(width: int, glyphs: Glyphs = UNICODE) -> Styled:
+def head_line(width: int, glyphs: Glyphs = UNICODE, chosen: frozenset[str] | None = None) -> Styled:
     """The titles of the columns."""
-    at = columns(width)
-    text = fit(" seq", at.seq + 1, glyphs, right=True) + " " + fit("phase", at.section, glyphs)
-    text += fit("module or op", at.name, glyphs)
-    text += fit(" shape", at.shape, glyphs) + fit(" type", at.dtype, glyphs)
-    for title in ("mean", "std", "norm", "time"):
-        text += fit(title, getattr(at, title), glyphs, right=True)
-    text += fit("  where", at.where, glyphs)
-    return [(text + fit("  health", at.health, glyphs), "faint")]
+    at = columns(width, chosen)
+    text = fit(" seq" if at["seq"] else "", at["seq"] + 1, glyphs, right=True) + " "
+    text += fit("phase", at["phase"], glyphs) + fit("module or op", at.name, glyphs)
+    text += fit(" shape", at["shape"], glyphs) + fit(" type", at["type"], glyphs)
+    for title in NUMBERS:
+        text += fit(title, at[title], glyphs, right=True)
+    text += fit("  trend", at["trend"], glyphs) + fit("  where", at["where"], glyphs)
+    return [(text + fit("  health", at["health"], glyphs), "faint")]
 
 
 def row_line(
@@ -75,6 +113,8 @@ def row_line(
     here: bool = False,
     first: bool = False,
     glyphs: Glyphs = UNICODE,
+    chosen: frozenset[str] | None = None,
+    trends: Grid | None = None,
 ) -> Styled:
     """Write a row as a line of a width.
 
@@ -83,17 +123,17 @@ def row_line(
     """
     row = rows[at]
     held = cells(row, partial(rows.tensor_near, rows.slot(at)), modules)
-    layout = columns(width)
+    layout = columns(width, chosen)
     opens = first or at == 0 or rows[at - 1].section != row.section
-    section = row.section if layout.section >= 10 else SHORT_SECTIONS.get(row.section, row.section)
+    section = row.section if layout["phase"] >= 10 else SHORT_SECTIONS.get(row.section, row.section)
     line: Styled = [
         (glyphs.cursor if here else " ", ""),
-        (fit(held.seq, layout.seq, glyphs, right=True) + " ", "faint"),
-        (fit(section if opens else "", layout.section), "section"),
+        (fit(held.seq, layout["seq"], glyphs, right=True) + " ", "faint"),
+        (fit(section if opens else "", layout["phase"]), "section"),
     ]
     room, numbers = layout.name, _numbers(held, layout, glyphs)
     if not held.shape:
-        time = fit(held.time, layout.time, glyphs, right=True) if layout.time else ""
+        time = fit(held.time, layout["time"], glyphs, right=True) if layout["time"] else ""
         room, numbers = room + cell_len(numbers) - cell_len(time), time
     indent = " " * min(2 * row.depth, layout.name // 3)
     name = clip(indent + _marker(rows, at, glyphs) + held.name, room, glyphs)
@@ -107,14 +147,15 @@ def row_line(
         word, tone = f"{SEVERITY_GLYPH[under]} inside", under
     style = "op" if getattr(row.record, "op", None) else "strong" if opens else "name"
     left = room - cell_len(name)
-    where = held.where[-max(0, layout.where - 2) :]  # of a long one the line number stays
+    where = held.where[-max(0, layout["where"] - 2) :]  # of a long one the line number stays
     return [
         *line,
         (name, style),
         (fit(f"  {kind}" if kind and left > 5 else "", left, glyphs), "faint"),
         (numbers, ""),
-        (fit(f"  {where}", layout.where, glyphs), "faint"),
-        (fit(f"  {word}", layout.health, glyphs), tone),
+        (fit(f"  {trend_text(trends, row.record, glyphs)}", layout["trend"], glyphs), "ok"),
+        (fit(f"  {where}", layout["where"], glyphs), "faint"),
+        (fit(f"  {word}", layout["health"], glyphs), tone),
     ]
 
 
@@ -128,14 +169,8 @@ def _marker(rows: StepRows, at: int, glyphs: Glyphs) -> str:
 
 
 def _numbers(held: Cells, at: Columns, glyphs: Glyphs) -> str:
-    shape = held.shape if cell_len(held.shape) < at.shape else held.shape.replace(", ", ",")
-    text = fit(" " + shape, at.shape, glyphs) if at.shape else ""
-    text += fit(" " + held.dtype, at.dtype, glyphs) if at.dtype else ""
-    for number, width in (
-        (held.mean, at.mean),
-        (held.std, at.std),
-        (held.norm, at.norm),
-        (held.time, at.time),
-    ):
-        text += fit(number, width, glyphs, right=True) if width else ""
-    return text
+    shape = held.shape if cell_len(held.shape) < at["shape"] else held.shape.replace(", ", ",")
+    text = fit(" " + shape, at["shape"], glyphs) + fit(" " + held.dtype, at["type"], glyphs)
+    return text + "".join(
+        fit(getattr(held, name), at[name], glyphs, right=True) for name in NUMBERS
+    )

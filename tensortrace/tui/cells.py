@@ -43,6 +43,9 @@ class Cells:
     mean: str
     std: str
     norm: str
+    min: str
+    max: str
+    zeros: str
     time: str
     where: str
     health: str
@@ -133,6 +136,9 @@ def cells(row: Row, tensor_of: Lookup, modules: Mapping[str, Module]) -> Cells:
         mean=number_text(tensor.mean) if tensor else "",
         std=number_text(tensor.std) if tensor else "",
         norm=number_text(tensor.norm) if tensor else "",
+        min=number_text(tensor.min) if tensor else "",
+        max=number_text(tensor.max) if tensor else "",
+        zeros=f"{tensor.zeros / tensor.numel:.0%}" if tensor and tensor.numel else "",
         time=duration_text(host_ns) if host_ns else "",
         where=short_place(getattr(record, "location", None)),
         health=word,

@@ -18,6 +18,7 @@ from tensortrace.tui import detail, findings
 from tensortrace.tui.calls import head_line, row_line
 from tensortrace.tui.cells import name_of
 from tensortrace.tui.folds import Folds, Opened
+from tensortrace.tui.grid import Grid
 from tensortrace.tui.header import Headline, headline, program_of, state_of
 from tensortrace.tui.layout import FINDINGS_FROM, PANES, PaneName, arrange
 from tensortrace.tui.panes import Pane
@@ -64,6 +65,9 @@ class Frame(App[int]):
         self.summaries: dict[int, Step] = {}
         # The name of the view that is shown; "step" is the main screen itself.
         self.shown = "step"
+        # Columns of the table that the user wants; None leaves it to the width.
+        self.columns: frozenset[str] | None = None
+        self.trends: Grid | None = None
         self.zoom: PaneName | None = None
         self.source_wanted: bool | None = None
         self.following = False
@@ -216,9 +220,12 @@ class Frame(App[int]):
 
         def draw(at: int, part: int, width: int, here: bool) -> Styled:
             if at < 0:
-                return head_line(width, self.glyphs)
+                return head_line(width, self.glyphs, self.columns)
             top = at == round(table.scroll_y)
-            return row_line(held, at, modules, width, here=here, first=top, glyphs=self.glyphs)
+            return row_line(
+                held, at, modules, width, here=here, first=top, glyphs=self.glyphs,
+                chosen=self.columns, trends=self.trends,
+            )  # fmt: skip
 
         summary = held.step.summary
         told = ", still open" if summary is None else "" if summary.full else ", calls not kept"

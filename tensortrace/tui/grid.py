@@ -103,6 +103,10 @@ class Grid:
         self._last = (paths, rows)
         return rows
 
+    def row(self, path: str) -> int | None:
+        """The row of a module, None if it was not seen."""
+        return self._rows.get(path)
+
     def range_of(self, name: str) -> tuple[float, float] | None:
         """The smallest and the largest value above 0 of a quantity; None if there is none."""
         values = self.values[name][: len(self.paths)]

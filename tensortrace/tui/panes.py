@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rich.segment import Segment
 from textual import events
@@ -123,6 +123,16 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
     def move_end(self, last: bool) -> None:
         """Go to the first or the last item."""
         self.move_to(self.count if last else 0)
+
+    def texts(self, width: int, most: int) -> Iterator[str]:
+        """Every line as plain text, at most so many."""
+        for part in range(self.sticky):
+            yield "".join(text for text, _ in self._draw(-1, part, width, False))
+        for line in range(min(most, self.count * self.item_height)):
+            at, part = divmod(line, self.item_height)
+            yield "".join(text for text, _ in self._draw(at, part, width, at == self.cursor))
+        if most < self.count * self.item_height:
+            yield f"(the first {most} lines of {self.count * self.item_height})"
 
     def _reveal(self) -> None:
         """Scroll the cursor into sight with a little around it; far jumps put it in the middle."""

@@ -65,7 +65,7 @@ class Prompt(Input):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Cancel", show=False)]
 
     class Answered(Message):
-        """The user pressed Enter: what was asked (":" or "/"), and the text."""
+        """The user pressed Enter: what was asked (":", "/" or ">"), and the text."""
 
         def __init__(self, sign: str, text: str) -> None:
             super().__init__()
@@ -79,10 +79,10 @@ class Prompt(Input):
         self.sign = ":"
         self.display = False
 
-    def ask(self, sign: str) -> None:
-        """Show the line with a sign in front and take the focus."""
-        self.sign = self.value = sign
-        self.cursor_position = 1
+    def ask(self, sign: str, text: str = "") -> None:
+        """Show the line with a sign in front, and a text to change, and take the focus."""
+        self.sign, self.value = sign, sign + text
+        self.cursor_position = len(self.value)
         self._show(True)
         # At once: `focus` would wait, and letters sent together would go elsewhere.
         self.screen.set_focus(self)

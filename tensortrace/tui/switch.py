@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from textual.worker import get_current_worker
+
 from tensortrace.tui.bindings import in_view
+from tensortrace.tui.calls import MEANINGS, columns
+from tensortrace.tui.grid import Grid
 from tensortrace.tui.panes import Pane
+from tensortrace.tui.span import read_blocks
 from tensortrace.tui.tabs import Tabs
+from tensortrace.tui.toggle import Toggle
+from tensortrace.tui.trend import sample, trend_span
 from tensortrace.tui.views import VIEWS
 from tensortrace.tui.walk import Stop, Walker
 
 
 class Switcher(Walker):
     """The part of the viewer that knows which view is shown."""
+
+    # The run and how much of it the trends of the rows were read for.
+    trends_of: tuple[str, int, int] | None = None
 
     def show_view(self, name: str) -> None:
         """Show a view and give it the focus; a view is made when it is first asked for."""
@@ -60,3 +70,43 @@ class Switcher(Walker):
         """Show a place as it was left, in the view it was left in."""
         super().return_to(stop)
         self.show_view(stop.view)
+
+    # ---- the table of the step
+
+    def action_columns(self) -> None:
+        """Choose the columns of the table."""
+        width = self.pane("calls").size.width
+        shown = self.columns
+        if shown is None:
+            shown = frozenset(columns(width).widths)
+
+        def done(answer: tuple[frozenset[str] | None] | None) -> None:
+            if answer is not None:
+                self.columns = answer[0]
+                self.draw_calls(self.pane("calls").cursor or 0)
+
+        self.push_screen(Toggle(list(MEANINGS.items()), shown, self.glyphs), done)
+
+    def draw_top(self) -> None:
+        """Draw the first line and the timeline; read the trends of the rows where they are new."""
+        super().draw_top()
+        first, last = self.log_.first_step(), self.log_.last_step()
+        key = self.log_.header.run_id, first, last // max(1, trend_span(first, last).per)
+        if key != self.trends_of:
+            self.trends_of = key
+            self.run_worker(self.read_trends, thread=True, exclusive=True, group="trends")
+
+    def read_trends(self) -> None:
+        """Read a few step lines over the whole run; runs in a thread."""
+        worker, log = get_current_worker(), self.log_
+        first, last = log.first_step(), log.last_step()
+        grid = Grid(trend_span(first, last))
+        read_blocks(log, sample(grid.span, first, last), grid.add, lambda: worker.is_cancelled)
+        if not worker.is_cancelled:
+            self.from_thread(self.take_trends, grid)
+
+    def take_trends(self, grid: Grid) -> None:
+        """Draw the trends of the rows."""
+        self.trends = grid
+        if columns(self.pane("calls").size.width, self.columns)["trend"]:
+            self.draw_calls(self.pane("calls").cursor or 0)

@@ -33,7 +33,10 @@ def talk(path: Path, until: bytes, keys: bytes, **environ: str) -> tuple[bytes, 
     """Open a log on a pseudo terminal, wait for a text, press keys; all output, the exit code."""
     pid, fd = pty.fork()
     if pid == 0:
-        os.environ.update(TERM="xterm-256color", COLORTERM="truecolor", **environ)
+        state = str(path.parent / "state")
+        os.environ.update(
+            TERM="xterm-256color", COLORTERM="truecolor", XDG_STATE_HOME=state, **environ
+        )
         os.execv(sys.executable, [sys.executable, "-c", PROGRAM, str(path)])
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     seen, sent = b"", False

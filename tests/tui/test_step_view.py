@@ -1,0 +1,116 @@
+"""The table of a step: columns that the user chose, trends of the rows, the palette's places."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from tensortrace.records import ModuleColumns, Step
+from tensortrace.tui.app import Viewer
+from tensortrace.tui.calls import MEANINGS, SHOWN_FROM, WIDTHS, columns, head_line
+from tensortrace.tui.grid import Grid
+from tensortrace.tui.span import Span
+from tensortrace.tui.theme import ASCII
+from tensortrace.tui.trend import sample, trend_span, trend_text
+from tests.builders import make_call
+from tests.tui.samples import BAD_STEP, make_open_run
+from tests.tui.screen import settle, text_of
+from tests.tui.test_layers_view import make_layered_run
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 78, 100, 118, 160])
+def test_the_columns_fit_whatever_was_chosen(width: int) -> None:
+    for chosen in (None, frozenset(), frozenset(MEANINGS), frozenset({"min", "max"})):
+        held = columns(width, chosen)
+        total = held.name + 2 + sum(held.widths.values())
+        assert total == width or held.name == 8
+        if chosen is not None and width >= 60:
+            assert total <= width
+
+
+def test_every_column_has_a_meaning_and_a_width() -> None:
+    assert set(MEANINGS) == set(WIDTHS)
+    assert set(SHOWN_FROM) <= set(MEANINGS)
+
+
+def test_a_chosen_column_is_named_in_the_head() -> None:
+    text = head_line(100, chosen=frozenset({"min", "zeros"}))[0][0]
+    assert "min" in text and "zeros" in text
+    assert "mean" not in text
+
+
+def trend_grid() -> Grid:
+    grid = Grid(Span(0, 1, 4))
+    for step, (rms, flag) in enumerate([(1.0, ""), (2.0, ""), (3.0, "n")]):
+        grid.add([Step(step=step, seq=1, modules=ModuleColumns(
+            path=["a"], output_rms=[rms], grad_rms=[math.pi], flags=[flag]))])  # fmt: skip
+    return grid
+
+
+def test_a_trend_rises_and_marks_what_is_not_finite() -> None:
+    held = trend_grid()
+    assert trend_text(held, make_call(1, "a"), ASCII) == ASCII.bars[0] + ASCII.bars[4] + "x"
+    back = make_call(2, "a", phase="backward", forward=1)
+    assert trend_text(held, back, ASCII) == ASCII.bars[-1] * 2 + "x"
+    assert trend_text(held, make_call(3, "b"), ASCII) == ""
+    assert trend_text(held, make_call(4, "a", op="relu"), ASCII) == ""
+    assert trend_text(None, make_call(1, "a"), ASCII) == ""
+
+
+def test_a_trend_reads_two_steps_of_each_column() -> None:
+    span = trend_span(5, 99_999)
+    blocks = list(sample(span, 5, 99_999))
+    assert len(blocks) <= 16
+    assert all(len(block) == 1 and 5 <= block[0] <= 99_999 for block in blocks)
+
+
+async def test_the_trend_is_in_the_rows_where_there_is_room(tmp_path: Path) -> None:
+    app = Viewer(make_layered_run(tmp_path), step=0)
+    async with app.run_test(size=(160, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        lines = text_of(app).splitlines()
+        assert any("trend" in line for line in lines)
+        row = next(line for line in lines if "second  Linear" in line)
+        assert "████x█" in row
+
+
+async def test_columns_are_switched_on_and_off_with_space(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path), step=0)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("C", "g", "j", "j", "space")
+        await pilot.press(*"jjjjj", "space", "enter")
+        await settle(app, pilot)
+        head = next(line for line in text_of(app).splitlines() if "module or op" in line)
+        assert "shape" not in head
+        assert "min" in head
+        await pilot.press("C", "a")
+        await settle(app, pilot)
+        assert app.columns is None
+        await pilot.press("C", "space", "escape")
+        assert app.columns is None
+
+
+async def test_the_palette_goes_to_findings_modules_and_steps(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path), step=0)
+
+    async def choose(pilot: object, text: str) -> None:
+        await pilot.press("ctrl+p")  # type: ignore[attr-defined]
+        await pilot.pause()  # type: ignore[attr-defined]
+        await pilot.press(*text)  # type: ignore[attr-defined]
+        await pilot.pause(0.4)  # type: ignore[attr-defined]
+        await pilot.press("down", "enter")  # type: ignore[attr-defined]
+        await settle(app, pilot)  # type: ignore[arg-type]
+
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await settle(app, pilot)
+        await choose(pilot, "TT101")
+        assert (app.number, app.row.seq) == (BAD_STEP, 10)
+        await choose(pilot, "5")
+        assert app.number == 5
+        await choose(pilot, "blocks.0.mlp")
+        assert (app.number, app.row.record.module) == (5, "blocks.0.mlp")
+        await choose(pilot, "heat map")
+        assert app.shown == "layers"
