@@ -95,7 +95,7 @@ def _with_sources(
     found: dict[tuple[str, str, int], FunctionFlow] = {}
     for function in functions:
         for number, line in sorted(function.lines.items()):
-            source = _source_of(function.name, number, by_file.get(function.file, []))
+            source = source_of(function.name, number, by_file.get(function.file, []))
             name = source.name if source is not None else function.name
             key = function.file, name, -1 if source is None else source.first_line
             whole = found.setdefault(key, FunctionFlow(function.file, name, source))
@@ -108,7 +108,7 @@ def _with_sources(
     return list(found.values())
 
 
-def _source_of(name: str, number: int, sources: Sequence[Source]) -> Source | None:
+def source_of(name: str, number: int, sources: Sequence[Source]) -> Source | None:
     """The innermost stored text that holds a line: of that name, or around what has none."""
     holding = [s for s in sources if s.first_line <= number <= s.first_line + s.text.count("\n")]
     if _NAMELESS.search(name):

@@ -13,6 +13,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.worker import get_current_worker
 
+from tensortrace.export.lines import source_of
 from tensortrace.records import Finding, Record
 from tensortrace.tui.bindings import bindings_of
 from tensortrace.tui.executed import Executed, as_json, read_executed
@@ -135,10 +136,9 @@ class SourceView(View):
             return
         executed, at, viewer = self.executed, self.at, self.viewer
         line = executed.lines[at]
-        source = viewer.log_.source(line.location.file, line.location.line)
-        if source is not None and not executed.recorded and source.name != line.location.function:
-            named = [s for s in viewer.log_.sources if s.name == line.location.function]
-            source = next((s for s in named if s.file == line.location.file), source)
+        place = line.location
+        stored = [source for source in viewer.log_.sources if source.file == place.file]
+        source = source_of(place.function, place.line, stored)
         self.function = function = function_at(executed, at, source)
         found = [f for f in viewer.found if f.step == viewer.number]
         self.told = told = beside_lines(executed, at, found)

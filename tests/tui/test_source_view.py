@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tensortrace.records import Record, Step
+from tensortrace.records import Record, Source, Step
 from tensortrace.run import Run, open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.source_view import SourceView
 from tests.builders import make_end, write_log
-from tests.export.listed import make_listed, make_plain
+from tests.export.listed import FILE, make_listed, make_plain
 from tests.tui.samples import make_open_run
 from tests.tui.screen import settle, text_of
 from tests.tui.test_hostile import FORBIDDEN, PAYLOADS, hostile_records
@@ -157,6 +157,18 @@ async def test_a_finding_and_another_step_are_one_key_away(tmp_path: Path) -> No
         assert app.number == 2
         assert line_of(app)[0] == 8
         assert "[8, 97, 64] f32" in text_of(app)
+
+
+async def test_a_line_with_a_lambda_is_shown_within_its_function(tmp_path: Path) -> None:
+    inner = Source(step=0, file=FILE, name="train_step.<locals>.<lambda>", first_line=16,
+                   text="    loss = logits.mean()\n")  # fmt: skip
+    header, *others = make_listed()
+    app = Viewer(make_log(tmp_path, [header, inner, *others]), 0)
+    async with app.run_test(size=NARROW) as pilot:
+        await settle(app, pilot)
+        await press(app, pilot, "6", ".", ">")
+        assert line_of(app) == (16, 13)
+        assert "logits = model(ids)" in text_of(app)
 
 
 async def test_a_log_without_lines_walks_the_lines_that_made_calls(tmp_path: Path) -> None:
