@@ -27,7 +27,7 @@ _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
 # A line that runs over and over is recorded so many times, then at powers of two.
 _FIRST = 3
-_COROUTINE = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
+_ASYNCHRONOUS = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
 # After a return event with the value None, the instruction tells whether there was a return.
 _YIELDS = frozenset({"YIELD_VALUE", "YIELD_FROM", "SEND"})
 _RETURNS = _YIELDS | {"RETURN_VALUE", "RETURN_CONST", "RETURN_GENERATOR"}
@@ -63,6 +63,7 @@ class FrameTrace:
     __slots__ = (
         "_counts",
         "_entered_ns",
+        "_goes_on",
         "_line",
         "_nth",
         "_owed",
@@ -94,7 +95,7 @@ class FrameTrace:
         self.recorded = True
         self.first = 0  # the seq of its first record in the step
         self._step = -1
-        self._suspended = False
+        self._suspended = self._goes_on = False
         # Of the step in flight, by line.
         self._counts: dict[int, int] = {}
         self._passed: dict[int, _Passed] = {}
@@ -128,6 +129,9 @@ class FrameTrace:
         return self.local
 
     def _take(self, frame: FrameType, event: str, arg: Any, now: int) -> None:
+        if event == "return" and self._is_await(frame, arg):
+            self._suspended = True
+            return  # in the middle of a line
         changes = self._look(frame)
         if self._step != self.tracer.recorder.step:
             self._turn_over(frame, changes)
@@ -174,6 +178,9 @@ class FrameTrace:
         self._tell_changes(frame, draft)
         self._tell_line(frame, frame.f_lineno, "call")
         self._pend(draft)
+        # The line of the yield goes on: what was sent is yet to be assigned.
+        self._line, self._goes_on = frame.f_lineno, True
+        self._seq, self._since = self.tracer.recorder.next_seq(), _clock()
 
     def wake(self, frame: FrameType) -> None:
         """Steps are followed again, from the middle of a line on."""
@@ -244,6 +251,9 @@ class FrameTrace:
         if not line:
             return
         self._line = 0
+        goes_on, self._goes_on = self._goes_on, False
+        if goes_on and not changes:
+            return
         reshaped = bool(changes) and self._reshapes(line, changes)
         if not self.recorded:
             if not reshaped:
@@ -324,9 +334,6 @@ class FrameTrace:
                 tracer.live.left_by_exception(self.depth)
             return
         yields = name in _YIELDS
-        if yields and (self.code.co_flags & _COROUTINE or _is_await(self.code, value)):
-            self._suspended = True
-            return
         if self._passed:
             self._settle(frame)
         if tracer.is_target(self.code):
@@ -336,6 +343,15 @@ class FrameTrace:
         draft.value = VariableDraft("yield" if yields else "return", words, None)
         self._tell_value(frame, draft.value, "return")
         self._pend(draft)
+
+    def _is_await(self, frame: FrameType, value: Any) -> bool:
+        """Whether what Python calls a return is a coroutine that waits."""
+        flags = self.code.co_flags
+        if not flags & _ASYNCHRONOUS or _instruction(frame) not in _YIELDS:
+            return False
+        # What an async generator yields is wrapped; whatever else comes out of it is an await's.
+        wrapped = type(value).__name__ == "async_generator_wrapped_value"
+        return not (wrapped and flags & inspect.CO_ASYNC_GENERATOR)
 
     def _raises(self, frame: FrameType, changes: list[Change], arg: Any, now: int) -> None:
         if issubclass(arg[0], _STOPS) and _instruction(frame) in _ENDS_OF_LOOPS:
@@ -436,13 +452,6 @@ def _instruction(frame: FrameType) -> str:
 
 def _none(tensor: torch.Tensor) -> Any:
     raise TypeError("no tensor is plain")
-
-
-def _is_await(code: CodeType, value: Any) -> bool:
-    if not code.co_flags & inspect.CO_ASYNC_GENERATOR:
-        return False
-    # What an async generator yields is wrapped; whatever else comes out of it is an await's.
-    return type(value).__name__ != "async_generator_wrapped_value"
 
 
 def _exception_text(kind: Any, error: Any) -> str:

@@ -103,7 +103,7 @@ class LiveText(Tracer):  # type: ignore[misc] # PySnooper has no types
 
     def passed_over(self, count: int, depth: int) -> None:
         """Executions of a line that were not told."""
-        turns = f"{count} execution{'s' * (count != 1)} of the next line"
+        turns = f"{count} execution{'s' * (count != 1)} of the line above"
         self._say(" " * 4 * depth, self._FOREGROUND_YELLOW, "Passed over:... ", turns)
 
     def step(self, number: int, depth: int) -> None:

@@ -456,8 +456,8 @@ async def test_a_coroutine_is_one_frame_however_often_it_waits() -> None:
     @trace(out=seen.take, lines=True, every=1)
     async def function(x: Tensor) -> Tensor:
         y = x + 1
-        await asyncio.sleep(0)
-        z = y + 1
+        waited = await asyncio.sleep(0, 5)
+        z = y + waited - 4
         return z
 
     result = await function(torch.ones(2))
@@ -466,6 +466,7 @@ async def test_a_coroutine_is_one_frame_however_often_it_waits() -> None:
     assert seen.whats() == ["call", "line", "line", "line", "line", "return"]
     assert len({line.frame for line in seen.lines}) == 1
     assert seen.changes("z") == ["tensor<(2,), float32, cpu>"]
+    assert seen.changes("waited") == ["5"]
 
 
 async def test_an_async_generator_is_followed_too() -> None:
