@@ -133,13 +133,18 @@ class _Scale:
             powers = range(first, last + 1, stride)
             if len(powers) > 1:
                 return [(10.0**n, _power_text(n)) for n in powers]
-            values = [10**self.low, 10**self.high]
+            values = [ten_to(self.low), ten_to(self.high)]
         else:
             unit = _nice((self.high - self.low) / 3 * self._unit)
             first = math.ceil(self.low * self._unit / unit)
             last = math.floor(self.high * self._unit / unit)
             values = [n * unit for n in range(first, last + 1)]
         return [(value, number_text(value)) for value in values]
+
+
+def ten_to(exponent: float) -> float:
+    """A power of ten, the largest that a float holds at most."""
+    return float(10 ** min(exponent, 308.25))
 
 
 def _power_text(n: int) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensortrace.export.contents import Shown, shown_path, tree_labels
-from tensortrace.export.html_curves import step_axis
+from tensortrace.export.html_curves import step_axis, ten_to
 from tensortrace.export.html_style import SCALE
 from tensortrace.export.markup import Html, draw, joined, tag
 from tensortrace.export.overview import Columns, Floats, Maps
@@ -146,13 +146,13 @@ class _Scale:
         safe = np.where(there & ~zero, values, 1.0)
         mapped = np.log10(safe) if self.log else safe
         share = (mapped - self.low) / (self.high - self.low)
-        levels = np.clip((share * LEVELS).astype(np.int64), 0, LEVELS - 1)
+        levels = np.minimum((np.clip(share, 0, 1) * LEVELS).astype(np.int64), LEVELS - 1)
         return np.where(zero, LEVELS, np.where(there, levels, -1))
 
     def legend(self, one: _Map) -> Html:
         """Name the colours."""
         low, middle, high = (
-            number_text(10**at if self.log else at)
+            number_text(ten_to(at) if self.log else at)
             for at in (self.low, (self.low + self.high) / 2, self.high)
         )
         swatches = [tag("i", style=f"background:{colour}") for colour in SCALE]

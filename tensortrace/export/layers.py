@@ -87,7 +87,7 @@ def _row(here: _Here, path: str) -> Row:
     column = here.columns.get(path, {})
     tensors = here.records.tensors
     outputs = [tensors[id] for call in calls for _, id in call.outputs if id in tensors]
-    parameters = sum(math.prod(p.shape) for p in module.parameters) if module else 0
+    parameters = sum(max(math.prod(p.shape), 0) for p in module.parameters) if module else 0
     output_rms, grad_norm = column.get("output_rms"), here.grad_norms.get(path)
     if output_rms is None:
         output_rms = max((rms for t in outputs if (rms := _rms(t)) is not None), default=None)
