@@ -149,7 +149,9 @@ class FrameTrace:
         changes = self.variables.look(frame.f_locals)
         watched = self.tracer.watched
         if watched is not None and self.recorded:
-            changes += self.expressions.look(watched.values(frame))
+            found = watched.values(frame).items()
+            # A name is a variable already.
+            changes += self.expressions.look({k: v for k, v in found if k not in frame.f_locals})
         return changes
 
     # ---- entering and leaving
@@ -242,7 +244,7 @@ class FrameTrace:
         self.recorded = nth < _FIRST or not tracer.thin or is_taken(nth)
         if self.recorded:
             self._parent = tracer.parent()
-            if tracer.live is not None:
+            if tracer.live is not None and line != self.with_line:
                 self._tell_line(frame, line, "line")
 
     def _finish(self, frame: FrameType, changes: list[Change], now: int) -> None:
