@@ -109,7 +109,8 @@ class _Scale:
     def __init__(self, curve: Curve) -> None:
         seen = np.concatenate([curve.low, curve.high])
         seen = seen[np.isfinite(seen)]
-        low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
+        self.empty = not len(seen)
+        low, high = (0.0, 1.0) if self.empty else (float(seen.min()), float(seen.max()))
         self.log = low > 0 and high / low >= WIDE
         # The difference of two large values may overflow, that of their shares may not.
         self._unit = 1.0 if self.log else min(max(abs(low), abs(high), 1e-300), 1e307)
@@ -127,6 +128,8 @@ class _Scale:
 
     def ticks(self) -> list[tuple[float, str]]:
         """Some round values within the range, with what to write there."""
+        if self.empty:
+            return []
         if self.log:
             first, last = math.ceil(self.low), math.floor(self.high)
             stride = max(1, math.ceil((last - first + 1) / 4))
@@ -135,11 +138,23 @@ class _Scale:
                 return [(10.0**n, _power_text(n)) for n in powers]
             values = [ten_to(self.low), ten_to(self.high)]
         else:
-            unit = _nice((self.high - self.low) / 3 * self._unit)
-            first = math.ceil(self.low * self._unit / unit)
-            last = math.floor(self.high * self._unit / unit)
-            values = [n * unit for n in range(first, last + 1)]
-        return [(value, number_text(value)) for value in values]
+            values = self._round_values()
+        labels = [number_text(value) for value in values]
+        if len(set(labels)) < len(labels):  # a small change of a large number
+            labels = [f"{value:.7g}" for value in values]
+        return list(zip(values, labels, strict=True))
+
+    def _round_values(self) -> list[float]:
+        """Two to five values of few digits, evenly spaced."""
+        found: list[float] = []
+        for parts in (3, 5, 8):
+            unit = _nice((self.high - self.low) / parts * self._unit)
+            first = math.ceil(self.low * self._unit / unit - 1e-6)
+            last = math.floor(self.high * self._unit / unit + 1e-6)
+            found = [n * unit for n in range(first, last + 1)]
+            if len(found) > 1:
+                break
+        return found
 
 
 def ten_to(exponent: float) -> float:

@@ -25,6 +25,8 @@ from tensortrace.text import escape, number_text
 # More modules than this share rows with their neighbours.
 MOST_ROWS = 120
 LEVELS = len(SCALE)
+# Characters that fit beside a map on a phone.
+LONGEST_LABEL = 18
 # A title that lists what a row holds stays short.
 LISTED = 12
 # So many findings are marked on a map.
@@ -81,9 +83,17 @@ def _grouped(name: str, maps: Maps, modules: Mapping[str, Module]) -> _Map | Non
     for (depth, label), members in zip(tree, places, strict=True):
         names = [escape(shown_path(modules, path)) for path in members[:LISTED]]
         more = f" and {len(members) - LISTED} more" if len(members) > LISTED else ""
-        text = label + (f" … ({len(members)})" if len(members) > 1 else "")
+        text = _tail(label) + (f" … ({len(members)})" if len(members) > 1 else "")
         labels.append(("  " * min(depth, 6) + text, ", ".join(names) + more))
     return _Map(name, maps.columns, grouped, broken, labels, places)
+
+
+def _tail(label: str) -> str:
+    """Cut a long path in front, where it says least; as many parts of its end stay as fit."""
+    if len(label) <= LONGEST_LABEL:
+        return label
+    cut = label[-LONGEST_LABEL:]
+    return "…" + (cut.partition(".")[2] or cut)
 
 
 def _median(values: Floats) -> Floats:
@@ -132,6 +142,7 @@ class _Scale:
         self.log = name != "zero_frac"
         self.low, self.high = 0.0, 1.0
         positive = values[np.isfinite(values) & (values > 0)]
+        self.empty = not len(positive) if self.log else not np.isfinite(values).any()
         if self.log and len(positive):
             self.low, self.high = (math.log10(float(f(positive))) for f in (np.min, np.max))
             if self.high - self.low < 1:  # small differences are no picture
@@ -157,9 +168,13 @@ class _Scale:
         )
         swatches = [tag("i", style=f"background:{colour}") for colour in SCALE]
         half = LEVELS // 2
-        keys = [
-            tag("span", low, " ", swatches[:half], " ", middle, " ", swatches[half:], " ", high)
-        ]
+        keys = (
+            []
+            if self.empty
+            else [
+                tag("span", low, " ", swatches[:half], " ", middle, " ", swatches[half:], " ", high)
+            ]
+        )
         missing = bool(np.isnan(one.values).any())
         marks = (("zero", "0", self.has_zero), ("bad", "not finite", bool(one.broken.any())),
                  ("blank", "not seen", missing))  # fmt: skip

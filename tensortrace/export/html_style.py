@@ -77,8 +77,8 @@ svg { display: block; width: 100%; }
 .curve .hole { stroke: var(--page); stroke-width: 3; stroke-linecap: round; }
 .over rect { fill: transparent; } .over rect:hover { fill: var(--ink); fill-opacity: .09; }
 .map { margin-bottom: .6rem; } .map > summary { font-weight: 600; }
-.map .labels { font-size: calc(var(--row) * .8); line-height: var(--row); overflow: hidden;
-  padding-right: .5rem; }
+.map .labels { font-size: min(calc(var(--row) * .8), .8rem); line-height: var(--row);
+  overflow: hidden; padding-right: .5rem; }
 .map .labels span { display: block; height: var(--row); overflow: hidden; white-space: pre;
   text-overflow: ellipsis; }
 .map .labels span.broken { color: var(--bad); font-weight: 600; }

@@ -175,6 +175,19 @@ def test_a_curve_over_a_wide_range_above_zero_has_a_log_scale(
     assert not re.search(r"\b(nan|inf)\b", source.split("<body>")[1])
 
 
+def test_ticks_are_round_numbers_that_differ() -> None:
+    for losses, ticks in (
+        ((0.37, 2.6), ["1", "2"]), ((3.6, 4.3), ["3.6", "3.8", "4", "4.2"]),
+        ((1000.1, 1000.3), ["1000.1", "1000.2", "1000.3"]),
+        ((2e-9, 3e3), ["1e-8", "1e-5", "0.01", "10"]),
+    ):  # fmt: skip
+        page = page_of(*(make_step(i, loss=loss) for i, loss in enumerate(losses)))
+        panel = page.split('class="ticks">')[1].split("</div>")[0]
+        assert re.findall(r">([^<>]+)</span>", panel)[-len(ticks) :] == ticks
+    broken = page_of(*(make_step(i, loss="NaN") for i in range(2)))
+    assert 'class="ticks"></div>' in broken
+
+
 def test_a_run_without_numbers_says_so() -> None:
     empty = page_of()
     assert "The log holds no such step." in empty
@@ -216,6 +229,15 @@ def test_a_cell_that_is_not_finite_is_marked_by_more_than_colour() -> None:
     assert 'class="bad" d="M1 1h1"' in source
     assert 'class="thin" d="M1 1h1"' in source
     assert "m1: 1 in step 0, not finite from step 1" in Page(source).values
+
+
+def test_the_end_of_a_long_path_stays() -> None:
+    paths = ["encoder.layers.11.self_attn.out_proj", "a" * 40, "decoder.norm"]
+    table = ModuleColumns(path=paths, grad_rms=[1.0] * 3, flags=[""] * 3)
+    told = Page(page_of(Step(step=0, seq=1, modules=table))).text()
+    assert "…self_attn.out_proj" not in told
+    assert "…out_proj" in told
+    assert f"…{'a' * 18}decoder.norm" in told
 
 
 def test_more_modules_than_rows_share_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,6 +310,17 @@ def test_lines_of_a_comprehension_stand_in_the_function_around_it() -> None:
     assert list(line.variables) == ["n"]
 
 
+@pytest.mark.parametrize("name", ["<listcomp>", "train_step.<locals>.<lambda>.<locals>.<lambda>"])
+def test_a_function_known_only_by_its_comprehension_has_its_text(name: str) -> None:
+    whole = make_sources()[0]
+    source = Source(step=0, file=FILE, name=name, first_line=whole.first_line, text=whole.text)
+    records = [make_line(0, at(15)), make_line(1, Location(FILE, 16, name))]
+    (found,) = listing(source, *records).functions
+    assert (found.name, found.code(15), sorted(found.lines)) == (
+        "train_step", "    logits = model(ids)", [15, 16],
+    )  # fmt: skip
+
+
 def test_a_nested_function_is_a_listing_of_its_own() -> None:
     outer = Source(
         step=0, file=FILE, name="f", first_line=1, text="def f():\n  def g():\n    pass\n"
