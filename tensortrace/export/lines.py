@@ -17,13 +17,16 @@ from tensortrace.errors import UsageError
 from tensortrace.export.contents import read_to_the_end
 from tensortrace.export.lines_reader import FunctionFlow, LineFlow, Reader
 from tensortrace.records import Source, Step
-from tensortrace.text import escape, shorten
+from tensortrace.text import LONGEST_NAME, escape, shorten
 
 if TYPE_CHECKING:
     from tensortrace.run import Run
 
-# Code of these has no text of its own: its lines stand in the function around it.
-_NAMELESS = re.compile(r"<(lambda|listcomp|setcomp|dictcomp|genexpr)>$")
+# Code of these has no text of its own: its lines stand in the function around it. Python 3.10 does
+# not say which that is.
+_NAMELESS = re.compile(r"(\.?(<locals>\.)?<(lambda|listcomp|setcomp|dictcomp|genexpr)>)+$")
+_DEFINED = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)", re.M)
+Span = tuple[int, int, Source]
 _KINDS = ("line", "call", "action", "optimizer", "finding", "step")
 
 
@@ -89,14 +92,14 @@ def _with_sources(
     functions: Iterable[FunctionFlow], sources: Sequence[Source]
 ) -> list[FunctionFlow]:
     """Give each function its text; lines of a lambda or comprehension go to the one around it."""
-    by_file: dict[str, list[Source]] = {}
-    for one in sources:
-        by_file.setdefault(one.file, []).append(one)
+    by_file: dict[str, list[Span]] = {}
+    for span in spans_of(sources):
+        by_file.setdefault(span[2].file, []).append(span)
     found: dict[tuple[str, str, int], FunctionFlow] = {}
     for function in functions:
         for number, line in sorted(function.lines.items()):
             source = source_of(function.name, number, by_file.get(function.file, []))
-            name = source.name if source is not None else function.name
+            name = function_name(source.name if source is not None else function.name, source)
             key = function.file, name, -1 if source is None else source.first_line
             whole = found.setdefault(key, FunctionFlow(function.file, name, source))
             own = name == function.name
@@ -108,14 +111,44 @@ def _with_sources(
     return list(found.values())
 
 
-def source_of(name: str, number: int, sources: Sequence[Source]) -> Source | None:
-    """The innermost stored text that holds a line: of that name, or around what has none."""
-    holding = [s for s in sources if s.first_line <= number <= s.first_line + s.text.count("\n")]
-    if _NAMELESS.search(name):
-        holding = [s for s in holding if not _NAMELESS.search(s.name)]
-    else:
-        holding = [s for s in holding if s.name == name]
-    return max(holding, key=lambda s: s.first_line, default=None)
+def spans_of(sources: Iterable[Source]) -> list[Span]:
+    """The first and last line of each stored text, for `source_of`."""
+    return [(s.first_line, s.first_line + s.text.count("\n"), s) for s in sources]
+
+
+def source_of(name: str, number: int, spans: Iterable[Span]) -> Source | None:
+    """The stored text of a function that holds a line of it.
+
+    Args:
+        name: of the function; a lambda or comprehension is found in the function around it.
+        number: of the line.
+        spans: the stored texts of its file.
+    """
+    holding = [source for first, last, source in spans if first <= number <= last]
+    wanted = _around(name)
+    if not wanted:
+        named = [s for s in holding if _around(s.name) == s.name]
+        return max(named or holding, key=lambda s: s.first_line, default=None)
+    exact = [s for s in holding if s.name == wanted]
+    if exact:
+        return max(exact, key=lambda s: s.first_line)
+    # The function itself may be known only as the text around a comprehension: the larger one.
+    near = [s for s in holding if function_name(s.name, s) == wanted]
+    return min(near, key=lambda s: s.first_line, default=None)
+
+
+def function_name(name: str, source: Source | None) -> str:
+    """Name a function as its `def` does, for code within it that has no name of its own."""
+    around = _around(name)
+    if around or source is None:
+        return around or name
+    begins = _DEFINED.search(source.text)
+    return begins[1] if begins else name
+
+
+def _around(name: str) -> str:
+    """The function around what has no name; empty if it is not said."""
+    return name if len(name) > LONGEST_NAME else _NAMELESS.sub("", name)
 
 
 def _chosen(functions: Sequence[FunctionFlow], name: str) -> list[FunctionFlow]:

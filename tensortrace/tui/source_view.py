@@ -13,7 +13,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.worker import get_current_worker
 
-from tensortrace.export.lines import source_of
+from tensortrace.export.lines import source_of, spans_of
 from tensortrace.records import Finding, Record
 from tensortrace.tui.bindings import bindings_of
 from tensortrace.tui.executed import Executed, as_json, read_executed
@@ -138,7 +138,7 @@ class SourceView(View):
         line = executed.lines[at]
         place = line.location
         stored = [source for source in viewer.log_.sources if source.file == place.file]
-        source = source_of(place.function, place.line, stored)
+        source = source_of(place.function, place.line, spans_of(stored))
         self.function = function = function_at(executed, at, source)
         found = [f for f in viewer.found if f.step == viewer.number]
         self.told = told = beside_lines(executed, at, found)

@@ -217,7 +217,7 @@ async def test_escape_leaves_the_variables_then_the_view(tmp_path: Path) -> None
         assert app.shown == "step"
 
 
-@pytest.mark.parametrize("size", [(20, 8), NARROW, WIDE], ids=str)
+@pytest.mark.parametrize("size", [(20, 8), WIDE], ids=str)
 @pytest.mark.parametrize("records", [make_listed(), make_plain()], ids=["lines", "calls"])
 async def test_every_size_can_be_drawn_and_changed(
     tmp_path: Path, size: tuple[int, int], records: list[Record]
