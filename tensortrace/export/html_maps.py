@@ -26,7 +26,7 @@ from tensortrace.text import escape, number_text
 MOST_ROWS = 120
 LEVELS = len(SCALE)
 # Characters that fit beside a map on a phone.
-LONGEST_LABEL = 18
+LONGEST_LABEL = 14
 # A title that lists what a row holds stays short.
 LISTED = 12
 # So many findings are marked on a map.
