@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from tensortrace import export
 from tensortrace.errors import UsageError
 from tensortrace.export.contents import Contents, Found, gather, logged
 from tensortrace.text import escape
@@ -60,9 +61,8 @@ class Exporter:
 def all_exporters() -> list[Exporter]:
     """List every exporter in this folder, by suffix."""
     found: list[Exporter] = []
-    package = __name__.rpartition(".")[0]
-    for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        module = importlib.import_module(f"{package}.{info.name}")
+    for info in pkgutil.iter_modules(export.__path__):
+        module = importlib.import_module(f"{export.__name__}.{info.name}")
         found += [value for value in vars(module).values() if isinstance(value, Exporter)]
     return sorted(found, key=lambda one: one.suffix)
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tensortrace.errors import UsageError
-from tensortrace.export.flows import Flow, bad_text, flow_text, grouped
+from tensortrace.export.flows import Flow, FunctionFlow, bad_text, flow_text, grouped
 from tensortrace.export.lines import Listing, gather_lines
 from tensortrace.export.lines_json import render_lines_json
-from tensortrace.export.lines_reader import MOST_LINES, MOST_NAMES, FunctionFlow
+from tensortrace.export.lines_reader import MOST_LINES, MOST_NAMES
 from tensortrace.export.lines_text import render_lines
 from tensortrace.records import Action, Location, Record, Source, Step, Variable
 from tensortrace.run import open_run

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import pytest
 
-from tensortrace import cli
+from tensortrace import cli, export
 from tensortrace.errors import UsageError
 from tensortrace.export.exporter import Exporter, Wanted, all_exporters, choose
 from tensortrace.export.saving import save
@@ -65,24 +66,14 @@ def test_every_exporter_of_the_folder_is_found_and_made_what_it_says(
 def test_a_new_file_in_the_folder_is_a_new_format(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import tensortrace.export
-
     file = tmp_path / "tsv.py"
     file.write_text(
         "from tensortrace.export.exporter import Exporter\n"
         "EXPORTER = Exporter('.tsv', 'tabs', lambda runs, wanted, out: None, ('rank',))\n"
     )
-    listed = tensortrace.export.__path__
-    monkeypatch.setattr("pkgutil.iter_modules", _with(file))
-    monkeypatch.setattr(tensortrace.export, "__path__", [*listed, str(tmp_path)])
+    monkeypatch.setattr(export, "__path__", [*export.__path__, str(tmp_path)])
     assert choose("x.tsv").summary == "tabs"
-
-
-def _with(file: Path) -> Callable[[Sequence[str]], list[object]]:
-    import pkgutil
-
-    real = pkgutil.iter_modules
-    return lambda path: [*real(path), *real([str(file.parent)])]
+    monkeypatch.delitem(sys.modules, "tensortrace.export.tsv")
 
 
 @pytest.mark.parametrize(
