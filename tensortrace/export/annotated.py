@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tensortrace.errors import UsageError
-from tensortrace.export.flows import bad_text, grouped
+from tensortrace.export.flows import FunctionFlow, LineFlow, bad_text, grouped
 from tensortrace.export.lines import Listing, range_text
-from tensortrace.export.lines_reader import FunctionFlow, LineFlow
 from tensortrace.records import Source
 from tensortrace.text import escape, shorten
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from tensortrace.errors import UsageError
 from tensortrace.export.contents import read_to_the_end
-from tensortrace.export.lines_reader import FunctionFlow, LineFlow, Reader
+from tensortrace.export.flows import DEFINED, FunctionFlow, LineFlow
+from tensortrace.export.lines_reader import Reader
 from tensortrace.records import Source, Step
 from tensortrace.text import LONGEST_NAME, escape, shorten
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 # Code of these has no text of its own: its lines stand in the function around it. Python 3.10 does
 # not say which that is.
 _NAMELESS = re.compile(r"(\.?(<locals>\.)?<(lambda|listcomp|setcomp|dictcomp|genexpr)>)+$")
-_DEFINED = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)", re.M)
 Span = tuple[int, int, Source]
 _KINDS = ("line", "call", "action", "optimizer", "finding", "step")
 
@@ -142,7 +142,7 @@ def function_name(name: str, source: Source | None) -> str:
     around = _around(name)
     if around or source is None:
         return around or name
-    begins = _DEFINED.search(source.text)
+    begins = DEFINED.search(source.text)
     return begins[1] if begins else name
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tensortrace.export.flows import LISTED, Flow
+from tensortrace.export.flows import LISTED, Flow, FunctionFlow, LineFlow
 from tensortrace.export.lines import Listing
-from tensortrace.export.lines_reader import FunctionFlow, LineFlow
 
 
 def render_lines_json(listing: Listing) -> str:

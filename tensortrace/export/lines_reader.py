@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from tensortrace.export.contents import shown_path
-from tensortrace.export.flows import Flow
+from tensortrace.export.flows import Flow, FunctionFlow, LineFlow
 from tensortrace.records import (
     Action,
     Call,
@@ -17,8 +16,6 @@ from tensortrace.records import (
     Module,
     Optimizer,
     Record,
-    Severity,
-    Source,
     Tensor,
     Variable,
     from_scalar,
@@ -29,112 +26,6 @@ from tensortrace.text import LONGEST_NAME, number_text, shorten
 MOST_NAMES, MOST_LINES, MOST_TENSORS = 64, 20_000, 100_000
 # Where an object lies in memory is no news.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-
-
-@dataclass(slots=True)
-class LineFlow:
-    """One source line over all steps that were read.
-
-    Attributes:
-        executions: how often it ran; of a log without line records, how many calls it made.
-        recorded: how many of those are in the log, with their time.
-        entered: how often a function, a block or a step within one began here.
-        host_ns: the time of those that are.
-        variables: what it changed or returned, by name; `calls` is what the calls that it made gave
-            back, by module path or op; `unnamed` counts names beyond the first 64 of each.
-        flags: "nonfinite" and "broadcast" with the first step that had it.
-        gradient: "nan" and "inf" with the first step in which a gradient here was so.
-        raised: exceptions that passed through the line, with their number.
-        findings: those at this line, by code in order of first sight, with their number.
-    """
-
-    number: int
-    executions: int = 0
-    recorded: int = 0
-    entered: int = 0
-    host_ns: int = 0
-    variables: dict[str, Flow] = field(default_factory=dict)
-    calls: dict[str, Flow] = field(default_factory=dict)
-    unnamed: int = 0
-    flags: dict[str, int] = field(default_factory=dict)
-    gradient: dict[str, int] = field(default_factory=dict)
-    raised: dict[str, int] = field(default_factory=dict)
-    findings: dict[str, tuple[Finding, int]] = field(default_factory=dict)
-    code: str | None = None
-
-    def join(self, other: LineFlow, *, counting: bool) -> None:
-        """Take in what was seen of the same line in other code, its executions if `counting`."""
-        if counting:
-            self.executions += other.executions
-            self.recorded += other.recorded
-            self.entered += other.entered
-            self.host_ns += other.host_ns
-        self.variables = {**other.variables, **self.variables}
-        self.calls = {**other.calls, **self.calls}
-        self.unnamed += other.unnamed
-        self.flags = {**other.flags, **self.flags}
-        self.gradient = {**other.gradient, **self.gradient}
-        self.raised = {**other.raised, **self.raised}
-        self.findings = {**other.findings, **self.findings}
-        self.code = self.code or other.code
-
-    @property
-    def time_ns(self) -> int:
-        """The time of all executions, estimated where not all were recorded."""
-        if not self.recorded or self.recorded >= self.executions:
-            return self.host_ns
-        return self.host_ns * self.executions // self.recorded
-
-    @property
-    def flows(self) -> list[Flow]:
-        """What to tell: the variables, or where none of them holds a tensor what calls made."""
-        variables = list(self.variables.values())
-        if any(flow.kinds for flow in variables):
-            return variables
-        return [*self.calls.values(), *variables]
-
-    @property
-    def severity(self) -> Severity | None:
-        """The worst severity of its findings."""
-        found = {finding.severity for finding, _ in self.findings.values()}
-        order: tuple[Severity, ...] = ("error", "warning", "note")
-        return next((severity for severity in order if severity in found), None)
-
-
-@dataclass(slots=True)
-class FunctionFlow:
-    """A function of the user's: its lines by number, and its text where the log has it."""
-
-    file: str
-    name: str
-    source: Source | None = None
-    lines: dict[int, LineFlow] = field(default_factory=dict)
-
-    @property
-    def entered(self) -> int:
-        """How often it was called. What runs in a block or over several steps is met elsewhere."""
-        first = self.lines.get(self.first_line) if self.source else None
-        return first.entered if first else 0
-
-    @property
-    def first_line(self) -> int:
-        """Where it begins, as far as is known."""
-        return self.source.first_line if self.source else min(self.lines, default=0)
-
-    @property
-    def time_ns(self) -> int:
-        """The time of all its lines."""
-        return sum(line.time_ns for line in self.lines.values())
-
-    def code(self, number: int) -> str | None:
-        """The text of a line; None where the log does not have it."""
-        if self.source is not None:
-            text = self.source.text.split("\n")
-            at = number - self.source.first_line
-            if 0 <= at < len(text):
-                return text[at]
-        line = self.lines.get(number)
-        return line.code if line else None
 
 
 class Reader:

@@ -15,9 +15,8 @@ from rich.color import ColorSystem
 from rich.style import Style
 
 from tensortrace.export.finding_words import place_text
-from tensortrace.export.flows import bad_text, grouped
+from tensortrace.export.flows import FunctionFlow, LineFlow, bad_text, grouped
 from tensortrace.export.lines import Listing, range_text
-from tensortrace.export.lines_reader import FunctionFlow, LineFlow
 from tensortrace.records import Finding, Location, Severity
 from tensortrace.text import escape, shorten
 

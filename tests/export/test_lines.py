@@ -139,6 +139,15 @@ def test_the_listing_of_the_canonical_run() -> None:
 # -- what is counted
 
 
+@pytest.mark.parametrize("line", [14, 15])
+def test_a_function_is_called_at_its_decorator_or_its_def(line: int) -> None:
+    source = Source(step=0, file=FILE, name="train_step", first_line=14,
+                    text="@trace\ndef train_step():\n    x = 1\n    y = 2\n")  # fmt: skip
+    # A step that begins within the function is no call of it.
+    records = [make_line(0, at(line), what="call"), make_line(1, at(16), what="call")]
+    assert function(listing(source, *records), "train_step").entered == 1
+
+
 def test_executions_include_those_that_were_passed_over_and_their_time_is_estimated() -> None:
     line = function(listing(*make_listed()), "Net.forward").lines[8]
     # Two records a step, the second of which passed over two: 4 executions, 2 ms measured.
