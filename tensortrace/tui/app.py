@@ -283,7 +283,7 @@ class Viewer(Opener):
 
     def action_help(self) -> None:
         """Show all keys."""
-        self.push_screen(Help())
+        self.push_screen(Help(self.shown))
 
     # ---- what the panes tell
 

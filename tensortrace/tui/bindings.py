@@ -131,13 +131,18 @@ def in_view(action: str, view: str) -> bool:
     return not held or any(not views or view in views for views in held)
 
 
-def help_lines() -> list[tuple[str, str]]:
-    """List the keys for a person: ``(keys, what they do)``, groups as ``(name, "")``."""
+def help_lines(view: str = "step") -> list[tuple[str, str]]:
+    """List the keys for a person: ``(keys, what they do)``, headings as ``(text, "")``.
+
+    Those of the view that is shown come first, by group; then what only the others have.
+    """
     lines: list[tuple[str, str]] = []
-    group = ""
-    for key in KEYS:
-        if key.group != group:
-            group = key.group
-            lines.append((group, ""))
-        lines.append((key.shown, key.help))
+    here = [key for key in KEYS if not key.views or view in key.views]
+    for group in dict.fromkeys(key.group for key in here):
+        lines.append((group, ""))
+        lines += [(key.shown, key.help) for key in here if key.group == group]
+    elsewhere = [key for key in KEYS if key not in here]
+    for views in dict.fromkeys(key.views for key in elsewhere):
+        lines.append((f"Only in {', '.join(views)}", ""))
+        lines += [(key.shown, key.help) for key in elsewhere if key.views == views]
     return lines

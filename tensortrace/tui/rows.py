@@ -39,7 +39,7 @@ KEPT_ROWS = 4000
 LARGE = 2000
 # Bounds on looking for a section, a place or a root, so that no step takes long.
 LOOK_BACK, LOOK_AROUND, DEEPEST, NEAR = 50, 600, 200, 24
-_SEQ = re.compile(rb'"seq":(\d{1,18})')
+_SEQ = re.compile(rb'"seq":\s*(\d{1,18})')
 Lookup = Callable[[int | None], Tensor | None]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -217,6 +217,8 @@ class StepRows(Sequence[Row]):
 
     def owner(self, at: int) -> int | None:
         """The row of the call that a row is inside of, None if it is inside none."""
+        if not 0 <= at < len(self):
+            return None
         slot, row = self.slot(at), self[at]
         owner = int(self.folds.owner[slot]) if self.folds and slot < len(self._lines) else -1
         if owner < 0:
@@ -293,10 +295,10 @@ class StepRows(Sequence[Row]):
         call = row.record
         if not isinstance(call, Call) or call.seq in self._backward:
             return
-        wanted = {b'"forward":%d,' % call.seq}
+        wanted = {rb'"forward":\s*%d\b' % call.seq}
         for _, number in (*call.inputs, *call.outputs):
             if number not in self._tensors:
-                wanted.add(b'"id":%d,' % number)
+                wanted.add(rb'"id":\s*%d\b' % number)
         pattern = re.compile(b"|".join(sorted(wanted)))
         backward: list[Call] = []
         for at, line in enumerate(self._lines):

@@ -25,13 +25,13 @@ SIGNS = (
 )
 
 
-def help_text() -> Content:
-    """Write the help page from the table of keys."""
+def help_text(view: str = "step") -> Content:
+    """Write the help page from the table of keys, those of a view first."""
     parts: list[Content | str | tuple[str, str]] = []
-    for shown, told in help_lines():
-        parts.append((f"{shown}\n", "bold") if not told else f"  {shown:<14}{told}\n")
+    for shown, told in help_lines(view):
+        parts.append((f"{shown}\n", "bold") if not told else f"  {shown:<18}{told}\n")
     parts.append(("Signs\n", "bold"))
-    parts += [f"  {sign:<14}{told}\n" for sign, told in SIGNS]
+    parts += [f"  {sign:<18}{told}\n" for sign, told in SIGNS]
     parts.append(
         "\nThe viewer only reads the log: no network, no pickle, no file of yours is opened."
     )
@@ -47,11 +47,15 @@ class Help(ModalScreen[None]):
         Binding("k,b", "turn(-1)", "Up", show=False),
     ]
 
+    def __init__(self, view: str = "step") -> None:
+        super().__init__()
+        self.view = view
+
     def compose(self) -> ComposeResult:
         """One scrolling page."""
         with VerticalScroll(id="help") as page:
-            page.border_title = Content("Keys")
-            yield Static(help_text())
+            page.border_title = Content(f"Keys in {self.view}: j and k scroll, esc closes")
+            yield Static(help_text(self.view))
 
     def action_turn(self, pages: int) -> None:
         """Scroll where the screen is too small for the page."""

@@ -54,7 +54,7 @@ class SpanView(View):
         self.here, self.wide = 0, 1
         self.held: Gathered | None = None
         # How much of the asked steps was read, up to which step, and of which run.
-        self.part, self.read_to, self.run = 1.0, -1, ""
+        self.part, self.read_to, self.run = 1.0, -1, ("", 0)
         # The place in the run that was shown last.
         self.place: tuple[int, int | None] | None = None
 
@@ -112,7 +112,7 @@ class SpanView(View):
     def read(self, span: Span, last: int) -> None:
         """Read the step lines of a span in a thread, or those that came since it was read."""
         log = self.viewer.log_
-        first, run = log.first_step(), log.header.run_id
+        first, run = log.first_step(), (log.header.run_id, log.header.rank)
         if self.held is None or (self.held.span, self.run) != (span, run) or last < self.read_to:
             self.held, self.run = self.gather(span), run
             blocks = reading_order(span, first, last, self.here)

@@ -71,6 +71,18 @@ class Switcher(Walker):
         super().return_to(stop)
         self.show_view(stop.view)
 
+    def take_findings(self) -> None:
+        """Show what was found in the view too."""
+        super().take_findings()
+        if self.view is not None:
+            self.want_detail()
+
+    def grow(self) -> None:
+        """Show what came in the view too."""
+        super().grow()
+        if self.view is not None:
+            self.want_detail()
+
     # ---- the table of the step
 
     def action_columns(self) -> None:
@@ -91,7 +103,8 @@ class Switcher(Walker):
         """Draw the first line and the timeline; read the trends of the rows where they are new."""
         super().draw_top()
         first, last = self.log_.first_step(), self.log_.last_step()
-        key = self.log_.header.run_id, first, last // max(1, trend_span(first, last).per)
+        header = self.log_.header
+        key = f"{header.run_id} {header.rank}", first, last // max(1, trend_span(first, last).per)
         if key != self.trends_of:
             self.trends_of = key
             self.run_worker(self.read_trends, thread=True, exclusive=True, group="trends")

@@ -243,6 +243,8 @@ class Walker(Reader):
         rows = [(finding.step, link.seq) for link in finding.chain]
         seq = self.row.seq if self.row is not None else None
         at = next((i for i, row in enumerate(rows) if row == (self.number, seq)), 0)
+        # At the finding itself one wants the first cause, on the way there one stays.
+        at = 0 if at == len(rows) - 1 else at
         self.ask_which(
             f"Causes of {finding.code} in step {finding.step}, in order", lines, rows, at
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from tensortrace.log import encode
 from tensortrace.records import Call, End, Step
 from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.bindings import KEYS
+from tensortrace.tui.views import NAMES
 from tests.builders import write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_log, make_open_run, records
 from tests.tui.screen import settle, text_of
@@ -195,10 +198,11 @@ async def test_y_copies_the_record_as_a_line_of_the_log(opened: Any) -> None:
 
 
 async def test_help_lists_every_key_and_closes(opened: Any) -> None:
-    async with opened(size=(100, 60)) as (app, pilot):
+    async with opened(size=(100, 200)) as (app, pilot):
         await pilot.press("question_mark")
         text = text_of(app)
         assert all(key.shown in text and key.help in text for key in KEYS)
+        assert "Only in timeline, layers" in text
         await pilot.press("q")
         assert len(app.screen_stack) == 1
         await pilot.press("f1", "escape")
@@ -289,17 +293,56 @@ async def test_a_header_alone_is_a_screen_without_steps(tmp_path: Path) -> None:
         assert "No step yet" in text_of(app)
 
 
+async def press_every_key(app: Viewer, pilot: Pilot[Any], view: str) -> None:
+    for key in KEYS:
+        in_it = not key.views or view in key.views
+        if in_it and key.action != "quit" and not key.action.startswith("view("):
+            app.show_view(view)
+            await pilot.press(key.keys.split(",")[0])
+            while len(app.screen_stack) > 1 or isinstance(app.focused, Input):
+                await pilot.press("escape")
+    await settle(app, pilot)
+    assert app.return_code in (None, 0)
+    assert app.is_running
+
+
 @pytest.mark.parametrize("size", [(40, 10), (80, 24), (120, 40), (200, 60), (10, 3)])
 async def test_every_key_works_at_every_size(opened: Any, size: tuple[int, int]) -> None:
     async with opened(size=size) as (app, pilot):
-        for key in KEYS:
-            if key.action not in ("quit", "command_palette"):
-                name = key.keys.split(",")[0]
-                await pilot.press(name)
-                if name in ("colon", "slash", "question_mark"):
-                    await pilot.press("escape")
+        await press_every_key(app, pilot, "step")
+
+
+@pytest.mark.parametrize("size", [(10, 3), (80, 24)])
+@pytest.mark.parametrize("view", NAMES[1:])
+async def test_every_key_works_in_every_view(opened: Any, view: str, size: tuple[int, int]) -> None:
+    async with opened(size=size) as (app, pilot):
+        await press_every_key(app, pilot, view)
+
+
+@pytest.mark.parametrize("view", range(2, len(NAMES) + 1))
+async def test_every_view_opens_on_a_header_alone(tmp_path: Path, view: int) -> None:
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", [])))
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
         await settle(app, pilot)
-        assert app.return_code in (None, 0)
+        await pilot.press(str(view))
+        await settle(app, pilot)
+        await pilot.press("j", "l", "plus", "minus", "enter", "y", "escape")
+        await settle(app, pilot)
+        assert app.is_running
+
+
+async def test_the_keys_of_the_readme_lead_from_the_alert_to_the_cause(opened: Any) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    sentence = re.search(r"Three keys lead from an alert to its cause: (.*?\.)\n", readme, re.S)
+    assert sentence
+    keys = re.findall(r"`(\w+)`", sentence[1])
+    assert len(keys) == 3
+    async with opened(step=4) as (app, pilot):
+        for key in keys:
+            await pilot.press(key)
+            await settle(app, pilot)
+        assert (app.number, app.row.seq, app.row.record.op) == (BAD_STEP, 9, "softmax")
+        assert "12" in text_of(app)
 
 
 async def test_resizing_keeps_the_place(opened: Any) -> None:

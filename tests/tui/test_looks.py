@@ -13,6 +13,7 @@ from tensortrace.tui.theme import ASCII, UNICODE, Glyphs
 from tests.tui.nets import make_op_run
 from tests.tui.samples import make_open_run
 from tests.tui.screen import settle
+from tests.tui.test_layers_view import make_layered_run
 
 LOOKS: dict[str, tuple[tuple[int, int], Glyphs, list[str]]] = {
     "narrow": ((80, 24), UNICODE, []),
@@ -35,6 +36,28 @@ async def look_at(app: Viewer, pilot: Pilot[Any], keys: list[str]) -> None:
 def test_the_screen_looks_as_it_did(snap_compare: Any, tmp_path: Path, look: str) -> None:
     size, glyphs, keys = LOOKS[look]
     app = Viewer(make_open_run(tmp_path), glyphs=glyphs)
+
+    async def ready(pilot: Pilot[Any]) -> None:
+        await look_at(app, pilot, keys)
+
+    assert snap_compare(app, terminal_size=size, run_before=ready)
+
+
+VIEWS: dict[str, tuple[tuple[int, int], Glyphs, list[str]]] = {
+    "timeline": ((80, 24), UNICODE, ["2"]),
+    "layers": ((80, 24), UNICODE, ["3", "j", "l"]),
+    "tensor": ((120, 40), UNICODE, ["4"]),
+    "flow": ((120, 40), UNICODE, ["5"]),
+    "findings": ((120, 40), UNICODE, ["7"]),
+    "ascii": ((80, 24), ASCII, ["3"]),
+}
+
+
+@pytest.mark.parametrize("look", VIEWS)
+def test_the_views_look_as_they_did(snap_compare: Any, tmp_path: Path, look: str) -> None:
+    size, glyphs, keys = VIEWS[look]
+    make = make_layered_run if look in ("layers", "ascii") else make_open_run
+    app = Viewer(make(tmp_path), glyphs=glyphs)
 
     async def ready(pilot: Pilot[Any]) -> None:
         await look_at(app, pilot, keys)
