@@ -68,7 +68,8 @@ def place(tensor: torch.Tensor) -> Place | None:
     if known is None or not is_dense_cpu(tensor):
         return None
     n = tensor.numel()
-    if not n or not is_packed(tensor):
+    # Asked here first: a call less for nearly every traced tensor.
+    if not n or not (tensor.is_contiguous() or is_packed(tensor)):
         return None
     item, code = known
     # What it is packed into is as long as what it holds.

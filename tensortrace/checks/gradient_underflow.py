@@ -44,9 +44,9 @@ def gradient_underflow(
                 digits; `near`: 16 numbers are left between 0 and there, which is where a range of
                 exponents ends (measured on tests/healthy, with a scale of 4096 and more: rms 0.06
                 and more while it learns, and no element below)
-    Fix:        scaler = torch.amp.GradScaler(); scaler.scale(loss).backward(); scaler.step(
-                optimizer); scaler.update(). Or bfloat16, whose range is that of float32. With a
-                scaler: a higher init_scale, and no inf that keeps halving it
+    Fix:        scaler = torch.amp.GradScaler(); scaler.scale(loss).backward();
+                scaler.step(optimizer); scaler.update(). Or bfloat16, whose range is that of
+                float32. With a scaler: a higher init_scale, and no inf that keeps halving it
     Misses:     what is lost in a gradient most of which is large; which zeros were lost, and which
                 are those of a ReLU or a mask; bfloat16 and float32, which reach down to 1e-38
     Example:    with torch.autocast("cuda", dtype=torch.float16):
