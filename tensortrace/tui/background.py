@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 from textual.worker import Worker, get_current_worker
 
 from tensortrace.errors import LogError
 from tensortrace.log import CHUNK
-from tensortrace.records import Finding, Module, Step
+from tensortrace.records import Finding, Module, ModuleColumns, Step
 from tensortrace.run import Ranks, Run, start_run
 from tensortrace.tui import findings, search
 from tensortrace.tui.frame import Frame
@@ -23,6 +24,13 @@ TELL_EVERY_S = 0.1
 # a lock that is released and taken again at once is not handed to the thread that waits.
 BREATHE_S = 0.0005
 SUMMARIES_AT_ONCE = 16
+KEPT_SUMMARIES = 4096
+NO_MODULES = ModuleColumns()
+
+
+def bare(step: Step) -> Step:
+    """A step line without its modules, which the first line and the timeline do not show."""
+    return msgspec.structs.replace(step, modules=NO_MODULES) if step.modules.path else step
 
 
 class Reader(Frame):
@@ -41,6 +49,8 @@ class Reader(Frame):
         self.hit: search.Hit | None = None
         self.hit_row: Row | None = None
         self.searching: Worker[None] | None = None
+        # What share of the log the search has gone through, None without one.
+        self.searched: float | None = None
 
     def start_reading(self) -> None:
         """Read the whole log in a thread and look for growth from time to time."""
@@ -182,6 +192,9 @@ class Reader(Frame):
 
     def draw_top(self) -> None:
         """Draw the first line and the timeline, and read what the timeline lacks."""
+        held = self.summaries.get(self.number)
+        if held is not None:
+            self.summaries[self.number] = bare(held)
         super().draw_top()
         self.want_summaries(self.screen_stack[0].query_one(Timeline).shown)
 
@@ -201,20 +214,33 @@ class Reader(Frame):
             )
 
     def read_summaries(self, blocks: list[int]) -> None:
-        """Read step lines block by block; runs in a thread."""
-        worker = get_current_worker()
+        """Read step lines block by block, of the rank that is shown now; runs in a thread."""
+        worker, log, told = get_current_worker(), self.log_, 0.0
+        asked: set[int] = set()
+        steps: list[Step] = []
         for block in blocks:
             if worker.is_cancelled:
                 return
             numbers = range(block * SUMMARIES_AT_ONCE, (block + 1) * SUMMARIES_AT_ONCE)
-            certain = self.log_.indexed >= 1
-            steps = self.log_.summaries(numbers.start, numbers.stop)
-            self.from_thread(self.take_summaries, numbers if certain else range(0), steps)
+            if log.indexed >= 1:
+                asked.update(numbers)
+            steps += map(bare, log.summaries(numbers.start, numbers.stop))
+            if time.monotonic() - told > TELL_EVERY_S:  # the nearest ones at once
+                told = time.monotonic()
+                self.from_thread(self.take_summaries, log, asked, steps)
+                asked, steps = set(), []
+        self.from_thread(self.take_summaries, log, asked, steps)
 
-    def take_summaries(self, numbers: range, steps: list[Step]) -> None:
+    def take_summaries(self, log: Run, asked: set[int], steps: list[Step]) -> None:
         """Draw step lines that came; those that the log surely lacks are not asked for again."""
+        if log is not self.log_:
+            return
         self.summaries.update((step.step, step) for step in steps)
-        self.absent |= {n for n in numbers if n not in self.summaries}
+        self.absent |= {n for n in asked if n not in self.summaries}
+        if len(self.summaries) > KEPT_SUMMARIES:
+            near = sorted(self.summaries, key=lambda n: abs(n - self.number))
+            for number in near[KEPT_SUMMARIES // 2 :]:
+                del self.summaries[number]
         self.draw_top()
 
     # ---- search
@@ -238,8 +264,18 @@ class Reader(Frame):
         around = [(line_end, stop), (0, line_end)]
         if direction < 0:
             around = [(0, here), (here, stop)]
+        told, done = time.monotonic(), 0
+
+        def cancelled() -> bool:  # asked once in each megabyte
+            nonlocal told, done
+            done += CHUNK
+            if time.monotonic() - told > TELL_EVERY_S:
+                told = time.monotonic()
+                self.from_thread(self.take_progress, worker, min(done / max(stop, 1), 0.99))
+            return worker.is_cancelled
+
         for wrapped, (low, high) in enumerate(around):
-            hit = look(file, term, low, high, lambda: worker.is_cancelled)
+            hit = look(file, term, low, high, cancelled)
             if worker.is_cancelled:
                 return
             if hit is not None:
@@ -247,12 +283,28 @@ class Reader(Frame):
                 return
         self.from_thread(self.take_hit, None, False)
 
+    def take_progress(self, worker: Worker[None], done: float) -> None:
+        """Say how far a search has come."""
+        if worker is self.searching:
+            self.searched = done
+            super().draw_top()
+
+    @property
+    def state(self) -> tuple[str, str]:
+        """How the run stands, or how much was searched or unpacked."""
+        if self.searched is not None:
+            return f"searched {self.searched:.0%}", "bar-live"
+        if self.log_.unpacked < 1:
+            share = self.log_.unpacked
+            return (f"unpacked {share:.0%}" if share else "reading"), "bar-live"
+        return super().state
+
     def remember(self) -> None:
         """Keep the place for the way back; the walker knows how."""
 
     def take_hit(self, hit: search.Hit | None, wrapped: bool) -> None:
         """Go to what was found."""
-        self.searching = None
+        self.searching = self.searched = None
         self.hit = hit
         if hit is None:
             self.tell(f"{self.term}: nowhere in this log", "warning")
@@ -272,8 +324,9 @@ class Reader(Frame):
 
     def cancel_search(self) -> bool:
         """Give up a search; False if there was none."""
-        running, self.searching = self.searching, None
+        running, self.searching, self.searched = self.searching, None, None
         if running is None:
             return False
         running.cancel()
+        super().draw_top()
         return True
