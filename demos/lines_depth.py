@@ -1,9 +1,9 @@
-"""Two frames deep: the lines of the training step, and of the forward that it reaches through torch.
+"""Two frames deep: the lines of a training step, and of the forward that it reaches through torch.
 
-You will see the function's lines and, further in, those of `forward`; the frames of torch in between
-are neither told nor counted. `loss.backward()` makes the first infinity: in the log it is flagged.
+You will see the function's lines and, further in, those of `forward`; the frames of torch between
+them are neither told nor counted. `loss.backward()` makes the first infinity: the log flags it.
 
-Expect: TT102 sqrt step 0
+Expect: TT102 (root) step 0
 """
 
 import sys

@@ -1,7 +1,7 @@
 """A mask of the wrong dtype: the function ends by an exception.
 
-You will see which tensors the line had when it raised, with their dtypes; the exception goes on as it
-would without tracing.
+You will see which tensors the line had when it raised, with their dtypes; the exception goes on
+as it would without tracing.
 
 Expect: TT801 masked_scatter_ step 0
 """

@@ -34,6 +34,7 @@ _EXAMPLES = """examples:
   python -m tests.benchmarks --peers --json all.json  other tools too, where installed
   python -m tests.benchmarks --readme                 twelve pairs each, into the README
   python -m tests.benchmarks --kernel                 the statistics alone, both kernels
+  python -m tests.benchmarks --lines                  source lines, beside the snoopers
   python -m tests.benchmarks --curve docs/cost.svg    by how long a step takes, a picture
 
 Ratios are CPU time, one thread: median and quartiles over pairs of turns. Differences below those
@@ -65,6 +66,12 @@ def main() -> int:
     warnings.simplefilter("ignore")
     if args.kernel:
         return _print_kernels()
+    if args.lines:
+        from tests.benchmarks.lines import print_lines
+
+        print_lines(args.pairs or (3 if args.quick else 12))
+        print(f"CPU time, one thread, {_processor()}")
+        return 0
     pairs = args.pairs or (3 if args.quick else 12)
     if args.curve:
         return _draw_curve(args.curve, pairs)
@@ -94,6 +101,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="*", choices=tuple(_ROWS), default=tuple(_ROWS))
     parser.add_argument("--peers", action="store_true", help="other tools too, where installed")
     parser.add_argument("--no-extra", action="store_true", help="neither memory nor checks")
+    parser.add_argument("--lines", action="store_true", help="source lines, beside the snoopers")
     parser.add_argument("--kernel", action="store_true", help="the statistics alone")
     parser.add_argument("--curve", type=Path, metavar="FILE", help="draw cost by step time: SVG")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
