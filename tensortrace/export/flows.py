@@ -14,6 +14,7 @@ from tensortrace.text import escape, number_text, short_dtype, shorten
 
 # Values of a dim, of a text and kinds of tensors that are told one by one.
 LISTED = 3
+_FLOAT = re.compile(r"-?\d{1,300}\.\d{4,20}(?:e[+-]\d{1,3})?")
 DEFINED = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)", re.M)
 LONGEST_TEXT = 24
 
@@ -216,7 +217,12 @@ def value_text(flow: Flow, arrow: str = "→") -> str:
     if flow.first is None or flow.last is None:
         return ""
     ends = [flow.first] if flow.first == flow.last else [flow.first, flow.last]
-    return arrow.join(escape(shorten(text, LONGEST_TEXT)) for text in ends)
+    return arrow.join(escape(shorten(_rounded(text), LONGEST_TEXT)) for text in ends)
+
+
+def _rounded(text: str) -> str:
+    """Give a float three digits, as tensors of one element have."""
+    return number_text(float(text)) if _FLOAT.fullmatch(text) else text
 
 
 def flow_text(flow: Flow, arrow: str = "→") -> str:

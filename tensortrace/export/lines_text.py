@@ -246,10 +246,12 @@ def _titles(listing: Listing, columns: _Columns) -> str:
 def _line(
     line: LineFlow, code: str, share: _Share, columns: _Columns, look: Look
 ) -> Iterator[list[Piece]]:
-    severity = line.severity
-    bad = any(flow.bad for flow in line.flows) or line.gradient or line.raised
-    sign = SIGNS[severity] if severity else "x" if bad else " "
-    style = severity or ("error" if bad else "")
+    margin = list(_margin(line, share.first_bad))
+    told = {of for _, of in margin}
+    bad = any(flow.bad for flow in line.flows) or "error" in told
+    warned: Severity | None = "warning" if "warning" in told else "note" if "note" in told else None
+    severity: Severity | None = "error" if bad else warned
+    sign, style = (SIGNS[severity], severity) if severity else (" ", "")
     gutter = (f"{sign} {_numbers(line, share.total, columns)}  ", style or "faint")
     blank = (" " * columns.gutter, "")
     pieces = _hanging(code, look.width - columns.gutter)
@@ -264,7 +266,7 @@ def _line(
         yield row
     left = columns.code if columns.beside else indent
     yield from ([blank, (" " * left + "  # ", "faint"), *note] for note in notes)
-    for text, of in _margin(line, share.first_bad):
+    for text, of in margin:
         for i, part in enumerate(_chopped_words(text, look.width - columns.gutter - 4)):
             yield [blank, ("  " * (1 + (i > 0)) + part, of)]
 

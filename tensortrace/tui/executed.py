@@ -69,19 +69,17 @@ class Executed:
         self._histories: dict[tuple[int, int], dict[str, tuple[list[int], list[Variable]]]] = {}
         self._places: list[int] = []
         self._callers: list[int | None] = []
-        stacks: dict[int, list[int]] = {}
+        # By thread, the line that each frame is at, by depth.
+        stacks: dict[int, dict[int, int]] = {}
         for at, line in enumerate(self.lines):
             held = self._frames.setdefault((line.thread, line.frame), [])
             self._places.append(len(held))
             held.append(at)
-            # The line that each frame of this thread is at, outermost first.
-            stack = stacks.setdefault(line.thread, [])
-            depth = max(0, line.depth)
-            del stack[depth:]
-            self._callers.append(stack[-1] if stack and len(stack) == depth else None)
-            while len(stack) < depth:
-                stack.append(stack[-1] if stack else at)
-            stack.append(at)
+            stack = stacks.setdefault(line.thread, {})
+            for depth in [depth for depth in stack if depth >= line.depth]:
+                del stack[depth]
+            self._callers.append(stack.get(line.depth - 1))
+            stack[line.depth] = at
 
     def __len__(self) -> int:
         return len(self.lines)

@@ -98,6 +98,21 @@ def test_a_tensor_of_one_element_shows_its_first_and_last_value() -> None:
     assert flow_text(one, "->") == "[] f32 = 2.5->0.412"
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("4.072051048278809", "4.07"),
+        ("0.5", "0.5"),
+        ("1.5000e+30", "1.5e+30"),
+        ("1" * 30, "11111111111…11111111111"),
+    ],
+)
+def test_a_long_float_is_rounded(said: str, expected: str) -> None:
+    one = Flow("x")
+    one.say(said)
+    assert flow_text(one) == f"= {expected}"
+
+
 def test_what_was_not_finite_is_told_with_its_first_step() -> None:
     one = Flow("x")
     for step, changes in enumerate(({}, {"neginf": 2}, {"nan": 1}, {"nan": 3})):
