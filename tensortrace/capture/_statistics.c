@@ -309,14 +309,13 @@ static Spacing spacing_of(int64_t n, int64_t most, int64_t run) {
     return (Spacing){run, pitch, n / pitch};
 }
 
-/* How many elements of a sample have each exponent field. Four tables in turn: to add to one number
-   again and again would wait for it each time. */
-static void count_fields(const char *from, Spacing s, Dtype dtype, int64_t *fields,
-                         int64_t *zeros) {
+/* How many elements of a sample, fewer than 2^32, have each exponent field; returns how many are 0.
+   Four tables in turn: to add to one number again and again would wait for it each time. */
+static uint32_t count_fields(const char *from, Spacing s, Dtype dtype, uint32_t *fields) {
     uint32_t tables[4][2048];
     const int width = fields_of(dtype), shift = 8 * SIZE[dtype] - width;
     for (int k = 0; k < 4; k++) memset(tables[k], 0, sizeof(uint32_t) << width);
-    int64_t zero = 0;
+    uint32_t zero = 0;
 #define ADD(k, T, SHIFT)                                                                       \
     {                                                                                          \
         T magnitude = (T)(bits[k] << 1);                                                       \
@@ -347,8 +346,8 @@ static void count_fields(const char *from, Spacing s, Dtype dtype, int64_t *fiel
 #undef FOURS
 #undef ADD
     for (int e = 0; e < 1 << width; e++)
-        fields[e] = (int64_t)tables[0][e] + tables[1][e] + tables[2][e] + tables[3][e];
-    *zeros = zero;
+        fields[e] = tables[0][e] + tables[1][e] + tables[2][e] + tables[3][e];
+    return zero;
 }
 
 static int bucket_of(int exponent) {
@@ -366,15 +365,25 @@ static int exponent_of(int field, Dtype dtype) {
     return exponent;
 }
 
-/* Of fewer than 2^32 elements. */
-static void histogram(const Job *job, Spacing spacing, int64_t *buckets) {
-    int64_t fields[2048], zeros;
-    count_fields(job->at, spacing, job->dtype, fields, &zeros);
-    fields[0] -= zeros;
-    int shift = 8 * SIZE[job->dtype] - 1 - fields_of(job->dtype);
-    int last = (int)(INFINITE[job->dtype] >> shift); /* from here on NaN and infinity */
+/* The first field of each range, and of what is not finite: a range is a run of fields. */
+static int first_field[DTYPES][BUCKETS + 1];
+
+static void part_fields(Dtype dtype) {
+    const int shift = 8 * SIZE[dtype] - 1 - fields_of(dtype);
+    const int last = (int)(INFINITE[dtype] >> shift);
+    int bucket = 0;
     for (int field = 0; field < last; field++)
-        buckets[bucket_of(exponent_of(field, job->dtype))] += fields[field];
+        while (bucket < bucket_of(exponent_of(field, dtype))) first_field[dtype][++bucket] = field;
+    while (bucket < BUCKETS) first_field[dtype][++bucket] = last;
+}
+
+static void histogram(const Job *job, Spacing spacing, int64_t *buckets) {
+    uint32_t fields[2048];
+    uint32_t zeros = count_fields(job->at, spacing, job->dtype, fields);
+    fields[0] -= zeros;
+    const int *first = first_field[job->dtype];
+    for (int i = 0; i < BUCKETS; i++)
+        for (int field = first[i]; field < first[i + 1]; field++) buckets[i] += fields[field];
 }
 
 /* Python. */
@@ -588,6 +597,7 @@ static PyObject *moved(PyObject *module, PyObject *const *args, Py_ssize_t nargs
 
 static int start(PyObject *module) {
     choose_passes();
+    for (int dtype = 0; dtype < DTYPES; dtype++) part_fields((Dtype)dtype);
     return PyModule_AddStringConstant(module, "INSTRUCTIONS", instructions);
 }
 
