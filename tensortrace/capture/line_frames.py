@@ -110,6 +110,8 @@ class FrameTrace:
 
     def event(self, frame: FrameType, event: str, arg: Any) -> Any:
         """Take a line, return or exception; Python's trace function. Hot."""
+        if torch.compiler.is_compiling():
+            return None  # Dynamo looks at us too
         now = _clock()
         tracer = self.tracer
         if self.theirs is not None:

@@ -195,7 +195,7 @@ class LineTracer:
         code = frame.f_code
         if id(code) not in self._codes and (self.options.depth == 1 or not self._is_followed(code)):
             return theirs
-        if not self.is_listening():
+        if torch.compiler.is_compiling() or not self.is_listening():
             return theirs
         here.busy += 1
         try:
