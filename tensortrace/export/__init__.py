@@ -1,1 +1,1 @@
-"""A run in other formats, one file per format."""
+"""A run in other formats, one file per format; `exporter` says how a new one is added."""
