@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tensortrace.records import Finding, Severity, Source, Tensor
+from tensortrace.records import Finding, Source, Tensor
 from tensortrace.text import escape, number_text, short_dtype, shorten
 
 # Values of a dim, of a text and kinds of tensors that are told one by one.
@@ -154,13 +154,6 @@ class LineFlow:
         if any(flow.kinds for flow in variables):
             return variables
         return [*self.calls.values(), *variables]
-
-    @property
-    def severity(self) -> Severity | None:
-        """The worst severity of its findings."""
-        found = {finding.severity for finding, _ in self.findings.values()}
-        order: tuple[Severity, ...] = ("error", "warning", "note")
-        return next((severity for severity in order if severity in found), None)
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from tensortrace.export.lines_reader import MOST_LINES, MOST_NAMES
 from tensortrace.export.lines_text import render_lines
 from tensortrace.records import Action, Location, Record, Source, Step, Variable
 from tensortrace.run import open_run
+from tensortrace.tui.executed import read_executed
+from tensortrace.tui.source_lines import beside_lines, function_at, source_line
+from tensortrace.tui.variables import item_line, items_at
 from tests.builders import make_call, make_header, make_run, make_tensor
 from tests.export.canonical import make_canonical, write_log
 from tests.export.hostile import FORBIDDEN, PAYLOADS
@@ -507,3 +511,38 @@ def test_a_damaged_line_of_the_log_costs_that_line_only() -> None:
     data[9] = b'{"kind":"line","step":0,"seq":"what"}'
     log.write_bytes(b"\n".join(data))
     assert "Net.forward" in "".join(render_lines(gather_lines(open_run(log))))
+
+
+STRANGE = [
+    b"null", b"-1", b"0", b"99999999999999999999999", b"1e400", b'""', b'"x"', b"[]", b"{}",
+    b"true", b"9007199254740992", b"-9223372036854775808", b'[["",1]]', b"1000000", b"[[1]]",
+]  # fmt: skip
+A_VALUE = re.compile(rb'"(?!kind")\w+":(-?\d+|"[^"]*"|\[[^\[\]]*\]|null|true|false)')
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_value_of_any_key_can_be_shown(seed: int) -> None:
+    chance = random.Random(seed)
+    log = write_log(Path("log.jsonl"), make_run(make_listed()))
+    first, *lines = log.read_bytes().split(b"\n")
+    for i, line in enumerate(lines):
+        values = list(A_VALUE.finditer(line))
+        if values and chance.random() < 0.5:
+            at = chance.choice(values)
+            lines[i] = line[: at.start(1)] + chance.choice(STRANGE) + line[at.end(1) :]
+    log.write_bytes(b"\n".join([first, *lines]))
+    run = open_run(log)
+    found = gather_lines(run)
+    for width in (40, 100):
+        assert not FORBIDDEN.search("".join(render_lines(found, width=width)))
+    json.loads(render_lines_json(found))
+    for number in {*run.steps[:3], *run.steps[-3:]}:
+        executed = read_executed(run.step(number).records, run.modules)
+        for at_line in range(len(executed)):
+            assert executed.stack(at_line)[-1] == at_line
+            executed.into(at_line)
+            for row in function_at(executed, at_line, None).rows[:20]:
+                told = beside_lines(executed, at_line, run.findings).get(row[0])
+                source_line(row, told, executed, 80, current=True, longest=30)
+            for item in items_at(executed, at_line, run.findings, 80):
+                item_line(item, executed, 9, 80)
