@@ -257,12 +257,16 @@ class Variable(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class Line(Record, frozen=True, kw_only=True, tag="line"):
     """One executed source line of the user's, and the variables that it changed.
 
-    `what` is "call" where a function is entered (`changed` has its arguments), "line", "return"
-    (also a yield) and "exception"; the last two have a `value`. `frame` is the seq of the "call" of
-    the same frame, and `depth` counts frames from the outermost traced one. `parent` is the seq of
-    the module call that it ran inside. The calls that a line made have a `seq` between its own and
-    that of the next line of its frame. `nth` counts its executions in the frame, from 0, and
-    `passed_over` those since its last record. `host_ns` is the time it took, calls included.
+    `what` is "call" where a function or block is entered or goes on (`changed` has its arguments or
+    variables), "line", "return" and "exception"; the last two have a `value`, whose name is
+    "return", "yield" or "exception". A frame that is left by an exception has no "return". Where a
+    step begins within a frame there is a "call" too; what is carried over has a `was` equal to its
+    text there, and no tensors. `frame` is the seq of the frame's first record in the step, and
+    `depth` counts frames from the outermost traced one. `parent` is the seq of the module call that
+    it ran inside. The calls that a line made have a `seq` between its own and that of the next line
+    of its frame; the line itself is written when it has ended. `nth` counts its executions in the
+    frame and step, from 0, and `passed_over` those since its last record. `host_ns` is the time it
+    took, calls included.
     `flags`: "nonfinite" where it made the first NaN or infinity of its step, "broadcast" where
     shapes met that were hardly meant to. `tensors` describes those that no earlier line of the step
     described.

@@ -93,3 +93,13 @@ def test_the_header_says_which_lines_were_asked_for() -> None:
     assert "depth=2" in parse_options(lines=Lines(depth=2)).as_json()["lines"]
     assert parse_options(lines={"depth": 2}).as_json() == {"lines": "{'depth': 2}"}
     assert parse_options().as_json() == {}
+
+
+def test_every_option_is_in_the_table_of_the_readme_with_its_default() -> None:
+    readme = (Path(tensortrace.__file__).parent.parent / "README.md").read_text("utf-8")
+    table = readme.partition("| option of `Lines` |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines()[2:]]
+    assert rows == [
+        [f"`{field.name}`", f"`{field.default!r}`".replace("'", '"')]
+        for field in dataclasses.fields(Lines)
+    ]
