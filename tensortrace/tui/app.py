@@ -208,6 +208,8 @@ class Viewer(Opener):
             self.view.open(self.active, self.active.cursor or 0)
         elif self.active.id == "findings":
             self.open_finding(self.active.cursor or 0)
+        elif self.active.id == "calls" and self.rows.closed(at):
+            self.close_tree(at, False)
         elif self.active.id == "calls" and self.rows.inside(at) and not self.rows.opens(at):
             self.put_fold(at, True)
         elif self.active.id == "calls":

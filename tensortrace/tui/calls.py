@@ -138,8 +138,11 @@ def row_line(
     indent = " " * min(2 * row.depth, layout.name // 3)
     name = clip(indent + _marker(rows, at, glyphs) + held.name, room, glyphs)
     kind, word, tone = held.kind, held.health, held.style
-    if inside := rows.inside(at):
-        told = f"{inside} ops" if inside > 1 else "1 op"
+    inside, calls = rows.inside(at), rows.holds(at) if rows.closed(at) else 0
+    if inside or calls:
+        ops = "" if not inside else f"{inside} ops" if inside > 1 else "1 op"
+        within = "" if not calls else f"{calls} calls" if calls > 1 else "1 call"
+        told = ", ".join(filter(None, [within, ops]))
         fits = cell_len(name) + cell_len(kind) + cell_len(told) + 4 <= room
         kind = ", ".join(filter(None, [kind, told])) if fits else told
     under = rows.under(at)
@@ -160,12 +163,13 @@ def row_line(
 
 
 def _marker(rows: StepRows, at: int, glyphs: Glyphs) -> str:
-    """Say whether a call has ops inside that show; as wide where it has none."""
+    """Say whether a call has calls inside that show; as wide where it has none."""
     if not rows.folding:
         return ""
-    if not rows.inside(at):
+    if not rows.inside(at) and not rows.holds(at):
         return "  "
-    return (glyphs.unfolded if rows.opens(at) else glyphs.folded) + " "
+    shut = rows.closed(at) or (rows.inside(at) and not rows.opens(at))
+    return (glyphs.folded if shut else glyphs.unfolded) + " "
 
 
 def _numbers(held: Cells, at: Columns, glyphs: Glyphs) -> str:

@@ -30,11 +30,13 @@ Site = tuple[str, str | None, int]
 class Opened:
     """Which calls show their ops, by site, so that it holds from step to step.
 
-    `sites` are open, or with `every` the only ones that are not.
+    `sites` are open, or with `every` the only ones that are not. `closed` are module calls that
+    show nothing of what is inside, neither modules nor ops.
     """
 
     every: bool = False
     sites: set[Site] = field(default_factory=set)
+    closed: set[Site] = field(default_factory=set)
 
     def has(self, site: Site) -> bool:
         """Whether a call shows its ops."""
@@ -46,7 +48,7 @@ class Opened:
 
     def copy(self) -> Opened:
         """As it is now."""
-        return Opened(self.every, set(self.sites))
+        return Opened(self.every, set(self.sites), set(self.closed))
 
 
 class _Place(msgspec.Struct, gc=False):
@@ -75,6 +77,8 @@ class Folds:
     Attributes:
         owner: by slot, the slot of the call whose ops have to be shown for it, else -1.
         inside: by slot, how many rows it owns.
+        holds: by slot, how many module calls ran directly inside it.
+        trees: of the slots that hold any, their sites.
     """
 
     def __init__(self, step: StepRecords, lines: Sequence[int]) -> None:
@@ -93,7 +97,38 @@ class Folds:
         for slot in np.flatnonzero(self.inside).tolist():
             place = places[slot]
             self.sites[slot] = (place.phase, place.module, place.nth)
+        self._grow_trees(places, forward.tolist())
         self.order = self._order([slot for slot, place in places.items() if place.replay])
+
+    def _grow_trees(self, places: dict[int, _Place], forward: Sequence[int]) -> None:
+        """Tell which module calls are inside which; a gradient stands where its call does."""
+        count = len(self.owner)
+        self._mirror: Ints = np.full(count, -1)
+        modules = []
+        for (slot, place), of in zip(places.items(), forward, strict=True):
+            if place.phase == "backward":
+                self._mirror[slot] = of if of < slot else -1
+            elif place.op is None and self._parent[slot] >= 0:
+                modules.append(self._parent[slot])
+        self.holds: Ints = np.bincount(np.array(modules, np.int64), minlength=count)
+        self.trees: dict[int, Site] = {}
+        for slot in np.flatnonzero(self.holds).tolist():
+            place = places[slot]
+            self.trees[slot] = (place.phase, place.module, place.nth)
+
+    def _hidden(self, opened: Opened) -> npt.NDArray[np.bool_]:
+        """Which slots are inside a module call that is closed."""
+        closed = np.zeros(len(self.owner), bool)
+        closed[[slot for slot, site in self.trees.items() if site in opened.closed]] = True
+        hidden = np.zeros(len(self.owner), bool)
+        while closed.any():
+            around = np.append(closed | hidden, False)[self._parent]
+            of = np.append(hidden, False)
+            now = hidden | around | of[self._mirror] | of[self.owner]
+            if (now == hidden).all():
+                break
+            hidden = now
+        return hidden
 
     def _own(self, places: dict[int, _Place], forward: dict[int, int]) -> None:
         """Give every op the call that it is shown under."""
@@ -146,6 +181,7 @@ class Folds:
             # An op inside an op is shown if both are.
             now = seen & np.append(seen, True)[self.owner]
             if (now == seen).all():
+                seen = seen & ~self._hidden(opened)
                 return self.order[seen[self.order]]
             seen = now
 
@@ -157,6 +193,18 @@ class Folds:
             found.append(owner)
             owner = int(self.owner[owner])
         return found
+
+    def above(self, slot: int) -> list[int]:
+        """The module calls that a row is inside of, the innermost first."""
+        found: list[int] = []
+        at = int(self._mirror[slot]) if self._mirror[slot] >= 0 else slot
+        if self.owner[slot] >= 0 and self._mirror[slot] < 0:
+            at = int(self.owner[slot])
+            found += [at, *self.above(at)] if at < slot else []
+        while self._parent[at] >= 0:
+            at = int(self._parent[at])
+            found.append(at)
+        return [held for held in dict.fromkeys(found) if held in self.trees]
 
 
 def _read(step: StepRecords, lines: Sequence[int]) -> dict[int, _Place]:

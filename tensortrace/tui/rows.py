@@ -171,7 +171,8 @@ class StepRows(Sequence[Row]):
         self._under = {}
         for slot, found in self._places.items():
             if positions[slot] < 0:
-                seen = next((i for i in self.folds.around(slot) if positions[i] >= 0), None)
+                around = [*self.folds.around(slot), *self.folds.above(slot)]
+                seen = next((i for i in around if positions[i] >= 0), None)
                 if seen is not None:
                     held = [s for s in (self._under.get(seen), worst(found)) if s is not None]
                     self._under[seen] = min(held, key=SEVERITIES.index)
@@ -194,6 +195,8 @@ class StepRows(Sequence[Row]):
         if self.position(slot) is None and self.folds is not None:
             for around in self.folds.around(slot):
                 self.opened.put(self.folds.sites[around], True)
+            for above in self.folds.above(slot):
+                self.opened.closed.discard(self.folds.trees[above])
             self.fold()
         return self.position(slot) or 0
 
@@ -214,6 +217,31 @@ class StepRows(Sequence[Row]):
         if site is not None:
             self.opened.put(site, shown)
             self.fold()
+
+    def holds(self, at: int) -> int:
+        """How many module calls ran directly inside the call of a row."""
+        slot = self.slot(at)
+        held = self.folds is not None and slot < len(self._lines)
+        return int(self.folds.holds[slot]) if self.folds is not None and held else 0
+
+    def closed(self, at: int) -> bool:
+        """Whether the call of a row hides all that is inside."""
+        site = self.folds.trees.get(self.slot(at)) if self.folds is not None else None
+        return site is not None and site in self.opened.closed
+
+    def close(self, at: int, closed: bool) -> None:
+        """Hide all that is inside the call of a row, or show its modules again."""
+        site = self.folds.trees.get(self.slot(at)) if self.folds is not None else None
+        if site is not None:
+            (self.opened.closed.add if closed else self.opened.closed.discard)(site)
+            self.fold()
+
+    def close_all(self) -> None:
+        """Hide what is inside the module calls, but for the outermost."""
+        for slot, site in self.folds.trees.items() if self.folds is not None else ():
+            if self.folds is not None and self.folds.above(slot):
+                self.opened.closed.add(site)
+        self.fold()
 
     def owner(self, at: int) -> int | None:
         """The row of the call that a row is inside of, None if it is inside none."""
@@ -239,8 +267,8 @@ class StepRows(Sequence[Row]):
 
     @property
     def folding(self) -> bool:
-        """Whether any call has ops inside."""
-        return self.folds is not None and bool(self.folds.sites)
+        """Whether any call has calls inside."""
+        return self.folds is not None and bool(self.folds.sites or self.folds.trees)
 
     # ---- lines, by slot
 

@@ -24,8 +24,8 @@ from tensortrace.tui.span import (
 )
 from tensortrace.tui.view import View
 
-# As in `background`: told ten times a second, and the lock is free between two reads.
-TELL_EVERY_S, BREATHE_S = 0.1, 0.0002
+# Drawn four times a second while it is read, and the lock is free between two reads.
+TELL_EVERY_S, BREATHE_S = 0.25, 0.0002
 
 
 class Gathered(Protocol):
@@ -128,7 +128,7 @@ class SpanView(View):
         self.work(lambda: self.read_all(held, blocks, max(1, total), last))
 
     def read_all(self, held: Gathered, blocks: Iterator[range], total: int, last: int) -> None:
-        """Read step lines and tell the screen ten times a second; runs in a thread."""
+        """Read step lines and tell the screen from time to time; runs in a thread."""
         worker, told, done = get_current_worker(), time.monotonic(), 0
 
         def take(steps: list[Step]) -> None:

@@ -88,9 +88,13 @@ class Walker(Reader):
     # ---- into a call
 
     def action_unfold(self) -> None:
-        """Show the ops inside the call; if they show, go to the first."""
+        """Show the modules inside the call, then its ops; if all show, go to the first."""
         at = self.pane("calls").cursor or 0
-        if not self.rows.inside(at):
+        if self.rows.closed(at):
+            self.close_tree(at, False)
+        elif not self.rows.inside(at) and self.rows.holds(at):
+            self.pane("calls").move_to(at + 1)
+        elif not self.rows.inside(at):
             self.tell("no ops were recorded inside this row")
         elif self.rows.opens(at):
             self.pane("calls").move_to(self.rows.first_inside(at))
@@ -98,24 +102,48 @@ class Walker(Reader):
             self.put_fold(at, True)
 
     def action_fold(self) -> None:
-        """Hide the ops inside the call; else go to the call around, which hides its ops next."""
+        """Hide the ops inside the call, then its modules; then go to the call around."""
         at = self.pane("calls").cursor or 0
-        if self.rows.inside(at) and self.rows.opens(at):
+        closed = self.rows.closed(at)
+        if not closed and self.rows.inside(at) and self.rows.opens(at):
             self.put_fold(at, False)
+            return
+        if not closed and self.rows.holds(at):
+            self.close_tree(at, True)
             return
         owner = self.rows.owner(at)
         if owner is not None:
             self.pane("calls").move_to(owner)
 
     def action_fold_all(self, shown: bool) -> None:
-        """Show or hide all ops of all calls."""
+        """Show all modules, then all ops; hide all ops, then all modules but the outermost."""
         at = self.pane("calls").cursor or 0
         slot = self.rows.slot(at)
         if self.rows.folds is not None and slot < len(self.rows.folds.owner) and not shown:
             slot = [slot, *self.rows.folds.around(slot)][-1]
-        self.opened.every = shown
-        self.opened.sites.clear()
+        ops = self.opened.every or bool(self.opened.sites)
+        if not shown and not ops:
+            self.rows.close_all()
+            self.redraw_calls(self.seen(slot))
+            return
+        if shown and self.opened.closed:
+            self.opened.closed.clear()
+        else:
+            self.opened.every = shown
+            self.opened.sites.clear()
         self.rows.fold()
+        self.redraw_calls(self.seen(slot))
+
+    def seen(self, slot: int) -> int:
+        """The slot itself if it has a row, else the call around it that has one."""
+        folds = self.rows.folds
+        around = [] if folds is None or slot >= len(folds.owner) else folds.above(slot)
+        return next((at for at in (slot, *around) if self.rows.position(at) is not None), slot)
+
+    def close_tree(self, at: int, closed: bool) -> None:
+        """Hide or show the modules inside a call."""
+        slot = self.rows.slot(at)
+        self.rows.close(at, closed)
         self.redraw_calls(slot)
 
     def put_fold(self, at: int, shown: bool) -> None:

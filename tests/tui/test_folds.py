@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tensortrace.records import Call
 from tensortrace.run import open_run
+from tensortrace.tui.app import Viewer
 from tensortrace.tui.calls import row_line
 from tensortrace.tui.folds import Opened
 from tensortrace.tui.rows import LARGE, StepRows
 from tensortrace.tui.theme import ASCII
 from tests.builders import make_call, write_log
 from tests.tui.nets import make_op_run
+from tests.tui.screen import settle
 from tests.tui.test_rows import rows_of, text
 
 
@@ -97,6 +100,73 @@ def test_the_marker_says_whether_the_ops_show(tmp_path: Path) -> None:
                                                 glyphs=ASCII))  # fmt: skip
     rows.put(2, True)
     assert "- act" in text(row_line(rows, 2, {}, 120, glyphs=ASCII))
+
+
+def nested(folder: Path) -> StepRows:
+    back: dict[str, Any] = {"phase": "backward"}
+    return rows_of(folder, [
+        make_call(1, ""),
+        make_call(2, "m", parent=1),
+        make_call(3, "m.a", parent=2),
+        make_call(4, "m.a", op="mul", parent=3),
+        make_call(5, "m.b", parent=2),
+        make_call(6, "n", parent=1),
+        make_call(7, "n", forward=6, **back),
+        make_call(8, "m.b", forward=5, **back),
+        make_call(9, "m.a", op="mul", forward=4, parent=3, **back),
+        make_call(10, "m.a", forward=3, **back),
+        make_call(11, "m", forward=2, **back),
+    ])  # fmt: skip
+
+
+def test_a_closed_module_hides_its_calls_and_their_gradients(tmp_path: Path) -> None:
+    rows = nested(tmp_path)
+    rows.opened.every = True
+    rows.fold()
+    assert seqs(rows) == list(range(1, 12))
+    assert [rows.holds(at) for at in range(3)] == [2, 2, 0]
+    rows.close(1, True)
+    assert seqs(rows) == [1, 2, 6, 7, 11]
+    assert rows.closed(1)
+    assert "+ m  2 calls" in text(row_line(rows, 1, {}, 120, glyphs=ASCII))
+    rows.close(1, False)
+    assert 4 in seqs(rows)
+
+
+def test_all_modules_but_the_outermost_close_at_once(tmp_path: Path) -> None:
+    rows = nested(tmp_path)
+    rows.close_all()
+    assert seqs(rows) == [1, 2, 6, 7, 11]
+
+
+def test_a_row_inside_closed_modules_opens_them_when_it_is_gone_to(tmp_path: Path) -> None:
+    rows = nested(tmp_path)
+    rows.close(0, True)
+    rows.close(1, True)
+    assert seqs(rows) == [1]
+    assert rows[rows.reveal(rows.at_seq(8) or 0)].seq == 8
+    rows.close(0, True)
+    assert rows[rows.reveal(rows.at_seq(4) or 0)].seq == 4
+
+
+async def test_h_and_l_close_and_open_modules_and_minus_and_plus_all(tmp_path: Path) -> None:
+    app = Viewer(make_op_run(tmp_path), step=0)
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("g", "h")
+        # The gradient of a parameter (16) belongs to no call that one could close.
+        assert seqs(app.rows) == [1, 7, 9, 10, 16]
+        await pilot.press("l")
+        assert seqs(app.rows) == [1, 2, 4, 7, 9, 10, 11, 14, 16]
+        await pilot.press("l")
+        assert app.row.seq == 2
+        await pilot.press("plus")
+        assert seqs(app.rows) == [*range(1, 8), *range(9, 17)]
+        await pilot.press("minus")
+        assert seqs(app.rows) == [1, 2, 4, 7, 9, 10, 11, 14, 16]
+        await pilot.press("h", "h", "enter")
+        await settle(app, pilot)
+        assert seqs(app.rows) == [1, 2, 4, 7, 9, 10, 11, 14, 16]
 
 
 @pytest.mark.parametrize(
