@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tensortrace.records import Line, Location, Variable
 
 if TYPE_CHECKING:
+    from tensortrace.capture.reader import Words
     from tensortrace.capture.tensors import TensorDraft
-    from tensortrace.capture.values import Words
 
 Tell = Callable[["TensorDraft"], str]
 

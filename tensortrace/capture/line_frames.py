@@ -16,7 +16,7 @@ import torch
 
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.line_drafts import LineDraft, VariableDraft
-from tensortrace.capture.values import Held, Words
+from tensortrace.capture.reader import Held, Words
 from tensortrace.capture.variables import NEW, Change, Variables
 
 if TYPE_CHECKING:
@@ -333,6 +333,7 @@ class FrameTrace:
     def _returns(self, frame: FrameType, value: Any) -> None:
         tracer = self.tracer
         name = _instruction(frame)
+        tracer.ended |= not self.depth
         if value is None and name not in _RETURNS:
             if tracer.live is not None:
                 tracer.live.left_by_exception(self.depth)

@@ -22,15 +22,15 @@ from tensortrace.capture.active import here, slot
 from tensortrace.capture.line_frames import FrameTrace, is_taken
 from tensortrace.capture.line_marks import Marks
 from tensortrace.capture.lines_options import Lines
+from tensortrace.capture.reader import Reader
 from tensortrace.capture.tensors import TensorDraft, draft_of_head
 from tensortrace.capture.tracing import follow_thread, forget_thread
-from tensortrace.capture.values import Reader
 
 if TYPE_CHECKING:
     from tensortrace.capture.drafts import Draft
     from tensortrace.capture.live import LiveText
+    from tensortrace.capture.reader import Words
     from tensortrace.capture.recorder import Recorder
-    from tensortrace.capture.values import Words
     from tensortrace.capture.watched import Watched
     from tensortrace.records import Record
 
@@ -94,6 +94,7 @@ class LineTracer:
             from tensortrace.capture.live import LiveText
 
             self.live = LiveText(options, self._lose_text)
+        self.ended = False  # whether an outermost function has returned, and not only waits
         # One object, so that it can be recognised.
         self._global = self._on_call
         recorder.tensors.drafts = {}
@@ -139,8 +140,9 @@ class LineTracer:
                 _forget_values(frame)
                 break
             frame = frame.f_back
-        if self.live is not None and self.is_on():
+        if self.live is not None and self.is_on() and (trace is not None or self.ended):
             self.live.elapsed(mine.entered_ns[-1], mine.entered)
+        self.ended = False
         mine.entered_ns.pop()
         if not mine.entered:
             self._uninstall()

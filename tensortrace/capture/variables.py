@@ -6,7 +6,8 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-from tensortrace.capture.values import ATOMS, Held, Reader
+from tensortrace.capture.reader import Held, Reader
+from tensortrace.capture.values import ATOMS
 
 # What was there before a variable that is new.
 NEW = object()

@@ -15,13 +15,9 @@ from tensortrace.capture.active import slot
 from tensortrace.records import Call, Line, Step
 from tests.capture.lines_of import Seen, all_of, lines_of
 
+pytestmark = pytest.mark.usefixtures("closing_folder")
+
 HERE = __file__
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def text_of(line: Line) -> str:

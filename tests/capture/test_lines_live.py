@@ -17,17 +17,13 @@ from tensortrace.capture.tensor_words import import_torchsnooper
 from tests.capture import snooped
 from tests.capture.lines_of import Seen
 
+pytestmark = pytest.mark.usefixtures("closing_folder")
+
 GOLDEN = Path(__file__).parent / "lines_live.txt"
 # What a line of text says, without time, indent and how new the variable is.
 _VARIABLE = re.compile(r"^ *(?:Starting var|New var|Modified var):\.+ (.*)$")
 _EVENT = re.compile(r"^ *(?:\d\d:\d\d:\d\d\.\d{6})? *(call|line|return|exception) +(\d+) (.*)$")
 _VALUE = re.compile(r"^ *(Return value:\.\.|Exception:\.\.\.\.\.) (.*)$")
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def information(text: str) -> list[tuple[str, ...]]:
@@ -192,9 +188,9 @@ def test_nothing_is_printed_without_an_output(capsys: pytest.CaptureFixture[str]
 
 
 def test_text_goes_to_stderr_a_path_a_stream_or_a_callable(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    closing_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, stream, taken = folder / "lines.txt", io.StringIO(), []
+    path, stream, taken = closing_folder / "lines.txt", io.StringIO(), []
     for output in ("stderr", path, str(path), stream, taken.append):
         trace(out=Seen().take, lines={"output": output, "normalize": True})(snooped.to_bits)(6)
     said = stream.getvalue()
@@ -204,8 +200,8 @@ def test_text_goes_to_stderr_a_path_a_stream_or_a_callable(
     assert "".join(taken) == said
 
 
-def test_a_path_is_written_anew_if_that_is_asked_for(folder: Path) -> None:
-    path = folder / "lines.txt"
+def test_a_path_is_written_anew_if_that_is_asked_for(closing_folder: Path) -> None:
+    path = closing_folder / "lines.txt"
     path.write_text("old\n")
     trace(out=Seen().take, lines={"output": path, "overwrite": True})(snooped.to_bits)(6)
     assert "old" not in path.read_text("utf-8")

@@ -17,13 +17,9 @@ from torch import nn
 from tensortrace import Lines, trace
 from tests.capture.lines_of import Seen
 
+pytestmark = pytest.mark.usefixtures("closing_folder")
+
 HERE = __file__
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 class Coverage:

@@ -7,7 +7,6 @@ import gc
 import weakref
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,11 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tensortrace import Lines, trace
 from tests.capture.lines_of import Seen, all_of, lines_of
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("closing_folder")
 
 
 def told(make: Callable[[], Any], **options: Any) -> str:
@@ -307,6 +302,44 @@ def test_a_module_is_told_by_its_class_and_its_path_and_never_asked() -> None:
         assert inner is not None
 
     assert lines_of(function, model=net).changes("inner") == ["<Linear 0>"]
+
+
+def test_tensors_and_modules_deep_inside_are_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Tensor, **options: Any) -> str:
+        raise AssertionError("the repr of a tensor reads all of it")
+
+    monkeypatch.setattr(Tensor, "__repr__", refuse)
+    deep: Any = torch.ones(2)
+    for _ in range(8):
+        deep = [deep]
+    assert told(lambda: deep) == "[[[[<list>]]]]"
+    assert "<Loud>" in told(lambda: OrderedDict(a=Loud()))
+    assert "AssertionError" not in told(lambda: OrderedDict((i, deep) for i in range(200)))
+
+
+class Odd:
+    """Its keys and attributes misbehave."""
+
+    __module__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("not to be compared")
+
+    def __hash__(self) -> int:
+        return 1
+
+
+def test_objects_that_cannot_be_compared_or_placed_stop_nothing() -> None:
+    def function() -> int:
+        odd = Odd()
+        table = {odd: 1, torch.ones(1): 2}
+        table = {Odd(): 1}
+        n = len(table)
+        return n
+
+    seen = lines_of(function)
+    assert len(seen.changes("table")) == 2
+    assert seen.changes("n") == ["1"]
 
 
 def test_a_slow_repr_is_asked_once() -> None:
