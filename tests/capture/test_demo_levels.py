@@ -41,6 +41,8 @@ def run(demo: Path, level: str | None, monkeypatch: pytest.MonkeyPatch) -> tuple
         if level is None:
             patch.setenv("TENSORTRACE", "off")
         runpy.run_path(str(demo), run_name="__main__")
+        for one in traces:
+            one.close()  # a decorated function keeps its hooks until the end
     values = b"".join(p.detach().numpy().tobytes() for p in weights.values())
     errors = [f for t in traces for f in t.findings if f.severity == "error"]
     return errors, values
