@@ -92,7 +92,7 @@ class Reader(Frame):
 
     def poll(self) -> None:
         """Look at the file: five times a second, once a second when nothing has come for long."""
-        if not self.screen_stack:
+        if not self.drawable:
             return
         self.ticks += 1
         idle = time.monotonic() - self.changed_at > IDLE_AFTER_S

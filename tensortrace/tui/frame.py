@@ -8,7 +8,6 @@ from textual import events
 from textual.app import App, ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.timer import Timer
-from textual.widgets import Footer
 from textual.worker import get_current_worker
 
 from tensortrace.records import Finding, Module, Severity, Step
@@ -19,6 +18,7 @@ from tensortrace.tui.calls import head_line, row_line
 from tensortrace.tui.cells import name_of
 from tensortrace.tui.folds import Folds, Opened
 from tensortrace.tui.grid import Grid
+from tensortrace.tui.footer import Keys
 from tensortrace.tui.header import Headline, headline, program_of, state_of
 from tensortrace.tui.layout import FINDINGS_FROM, PANES, PaneName, arrange
 from tensortrace.tui.panes import Pane
@@ -90,7 +90,7 @@ class Frame(App[int]):
                     yield Pane("detail", "Detail", cursor=False)
                     yield Pane("source", "Source", cursor=False)
         yield Prompt()
-        yield Footer(show_command_palette=False)
+        yield Keys(show_command_palette=False)
 
     def pane(self, name: PaneName) -> Pane:
         """One of the four panes."""
@@ -144,8 +144,14 @@ class Frame(App[int]):
         self.call_later(self._if_open, callback, *args)
 
     def _if_open(self, callback: Callable[..., object], *args: object) -> None:
-        if self.screen_stack and self.screen_stack[0].is_running:
+        if self.drawable:
             callback(*args)
+
+    @property
+    def drawable(self) -> bool:
+        """Whether the screen is there: a timer may still fire while it is being taken down."""
+        stack = self.screen_stack
+        return bool(stack) and stack[0].is_running and bool(stack[0].query(Headline))
 
     # ---- the place in the run
 
@@ -250,6 +256,11 @@ class Frame(App[int]):
         told = f"Findings {len(self.found)}" if self.found else "No findings"
         self.pane("findings").set_title(told + reading)
 
+    @property
+    def state(self) -> tuple[str, str]:
+        """How the run stands, or what is being done, in words and their style."""
+        return state_of(self.log_, following=self.following)
+
     def draw_top(self) -> None:
         """Draw the first line and the timeline."""
         first, last = self.log_.first_step(), self.log_.last_step()
@@ -260,7 +271,7 @@ class Frame(App[int]):
             step=(self.number, last),
             loss=number_text(summary.loss if summary else None),
             findings=findings.count_by_severity(self.found),
-            state=state_of(self.log_, following=self.following),
+            state=self.state,
             width=self.size.width,
         )
         self.screen_stack[0].query_one(Headline).show(line)
@@ -275,7 +286,7 @@ class Frame(App[int]):
 
     def _draw_wanted_detail(self) -> None:
         self.detail_timer = None
-        if not self.screen_stack:
+        if not self.drawable:
             return
         self.draw_detail()
         if self.rows.large:

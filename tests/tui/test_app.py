@@ -293,9 +293,13 @@ async def test_a_header_alone_is_a_screen_without_steps(tmp_path: Path) -> None:
         assert "No step yet" in text_of(app)
 
 
+# Of the keys that all views have, those that do something with the view itself.
+SHARED = ("Move", "Panes", "Other")
+
+
 async def press_every_key(app: Viewer, pilot: Pilot[Any], view: str) -> None:
     for key in KEYS:
-        in_it = not key.views or view in key.views
+        in_it = view in key.views or (not key.views and (view == "step" or key.group in SHARED))
         if in_it and key.action != "quit" and not key.action.startswith("view("):
             app.show_view(view)
             await pilot.press(key.keys.split(",")[0])
@@ -306,16 +310,15 @@ async def press_every_key(app: Viewer, pilot: Pilot[Any], view: str) -> None:
     assert app.is_running
 
 
-@pytest.mark.parametrize("size", [(40, 10), (80, 24), (120, 40), (200, 60), (10, 3)])
+@pytest.mark.parametrize("size", [(10, 3), (80, 24), (200, 60)])
 async def test_every_key_works_at_every_size(opened: Any, size: tuple[int, int]) -> None:
     async with opened(size=size) as (app, pilot):
         await press_every_key(app, pilot, "step")
 
 
-@pytest.mark.parametrize("size", [(10, 3), (80, 24)])
 @pytest.mark.parametrize("view", NAMES[1:])
-async def test_every_key_works_in_every_view(opened: Any, view: str, size: tuple[int, int]) -> None:
-    async with opened(size=size) as (app, pilot):
+async def test_every_key_works_in_every_view(opened: Any, view: str) -> None:
+    async with opened(size=(40, 10)) as (app, pilot):
         await press_every_key(app, pilot, view)
 
 
