@@ -199,12 +199,12 @@ def stat_lines(tensors: Iterable[tuple[str, Tensor]], width: int) -> list[Styled
     shapes = max(5, *(min(24, len(shape_text(tensor.shape))) for _, tensor in held))
     titles = ["nan", "inf", "zeros", "min", "max", "mean", "std", "norm"]
     room = min(9, (width - wide - shapes - 20) // len(titles))
+    table = [(name, tensor, _stat_texts(tensor)) for name, tensor in held]
+    if any(len(text) >= room for _, _, texts in table for text in texts):  # they would touch
+        return [line for name, tensor in held for line in _stat_block(name, tensor, width)]
     head = f"  {'':<{wide}}  {'shape':<{shapes}} dtype " + "".join(f"{t:>{room}}" for t in titles)
     lines: list[Styled] = [[(head, "faint")]]
-    for name, tensor in held:
-        numbers = [tensor.nan, tensor.posinf + tensor.neginf, tensor.zeros, tensor.min]
-        texts = [number_text(n) if isinstance(n, float) or n is None else str(n) for n in numbers]
-        texts += [number_text(n) for n in (tensor.max, tensor.mean, tensor.std, tensor.norm)]
+    for name, tensor, texts in table:
         word, style = health(tensor)
         shape = fit(shape_text(tensor.shape), shapes)
         line: Styled = [(f"  {fit(name, wide)}  {shape} {short_dtype(tensor.dtype):<5} ", "")]
@@ -214,6 +214,12 @@ def stat_lines(tensors: Iterable[tuple[str, Tensor]], width: int) -> list[Styled
         line.append((f"  {word}{_lineage(tensor)}", style))
         lines.append(line)
     return lines
+
+
+def _stat_texts(tensor: Tensor) -> list[str]:
+    counts = [str(n) for n in (tensor.nan, tensor.posinf + tensor.neginf, tensor.zeros)]
+    numbers = (tensor.min, tensor.max, tensor.mean, tensor.std, tensor.norm)
+    return [*counts, *map(number_text, numbers)]
 
 
 def _stat_block(name: str, tensor: Tensor, width: int) -> list[Styled]:
