@@ -42,8 +42,10 @@ class Picture:
 
 PICTURES: Mapping[str, Picture] = {
     "step.svg": Picture("tensortrace/demo.py"),
-    "timeline.svg": Picture("demos/several_faults.py", ("2",), (110, 30)),
-    "layers.svg": Picture("demos/vanishing_sigmoid.py", ("3",), (110, 34)),
+    "findings.svg": Picture("demos/several_faults.py", ("7",), (110, 30)),
+    "timeline.svg": Picture("demos/exploding_rnn.py", ("2",), (110, 28)),
+    "layers.svg": Picture("demos/vanishing_sigmoid.py", ("3", *"jjjj"), (110, 36)),
+    "tensor.svg": Picture("demos/vanishing_sigmoid.py", ("e", *"kkkk", "4"), (110, 36)),
 }
 # Of the page that `tensortrace export` writes: demo, width and height in pixels.
 PAGES: Mapping[str, tuple[str, int, int]] = {"page.png": ("demos/several_faults.py", 1000, 960)}

@@ -11,7 +11,7 @@ from tests.builders import make_tensor
 @pytest.mark.parametrize("width", [60, 106, 200])
 @pytest.mark.parametrize("number", [0.5, -0.00503, -1.9e-10, -1.234e100])
 def test_no_two_numbers_touch(number: float, width: int) -> None:
-    fields = {name: number for name in ("min", "max", "mean", "std", "norm")}
+    fields = dict.fromkeys(("min", "max", "mean", "std", "norm"), number)
     lines = stat_lines([("output[0]", make_tensor(0, 32, 64, zeros=1015, **fields))], width)
     words = " ".join("".join(text for text, _ in line) for line in lines).replace("/", " ").split()
     shown = {0.5: "0.5", -0.00503: "-0.00503", -1.9e-10: "-1.9e-10", -1.234e100: "-1.2e+100"}
