@@ -33,7 +33,8 @@ def help_text(view: str = "step") -> Content:
     parts.append(("Signs\n", "bold"))
     parts += [f"  {sign:<18}{told}\n" for sign, told in SIGNS]
     parts.append(
-        "\nThe viewer only reads the log: no network, no pickle, no file of yours is opened."
+        "\nThe viewer reads the log alone: no network, no pickle, no other file of yours. It writes"
+        " what x asks for, and the place that you leave."
     )
     return Content.assemble(*parts)
 
