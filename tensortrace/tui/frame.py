@@ -17,8 +17,8 @@ from tensortrace.tui import detail, findings
 from tensortrace.tui.calls import head_line, row_line
 from tensortrace.tui.cells import name_of
 from tensortrace.tui.folds import Folds, Opened
-from tensortrace.tui.grid import Grid
 from tensortrace.tui.footer import Keys
+from tensortrace.tui.grid import Grid
 from tensortrace.tui.header import Headline, headline, program_of, state_of
 from tensortrace.tui.layout import FINDINGS_FROM, PANES, PaneName, arrange
 from tensortrace.tui.panes import Pane
