@@ -188,7 +188,7 @@ def test_a_threshold_can_be_set(log: Path, run) -> None:
         (["report", "--set", "nonfinite-input=3"], "nonfinite-input has none"),
         (["report", "gone.jsonl"], "gone.jsonl"),
         (["report", "gone/log.jsonl"], "gone/log.jsonl"),
-        (["report", "."], "folder"),
+        (["report", "bare"], "there is no tensortrace log in bare"),
         (["report", "empty.jsonl"], "empty.jsonl"),
         (["report", "binary.jsonl"], "binary.jsonl"),
         (["report", "other.jsonl"], "other.jsonl"),
@@ -196,10 +196,12 @@ def test_a_threshold_can_be_set(log: Path, run) -> None:
         (["explain", "nonfinite-forwrad"], "Closest: 'nonfinite-forward'"),
         (["explain", "\x1b]0;x\x07"], "no check named '\\x1b]0;x\\x07'"),
         (["report", "\x1b[31m.jsonl"], "\\x1b[31m.jsonl"),
-        (["report", "a", "\x1b[31m"], "\\x1b[31m"),
+        (["report", "log.jsonl", "\x1b[31m"], "\\x1b[31m"),
+        (["report", "log.jsonl", "--\x1b[31m"], "\\x1b[31m"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_on_stderr_and_exit_2(log: Path, run, argv, says) -> None:
+    Path("bare").mkdir()
     Path("empty.jsonl").write_bytes(b"")
     Path("binary.jsonl").write_bytes(bytes(range(256)))
     Path("other.jsonl").write_text('{"level": "info", "message": "hello"}\n')
