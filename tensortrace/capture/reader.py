@@ -33,7 +33,7 @@ _UNOPENED = (Kind.REPR, Kind.CLOSED, Kind.ARRAY)
 _DEEPEST = 4
 _MOST_NODES = 400
 _MOST_TYPES = 1000
-# A repr that takes longer is not asked for again.
+# A repr that has taken longer twice is not asked for again.
 _SLOW_NS = 5_000_000
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{4,}")
 
@@ -120,6 +120,7 @@ class Reader:
         self._name_module = name_module
         self._kinds: dict[type, Kind] = {}
         self._slow: set[type] = set()
+        self._suspect: set[type] = set()
         # How many values were met that must not be asked for their own words.
         self._spared = 0
 
@@ -163,7 +164,7 @@ class Reader:
             return False
         if held.ref is not None:
             return held.ref() is value and held.version == version_of(value)  # type: ignore[arg-type]
-        if held.opaque:
+        if held.opaque or type(value) in self._slow:
             return True
         if any(ref() is None for ref in held.refs):
             return False
@@ -277,8 +278,9 @@ class Reader:
             text = str((action or repr)(value))
         except Exception as error:
             text = f"<{name_of(cls)} whose repr raised {type(error).__name__}>"
-        if time.perf_counter_ns() - started > _SLOW_NS:
-            self._slow.add(cls)
+        if time.perf_counter_ns() - started > _SLOW_NS and cls not in ATOMS:
+            # Once may have been the machine's doing.
+            (self._slow if cls in self._suspect else self._suspect).add(cls)
         text = text.replace("\r", "").replace("\n", "")
         if self.normalize:
             text = _ADDRESS.sub("", text)

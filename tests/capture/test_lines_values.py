@@ -342,7 +342,7 @@ def test_objects_that_cannot_be_compared_or_placed_stop_nothing() -> None:
     assert seen.changes("n") == ["1"]
 
 
-def test_a_slow_repr_is_asked_once() -> None:
+def test_a_slow_repr_is_asked_no_more_than_twice() -> None:
     Slow.asked = 0
 
     def function() -> Slow:
@@ -351,8 +351,23 @@ def test_a_slow_repr_is_asked_once() -> None:
         assert one + two == three
         return slow
 
-    lines_of(function)
+    seen = lines_of(function)
     assert Slow.asked <= 2
+    assert seen.changes("slow") == ["slow"]
+
+
+def test_numbers_are_told_however_slow_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensortrace.capture import reader
+
+    monkeypatch.setattr(reader, "_SLOW_NS", -1)
+
+    def function() -> int:
+        total = 0
+        for i in range(3):
+            total += i
+        return total
+
+    assert lines_of(function).changes("i") == ["0", "1", "2"]
 
 
 def test_a_huge_value_has_a_short_text() -> None:
