@@ -177,7 +177,7 @@ class TensorView(View):
                    for i in range(columns)]  # fmt: skip
         known = sum(tensor is not None for tensor in tensors)
         looking = "" if self.done else ", looking"
-        told = f"{known} steps{looking}: min to max, mean with deviation"
+        told = f"{known} step{'s' * (known != 1)}{looking}: min to max, mean with deviation"
         head: Styled = [(f"{escape(held.label)} over steps", "strong"), (f"  {told}", "faint")]
         if not known:
             return [head]
