@@ -10,6 +10,7 @@ import select
 import signal
 import struct
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ class Terminal:
     def __init__(
         self, arguments: Sequence[str], *, columns: int = 120, lines: int = 40, **environ: str
     ) -> None:
+        # Where the viewer would remember the place: each opens as if it were the first.
+        self._state = tempfile.TemporaryDirectory(prefix="tensortrace-")
+        environ = {"XDG_STATE_HOME": self._state.name, **environ}
         self.began = time.perf_counter()
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
@@ -119,6 +123,7 @@ class Terminal:
         finally:
             os.close(self.fd)
             self.fd = -1
+            self._state.cleanup()
         for _ in range(100):
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
