@@ -151,6 +151,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.usefixtures("torchvision")
 @pytest.mark.parametrize("name", parameters())
 def test_program_is_the_same_traced(
     name: str, level: Literal["module", "op"], tmp_path: Path

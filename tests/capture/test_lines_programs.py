@@ -15,6 +15,7 @@ from tests.test_edge_programs import compare, parameters
 LINES = Lines(depth=6, statistics=True, output=lambda text: None)
 
 
+@pytest.mark.usefixtures("torchvision")
 @pytest.mark.parametrize("name", parameters())
 def test_an_edge_program_runs_the_same_line_by_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

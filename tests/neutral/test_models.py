@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +22,7 @@ pytestmark = [
     pytest.mark.slow,
     # What these packages warn of while they are imported and built is none of our business.
     pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("torchvision"),
 ]
 WORDS = 40
 
@@ -31,27 +31,6 @@ WORDS = 40
 def _one_thread() -> Iterator[None]:
     with one_thread():
         yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _torchvision() -> Iterator[None]:
-    """Import torchvision, if it is there: transformers and timm do, though they need none of it.
-
-    One that was built for GPUs does not find its kernels beside a torch without them, and then
-    describes them to torch all the same; it can be imported once their names exist.
-    """
-    library = None
-    try:
-        importlib.import_module("torchvision")
-    except ModuleNotFoundError:
-        pass
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        importlib.import_module("torchvision")
-    yield
-    del library
 
 
 def fit(model: nn.Module, **batch: Any) -> list[Any]:
