@@ -84,6 +84,11 @@ class Flow:
         found = self._holding(rb'"seq":\s*(?:%b)(?!\d)', [seq])
         return next((c for c in found if isinstance(c, Call) and c.seq == seq), None)
 
+    def inside(self, seq: int) -> list[Call]:
+        """The calls that ran directly inside a call, what a replay repeated of it too."""
+        found = self._holding(rb'"parent":\s*(?:%b)(?!\d)', [seq])
+        return [c for c in found if isinstance(c, Call) and c.parent == seq]
+
     def of_module(self, path: str | None) -> list[Call]:
         """The forward calls of a module."""
         found = [r for i in self._lines if isinstance(r := self._step.record(i), Call)]
@@ -107,6 +112,8 @@ def sources(record: Record | None, flow: Flow) -> Way:
             whys.append(_no_maker(name, described_tensor(number, near), record))
         else:
             links.append(Link(made, name))
+    again = replayed_maker(record, flow)
+    links += [] if again is None else [Link(again, "made inside")]
     return Way(_once(links), "; ".join(map(escape, whys[:3])))
 
 
@@ -127,10 +134,12 @@ def uses(record: Record | None, flow: Flow) -> Way:
             for param in _params(flow)
             if any(param.name == f"{record.module}.{name}".lstrip(".") for name, _ in made)
         ]
+    if isinstance(record, Call) and record.replay and not links:
+        # A replay has tensors of its own; what it repeats went on from the call around it.
+        links += uses(flow.call(record.parent), flow).links
     if links:
         return Way(_once(links))
-    told = ", ".join(name for name, _ in made[:3])
-    return Way([], f"nothing in this step used {escape(told)}" if made else "this row made nothing")
+    return Way([], _no_user(record, made, flow) if made else "this row made nothing")
 
 
 def counterparts(record: Record | None, flow: Flow) -> Way:
@@ -154,6 +163,26 @@ def counterparts(record: Record | None, flow: Flow) -> Way:
         case Param():
             return Way([], "this parameter got no gradient in this step")
     return Way([], "this row has no gradient")
+
+
+def replayed_maker(record: Record | None, flow: Flow) -> Call | None:
+    """The replayed op inside a module call that made what is not finite, None without one."""
+    if not isinstance(record, Call) or record.op or record.replay or record.phase != "forward":
+        return None
+    found = [c for c in flow.inside(record.seq) if c.replay and c.phase == "forward"
+             and any(t.nonfinite and _has(c.outputs, t.id) for t in c.tensors)]  # fmt: skip
+    return max(found, key=lambda call: call.seq, default=None)
+
+
+def inner_maker(record: Call, flow: Flow) -> Call | None:
+    """The innermost call inside a forward call that made what the call gave back."""
+    if record.phase != "forward":
+        return None
+    made = [number for _, number in record.outputs]
+    calls = [c for c in flow.about(made) if isinstance(c, Call) and c.phase == "forward"]
+    found = [c for c in calls if c.seq > record.seq
+             and any(_has(c.outputs, n) and not _has(c.inputs, n) for n in made)]  # fmt: skip
+    return max(found, key=lambda call: call.seq, default=None)
 
 
 # ---- what a record takes and makes
@@ -275,6 +304,18 @@ def described_tensor(number: int, near: Iterable[Record]) -> Tensor | None:
         if found is not None:
             return found
     return None
+
+
+def _no_user(record: Record | None, made: Named, flow: Flow) -> str:
+    """Say in one line why no call used what a record made."""
+    told = escape(", ".join(name for name, _ in made[:3]))
+    if isinstance(record, Call) and record.op is None and record.parent is not None:
+        beside = flow.inside(record.parent)
+        if record.phase == "forward" and not any(c.op and not c.replay for c in beside):
+            return (
+                f"no recorded call used {told}: ops inside modules are not recorded at this level"
+            )
+    return f"nothing in this step used {told}"
 
 
 def _no_maker(name: str, tensor: Tensor | None, user: Record | None) -> str:

@@ -242,6 +242,8 @@ def bad_path(record: Record | None, asked: Flow) -> list[Item]:
         seen.add(record.seq)
         tensors = described(record, asked)
         path.append(Item(record=record, tensor=made_by(record, tensors), part="path"))
-        way = flow.sources(record, asked)
-        record = next((link.record for link in way.links if is_bad(link.record, asked)), None)
+        inner = flow.inner_maker(record, asked)
+        before: list[Record] = [] if inner is None else [inner]
+        before += [link.record for link in flow.sources(record, asked).links]
+        record = next((other for other in before if is_bad(other, asked)), None)
     return path[::-1] if len(path) > 1 else []

@@ -90,6 +90,21 @@ def test_no_counterpart_is_said(step: StepRecords) -> None:
     assert sources(None, Flow(step)).why == "nothing goes into this row"
 
 
+def test_what_ops_inside_a_module_used_is_said_to_be_unrecorded(tmp_path: Path) -> None:
+    from tensortrace.run import open_run
+
+    run = open_run(write_log(tmp_path / "log.jsonl", [
+        make_call(1, "", outputs=[("output", 9)]),
+        make_call(2, "a", parent=1, outputs=[("output", 2)]),
+        make_call(3, "b", parent=1, op="relu", outputs=[("output", 3)], step=1),
+        make_call(4, "c", parent=1, outputs=[("output", 4)], step=1),
+    ]))  # fmt: skip
+    held, kept = run.step(0), run.step(1)
+    way = uses(at(held, 2), Flow(held))
+    assert way.why.startswith("no recorded call used output: this level")
+    assert uses(at(kept, 4), Flow(kept)).why == "nothing in this step used output"
+
+
 def test_a_view_that_no_call_made_leads_to_the_maker_of_its_base(tmp_path: Path) -> None:
     from tensortrace.run import open_run
 

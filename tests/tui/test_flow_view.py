@@ -95,3 +95,24 @@ async def test_the_view_follows_to_another_step(tmp_path: Path) -> None:
         await pilot.press("right_square_bracket")
         await settle(app, pilot)
         assert "Flow of mse_loss, step 1" in text_of(app)
+
+
+async def test_the_way_of_a_nan_goes_on_into_a_replay(tmp_path: Path) -> None:
+    app = Viewer(make_op_run(tmp_path, level="module", bad=2), step=2)
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await settle(app, pilot)
+        await at_seq(app, pilot, 4)
+        assert seqs(app, "path") == [42, 4]
+        await at_seq(app, pilot, 1)
+        assert seqs(app, "path") == [42, 4, 1]
+
+
+async def test_o_leads_from_a_replayed_op_to_what_used_its_module(tmp_path: Path) -> None:
+    app = Viewer(make_op_run(tmp_path, level="module", bad=2), step=2)
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await settle(app, pilot)
+        app.go_to_seq(2, 42)
+        await settle(app, pilot)
+        await pilot.press("o")
+        await settle(app, pilot)
+        assert app.row.seq == 7
