@@ -31,6 +31,12 @@ _FILLS = (
     "resizeas load"
 )
 FILLS = frozenset(_FILLS.split())
+_WEIGHTS = Reason(
+    "what went into this module is finite, its weights are not, and no optimizer step that was "
+    "seen wrote them so: code between the steps did, or they were loaded like that",
+    "find what writes to the weights (a NaN passed to copy_, add_, an average of weights); load "
+    "the weights of a step before this one",
+)
 # A module says as little as this, unless it is the op and nothing else.
 _MODULES = frozenset({"softmax", "logsoftmax", "crossentropy", "nll", "bce", "kldiv", "ctc"})
 
@@ -219,6 +225,7 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         if op is not None:
             origin = Origin(op, step.nonfinite(op.outputs)[0])
     call, tensor = origin.call, origin.tensor
+    weights = _spoilt_weights(step, call) if call.op is None else None
     where = _name(step, call)
     inputs = [(n, step.tensors[i]) for n, i in call.inputs if i in step.tensors]
     reason = _reason(step, call)
@@ -228,6 +235,9 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     made = f"{where} made {count_text(tensor)} from "
     made += f"inputs with {masks} -inf" if masks else "finite inputs"
     made += first_text(tensor)
+    if weights is not None:
+        reason = _WEIGHTS
+        made = f"{weights[0]} holds {count_text(weights[1])}: {where} made {count_text(tensor)}"
     evidence: dict[str, Any] = {
         "placed": placed or "module",
         "reached": damage,
@@ -249,9 +259,22 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         # The same layer over and over is one note.
         cause=cause if damage else re.sub(r"\d+", "#", cause),
         phase="forward", module=call.module, op=call.op, seq=call.seq, tensor=tensor.id,
+        param=weights[0] if weights else None,
         value=tensor.nonfinite, limit=0, location=call.location, explanation=reason.why,
         fix=reason.fix, evidence=evidence, chain=_chain(step, call, tensor, reason, length),
     )  # fmt: skip
+
+
+def _spoilt_weights(step: StepView, call: Call) -> tuple[str, Tensor] | None:
+    """Find, in a replay that has no op to blame, the parameter that was not finite before it."""
+    module = step.module_of(call)
+    own = module.parameters if module is not None else []
+    for op in step.replayed:
+        for held in step.nonfinite(op.inputs) if op.module == call.module else ():
+            names = [p.name for p in own if p.shape == held.shape and held.is_leaf]
+            if names:
+                return f"{call.module}.{names[0]}" if call.module else names[0], held
+    return None
 
 
 def _end(step: StepView, call: Call | None, otherwise: str, side: str) -> str:

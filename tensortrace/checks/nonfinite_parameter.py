@@ -55,9 +55,13 @@ def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draf
     earlier = any(f.code < "TT2" and f.severity != "note" and f.step < step.number
                   for f in step.findings)  # fmt: skip
     first = bool(param.value.nonfinite) and not memory["poisoned"] and not earlier
+    # A replay may have come to the same weights at the gate before.
+    names = {p.name for p, *_ in bad}
+    told = next((f.id for f in step.causes if f.code == "TT101" and f.param in names), None)
+    follows = told or (None if first or mask else step.blamed())
     yield Draft(
         message=f"{param.name} {what}{more}", severity="note" if mask else "error",
-        follows=None if first or mask else step.blamed(), cause="mask" if mask else "parameters",
+        follows=follows, cause="mask" if mask else "parameters",
         phase="optimizer", module=param.module, param=param.name, seq=param.seq,
         tensor=param.value.id, value=number, limit=0,
         evidence={"placed": "direct", "parameters": [p.name for p, *_ in bad[:20]]},

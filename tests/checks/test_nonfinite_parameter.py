@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import math
+
+import torch
+from torch import nn
+
+from tensortrace import trace
 from tests.checks import brief, call, closing, find, loss, nan, ok, op, optimizer, param
 
 
@@ -57,3 +63,22 @@ def test_after_a_bad_update_all_follows_from_it():
         optimizer(step=1, grad_norm="NaN"), closing(1),
     ]  # fmt: skip
     assert [f.code for f in find(records)] == ["TT104"]
+
+
+def test_weights_that_a_replay_came_to_are_told_once():
+    """Live, with what a loop does to them: one finding, with the parameter's name."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with trace(out=lambda record: None) as t:
+        for i in range(5):
+            if i == 3:
+                with torch.no_grad():
+                    model[2].bias[1] = math.nan
+            optimizer.zero_grad()
+            model(torch.randn(32, 8)).square().mean().backward()
+            optimizer.step()
+    (found,) = [f for f in t.findings if f.severity != "note"]
+    assert (found.code, found.step, found.module, found.param) == ("TT101", 3, "2", "2.bias")
+    assert found.message.startswith("2.bias holds 1 NaN of 4: 2 (Linear) made 32 NaN of 128")
+    assert "its weights are not" in found.explanation
