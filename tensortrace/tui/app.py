@@ -135,6 +135,7 @@ class Viewer(Opener):
         """Ask for something, unless something else is being typed or asked."""
         if isinstance(self.focused, Input) or len(self.screen_stack) > 1:
             raise SkipAction
+        self.untell()
         self.query_one(Prompt).ask(sign, text)
 
     def action_hit(self, direction: int) -> None:

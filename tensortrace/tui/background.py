@@ -25,6 +25,7 @@ TELL_EVERY_S = 0.1
 BREATHE_S = 0.0005
 SUMMARIES_AT_ONCE = 16
 KEPT_SUMMARIES = 4096
+SEARCHING = "searching for"
 NO_MODULES = ModuleColumns()
 
 
@@ -248,7 +249,7 @@ class Reader(Frame):
     def find(self, direction: int) -> None:
         """Search on from the cursor in a thread; a hit moves the cursor."""
         self.cancel_search()
-        self.tell(f"searching for {self.term} (esc cancels)")
+        self.tell(f"{SEARCHING} {self.term} (esc cancels)")
         start = self.hit.offset if self.hit and self.hit_row is self.row else None
         start = self.rows.offset(self.pane("calls").cursor or 0) if start is None else start
         self.searching = self.run_worker(
@@ -306,6 +307,7 @@ class Reader(Frame):
         """Go to what was found."""
         self.searching = self.searched = None
         self.hit = hit
+        self.untell(SEARCHING)
         if hit is None:
             self.tell(f"{self.term}: nowhere in this log", "warning")
             return
@@ -328,5 +330,6 @@ class Reader(Frame):
         if running is None:
             return False
         running.cancel()
+        self.untell(SEARCHING)
         super().draw_top()
         return True

@@ -313,7 +313,7 @@ def _no_user(record: Record | None, made: Named, flow: Flow) -> str:
         beside = flow.inside(record.parent)
         if record.phase == "forward" and not any(c.op and not c.replay for c in beside):
             return (
-                f"no recorded call used {told}: ops inside modules are not recorded at this level"
+                f"no recorded call used {told}: at this level ops inside modules are not recorded"
             )
     return f"nothing in this step used {told}"
 

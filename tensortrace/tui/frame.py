@@ -7,6 +7,7 @@ from collections.abc import Callable
 from textual import events
 from textual.app import App, ComposeResult
 from textual.containers import Horizontal, Vertical
+from textual.geometry import Size
 from textual.timer import Timer
 from textual.worker import get_current_worker
 
@@ -34,6 +35,8 @@ from tensortrace.tui.views import NAMES
 AROUND = 200
 BREAKPOINTS = [(0, "-narrow"), (FINDINGS_FROM, "-wide")]
 DETAIL_AFTER_S = 0.03
+# Messages stand over the data: so many at once, for so long.
+MOST_TOLD, TOLD_S = 2, 2.5
 
 
 class Frame(App[int]):
@@ -103,13 +106,14 @@ class Frame(App[int]):
             return None
         return self.screen_stack[0].query_one(f"#view-{self.shown}", View)
 
-    def arrange(self) -> None:
-        """Show the panes that there is room for."""
+    def arrange(self, size: Size | None = None) -> None:
+        """Show the panes that there is room for, on a screen of a size if it is new."""
+        size = self.size if size is None else size
         main, view = self.screen_stack[0], self.view
         for other in main.query(View):
             other.display = other is view
         main.query_one("#main").display = view is None
-        held = arrange(self.size.width, self.size.height, self.zoom, self.source_wanted)
+        held = arrange(size.width, size.height, self.zoom, self.source_wanted)
         for name in PANES:
             self.pane(name).display = name in held.visible
         bottom = main.query_one("#bottom")
@@ -127,7 +131,8 @@ class Frame(App[int]):
     def on_resize(self, event: events.Resize) -> None:
         """Choose the panes again and fill them for the new width."""
         if self.screen_stack[0].query(Timeline):
-            self.arrange()
+            # The program itself takes the new size only after this.
+            self.arrange(event.size)
             self.call_after_refresh(self.redraw)
 
     async def on_event(self, event: events.Event) -> None:
@@ -325,6 +330,19 @@ class Frame(App[int]):
             source_pane.move_to(max(0, above - source_pane.size.height // 2))
 
     def tell(self, text: str, severity: str = "information") -> None:
-        """Show a short message that may hold text of the log."""
+        """Show a short message that may hold text of the log; few stand at once."""
         kind = "warning" if severity == "warning" else "information"
-        self.notify(escape(text), severity=kind, markup=False, timeout=4)  # type: ignore[arg-type]
+        self.notify(escape(text), severity=kind, markup=False, timeout=TOLD_S)  # type: ignore[arg-type]
+        self.call_later(self.thin_out)
+
+    def thin_out(self) -> None:
+        """Leave the last messages only, each once."""
+        last = {told.message: told for told in self._notifications}
+        kept = list(last.values())[-MOST_TOLD:]
+        for old in [told for told in self._notifications if told not in kept]:
+            self._unnotify(old)
+
+    def untell(self, start: str = "") -> None:
+        """Take away the messages that begin with a text."""
+        for old in [n for n in self._notifications if n.message.startswith(start)]:
+            self._unnotify(old)

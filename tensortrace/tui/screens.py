@@ -65,7 +65,11 @@ class Help(ModalScreen[None]):
 
 
 class Prompt(Input):
-    """The line at the bottom that asks for something; Esc takes it away."""
+    """The line at the bottom that asks for something; Esc alone takes it away.
+
+    A name that is rubbed out to type another one must not end the question: what is typed next
+    would be taken for keys of the viewer.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Cancel", show=False)]
 
@@ -81,12 +85,14 @@ class Prompt(Input):
 
     def __init__(self) -> None:
         super().__init__(id="prompt", compact=True, select_on_focus=False)
-        self.sign = ":"
+        # What stands in front, and the text with it as it was before the last key.
+        self.sign = self.held = ":"
         self.display = False
 
     def ask(self, sign: str, text: str = "") -> None:
         """Show the line with a sign in front, and a text to change, and take the focus."""
-        self.sign, self.value = sign, sign + text
+        self.sign, self.held = sign, sign + text
+        self.value = self.held
         self.cursor_position = len(self.value)
         self._show(True)
         # At once: `focus` would wait, and letters sent together would go elsewhere.
@@ -104,10 +110,18 @@ class Prompt(Input):
         self.post_message(self.Answered(self.sign, event.value.removeprefix(self.sign).strip()))
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Rubbing out the sign gives up, as in vi."""
+        """The sign stays in front, whatever is rubbed out."""
         event.stop()
-        if self.display and not event.value.startswith(self.sign):
-            self.action_cancel()
+        if not self.display:
+            return
+        if not self.value.startswith(self.sign):
+            # Typed in front of the sign, or the sign itself was rubbed out.
+            front = self.value.removesuffix(self.held)
+            rest = self.held[1:] if front != self.value else ""
+            at = self.cursor_position + 1
+            self.value = self.sign + front + rest
+            self.cursor_position = at
+        self.held = self.value
 
     def action_cancel(self) -> None:
         """Give up."""

@@ -114,14 +114,29 @@ async def test_escape_in_the_prompt_gives_the_focus_back(opened: Any) -> None:
         assert app.focused is app.pane("calls")
 
 
-async def test_rubbing_out_the_sign_of_the_prompt_gives_up(opened: Any) -> None:
+@pytest.mark.parametrize("keys", [["ctrl+u"], ["home", "delete", "ctrl+k"], ["backspace"] * 60])
+async def test_rubbing_out_what_is_typed_leaves_the_prompt_open(
+    opened: Any, keys: list[str]
+) -> None:
     async with opened(size=(80, 24)) as (app, pilot):
-        await pilot.press("slash", "a")
-        assert text_of(app).splitlines()[-1].split() == ["/a"]
-        await pilot.press("backspace", "backspace")
+        for key, sign in (("slash", "/"), ("x", ">")):
+            await pilot.press(key, "a", *keys, "q", "/", "j")
+            await pilot.pause()
+            assert text_of(app).splitlines()[-1].split() == [f"{sign}q/j"]
+            await pilot.press("escape")
+            await pilot.pause()
+            assert app.focused is app.pane("calls")
+            assert "Search" in text_of(app).splitlines()[-1]
+
+
+async def test_the_sign_of_the_prompt_alone_can_not_be_rubbed_out(opened: Any) -> None:
+    async with opened(size=(80, 24)) as (app, pilot):
+        await pilot.press("slash", *"a/b", "home", "delete")
         await pilot.pause()
-        assert app.focused is app.pane("calls")
-        assert "Search" in text_of(app).splitlines()[-1]
+        assert text_of(app).splitlines()[-1].split() == ["/a/b"]
+        await pilot.press("home", "c")
+        await pilot.pause()
+        assert text_of(app).splitlines()[-1].split() == ["/ca/b"]
 
 
 async def test_a_search_runs_through_the_log_and_round_its_end(opened: Any) -> None:
@@ -356,3 +371,40 @@ async def test_resizing_keeps_the_place(opened: Any) -> None:
         assert isinstance(app.row.record, Call)
         assert app.row.seq == 10
         assert "x TT101" in text_of(app)
+
+
+@pytest.mark.parametrize("first", [(80, 24), (120, 40), (60, 15)])
+@pytest.mark.parametrize("then", [(120, 40), (60, 15), (100, 30)])
+async def test_an_open_screen_is_laid_out_like_a_fresh_one(
+    opened: Any, first: tuple[int, int], then: tuple[int, int]
+) -> None:
+    async with opened(size=then) as (app, _):
+        fresh = text_of(app)
+    async with opened(size=first) as (app, pilot):
+        await pilot.resize_terminal(*then)
+        await settle(app, pilot)
+        shown = [p.id for p in app.query("Pane") if p.display and p.size.height]
+        assert [line[:12] for line in text_of(app).splitlines()[:5]] == [
+            line[:12] for line in fresh.splitlines()[:5]
+        ]
+        assert ("findings" in shown) == (then[0] >= 110)
+        assert app.pane("calls").size.height > 1
+
+
+async def test_messages_replace_each_other_and_go_away_for_a_prompt(opened: Any) -> None:
+    async with opened() as (app, pilot):
+        for _ in range(3):
+            await pilot.press("equals_sign")
+        await pilot.pause()
+        assert [told.message for told in app._notifications] == [
+            "this run has ended: there is nothing to follow"
+        ]
+        for text in ("a", "b", "c"):
+            app.tell(text)
+        await pilot.pause()
+        assert [told.message for told in app._notifications] == ["b", "c"]
+        await pilot.press("slash")
+        assert not len(app._notifications)
+        await pilot.press(*"softmax", "enter")
+        await settle(app, pilot)
+        assert not [n for n in app._notifications if "searching" in n.message]
