@@ -337,8 +337,7 @@ def view(
 
     Args:
         path_or_run: a log, or a run or the ranks of one that are open already.
-        step: where to open; None means where one was, else at the first error, else at the first
-            step.
+        step: where to open; None means where one was, else at the first error, warning or step.
         mouse: whether the terminal sends mouse clicks to the viewer instead of selecting text.
         opening: where to open, if it is more than a step.
     Returns:

@@ -83,7 +83,10 @@ class Reader(Frame):
         self.found, self.marks = held, findings.worst_by_step(held)
         if self.at_finding in held:
             self.pane("findings").cursor = held.index(self.at_finding)
-        first = findings.first_error(held)
+        # A warning only once all is read: an error may come later in the log.
+        first = findings.first_error(held) or (
+            findings.first_of(held, "warning") if self.ranks.indexed >= 1 else None
+        )
         if not self.touched and first is not None and first != self.at_finding:
             self.go_to_finding(first)
         self.draw_findings()

@@ -32,8 +32,9 @@ from tensortrace.text import (
 )
 from tensortrace.tui.cells import duration_text, health, name_of, short_place
 from tensortrace.tui.distribution import distribution_lines
+from tensortrace.tui.profile import profile_lines
 from tensortrace.tui.rows import Row, StepRows
-from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
+from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, cut, fit
 
 # A message or text of the log is shown up to here; the whole of it is in the log.
 LONGEST = 4000
@@ -57,7 +58,7 @@ def detail_lines(
     """
     lines: list[Styled] = []
     for finding in row.findings:
-        lines += finding_lines(finding, modules, width)
+        lines += finding_lines(finding, modules, width, glyphs)
     record = row.record
     lines.append(_headline(row, modules))
     lines += stat_lines(_tensors(row, held), width)
@@ -78,7 +79,9 @@ def location_of(row: Row) -> Location | None:
     return next((f.location for f in row.findings if f.location is not None), None)
 
 
-def finding_lines(finding: Finding, modules: Mapping[str, Module], width: int) -> list[Styled]:
+def finding_lines(
+    finding: Finding, modules: Mapping[str, Module], width: int, glyphs: Glyphs = UNICODE
+) -> list[Styled]:
     """Tell a finding: headline, why, what to do, how sure the place is, the chain of causes."""
     glyph = SEVERITY_GLYPH[finding.severity]
     head = f"{glyph} {escape(finding.code)} {escape(finding.check)}: "
@@ -86,25 +89,25 @@ def finding_lines(finding: Finding, modules: Mapping[str, Module], width: int) -
         [(line, finding.severity)] for line in wrap(head, finding.message, width)
     ]
     cls = _cls(finding.module, modules)
-    place = ["outside every module" if finding.module is None else module_text(finding.module, cls)]
-    place = [escape(part) for part in (finding.op, finding.param) if part] + place
+    where = ["outside every module" if finding.module is None else module_text(finding.module, cls)]
+    where = [escape(part) for part in (finding.op, finding.param) if part] + where
     placed = finding.evidence.get("placed")
     sure = f" (place is {placed})" if isinstance(placed, str) else ""
-    lines += _labelled("at", ", ".join(place) + sure, width)
+    lines += _labelled("at", ", ".join(where) + sure, width)
     if finding.location is not None:
         code = escape((finding.location.code or "").strip())
-        lines.append(
-            [("  line ", "faint"), (short_place(finding.location), ""), (f"  {code}", "strong")]
-        )
+        place: Styled = [("  line ", "faint"), (short_place(finding.location), "")]
+        lines.append(cut([*place, (f"  {code}", "strong")], width, glyphs))
     lines += _labelled("why", finding.explanation, width)
     lines += _labelled("fix", finding.fix, width)
     for link in finding.chain:
         code = escape((link.location.code or "").strip()) if link.location else ""
         seq = "" if link.seq is None else f"#{link.seq} "
-        lines.append([
+        lines.append(cut([
             ("  from ", "faint"), (f"{seq}{escape(link.op or 'call')}  ", ""),
             (short_place(link.location), "faint"), (f"  {code}", ""),
-        ])  # fmt: skip
+        ], width, glyphs))  # fmt: skip
+    lines += profile_lines(finding, width, glyphs)
     if len(finding.chain) > 1:
         lines.append([("       c walks these causes", "faint")])
     return lines

@@ -94,4 +94,9 @@ def worst_by_step(findings: Iterable[Finding]) -> dict[int, Severity]:
 
 def first_error(findings: Sequence[Finding]) -> Finding | None:
     """The first finding that is an error."""
-    return next((finding for finding in findings if finding.severity == "error"), None)
+    return first_of(findings, "error")
+
+
+def first_of(findings: Sequence[Finding], severity: Severity) -> Finding | None:
+    """The first finding of a severity."""
+    return next((finding for finding in findings if finding.severity == severity), None)

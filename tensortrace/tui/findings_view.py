@@ -108,7 +108,7 @@ class FindingsView(View):
         lines: list[Styled] = []
         if finding is not None:
             width = max(20, (pane.size.width or viewer.size.width - 2) - 1)
-            lines = detail.finding_lines(finding, viewer.modules, width)
+            lines = detail.finding_lines(finding, viewer.modules, width, viewer.glyphs)
             lines += repeated(finding, viewer.log_.last_step())
             places = [finding.location, *(link.location for link in finding.chain)]
             for place in dict.fromkeys(place for place in places if place is not None):

@@ -44,7 +44,7 @@ class Frame(App[int]):
 
     Args:
         log: what is read; nothing is ever written to it.
-        step: where to open; None means at the first error, else at the first step.
+        step: where to open; None means at the first error, warning or step.
         glyphs: the signs to draw with.
     """
 

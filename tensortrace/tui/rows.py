@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+import msgspec
 from textual.cache import LRUCache
 
 from tensortrace.records import (
@@ -370,7 +371,26 @@ class StepRows(Sequence[Row]):
                     record = self.record(i)
                     if isinstance(record, Param) and record.name == finding.param:
                         return i
+        if at is None and finding.module is not None and finding.param is None:
+            return self._module_call(finding.module, finding.phase)
         return at
+
+    def _module_call(self, path: str, phase: str | None) -> int | None:
+        """The slot of a module's backward call if a finding is of that pass, else its forward."""
+        lines = [i for i, line in enumerate(self._lines) if self.step.kind(line) == "call"]
+        if self.large:
+            wanted = b'"module":' + msgspec.json.encode(path)
+            lines = [i for i in lines if wanted in self.step.line(self._lines[i])]
+        calls = [(i, r) for i in lines if isinstance(r := self.record(i), Call)
+                 and r.module == path and r.op is None and not r.replay]  # fmt: skip
+        passes = ("backward", "forward") if phase in (None, "backward") else ("forward",)
+        for one in passes:
+            # A backward call of its own has the gradient that arrived; parameters come after it.
+            found = [(i, r) for i, r in calls if r.phase == one]
+            found.sort(key=lambda pair: pair[1].forward is None)
+            if found:
+                return found[0][0]
+        return None
 
     def _section(self, at: int) -> str:
         for i in range(at, max(-1, at - LOOK_BACK), -1):

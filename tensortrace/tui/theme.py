@@ -114,6 +114,20 @@ def clip(text: str, width: int, glyphs: Glyphs = UNICODE) -> str:
     return set_cell_size(text, max(0, width - 1)) + glyphs.more if width > 0 else ""
 
 
+def cut(line: Styled, width: int, glyphs: Glyphs = UNICODE) -> Styled:
+    """Cut a line of pieces to a width, with a sign where something is missing."""
+    held: Styled = []
+    if sum(cell_len(text) for text, _ in line) <= width:
+        return line
+    room = width - cell_len(glyphs.more)
+    for text, style in line:
+        if cell_len(text) > room:
+            return [*held, (set_cell_size(text, max(0, room)) + glyphs.more, style)]
+        held.append((text, style))
+        room -= cell_len(text)
+    return held
+
+
 def fit(text: str, width: int, glyphs: Glyphs = UNICODE, *, right: bool = False) -> str:
     """Cut or pad a text to exactly a width in terminal cells."""
     text = clip(text, width, glyphs)

@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from tensortrace.log import encode
-from tensortrace.records import Call, End, Step
+from tensortrace.records import Call, End, Finding, Step
 from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.bindings import KEYS
@@ -47,10 +47,18 @@ async def test_it_opens_at_the_first_error_with_its_row_selected(opened: Any) ->
         assert "use log_softmax" in text_of(app)
 
 
-async def test_a_run_without_errors_opens_at_its_first_step(opened: Any) -> None:
+async def test_a_run_without_errors_opens_at_its_first_warning(opened: Any) -> None:
     async with opened(bad=None) as (app, _):
-        assert app.number == 0
-        assert app.pane("calls").cursor == 0
+        assert app.number == 3
+        assert app.row.record.name == "blocks.0.mlp.weight"
+
+
+async def test_a_run_without_findings_opens_at_its_first_step(tmp_path: Path) -> None:
+    kept = [r for r in records(4, None) if not isinstance(r, Finding)]
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", kept)))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(app, pilot)
+        assert (app.number, app.pane("calls").cursor) == (0, 0)
 
 
 async def test_a_step_that_was_asked_for_goes_before_the_first_error(opened: Any) -> None:

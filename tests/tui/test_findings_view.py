@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.findings_view import family_of
-from tests.tui.samples import BAD_STEP, make_finding, make_open_run
+from tests.builders import write_log
+from tests.tui.samples import BAD_STEP, make_finding, make_open_run, records
 from tests.tui.screen import settle, text_of
 
 
@@ -91,3 +93,26 @@ async def test_y_copies_the_finding_in_words_and_as_json(tmp_path: Path) -> None
         await pilot.press("y")
         assert app.clipboard.startswith("error TT101 nonfinite-forward: log makes 12")
         assert '"code":"TT101"' in app.clipboard
+
+
+async def test_a_finding_of_a_whole_step_leads_to_the_call_of_its_module(tmp_path: Path) -> None:
+    whole = make_finding(
+        5, None, id="w", code="TT202", check="vanishing-gradient", phase="backward",
+        module="stem.conv", op=None, tensor=None, location=None, chain=[], severity="warning",
+        evidence={"profile": [["stem.conv", 2.5e-14], ["head[/x]", 0.5], ["lost", None]]},
+    )  # fmt: skip
+    kept = list(records(8, None))
+    kept.insert(next(i for i, r in enumerate(kept) if r.step == 5), whole)
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", kept)))
+    async with app.run_test(size=(120, 60), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("e")
+        await settle(app, pilot)
+        assert app.number == 5
+        record = app.row.record
+        assert (record.module, record.phase) == ("stem.conv", "backward")
+        assert app.row.findings == (whole,)
+        text = text_of(app)
+        assert "profile over depth" in text
+        assert "head[/x]" in text
+        assert text.count("\u2588") > 20
