@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from tensortrace.capture.line_drafts import LineDraft
+from tensortrace.checks import plain_op
+from tensortrace.checks.nonfinite_forward import FILLS
 from tensortrace.records import Call, Line, Record, Tensor
 
 if TYPE_CHECKING:
@@ -78,7 +80,9 @@ class Marks:
         fresh = {tensor.id for tensor in call.tensors if tensor.nonfinite}
         given = {number for _, number in call.inputs}
         made = {number for _, number in call.outputs} & fresh
-        if made and not given & (self._bad | fresh) and not self._found:
+        # Memory from `empty` holds whatever was there, and a mask of -inf is meant.
+        filled = call.op is not None and plain_op(call.op) in FILLS
+        if made and not given & (self._bad | fresh) and not self._found and not filled:
             self._found = True
             self._spoilt = call
         self._bad |= fresh

@@ -335,6 +335,18 @@ def test_the_line_inside_a_module_is_flagged_and_not_the_one_that_called_it() ->
     assert [text_of(line) for line in seen.lines if line.flags] == ["root = (x - 1).sqrt()"]
 
 
+def test_memory_that_is_not_written_yet_and_masks_are_not_the_first_nan() -> None:
+    def fill() -> torch.Tensor:
+        held = torch.full((4,), torch.nan)
+        masked = torch.zeros(4).masked_fill(torch.ones(4, dtype=torch.bool), -torch.inf)
+        made = torch.zeros(4) / torch.zeros(4)
+        return held + masked + made
+
+    seen = lines_of(fill)
+    (flagged,) = [line for line in seen.lines if line.flags]
+    assert text_of(flagged) == "made = torch.zeros(4) / torch.zeros(4)"
+
+
 def test_a_nan_in_the_gradient_flags_the_line_of_backward() -> None:
     def function(x: Tensor) -> None:
         loss = (x * 0).sqrt().sum()
