@@ -33,6 +33,8 @@ from tensortrace.tui.screens import Help, Prompt
 from tensortrace.tui.theme import ASCII, THEME, UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
 
+# What some call the same as writing a view to a file.
+EXPORT_TITLE = "Export, save"
 # Over a picture of the screen.
 TITLE = "tensortrace"
 
@@ -60,6 +62,9 @@ class Viewer(Opener):
             if key.action != "command_palette" and (not key.views or self.shown in key.views):
                 title = key.help[0].upper() + key.help[1:]
                 yield SystemCommand(title, f"key {key.shown}", self.runner(key))
+                if key.action == "ask_save":
+                    more = f"{EXPORT_TITLE}: {key.help}"
+                    yield SystemCommand(more, f"key {key.shown}", self.runner(key))
 
     def runner(self, key: Key) -> Callable[[], object]:
         """Make a callable that does what a key does, for the palette."""

@@ -149,6 +149,11 @@ class Reader(Frame):
             self.stand_at(run)
         super().go_to_finding(finding)
 
+    @property
+    def found_here(self) -> list[Finding]:
+        """The findings of the rank that is shown."""
+        return [finding for finding in self.found if self.ranks.of(finding) is self.log_]
+
     def stand_at(self, run: Run) -> None:
         """Show another rank from now on."""
         if run is not self.log_:

@@ -266,6 +266,11 @@ class Frame(App[int]):
         """How the run stands, or what is being done, in words and their style."""
         return state_of(self.log_, following=self.following)
 
+    @property
+    def found_here(self) -> list[Finding]:
+        """The findings of the rank that is shown."""
+        return self.found
+
     def draw_top(self) -> None:
         """Draw the first line and the timeline."""
         first, last = self.log_.first_step(), self.log_.last_step()
@@ -275,7 +280,8 @@ class Frame(App[int]):
             rank=(self.log_.header.rank, self.log_.header.world_size),
             step=(self.number, last),
             loss=number_text(summary.loss if summary else None),
-            findings=findings.count_by_severity(self.found),
+            findings=findings.count_by_severity(self.found_here),
+            elsewhere=len(self.found) - len(self.found_here),
             state=self.state,
             width=self.size.width,
         )

@@ -64,14 +64,19 @@ def headline(
     findings: Mapping[Severity, int],
     state: tuple[str, str],
     width: int,
+    elsewhere: int = 0,
 ) -> Styled:
     """Write the first line of the screen: run, rank, step, loss, findings, how the run stands.
 
     Args:
+        findings: those of the rank that is shown.
+        elsewhere: how many findings other ranks have.
         state: the words ("LIVE", "ended", "cut") and the style they are shown in.
     """
     for short in (False, True):
-        pieces = _pieces(program, rank, step, loss, findings, short=short)
+        pieces = _pieces(
+            program, rank, step, loss, findings=findings, elsewhere=elsewhere, short=short
+        )
         room = width - sum(cell_len(text) for text, _ in pieces) - len(state[0]) - 3
         if room < 0:
             # The name of the program gives way first, down to nothing.
@@ -88,8 +93,9 @@ def _pieces(
     rank: tuple[int, int],
     step: tuple[int, int],
     loss: str,
-    findings: Mapping[Severity, int],
     *,
+    findings: Mapping[Severity, int],
+    elsewhere: int,
     short: bool,
 ) -> Styled:
     pieces: Styled = [(f" {program}", "bar-strong")]
@@ -100,6 +106,8 @@ def _pieces(
         told = " ".join(f"{count}{SEVERITY_GLYPH[name]}" for name, count in findings.items())
     elif findings:
         told = ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in findings.items())
+    if elsewhere:
+        told += f" +{elsewhere}" if short else f", {elsewhere} on other ranks"
     return [
         *pieces,
         (" " if short else "  step ", "bar-faint"),

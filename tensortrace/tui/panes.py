@@ -14,7 +14,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from tensortrace.text import escape
-from tensortrace.tui.theme import CURSOR, CURSOR_BLURRED, STYLES, Styled
+from tensortrace.tui.theme import ASCII, CURSOR, CURSOR_BLURRED, STYLES, UNICODE, Styled, cut
 
 # Makes line `part` of item `at` for a width, with the cursor on it or not.
 Draw = Callable[[int, int, int, bool], Styled]
@@ -165,11 +165,12 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
         key = (at, part, width, here and self.has_focus)
         strip = self._strips.get(key) if not here else None
         if strip is None:
+            glyphs = ASCII if self.app.has_class("-ascii") else UNICODE
             over = CURSOR if self.has_focus else CURSOR_BLURRED
             pieces = [
                 # The rows are escaped where they are made; this is the last gate to the terminal.
                 Segment(escape(text), base + STYLES[style] + over if here else base + STYLES[style])
-                for text, style in self._draw(at, part, width, here)
+                for text, style in cut(self._draw(at, part, width, here), width, glyphs)
             ]
             strip = Strip(pieces).crop_extend(0, width, base + over if here else base)
             if not here:

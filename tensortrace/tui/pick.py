@@ -23,6 +23,8 @@ class Pick(ModalScreen[int | None]):
         title: what the lines are; escaped like any text of the log.
         lines: their pieces, escaped.
         at: where the cursor begins.
+    Attributes:
+        past: whether the key that walks on was pressed on the last line, which closes the list.
     """
 
     class Walked(Message):
@@ -37,14 +39,16 @@ class Pick(ModalScreen[int | None]):
         Binding("k,up", "walk(-1)", "Up", show=False),
         Binding("g,home", "end(False)", "First", show=False),
         Binding("G,end", "end(True)", "Last", show=False),
+        Binding("c", "onward", "Next", show=False),
         Binding("enter,l,right", "take", "Go there", show=False),
-        Binding("escape,q,h,left,backspace,c", "dismiss", "Back", show=False),
+        Binding("escape,q,h,left,backspace", "dismiss", "Back", show=False),
     ]
 
     def __init__(
         self, title: str, lines: Sequence[Styled], at: int = 0, glyphs: Glyphs = UNICODE
     ) -> None:
         super().__init__()
+        self.past = False
         self.title_, self.lines, self.at, self.glyphs = title, lines, at, glyphs
 
     def compose(self) -> ComposeResult:
@@ -71,6 +75,14 @@ class Pick(ModalScreen[int | None]):
     def action_walk(self, lines: int) -> None:
         """Move the cursor."""
         self.pane.move_by(lines)
+
+    def action_onward(self) -> None:
+        """Go to the next line; after the last one back."""
+        if (self.pane.cursor or 0) + 1 < len(self.lines):
+            self.pane.move_by(1)
+        else:
+            self.past = True
+            self.dismiss(None)
 
     def action_end(self, last: bool) -> None:
         """Go to the first or the last line."""

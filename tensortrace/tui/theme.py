@@ -117,7 +117,7 @@ def clip(text: str, width: int, glyphs: Glyphs = UNICODE) -> str:
 def cut(line: Styled, width: int, glyphs: Glyphs = UNICODE) -> Styled:
     """Cut a line of pieces to a width, with a sign where something is missing."""
     held: Styled = []
-    if sum(cell_len(text) for text, _ in line) <= width:
+    if cell_len("".join(text for text, _ in line).rstrip()) <= width:
         return line
     room = width - cell_len(glyphs.more)
     for text, style in line:

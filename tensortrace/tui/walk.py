@@ -232,9 +232,19 @@ class Walker(Reader):
     # ---- lists to walk
 
     def ask_which(
-        self, title: str, lines: list[Styled], places: list[tuple[int, int | None]], at: int
+        self,
+        title: str,
+        lines: list[Styled],
+        places: list[tuple[int, int | None]],
+        at: int,
+        *,
+        last: str = "that was the last of them",
     ) -> None:
-        """Show a list whose lines are rows: the table goes along, Esc leads back."""
+        """Show a list whose lines are rows: the table goes along, Esc leads back.
+
+        Args:
+            last: what is told where one walks on past the last line.
+        """
         begin = self.stop
         self.places = places
         self.on_pick_walked(Pick.Walked(at))
@@ -242,11 +252,14 @@ class Walker(Reader):
         def done(chosen: int | None) -> None:
             self.places = []
             self.return_to(begin)
+            if pick.past:
+                self.tell(last)
             if chosen is not None and places[chosen][1] is not None:
                 self.remember()
                 self.go_to_seq(*places[chosen])
 
-        self.push_screen(Pick(title, lines, at, self.glyphs), done)
+        pick = Pick(title, lines, at, self.glyphs)
+        self.push_screen(pick, done)
 
     def on_pick_walked(self, message: Pick.Walked) -> None:
         """Show the row of the line that the cursor of the list is on."""
@@ -274,8 +287,9 @@ class Walker(Reader):
         # At the finding itself one wants the first cause, on the way there one stays.
         at = 0 if at == len(rows) - 1 else at
         self.ask_which(
-            f"Causes of {finding.code} in step {finding.step}, in order", lines, rows, at
-        )
+            f"Causes of {finding.code} in step {finding.step}, in order", lines, rows, at,
+            last="that was the last of its causes",
+        )  # fmt: skip
 
     def finding_here(self) -> Finding | None:
         """The finding whose causes one would walk from the row under the cursor."""

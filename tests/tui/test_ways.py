@@ -11,6 +11,7 @@ import pytest
 from textual.pilot import Pilot
 
 from tensortrace.tui.app import Viewer
+from tensortrace.tui.header import headline
 from tensortrace.tui.pick import Pick
 from tests.tui.nets import make_op_run
 from tests.tui.screen import settle, text_of
@@ -157,6 +158,38 @@ async def test_c_walks_the_causes_and_the_table_goes_along(opened: Any) -> None:
         assert len(app.screen_stack) == 1
         assert await press("c", "j", "enter") == (2, 6)
         assert await press("backspace", "backspace") == (2, 6)
+
+
+async def test_c_goes_on_to_the_next_cause_and_says_which_was_the_last(opened: Any) -> None:
+    async with opened() as (app, press):
+        assert await press("c") == (2, 5)
+        assert await press("c") == (2, 6)
+        assert isinstance(app.screen, Pick)
+        await press("c")
+        assert len(app.screen_stack) == 1
+        assert "that was the last of its causes" in text_of(app)
+
+
+async def test_a_line_that_is_cut_says_so(opened: Any) -> None:
+    async with opened(size=(80, 24)) as (app, press):
+        await press()
+        pane = app.pane("detail")
+        pane.show(1, lambda *_: [("ab", "faint"), ("c" * 99, "")])
+        assert pane.render_line(0).text == f"ab{'c' * (pane.size.width - 3)}\u2026"
+        pane.show(1, lambda *_: [("ab", "faint"), (" " * 99, "")])
+        assert pane.render_line(0).text.strip() == "ab"
+
+
+async def test_the_palette_finds_the_export_of_the_view(opened: Any) -> None:
+    async with opened(step=0) as (app, _):
+        titles = [command.title.lower() for command in app.get_system_commands(app.screen)]
+        assert any("export" in title for title in titles)
+
+
+def test_the_first_line_tells_findings_of_other_ranks_apart() -> None:
+    line = headline(program="a", rank=(0, 2), step=(0, 1), loss="1", findings={"error": 1},
+                    state=("ended", ""), width=100, elsewhere=3)  # fmt: skip
+    assert "1 error, 3 on other ranks" in "".join(text for text, _ in line)
 
 
 async def test_a_search_opens_the_call_around_an_op(opened: Any) -> None:
