@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from tensortrace.records import Finding, Module, Severity
@@ -11,6 +12,8 @@ from tensortrace.tui.rows import SEVERITIES
 from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip
 
 LINES = 3
+# Lines of a message where there is room.
+MOST_MESSAGE = 3
 
 
 def finding_line(
@@ -21,8 +24,9 @@ def finding_line(
     *,
     here: bool = False,
     glyphs: Glyphs = UNICODE,
+    height: int = LINES,
 ) -> Styled:
-    """Write one of the three lines of a finding: what, where, the message."""
+    """Write one of the `height` lines of a finding: what, where, the message."""
     sign = glyphs.cursor if here and part == 0 else " "
     if part == 0:
         head = f"{SEVERITY_GLYPH[finding.severity]} {escape(finding.code)}"
@@ -38,7 +42,27 @@ def finding_line(
         if finding.op:
             told = escape(finding.op) if finding.module is None else f"{where} {escape(finding.op)}"
         return [("   ", ""), (clip(told, width - 3, glyphs), "")]
-    return [("   ", ""), (clip(escape(finding.message[:500]), width - 3, glyphs), "faint")]
+    lines = message_lines(finding, width - 3)
+    if part - 2 >= len(lines):
+        return []
+    # The last line that there is room for holds the rest, so that its end says it was cut.
+    text = " ".join(lines[part - 2 :]) if part == height - 1 else lines[part - 2]
+    return [("   ", ""), (clip(text, width - 3, glyphs), "faint")]
+
+
+def message_lines(finding: Finding, width: int) -> list[str]:
+    """Break the message of a finding into lines of a width in terminal cells."""
+    text = escape(finding.message[:500])
+    return textwrap.wrap(text, max(10, width), break_on_hyphens=False) or [""]
+
+
+def lines_each(findings: Sequence[Finding], width: int, height: int) -> int:
+    """How many lines each finding takes in a pane: up to three of its message if all have room."""
+    room = height // max(1, len(findings))
+    if room <= LINES:
+        return LINES
+    longest = max((len(message_lines(f, width - 3)) for f in findings), default=1)
+    return min(room, LINES - 1 + min(MOST_MESSAGE, longest))
 
 
 def position(finding: Finding) -> tuple[int, int]:

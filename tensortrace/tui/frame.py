@@ -249,11 +249,19 @@ class Frame(App[int]):
 
         def draw(at: int, part: int, width: int, here: bool) -> Styled:
             return findings.finding_line(
-                held[at], part, modules, width, here=here, glyphs=self.glyphs
-            )
+                held[at], part, modules, width, here=here, glyphs=self.glyphs,
+                height=pane.item_height,
+            )  # fmt: skip
 
         self.title_findings()
+        pane.item_height = self.finding_height
         pane.show(len(held), draw, pane.cursor or 0)
+
+    @property
+    def finding_height(self) -> int:
+        """How many lines each finding has room for."""
+        size = self.pane("findings").size
+        return findings.lines_each(self.found, size.width, size.height)
 
     def title_findings(self) -> None:
         """Say how many findings there are, and how much of the log was read for them."""
@@ -300,6 +308,8 @@ class Frame(App[int]):
         if not self.drawable:
             return
         self.draw_detail()
+        if self.finding_height != self.pane("findings").item_height:  # the pane has another size
+            self.draw_findings()
         if self.rows.large:
             self.run_worker(self.gather, thread=True, exclusive=True, group="detail")
 

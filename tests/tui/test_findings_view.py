@@ -116,3 +116,21 @@ async def test_a_finding_of_a_whole_step_leads_to_the_call_of_its_module(tmp_pat
         assert "profile over depth" in text
         assert "head[/x]" in text
         assert text.count("\u2588") > 20
+
+
+async def test_the_pane_wraps_messages_where_there_is_room(tmp_path: Path) -> None:
+    long = "the first part of it, then more of the same to read: " + "x" * 20 + " and the end"
+    kept = list(records(8, None))
+    one = make_finding(5, 10, id="w", message=long)
+    kept.insert(next(i for i, r in enumerate(kept) if r.step == 5), one)
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", kept)))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(app, pilot)
+        assert app.pane("findings").item_height == 5
+        assert "and the end" in text_of(app)
+        await pilot.resize_terminal(120, 14)
+        await settle(app, pilot)
+        assert app.pane("findings").item_height == 4
+        await pilot.press("j")
+        await settle(app, pilot)
+        assert "and the end" not in text_of(app)
