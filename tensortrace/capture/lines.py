@@ -152,15 +152,21 @@ class LineTracer:
         mine = self._thread
         if not mine.entered or self.recorder.full == mine.on:
             return
-        if not self.recorder.full:
+        if self.recorder.full:
+            self._install()
+        else:
             self._uninstall()
-            return
-        self._install()
         frame: FrameType | None = sys._getframe(1)
+        inside = False
         while frame is not None:
             trace = _frame_trace(frame.f_trace, self)
             if trace is not None:
-                self._safely(trace.wake, frame)
+                if mine.on:
+                    self._safely(trace.wake, frame)
+                elif not inside:
+                    _forget_values(frame)
+            # A debugger ended the step: Python will write the dict back into the frame it is at.
+            inside = frame.f_code in _CALLED_BY_PYTHON
             frame = frame.f_back
 
     # ---- the trace function
@@ -352,6 +358,9 @@ def _forget_values(frame: FrameType) -> None:
     """Until Python 3.12 a frame that was looked at keeps its variables' values in a dict."""
     if sys.version_info < (3, 13) and frame.f_code.co_flags & _CO_OPTIMIZED:
         frame.f_locals.clear()
+
+
+_CALLED_BY_PYTHON = (FrameTrace.event.__code__, LineTracer._on_call.__code__)
 
 
 def _definition_line(code: CodeType) -> int:

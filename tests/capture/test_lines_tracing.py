@@ -6,6 +6,7 @@ import bdb
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -112,6 +113,27 @@ def test_afterwards_the_trace_function_is_what_it_was(fails: bool) -> None:
         assert sys.gettrace() is not before
     assert sys.gettrace() is before
     assert sys._getframe().f_trace is frame_before
+
+
+def test_a_step_that_is_not_traced_keeps_no_tensor_alive() -> None:
+    def function() -> list[bool]:
+        net = nn.Linear(2, 1)
+        alive: list[bool] = []
+        losses: list[weakref.ref[torch.Tensor]] = []
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        with trace(out=seen.take, lines=True, every=1000):
+            for _ in range(6):
+                loss = net(torch.ones(1, 2)).sum()
+                losses.append(weakref.ref(loss))
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                alive.append(losses[0]() is not None)
+        return alive
+
+    seen = Seen()
+    assert function() == [True, False, False, False, False, False]
+    assert not seen.faults
 
 
 class Debugger(bdb.Bdb):
