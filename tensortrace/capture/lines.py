@@ -112,16 +112,16 @@ class LineTracer:
         mine = self._thread
         mine.entered += 1
         mine.entered_ns.append(time.perf_counter_ns())
+        mine.blocks.append(None)  # first of all, so that `leave` finds it whatever fails below
         if self.recorder.full and not mine.on:
             self._install()
         known = None if frame is None else frame.f_trace
         if frame is None or _frame_trace(known, self) is not None:
-            mine.blocks.append(None)
             return
         trace = FrameTrace(self, frame.f_code, self._depth_under(frame), known)
         trace.with_line = frame.f_lineno
         frame.f_trace = trace.local
-        mine.blocks.append(trace)
+        mine.blocks[-1] = trace
         if self.is_on():
             self._safely(trace.enter, frame)
 

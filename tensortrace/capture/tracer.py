@@ -198,7 +198,8 @@ class Trace:
         traceback: TracebackType | None,
     ) -> None:
         if self._lines is not None:
-            self._lines.leave(_outside(sys._getframe(1)))
+            with self._ours("lines"):
+                self._lines.leave(_outside(sys._getframe(1)))
         # Blocks may end in any order (two generators): the last one out closes the run.
         (self if self._joined is None else self._joined)._leave(error, traceback)
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from tensortrace import Lines, trace
+from tensortrace.capture.active import slot
 from tests.capture.lines_of import Seen
 
 pytestmark = pytest.mark.usefixtures("closing_folder")
@@ -134,6 +135,31 @@ def test_a_step_that_is_not_traced_keeps_no_tensor_alive() -> None:
     seen = Seen()
     assert function() == [True, False, False, False, False, False]
     assert not seen.faults
+
+
+@pytest.mark.parametrize("fails", ["enter", "_uninstall", "_install"])
+def test_what_fails_of_ours_hides_no_exception_of_the_users(
+    fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensortrace.capture.line_frames import FrameTrace
+    from tensortrace.capture.lines import LineTracer
+
+    def fail(*given: Any) -> None:
+        raise RuntimeError("ours")
+
+    before = sys.gettrace()
+    cls = FrameTrace if fails == "enter" else LineTracer
+    seen = Seen()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(cls, fails, fail)
+            with pytest.raises(ValueError, match="theirs"):  # noqa: SIM117 ours is the inner one
+                with trace(out=seen.take, lines=True):
+                    raise ValueError("theirs")
+    finally:
+        sys.settrace(before)
+    assert len(seen.faults) == 1
+    assert slot.recorder is None
 
 
 class Debugger(bdb.Bdb):
