@@ -8,7 +8,7 @@ Every record carries `step`; within a step `seq` orders what happened.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -17,6 +17,8 @@ FORMAT_VERSION = 1
 
 Phase = Literal["forward", "backward", "optimizer"]
 Severity = Literal["error", "warning", "note"]
+# What arithmetic on times and lines can carry; more is no time of anybody's.
+Whole = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
 # JSON has no NaN or infinity: a scalar that may be one is a number or its name.
 Scalar = float | Literal["NaN", "Infinity", "-Infinity"]
 # Of `Tensor.exponents`: how many ranges, the exponent of 2 where range 1 begins, how many
@@ -28,7 +30,7 @@ class Location(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A source line of the user's: `code` is its text where it was worth storing."""
 
     file: str
-    line: int
+    line: Whole
     function: str
     code: str | None = None
 
@@ -112,7 +114,7 @@ class Header(Record, frozen=True, kw_only=True, omit_defaults=False, tag="header
     format: str
     version: int
     run_id: str
-    time_ns: int
+    time_ns: Whole
     argv: list[str]
     python: str
     torch: str
@@ -153,7 +155,7 @@ class Source(Record, frozen=True, kw_only=True, tag="source"):
 
     file: str
     name: str
-    first_line: int
+    first_line: Whole
     text: str
 
 
@@ -190,7 +192,7 @@ class Call(Record, frozen=True, kw_only=True, tag="call"):
     inputs: list[tuple[str, int]] = []
     outputs: list[tuple[str, int]] = []
     tensors: list[Tensor] = []
-    host_ns: int = 0
+    host_ns: Whole = 0
     allocated: int | None = None
     exception: str | None = None
 
@@ -285,7 +287,7 @@ class Line(Record, frozen=True, kw_only=True, tag="line"):
     tensors: list[Tensor] = []
     nth: int = 0
     passed_over: int = 0
-    host_ns: int = 0
+    host_ns: Whole = 0
     flags: list[Literal["nonfinite", "broadcast"]] = []
 
 
@@ -376,8 +378,8 @@ class Step(Record, frozen=True, kw_only=True, tag="step"):
 
     seq: int
     update: int = 0
-    time_ns: int = 0
-    host_ns: int = 0
+    time_ns: Whole = 0
+    host_ns: Whole = 0
     full: bool = True
     loss: Scalar | None = None
     grad_norm: Scalar | None = None
@@ -408,7 +410,7 @@ class End(Record, frozen=True, kw_only=True, tag="end"):
     records: int = 0
     thinned: int = 0
     dropped: int = 0
-    elapsed_ns: int = 0
+    elapsed_ns: Whole = 0
     failure: Failure | None = None
 
 

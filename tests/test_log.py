@@ -520,3 +520,9 @@ def test_a_step_is_found_where_reading_everything_finds_it(tmp_path, text):
     file, _ = open_log(path)
     for step in (*range(0, 3 * count, max(1, count // 15)), 3 * count - 3, 3 * count, 10**9):
         assert seek_step(file, file.size(), step) == oracle(content, step)
+
+
+@pytest.mark.parametrize("key", ["host_ns", "time_ns"])
+def test_times_that_nobody_can_reckon_with_are_damage(key: str) -> None:
+    line = f'{{"kind":"step","step":0,"seq":1,"{key}":{"9" * 400}}}\n'.encode()
+    assert isinstance(decode(line), Damaged)

@@ -13,7 +13,7 @@ from tensortrace.records import Step
 from tensortrace.run import Ranks, named_logs, open_run, start_ranks
 from tensortrace.tui.app import Viewer
 from tests.builders import make_end, make_finding, make_header, make_steps, write_log
-from tests.tui.screen import text_of
+from tests.tui.screen import text_of, told
 
 
 def write_ranks(folder: Path, count: int = 3, **changes: object) -> list[Path]:
@@ -191,5 +191,5 @@ async def test_a_rank_that_cannot_be_opened_is_told_and_left_out(tmp_path):
         await pilot.pause()
         assert app.log_.header.rank == 1
         assert len(app.ranks.runs) == 2
-        assert "is not a tensortrace log" in text_of(app)
+        assert "is not a tensortrace log" in told(app)
     app.ranks.close()

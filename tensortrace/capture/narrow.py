@@ -334,9 +334,6 @@ class ReplayRecorder(Recorder):
     def take_aliases(self) -> None:
         """Left to the live recorder."""
 
-    def remember_failure(self, error: BaseException, path: str) -> None:
-        """What fails in a replay is no failure of the program's."""
-
     def loss_seen(self, losses: Any, location: Any) -> None:
         """No loss of the loop's."""
 

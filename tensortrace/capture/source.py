@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import linecache
-import sys
 import sysconfig
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
@@ -44,10 +43,6 @@ class SourceLines:
         if foreign is None:
             foreign = self._foreign[code.co_filename] = _is_foreign(code.co_filename)
         return not foreign
-
-    def locate(self, depth: int) -> Location | None:
-        """The location of the nearest user frame, from `depth` frames above the caller. Hot."""
-        return self.locate_frame(sys._getframe(depth + 1))
 
     def locate_frame(self, frame: FrameType | None) -> Location | None:
         """The location of the nearest user frame, from this frame upwards. Hot."""

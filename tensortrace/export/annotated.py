@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 import tempfile
 import tokenize
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,7 @@ LONGEST_COMMENT, MOST_GROUPS, MOST_NAMES = 200, 3, 3
 # What a log keeps of the text of one function.
 LONGEST_SOURCE = 100_000
 _SIGNED = "by `tensortrace lines --write`"
+_LARGEST = 1 << 24
 _LINE_ENDS = re.compile(r"(\r\n|\r|\n)")
 _KEPT_OUT = ("site-packages", "dist-packages")
 
@@ -113,6 +115,10 @@ def _annotated(path: Path, functions: Sequence[FunctionFlow], listing: Listing) 
         UsageError: the file is gone, is no Python, or is not what was recorded.
     """
     try:
+        # The path stands in the log: no device or pipe is read for it.
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:
+            raise UsageError("it is no file of source text")
         data = path.read_bytes()
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
         text = data.decode(encoding)

@@ -352,6 +352,7 @@ def _chopped(text: str, width: int) -> list[str]:
 
 def _hanging(code: str, width: int) -> list[str]:
     """Break a line of code that is too long; what follows hangs four columns deeper."""
+    width = max(width, 8)
     if cell_len(code) <= width:
         return [code]
     indent = min(len(code) - len(code.lstrip()) + 4, width // 2)

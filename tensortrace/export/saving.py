@@ -54,8 +54,11 @@ def save(
     # A link stays one: what it points to is replaced.
     path = Path(os.path.realpath(target))
     if not _may_replace(path, target, exporter, force):
-        with path.open("w", encoding="utf-8", newline="") as out:
-            exporter.write(runs, wanted, out)
+        try:
+            with path.open("w", encoding="utf-8", newline="", errors="backslashreplace") as out:
+                exporter.write(runs, wanted, out)
+        except OSError as error:
+            raise UsageError(f"{target} cannot be written: {error.strerror or error}") from error
         return 0
     part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
     try:

@@ -87,17 +87,19 @@ class Grid:
         known, rows = self._last
         if paths == known:
             return rows
-        for path in paths:
-            if path not in self._rows and len(self._rows) < MOST_MODULES:
-                self._rows[path] = len(self.paths)
-                self.paths.append(path)
-        missing = len(self.paths) - len(self.flags)
+        room = MOST_MODULES - len(self.paths)
+        new = [path for path in dict.fromkeys(paths) if path not in self._rows][:room]
+        missing = len(self.paths) + len(new) - len(self.flags)
         if missing > 0:
             more = -(-missing // ROWS_AT_ONCE) * ROWS_AT_ONCE
             self.values = {n: np.vstack([v, self._floats(more)]) for n, v in self.values.items()}
             columns = self.span.columns
             self.flags = np.vstack([self.flags, np.zeros((more, columns), np.uint8)])
             self.at = np.vstack([self.at, np.full((more, columns), -1, np.int64)])
+        # Last: the screen draws meanwhile, and looks in all of these for what is in `paths`.
+        for path in new:
+            self._rows[path] = len(self.paths)
+            self.paths.append(path)
         # Modules beyond the most that are kept share the last row; they are not drawn.
         rows = [self._rows.get(path, len(self.flags) - 1) for path in paths]
         self._last = (paths, rows)

@@ -39,8 +39,10 @@ def scale_of(grid: Grid, name: str) -> Scale:
     if name == "zero_frac":
         return Scale(0.0, 1.0, log=False)
     low, high = grid.range_of(name) or (0.1, 1.0)
-    bottom, top = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    return Scale(10.0**bottom, 10.0 ** max(top, bottom + 1))
+    # Powers of ten that are ordinary floats.
+    bottom = max(-307, min(307, math.floor(math.log10(low))))
+    top = max(bottom + 1, min(308, math.ceil(math.log10(high))))
+    return Scale(10.0**bottom, 10.0**top)
 
 
 def name_width(width: int) -> int:

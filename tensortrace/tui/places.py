@@ -32,11 +32,18 @@ class Place(msgspec.Struct, frozen=True, omit_defaults=True):
     columns: tuple[str, ...] | None = None
 
 
-def folder() -> Path:
-    """The folder of the places, as the XDG base directory specification has it."""
+def folder() -> Path | None:
+    """The folder of the places, as the XDG base directory specification has it.
+
+    None for a user without a home, as containers have.
+    """
     given = os.environ.get("XDG_STATE_HOME", "")
-    # A relative path is invalid by the specification, and is ignored.
-    base = Path(given) if given and Path(given).is_absolute() else Path.home() / ".local" / "state"
+    try:
+        # A relative path is invalid by the specification, and is ignored.
+        use = given and Path(given).is_absolute()
+        base = Path(given) if use else Path.home() / ".local" / "state"
+    except RuntimeError:
+        return None
     return base / "tensortrace" / "places"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,7 +41,15 @@ def write_new(name: str, text: str) -> Path:
     Raises:
         OSError: it is there already, or cannot be written.
     """
-    path = Path(name).expanduser()
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
+    data = text.encode("utf-8", "backslashreplace")
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # ~nobody/
+        raise OSError(errno.ENOENT, str(error), name) from error
+    with path.open("xb") as file:
+        try:
+            file.write(data)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
     return path.absolute()

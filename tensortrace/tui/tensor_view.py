@@ -80,6 +80,9 @@ class TensorView(View):
         self.ways, self.series, self.done = None, {}, False
         if self.asked is None or not self.chosen:
             return
+        # What an earlier look still hands over is of another tensor, though of the same row.
+        rows, row = self.asked
+        self.asked = rows, row
         log = self.viewer.log_
         first, last = log.first_step(), log.last_step()
         width = max(1, self.inside - GUTTER)

@@ -26,3 +26,8 @@ def text_of(app: Viewer) -> str:
     """What is on the screen, as text."""
     strips = app.screen._compositor.render_strips()
     return "\n".join("".join(segment.text for segment in strip) for strip in strips)
+
+
+def told(app: Viewer) -> str:
+    """The messages that stand at the moment, whether they are painted yet or not."""
+    return "\n".join(str(one.message) for one in app._notifications)

@@ -17,7 +17,7 @@ from tensortrace.tui.opening import Opening
 from tensortrace.tui.places import Place
 from tests.builders import make_header, write_log
 from tests.tui.samples import BAD_STEP, make_log, make_open_run, records
-from tests.tui.screen import settle, text_of
+from tests.tui.screen import settle, text_of, told
 
 
 async def opened_at(folder: Path, opening: Opening, **sample: Any) -> tuple[Viewer, str]:
@@ -182,8 +182,8 @@ async def test_x_writes_a_picture_and_never_over_a_file(tmp_path: Path) -> None:
         assert "gradient" in picture.read_text("utf-8").replace("&#160;", " ")
         before = picture.read_bytes()
         await saved(app, pilot, str(picture))
-        assert "is there already" in text_of(app)
+        assert "is there already" in told(app)
         assert picture.read_bytes() == before
         await saved(app, pilot, str(tmp_path / "no" / "such.txt"))
-        assert "cannot be written" in text_of(app)
+        assert "cannot be written" in told(app)
         await saved(app, pilot, "")

@@ -8,7 +8,7 @@ import pytest
 
 from tensortrace.records import ModuleColumns, Step
 from tensortrace.tui.grid import FLAGS, Grid
-from tensortrace.tui.heat import HeatMap, scale_of
+from tensortrace.tui.heat import LEVELS, HeatMap, scale_of
 from tensortrace.tui.span import Span, fitting, reading_order, shifted, span_of, used, zoomed
 from tensortrace.tui.theme import ASCII, HEAT
 
@@ -105,3 +105,10 @@ def test_viridis_grows_lighter_step_by_step() -> None:
 
     lights = [light(colour) for colour in VIRIDIS]
     assert lights == sorted(lights)
+
+
+def test_a_scale_is_of_ordinary_floats_at_the_ends_of_their_range() -> None:
+    grid = Grid(span_of(0, 1, 2, 1, 0))
+    grid.add([step_line(0, path=["a", "b"], grad_rms=[5e-324, 1.7e308], flags=["", ""])])
+    scale = scale_of(grid, "grad_rms")
+    assert (scale.level(5e-324), scale.level(1.7e308)) == (0, LEVELS - 1)
