@@ -176,15 +176,15 @@ class LineTracer:
         mine.prior = sys.gettrace()
         mine.on = True
         sys.settrace(self._global)
-        follow_thread(self._global)
+        follow_thread()
 
     def _uninstall(self) -> None:
         mine = self._thread
+        forget_thread()  # may put ours back
         # A debugger that was started inside is left where it is.
         if mine.on and sys.gettrace() is self._global:
             sys.settrace(mine.prior)
         mine.on, mine.prior = False, None
-        forget_thread()
 
     def stay(self) -> None:
         """Go on after the trace function before ours was called: it may have put itself back."""

@@ -16,26 +16,37 @@ from typing import Any
 from tensortrace.capture.active import here
 
 
-def follow_thread(function: Any) -> None:
-    """Give `here.rest` and `here.go_on` their effect in this thread.
+class _Aside:
+    """The trace functions that were taken off, for each rest that lasts."""
 
-    Args:
-        function: the trace function that is in place.
-    """
+    def __init__(self) -> None:
+        self.functions: list[Any] = []
+
+    def rest(self) -> None:
+        self.functions.append(sys.gettrace())
+        sys.settrace(None)
+
+    def go_on(self) -> None:
+        if self.functions:
+            sys.settrace(self.functions.pop())
+
+
+def follow_thread() -> None:
+    """Give `here.rest` and `here.go_on` their effect in this thread, whose trace function is on."""
     try:
         api = ctypes.pythonapi
         state, enter, leave = (
             api.PyThreadState_Get, api.PyThreadState_EnterTracing, api.PyThreadState_LeaveTracing,
         )  # fmt: skip
     except (AttributeError, ImportError):
-        here.rest = functools.partial(sys.settrace, None)
-        here.go_on = functools.partial(sys.settrace, function)
-        return
-    state.restype, state.argtypes = ctypes.c_void_p, ()
-    for one in (enter, leave):
-        one.restype, one.argtypes = None, (ctypes.c_void_p,)
-    this = ctypes.c_void_p(state())
-    here.rest, here.go_on = functools.partial(enter, this), functools.partial(leave, this)
+        aside = _Aside()
+        here.rest, here.go_on = aside.rest, aside.go_on
+    else:
+        state.restype, state.argtypes = ctypes.c_void_p, ()
+        for one in (enter, leave):
+            one.restype, one.argtypes = None, (ctypes.c_void_p,)
+        this = ctypes.c_void_p(state())
+        here.rest, here.go_on = functools.partial(enter, this), functools.partial(leave, this)
     for _ in range(here.busy):  # what has begun will end
         here.rest()
 

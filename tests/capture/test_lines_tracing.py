@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bdb
+import ctypes
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from tensortrace import Lines, trace
-from tensortrace.capture.active import slot
+from tensortrace.capture.active import here, slot
 from tests.capture.lines_of import Seen
 
 pytestmark = pytest.mark.usefixtures("closing_folder")
@@ -160,6 +161,59 @@ def test_what_fails_of_ours_hides_no_exception_of_the_users(
         sys.settrace(before)
     assert len(seen.faults) == 1
     assert slot.recorder is None
+
+
+@pytest.fixture(params=["resting", "taken off"])
+def resting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which the trace function rests in our own code."""
+    if request.param == "taken off":
+        monkeypatch.setattr(ctypes, "pythonapi", object())  # as in Python 3.10
+
+
+@pytest.mark.usefixtures("resting")
+@pytest.mark.parametrize("every", [1, 2])
+def test_however_ours_rests_the_one_before_is_put_back(every: int) -> None:
+    def watch(frame: FrameType, event: str, arg: Any) -> None:
+        pass
+
+    def function() -> list[bool]:
+        net = nn.Linear(2, 1)
+        on = []
+        with trace(out=seen.take, lines=True, every=every):
+            for _ in torch.utils.data.DataLoader([1, 2, 3, 4], batch_size=1):  # type: ignore[arg-type]
+                net(torch.ones(1, 2))
+                on.append(sys.gettrace() not in (before, None))
+        return on
+
+    seen = Seen()
+    real = sys.gettrace()
+    for before in (real, watch):
+        sys.settrace(before)
+        try:
+            on = function()
+            after = sys.gettrace()
+        finally:
+            sys.settrace(real)
+        assert after is before
+        assert on == [i % every == 0 for i in range(4)]
+    assert not seen.faults
+    assert here.rest is here.go_on is bool
+
+
+@pytest.mark.usefixtures("resting")
+def test_a_trace_function_set_inside_stays() -> None:
+    def watch(frame: FrameType, event: str, arg: Any) -> None:
+        pass
+
+    before = sys.gettrace()
+    try:
+        with trace(out=Seen().take, lines=True):
+            sys.settrace(watch)
+            torch.ones(2)
+        after = sys.gettrace()
+    finally:
+        sys.settrace(before)
+    assert after is watch
 
 
 class Debugger(bdb.Bdb):
