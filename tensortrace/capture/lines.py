@@ -116,7 +116,12 @@ class LineTracer:
         if self.recorder.full and not mine.on:
             self._install()
         known = None if frame is None else frame.f_trace
-        if frame is None or _frame_trace(known, self) is not None:
+        if frame is None:
+            return
+        around = _frame_trace(known, self)
+        if around is not None:
+            if around in mine.blocks:
+                mine.blocks[-1] = around
             return
         trace = FrameTrace(self, frame.f_code, self._depth_under(frame), known)
         trace.with_line = frame.f_lineno
@@ -131,21 +136,36 @@ class LineTracer:
         if not mine.entered:
             return
         mine.entered -= 1
-        trace = mine.blocks.pop()
-        while frame is not None and trace is not None:
-            if frame.f_trace is trace.local:
-                if self.is_on():
-                    self._safely(trace.close, frame)
-                frame.f_trace = trace.theirs
-                _forget_values(frame)
-                break
-            frame = frame.f_back
+        frame, trace = self._ending(frame)
+        # The last of its kind, while others may have begun since.
+        place = len(mine.blocks) - 1 - mine.blocks[::-1].index(trace)
+        entered_ns = mine.entered_ns.pop(place)
+        del mine.blocks[place]
+        if trace in mine.blocks:
+            trace = None  # one around it in the same function goes on
+        if frame is not None and trace is not None:
+            if self.is_on():
+                self._safely(trace.close, frame)
+            frame.f_trace = trace.theirs
+            _forget_values(frame)
         if self.live is not None and self.is_on() and (trace is not None or self.ended):
-            self.live.elapsed(mine.entered_ns[-1], mine.entered)
+            self.live.elapsed(entered_ns, mine.entered)
         self.ended = False
-        mine.entered_ns.pop()
         if not mine.entered:
             self._uninstall()
+
+    def _ending(self, frame: FrameType | None) -> tuple[FrameType | None, FrameTrace | None]:
+        """The block that ends: generators may end theirs in another order than they began them."""
+        blocks = self._thread.blocks
+        at = frame
+        while at is not None:
+            trace = _frame_trace(at.f_trace, self)
+            if trace is not None and trace in blocks:
+                return at, trace
+            if trace is not None and at is frame and None in blocks:
+                break  # a block in a function that was followed already
+            at = at.f_back
+        return None, None if None in blocks else blocks[-1]
 
     def step_began(self) -> None:
         """Only full steps are traced: begin or stop in the middle of the program."""
@@ -189,7 +209,7 @@ class LineTracer:
     def stay(self) -> None:
         """Go on after the trace function before ours was called: it may have put itself back."""
         now = sys.gettrace()
-        if now is not self._global:
+        if self._thread.on and now is not self._global:
             self._thread.prior = now
             sys.settrace(self._global)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -161,6 +162,50 @@ def test_what_fails_of_ours_hides_no_exception_of_the_users(
         sys.settrace(before)
     assert len(seen.faults) == 1
     assert slot.recorder is None
+
+
+def test_blocks_of_generators_end_in_any_order() -> None:
+    def generate(start: int) -> Iterator[int]:
+        with trace(out=seen.take, lines=True, every=1):
+            with trace(lines=True):
+                value = start
+            yield value
+            value += 1
+            yield value
+        frames.append(sys._getframe().f_trace)
+        value += 100
+        yield value
+
+    seen = Seen()
+    frames: list[Any] = []
+    before = sys.gettrace()
+    first, second = generate(1), generate(11)
+    assert [next(first), next(second), next(first), next(first)] == [1, 11, 2, 102]
+    assert sys.gettrace() is not before
+    assert [next(second), next(second)] == [12, 112]
+    assert sys.gettrace() is before
+    assert frames == [None, None]
+    assert not seen.faults
+    assert sorted(seen.changes("value")) == ["1", "11", "12", "2"]
+
+
+def test_a_trace_function_before_ours_is_alone_in_steps_that_are_not_traced() -> None:
+    def function() -> list[bool]:
+        with trace(out=Seen().take, lines=True, every=2):
+            net, found = nn.Linear(1, 1), []
+            for _ in torch.utils.data.DataLoader([1, 2, 3, 4], batch_size=1):  # type: ignore[arg-type]
+                net(torch.ones(1))
+                found.append(sys.gettrace() is coverage.me)
+            return found
+
+    coverage = Coverage(True)
+    before = sys.gettrace()
+    sys.settrace(coverage.me)
+    try:
+        found = function()
+    finally:
+        sys.settrace(before)
+    assert found == [False, True, False, True]
 
 
 @pytest.fixture(params=["resting", "taken off"])
