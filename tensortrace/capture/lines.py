@@ -201,8 +201,9 @@ class LineTracer:
     def _uninstall(self) -> None:
         mine = self._thread
         forget_thread()  # may put ours back
-        # A debugger that was started inside is left where it is.
-        if mine.on and sys.gettrace() is self._global:
+        # A debugger that was started inside is left where it is. Python takes off what an interrupt
+        # came out of.
+        if mine.on and sys.gettrace() in (self._global, None):
             sys.settrace(mine.prior)
         mine.on, mine.prior = False, None
 

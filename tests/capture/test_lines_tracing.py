@@ -261,6 +261,35 @@ def test_a_trace_function_set_inside_stays() -> None:
     assert after is watch
 
 
+@pytest.mark.usefixtures("resting")
+def test_after_an_interrupt_in_our_own_code_the_one_before_is_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tensortrace.capture.line_frames import FrameTrace
+
+    def watch(frame: FrameType, event: str, arg: Any) -> None:
+        pass
+
+    def interrupt(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    def function() -> None:
+        with trace(out=Seen().take, lines=True):
+            monkeypatch.setattr(FrameTrace, "_take", interrupt)
+            torch.ones(2)
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            function()
+        after = sys.gettrace()
+    finally:
+        sys.settrace(before)
+    assert after is watch
+    assert here.busy == 0
+
+
 class Debugger(bdb.Bdb):
     """Steps through everything."""
 
