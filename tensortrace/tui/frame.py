@@ -356,9 +356,11 @@ class Frame(App[int]):
         last = {told.message: told for told in self._notifications}
         kept = list(last.values())[-MOST_TOLD:]
         for old in [told for told in self._notifications if told not in kept]:
-            self._unnotify(old)
+            del self._notifications[old]
+        self._refresh_notifications()
 
     def untell(self, start: str = "") -> None:
         """Take away the messages that begin with a text."""
         for old in [n for n in self._notifications if n.message.startswith(start)]:
-            self._unnotify(old)
+            del self._notifications[old]
+        self._refresh_notifications()
