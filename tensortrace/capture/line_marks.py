@@ -70,8 +70,12 @@ class Marks:
         return flagged
 
     def _learn(self, tensors: list[Tensor]) -> None:
-        if len(self._shapes) > _MOST:
+        if max(len(self._shapes), len(self._shaped)) > _MOST:
             self._shapes.clear()
+            self._shaped.clear()  # with the other, or a shape on purpose would be flagged
+        if len(self._bad) > _MOST:
+            self._bad.clear()
+            self._found = True  # where so much is bad, nothing is the first any more
         for tensor in tensors:
             self._shapes[tensor.id] = tensor.shape
 

@@ -60,6 +60,8 @@ class TensorDraft(msgspec.Struct, gc=False):
 
 # Outputs whose rows are compared, in one step.
 _COMPARED = 4
+# So many descriptions are kept for source lines, be their tensors alive or not.
+_FEW = 1000
 _NOT_ASKED: Ticket = ([Stats(unmeasured="not asked")], 0)
 _NO_TAIL: Tail = (None, None, None, None)
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -237,6 +239,11 @@ class TensorTable:
     def forget_waiting(self) -> None:
         """Let go of the descriptions that the queue is about to be resolved for."""
         self._waiting = []
+        if self.drafts and len(self.drafts) > _FEW:
+            # Other threads may describe something meanwhile.
+            entries = list(self._known.values())
+            alive = {e.id for e in entries if e.step == self._step and e.ref() is not None}
+            self.drafts = {n: d for n, d in list(self.drafts.items()) if n in alive}
 
     def _base_id(self, tensor: torch.Tensor) -> int | None:
         try:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tensortrace import Lines, trace
+from tensortrace.capture.active import slot
 from tests.capture.lines_of import Seen, all_of, lines_of
 
 pytestmark = pytest.mark.usefixtures("closing_folder")
@@ -473,3 +474,18 @@ def test_nothing_is_held_after_the_block() -> None:
     gc.collect()
     assert ref() is None
     assert not seen.faults
+
+
+def test_a_long_step_keeps_few_descriptions() -> None:
+    def function() -> Tensor:
+        x = torch.ones(2)
+        with torch.no_grad():
+            for _ in range(25_000):
+                x = x + 0
+        assert slot.recorder is not None
+        drafts.append(len(slot.recorder.tensors.drafts or ()))
+        return x
+
+    drafts: list[int] = []
+    lines_of(function, level="op")
+    assert 0 < drafts[0] < 10_000
