@@ -242,8 +242,9 @@ class Reader:
         for i, (key, part) in enumerate(opened(value, kind, self.span)):
             if i:
                 pieces.append(", " if skipped <= 0 or i != self.span else ", ..., ")
-            before_it, inner = label(value, kind, key)
-            pieces.append(before_it if kind is not Kind.DICT else f"{self._plain(key)}: ")
+            text = self._plain(key) if kind is Kind.DICT else ""
+            before_it, inner = label(value, kind, key, text)
+            pieces.append(before_it)
             self._tell(part, words, describe, place=place + inner, depth=depth - 1, left=left)
             end = i
         one = end == 0 and type(value) is tuple

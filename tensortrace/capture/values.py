@@ -108,8 +108,8 @@ def brackets(value: Any, kind: Kind) -> tuple[str, str]:
     return f"{name}(", ")"
 
 
-def label(value: Any, kind: Kind, key: Any) -> tuple[str, str]:
-    """What stands before a part, and its place in the value."""
+def label(value: Any, kind: Kind, key: Any, text: str) -> tuple[str, str]:
+    """What stands before a part, and its place in the value; `text` is that of a dict's key."""
     if kind is Kind.LIST:
         names = getattr(type(value), "_fields", None)
         if names is None and home(type(value)) == "torch.return_types":
@@ -118,7 +118,7 @@ def label(value: Any, kind: Kind, key: Any) -> tuple[str, str]:
             return f"{names[key]}=", f".{names[key]}"
         return "", f"[{key}]"
     if kind is Kind.DICT:
-        return "", f"[{string_text(key, 60) if isinstance(key, str) else f'{key!r:.60}'}]"
+        return f"{text}: ", f"[{string_text(key, 60) if isinstance(key, str) else text[:60]}]"
     if kind is Kind.SET:
         return "", f"[{key}]"
     return f"{key}=", f".{key}"

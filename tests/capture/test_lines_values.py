@@ -489,3 +489,21 @@ def test_a_long_step_keeps_few_descriptions() -> None:
     drafts: list[int] = []
     lines_of(function, level="op")
     assert 0 < drafts[0] < 10_000
+
+
+def test_a_key_of_a_dict_is_told_without_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    formatted: list[Any] = []
+
+    def text(self: Any, **given: Any) -> str:
+        formatted.append(self)
+        return "all of it"
+
+    monkeypatch.setattr(torch.Tensor, "__repr__", text)
+    monkeypatch.setattr(nn.Parameter, "__repr__", text)
+    key = nn.Parameter(torch.ones(3))
+    seen = lines_of(lambda known: known[key] + 1, {key: torch.ones(3)})
+    assert not formatted
+    (known,) = [v for line in seen.lines for v in line.changed if v.name == "known"]
+    ((place, _),) = known.tensors
+    assert "all of it" not in place + known.text
+    assert place.startswith("[")
