@@ -586,7 +586,7 @@ def trace(*positional: Any, **options: Any) -> Any:
     Args:
         out: the log's path, a binary file, or (by keyword) a callable that gets each record.
         model: the module whose paths are plain; otherwise the first one called.
-        level: "module". "op" comes with a later version.
+        level: "module" records calls of modules and ops outside them; "op" every op inside, too.
         lines: whether each executed source line of the decorated function or block is recorded,
             with the variables that it changed; ``Lines(depth=2, ...)`` or a dict says how.
         every: which steps write all their records: "auto" (0 to 19, then 1 in 10, 1 in 100, ...)
@@ -598,7 +598,8 @@ def trace(*positional: Any, **options: Any) -> Any:
         checks: codes, prefixes or names to run, or {"TT202.ratio": 100.0} to set thresholds.
         stop_on: "error", "warning", a code, or a callable that gets each finding and returns
             true to stop: `TraceStoppedError` is raised before the optimizer moves the weights.
-        narrow: comes with a later version; accepted, since it changes no result.
+        narrow: whether a module call that makes NaN or inf is run again, once and on stand-ins, to
+            name the op and the line; it changes no result.
         compiled: "boundary" leaves compiled modules compiled and sees only their outside;
             "eager" runs them uncompiled inside the block, so that all is seen.
         source: whether the text of traced functions is stored in the log.
