@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from textual.pilot import Pilot
@@ -20,6 +21,15 @@ async def settle(app: Viewer, pilot: Pilot[Any]) -> None:
     while app.detail_timer is not None:
         await pilot.pause()
     await pilot.pause()
+
+
+async def until(pilot: Pilot[Any], holds: Callable[[], object]) -> None:
+    """Wait until something holds: a busy machine lays out and draws some turns later."""
+    for _ in range(100):
+        if holds():
+            return
+        await pilot.pause()
+    assert holds()
 
 
 def text_of(app: Viewer) -> str:

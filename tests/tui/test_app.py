@@ -20,7 +20,7 @@ from tensortrace.tui.bindings import KEYS
 from tensortrace.tui.views import NAMES
 from tests.builders import write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_log, make_open_run, records
-from tests.tui.screen import settle, text_of
+from tests.tui.screen import settle, text_of, until
 
 Opened = AbstractAsyncContextManager[tuple[Viewer, Pilot[Any]]]
 
@@ -378,7 +378,7 @@ async def test_resizing_keeps_the_place(opened: Any) -> None:
             await pilot.pause()
         assert isinstance(app.row.record, Call)
         assert app.row.seq == 10
-        assert "x TT101" in text_of(app)
+        await until(pilot, lambda: "x TT101" in text_of(app))
 
 
 @pytest.mark.parametrize("first", [(80, 24), (120, 40), (60, 15)])
@@ -390,11 +390,9 @@ async def test_an_open_screen_is_laid_out_like_a_fresh_one(
         fresh = text_of(app)
     async with opened(size=first) as (app, pilot):
         await pilot.resize_terminal(*then)
-        await settle(app, pilot)
+        starts = [line[:12] for line in fresh.splitlines()[:5]]
+        await until(pilot, lambda: [x[:12] for x in text_of(app).splitlines()[:5]] == starts)
         shown = [p.id for p in app.query("Pane") if p.display and p.size.height]
-        assert [line[:12] for line in text_of(app).splitlines()[:5]] == [
-            line[:12] for line in fresh.splitlines()[:5]
-        ]
         assert ("findings" in shown) == (then[0] >= 110)
         assert app.pane("calls").size.height > 1
 

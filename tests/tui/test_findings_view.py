@@ -9,7 +9,7 @@ from tensortrace.tui.app import Viewer
 from tensortrace.tui.findings_view import family_of
 from tests.builders import write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_open_run, records
-from tests.tui.screen import settle, text_of
+from tests.tui.screen import settle, text_of, until
 
 
 def test_the_family_is_the_digit_of_the_code() -> None:
@@ -126,11 +126,9 @@ async def test_the_pane_wraps_messages_where_there_is_room(tmp_path: Path) -> No
     app = Viewer(open_run(write_log(tmp_path / "log.jsonl", kept)))
     async with app.run_test(size=(120, 40)) as pilot:
         await settle(app, pilot)
-        assert app.pane("findings").item_height == 5
-        assert "and the end" in text_of(app)
+        await until(pilot, lambda: app.pane("findings").item_height == 5)
+        await until(pilot, lambda: "and the end" in text_of(app))
         await pilot.resize_terminal(120, 14)
-        await settle(app, pilot)
-        assert app.pane("findings").item_height == 4
+        await until(pilot, lambda: app.pane("findings").item_height == 4)
         await pilot.press("j")
-        await settle(app, pilot)
-        assert "and the end" not in text_of(app)
+        await until(pilot, lambda: "and the end" not in text_of(app))

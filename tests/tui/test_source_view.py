@@ -16,7 +16,7 @@ from tensortrace.tui.source_view import SourceView
 from tests.builders import make_end, write_log
 from tests.export.listed import FILE, make_listed, make_plain
 from tests.tui.samples import make_open_run
-from tests.tui.screen import settle, text_of
+from tests.tui.screen import settle, text_of, until
 from tests.tui.test_hostile import FORBIDDEN, PAYLOADS, hostile_records
 
 NARROW, WIDE = (80, 24), (120, 40)
@@ -227,8 +227,7 @@ async def test_every_size_can_be_drawn_and_changed(
         await settle(app, pilot)
         await press(app, pilot, "6", ".", ".")
         await pilot.resize_terminal(60, 20)
-        await settle(app, pilot)
-        assert "6" in text_of(app)
+        await until(pilot, lambda: "6" in text_of(app))
 
 
 # What is drawn is held for each of them in `test_executed`.
