@@ -20,6 +20,9 @@ _CONTROL = re.compile(
     "\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f]"
 )
 
+# Where an object lies in memory, as a repr says it.
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{4,}")
+
 # Of a name that the program made (module, class, parameter, key); generated ones reach megabytes.
 LONGEST_NAME = 1000
 
@@ -52,6 +55,11 @@ def shorten(text: str, limit: int = LONGEST_NAME) -> str:
         return text
     half = (limit - 1) // 2
     return f"{text[:half]}…{text[-half:]}"
+
+
+def without_address(text: str) -> str:
+    """Leave out where objects lie in memory: it differs from run to run and is no news."""
+    return _ADDRESS.sub("", text)
 
 
 def short_dtype(dtype: str) -> str:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from inspect import CO_OPTIMIZED
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from tensortrace.capture.line_frames import FrameTrace, is_taken
 from tensortrace.capture.line_marks import Marks
 from tensortrace.capture.lines_options import Lines
 from tensortrace.capture.reader import Reader
-from tensortrace.capture.tensors import TensorDraft, draft_of_head
+from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD, TensorDraft, draft_of_head
 from tensortrace.capture.tracing import follow_thread, forget_thread
 
 if TYPE_CHECKING:
@@ -34,12 +35,9 @@ if TYPE_CHECKING:
     from tensortrace.capture.watched import Watched
     from tensortrace.records import Record
 
-_CO_OPTIMIZED = 0x0001
 # Called inside a line, and no function of its own to the reader.
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
-# With grad off larger tensors are described without statistics, as those of ops are. Larger ones
-# that a block finds are only named: a data set need not be read for it.
-_LARGEST_WITHOUT_GRAD = 65_536
+# Larger tensors that a block finds are only named: a data set need not be read for it.
 _LARGEST_FOUND = 1 << 20
 _LONGEST_DECORATORS = 200
 _INSTALLED = ("site-packages", "dist-packages")
@@ -271,7 +269,7 @@ class LineTracer:
             installed = any(part in _INSTALLED for part in Path(name).parts)
             followed = self.recorder.sources.is_user(code) and not generated and not installed
             self._followed[name] = followed
-        if not followed or not code.co_flags & _CO_OPTIMIZED:
+        if not followed or not code.co_flags & CO_OPTIMIZED:
             return False
         return code.co_name not in _COMPREHENSIONS
 
@@ -309,7 +307,7 @@ class LineTracer:
         numel = _numel(tensor)
         if sparing and numel > _LARGEST_FOUND and table.id_of(tensor) is None:
             return -1, draft_of_head(tensor)
-        measure = numel <= _LARGEST_WITHOUT_GRAD or torch.is_grad_enabled()
+        measure = numel <= LARGEST_WITHOUT_GRAD or torch.is_grad_enabled()
         number, draft = table.identify(tensor, measure)
         if draft is not None:
             fresh.append(draft)
@@ -377,7 +375,7 @@ def _nearest(frame: FrameType | None, tracer: LineTracer) -> FrameTrace | None:
 
 def _forget_values(frame: FrameType) -> None:
     """Until Python 3.12 a frame that was looked at keeps its variables' values in a dict."""
-    if sys.version_info < (3, 13) and frame.f_code.co_flags & _CO_OPTIMIZED:
+    if sys.version_info < (3, 13) and frame.f_code.co_flags & CO_OPTIMIZED:
         frame.f_locals.clear()
 
 

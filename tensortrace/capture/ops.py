@@ -28,6 +28,7 @@ from tensortrace.capture.active import here, slot
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import next_sequence_nr, watch_nodes
+from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD
 from tensortrace.records import to_scalar
 from tensortrace.text import shorten
 
@@ -86,9 +87,6 @@ _POSITIONS = {
     "normalize": ("p", "dim", "eps"), "add": ("other",), "sub": ("other",), "mul": ("other",),
     "div": ("other",), "to": ("dtype",), "dropout": ("p", "training"),
 }  # fmt: skip
-# With grad off, larger tensors outside modules are described without statistics: an exponential
-# moving average over all weights would otherwise read every parameter several times a step.
-_LARGEST_WITHOUT_GRAD = 65_536
 
 
 class OutsideMode(TorchFunctionMode):
@@ -360,7 +358,7 @@ def autocast_text() -> str | None:
 
 def _is_small(tensor: torch.Tensor) -> bool:
     try:
-        return bool(tensor.numel() <= _LARGEST_WITHOUT_GRAD)
+        return bool(tensor.numel() <= LARGEST_WITHOUT_GRAD)
     except RuntimeError:
         return False
 

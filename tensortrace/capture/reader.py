@@ -6,7 +6,6 @@ was slow. Tensors and modules are never asked for theirs.
 
 from __future__ import annotations
 
-import re
 import time
 import weakref
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from tensortrace.capture.values import (
     opened,
     string_text,
 )
+from tensortrace.text import without_address
 
 _OWN_REPR = {list.__repr__, tuple.__repr__, dict.__repr__, set.__repr__, frozenset.__repr__}
 _UNOPENED = (Kind.REPR, Kind.CLOSED, Kind.ARRAY)
@@ -35,7 +35,6 @@ _MOST_NODES = 400
 _MOST_TYPES = 1000
 # A repr that has taken longer twice is not asked for again.
 _SLOW_NS = 5_000_000
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{4,}")
 
 Custom: TypeAlias = tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...]
 # Pieces of a text: words, and tensors whose own words are made when their statistics are known.
@@ -284,7 +283,7 @@ class Reader:
             (self._slow if cls in self._suspect else self._suspect).add(cls)
         text = text.replace("\r", "").replace("\n", "")
         if self.normalize:
-            text = _ADDRESS.sub("", text)
+            text = without_address(text)
         return text if self.limit is None else cut(text, max(self.limit, 5))
 
     def _torch_text(self, value: Any) -> str:

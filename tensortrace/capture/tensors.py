@@ -23,6 +23,10 @@ _DTYPE_NAMES: dict[torch.dtype, str] = {}
 Head = tuple[
     int, tuple[int, ...] | None, tuple[int, ...] | None, str, str, bool, bool, str | None, int
 ]
+# With grad off, larger tensors outside modules are described without statistics: an exponential
+# moving average over all weights would otherwise read every parameter several times a step.
+LARGEST_WITHOUT_GRAD = 65_536
+
 # grad_of, previous, view_of, from_step
 Tail = tuple[int | None, int | None, int | None, int | None]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from inspect import CO_OPTIMIZED
 from typing import Any
 
 from tensortrace.capture.reader import Held, Reader
@@ -11,7 +12,6 @@ from tensortrace.capture.values import ATOMS
 
 # What was there before a variable that is new.
 NEW = object()
-_CO_OPTIMIZED = 0x0001
 # At module level everything that the file defines is a variable.
 _DEFINITIONS = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
 
@@ -30,7 +30,7 @@ class Variables:
 
     def __init__(self, reader: Reader, code: types.CodeType | None) -> None:
         self._reader = reader
-        self._skips_definitions = code is not None and not code.co_flags & _CO_OPTIMIZED
+        self._skips_definitions = code is not None and not code.co_flags & CO_OPTIMIZED
         names: tuple[str, ...] = ()
         if code is not None:
             names = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)

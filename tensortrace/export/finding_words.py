@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tensortrace.run import Run
 
 # How much of a list is worth reading.
-LISTED = 8
+MOST_ITEMS = 8
 # A longer profile shows so many of its first and last rows.
 ENDS = 20
 
@@ -106,7 +106,7 @@ def evidence(one: Shown) -> tuple[list[str], list[Profile]]:
         if pairs := _pairs(value):
             profiles.append(_profile(one.run.modules, name, pairs))
         elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-            lines += [f"{name}: {_value(item)}" for item in value[:LISTED]]
+            lines += [f"{name}: {_value(item)}" for item in value[:MOST_ITEMS]]
         elif value not in (None, [], {}):
             plain.append(f"{name}: {_value(value)}")
     if plain:
@@ -155,8 +155,8 @@ def _item(key: str, value: Any) -> str:
 
 
 def _listed(texts: Sequence[str]) -> str:
-    more = f", and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
-    return ", ".join(texts[:LISTED]) + more
+    more = f", and {len(texts) - MOST_ITEMS} more" if len(texts) > MOST_ITEMS else ""
+    return ", ".join(texts[:MOST_ITEMS]) + more
 
 
 def _pairs(value: Any) -> list[tuple[str, float | None]]:

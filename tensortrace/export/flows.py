@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from tensortrace.records import Finding, Source, Tensor
 from tensortrace.text import escape, number_text, short_dtype, shorten
 
-# Values of a dim, of a text and kinds of tensors that are told one by one.
+# So many are told one by one: values of a dim or a text, kinds of tensors, and of a line the names
+# of one group, exceptions and findings.
 LISTED = 3
+# Variables that are no news.
+UNTOLD = ("self", "cls")
 _FLOAT = re.compile(r"-?\d{1,300}\.\d{4,20}(?:e[+-]\d{1,3})?")
 DEFINED = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)", re.M)
 LONGEST_TEXT = 24

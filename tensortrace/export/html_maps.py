@@ -28,7 +28,7 @@ LEVELS = len(SCALE)
 # Characters that fit beside a map on a phone.
 LONGEST_LABEL = 14
 # A title that lists what a row holds stays short.
-LISTED = 12
+MOST_NAMED = 12
 # So many findings are marked on a map.
 MOST_SPOTS = 60
 # Of a module: how it is called here, and what it is.
@@ -81,8 +81,8 @@ def _grouped(name: str, maps: Maps, modules: Mapping[str, Module]) -> _Map | Non
     tree = tree_labels(modules, [members[0] for members in places])
     labels = []
     for (depth, label), members in zip(tree, places, strict=True):
-        names = [escape(shown_path(modules, path)) for path in members[:LISTED]]
-        more = f" and {len(members) - LISTED} more" if len(members) > LISTED else ""
+        names = [escape(shown_path(modules, path)) for path in members[:MOST_NAMED]]
+        more = f" and {len(members) - MOST_NAMED} more" if len(members) > MOST_NAMED else ""
         text = _tail(label) + (f" … ({len(members)})" if len(members) > 1 else "")
         labels.append(("  " * min(depth, 6) + text, ", ".join(names) + more))
     return _Map(name, maps.columns, grouped, broken, labels, places)

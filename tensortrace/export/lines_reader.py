@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from tensortrace.export.contents import shown_path
@@ -20,12 +19,10 @@ from tensortrace.records import (
     Variable,
     from_scalar,
 )
-from tensortrace.text import LONGEST_NAME, number_text, shorten
+from tensortrace.text import LONGEST_NAME, number_text, shorten, without_address
 
 # Names at one line, lines of one run, tensors of one step: a log may hold any number.
 MOST_NAMES, MOST_LINES, MOST_TENSORS = 64, 20_000, 100_000
-# Where an object lies in memory is no news.
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class Reader:
@@ -196,9 +193,8 @@ class Reader:
 
     def _variable(self, line: LineFlow, variable: Variable, name: str) -> None:
         if not variable.tensors:
-            self._flow(line, line.variables, name).say(
-                _ADDRESS.sub("", variable.text[:LONGEST_NAME])
-            )
+            text = without_address(variable.text[:LONGEST_NAME])
+            self._flow(line, line.variables, name).say(text)
         for place, id in variable.tensors:
             self._add(self._flow(line, line.variables, f"{name}{place}"), id)
 

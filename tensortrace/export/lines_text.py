@@ -15,7 +15,7 @@ from rich.color import ColorSystem
 from rich.style import Style
 
 from tensortrace.export.finding_words import place_text
-from tensortrace.export.flows import FunctionFlow, LineFlow, bad_text, grouped
+from tensortrace.export.flows import LISTED, UNTOLD, FunctionFlow, LineFlow, bad_text, grouped
 from tensortrace.export.lines import Listing, range_text
 from tensortrace.records import Finding, Location, Severity
 from tensortrace.text import escape, shorten
@@ -32,8 +32,6 @@ STYLES = {
     "note": Style.parse("cyan"),
 }
 SIGNS: dict[Severity, str] = {"error": "x", "warning": "!", "note": "i"}
-# Names of one group, groups, exceptions and findings of one line that are told one by one.
-LISTED = 3
 MOST_GROUPS = 6
 # Longer runs of lines that nothing is known of are folded; so many stay beside those that are.
 FOLDED_FROM, BESIDE = 7, 1
@@ -44,8 +42,6 @@ TIME_FROM, SHARE_FROM = 60, 72
 # Lines of a function by whose length the column of the code is chosen.
 MOST_TRIED = 1000
 HARD = "\xa0"
-# Variables that are no news.
-UNTOLD = ("self", "cls")
 
 
 @dataclass(frozen=True, slots=True)

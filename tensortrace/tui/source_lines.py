@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
+from tensortrace.export.flows import UNTOLD
 from tensortrace.records import Finding, Line, Location, Source, Tensor
 from tensortrace.text import escape, number_text, shape_text, short_dtype, shorten
 from tensortrace.tui.cells import duration_text, health
@@ -26,8 +27,6 @@ CODE_SHARE, NOTE_FROM = 0.6, 20
 RECENT = 3
 # Columns before the code.
 GUTTER = 13
-# Variables that are no news.
-UNTOLD = ("self", "cls")
 
 
 @dataclass(frozen=True, slots=True)
