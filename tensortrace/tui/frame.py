@@ -135,6 +135,11 @@ class Frame(App[int]):
             self.arrange(event.size)
             self.call_after_refresh(self.redraw)
 
+    def on_pane_resized(self, message: Pane.Resized) -> None:
+        """Give the findings as many lines each as now have room; it may come after all else."""
+        if message.pane.id == "findings" and self.finding_height != message.pane.item_height:
+            self.draw_findings()
+
     async def on_event(self, event: events.Event) -> None:
         """Note that the user took over."""
         if isinstance(event, events.Key | events.MouseDown | events.MouseScrollDown):
@@ -308,8 +313,6 @@ class Frame(App[int]):
         if not self.drawable:
             return
         self.draw_detail()
-        if self.finding_height != self.pane("findings").item_height:  # the pane has another size
-            self.draw_findings()
         if self.rows.large:
             self.run_worker(self.gather, thread=True, exclusive=True, group="detail")
 

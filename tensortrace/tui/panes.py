@@ -52,6 +52,13 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
             super().__init__()
             self.pane, self.at, self.x = pane, at, x
 
+    class Resized(Message):
+        """The pane has another size: what is laid out for its room is to be drawn again."""
+
+        def __init__(self, pane: Pane) -> None:
+            super().__init__()
+            self.pane = pane
+
     def __init__(
         self, name: str, title: str, *, height: int = 1, sticky: int = 0, cursor: bool = True
     ) -> None:
@@ -89,6 +96,7 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
         self._strips.clear()
         self._resize_content()
         self.call_after_refresh(self._reveal)
+        self.post_message(self.Resized(self))
 
     def move_to(self, at: int) -> None:
         """Put the cursor on an item, or scroll there in a pane without a cursor."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.findings_view import family_of
-from tensortrace.tui.panes import Pane
 from tests.builders import write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_open_run, records
 from tests.tui.screen import settle, text_of, until
@@ -129,6 +128,7 @@ async def test_the_pane_wraps_messages_where_there_is_room(tmp_path: Path) -> No
         await settle(app, pilot)
         await until(pilot, lambda: app.pane("findings").item_height == 5)
         await until(pilot, lambda: "and the end" in text_of(app))
-    async with Viewer(open_run(tmp_path / "log.jsonl")).run_test(size=(120, 14)) as pilot:
-        low = pilot.app
-        await until(pilot, lambda: low.screen_stack[0].query_one("#findings", Pane).item_height < 5)
+        await pilot.resize_terminal(120, 14)
+        await until(pilot, lambda: app.pane("findings").item_height < 5)
+        await pilot.resize_terminal(120, 40)
+        await until(pilot, lambda: app.pane("findings").item_height == 5)
