@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tensortrace.errors import TensortraceError, UsageError
-from tensortrace.text import escape
+from tensortrace.text import carries, escape
 from tensortrace.version import __version__
 
 if TYPE_CHECKING:
@@ -250,7 +250,8 @@ def lines(arguments: argparse.Namespace) -> int:
             return 0
         from tensortrace.export.lines_text import render_lines
 
-        for text in render_lines(listing, width=_width(), colour=_colour(), plain=_plain()):
+        plain = not carries(sys.stdout.encoding, "→…")
+        for text in render_lines(listing, width=_width(), colour=_colour(), plain=plain):
             _write(text)
     return 0
 
@@ -303,13 +304,15 @@ def export(arguments: argparse.Namespace) -> int:
     from tensortrace.export.contents import matching_nothing
     from tensortrace.export.exporter import Wanted, choose
     from tensortrace.export.saving import default_target, save
+    from tensortrace.export.steps import require_steps
 
     steps = None if arguments.steps is None else _steps(arguments.steps, "--steps")
     if arguments.out is not None:  # before a long log is opened
         choose(arguments.out, arguments.what)
     with ExitStack() as opened:
         runs = open_logs(arguments.log, opened)
-        _require_steps(runs, steps)
+        if steps is not None:
+            require_steps(runs, steps)
         target = arguments.out or default_target(runs)
         exporter = choose(target, arguments.what)
         for glob in matching_nothing(runs, arguments.module):
@@ -321,15 +324,6 @@ def export(arguments: argparse.Namespace) -> int:
     if nbytes:
         _write(f"{escape(target)}: {_size(nbytes)}\n")
     return 0
-
-
-def _require_steps(runs: Sequence[Run], steps: range | None) -> None:
-    if steps is None or any(run.steps and run.steps[0] <= steps[-1] and steps[0] <= run.steps[-1]
-                            for run in runs):  # fmt: skip
-        return
-    has = runs[0].steps
-    held = f"steps {has[0]} to {has[-1]}" if has else "no steps"
-    raise UsageError(f"no step of {steps[0]}:{steps[-1]} is in {runs[0].path}: it has {held}.")
 
 
 def _size(nbytes: int) -> str:
@@ -436,15 +430,6 @@ def _colour() -> bool:
         and not os.environ.get("NO_COLOR")
         and os.environ.get("TERM") != "dumb"
     )  # fmt: skip
-
-
-def _plain() -> bool:
-    """Whether only ASCII can be written."""
-    try:
-        "→…".encode(sys.stdout.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return True
-    return False
 
 
 def _width() -> int:

@@ -57,6 +57,15 @@ def shorten(text: str, limit: int = LONGEST_NAME) -> str:
     return f"{text[:half]}…{text[-half:]}"
 
 
+def carries(encoding: str | None, text: str) -> bool:
+    """Tell whether an encoding has all characters of a text; of one not known, only ASCII."""
+    try:
+        text.encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
 def without_address(text: str) -> str:
     """Leave out where objects lie in memory: it differs from run to run and is no news."""
     return _ADDRESS.sub("", text)

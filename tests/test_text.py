@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tensortrace.records import Location
 from tensortrace.text import (
+    carries,
     escape,
     finding_text,
     location_text,
@@ -17,6 +18,7 @@ from tensortrace.text import (
     number_text,
     shape_text,
     short_dtype,
+    without_address,
 )
 from tests.builders import make_finding
 
@@ -113,3 +115,17 @@ def test_names_have_a_form_when_there_is_nothing_to_name():
     assert shape_text((8, 128)) == "[8, 128]"
     assert short_dtype("bfloat16") == "bf16"
     assert short_dtype("q\x1bint") == r"q\x1bint"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "carried"),
+    [("utf-8", True), ("latin-1", False), ("ascii", False), (None, False), ("no such", False)],
+)
+def test_an_arrow_is_written_only_where_the_encoding_has_one(encoding, carried):
+    assert carries(encoding, "→") is carried
+    assert carries(encoding, "->") is (encoding != "no such")
+
+
+def test_where_an_object_lies_in_memory_is_left_out():
+    assert without_address("<Net object at 0x7f3a2b1c>") == "<Net object>"
+    assert without_address("look at 0x12, a register") == "look at 0x12, a register"

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from tensortrace.errors import UsageError
 from tensortrace.export.flows import FunctionFlow, LineFlow, bad_text, grouped
-from tensortrace.export.lines import Listing, range_text
+from tensortrace.export.lines import Listing
+from tensortrace.export.steps import range_text
 from tensortrace.records import Source
-from tensortrace.text import escape, shorten
+from tensortrace.text import carries, escape, shorten
 
 # A comment is no longer, and names no more groups.
 LONGEST_COMMENT, MOST_GROUPS, MOST_NAMES = 200, 3, 3
@@ -134,7 +135,7 @@ def _annotated(path: Path, functions: Sequence[FunctionFlow], listing: Listing) 
         _compare(lines, source, path.name)
         for number, line in function.lines.items():
             comments[number] = _joined([comments.get(number, ""), _comment(line)])
-    arrow = _arrow(encoding)
+    arrow = "→" if carries(encoding, "→") else "->"
     for number in comment_places("\n".join(lines)) & {n for n, told in comments.items() if told}:
         said = comments[number].replace("→", arrow)
         said = said.encode(encoding, "backslashreplace").decode(encoding)
@@ -147,14 +148,6 @@ def _annotated(path: Path, functions: Sequence[FunctionFlow], listing: Listing) 
     lines[-1] = f"# Shapes of {steps} of {log}, {_SIGNED}."
     ends[-1] = next((end for end in ends if end), "\n")
     return "".join(line + end for line, end in zip(lines, ends, strict=True)).encode(encoding)
-
-
-def _arrow(encoding: str) -> str:
-    try:
-        "→".encode(encoding)
-    except UnicodeEncodeError:
-        return "->"
-    return "→"
 
 
 def _compare(lines: Sequence[str], source: Source, name: str) -> None:

@@ -22,6 +22,7 @@ from tensortrace.export.html_style import STYLE
 from tensortrace.export.layers_text import COLUMNS, cell_texts
 from tensortrace.export.markup import Html, joined, tag
 from tensortrace.export.overview import look_over
+from tensortrace.export.steps import overlap
 from tensortrace.version import __version__
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _head(contents: Contents) -> Html:
 def _overview(contents: Contents, wanted: Wanted) -> Html:
     """Draw curves and maps of the first log."""
     run = contents.runs[0]
-    steps = run.steps if wanted.steps is None else _overlap(run.steps, wanted.steps)
+    steps = run.steps if wanted.steps is None else overlap(run.steps, wanted.steps)
     heads = [tag("h2", "Timeline", id="timeline"), tag("h2", "Modules over steps", id="maps")]
     if not steps:
         return joined([heads[0], tag("p", "The log holds no such step."), heads[1]])
@@ -118,10 +119,6 @@ def _overview(contents: Contents, wanted: Wanted) -> Html:
         show_timeline(overview, contents.shown), heads[1],
         show_maps(overview.maps, run.modules, contents.shown),
     ])  # fmt: skip
-
-
-def _overlap(a: range, b: range) -> range:
-    return range(max(a.start, b.start), min(a.stop, b.stop))
 
 
 def _layers(contents: Contents) -> Html:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tensortrace.errors import UsageError
+from tensortrace.export.steps import require_steps
 from tensortrace.records import Call, Module, Scalar, Step, Tensor
 
 if TYPE_CHECKING:
@@ -53,9 +53,7 @@ def module_rows(run: Run, number: int, worst: Mapping[str, str]) -> tuple[list[R
     Raises:
         UsageError: the run has no such step.
     """
-    if number not in run.steps:
-        has = f"steps {run.first_step()} to {run.last_step()}" if run.steps else "no steps"
-        raise UsageError(f"no step {number} in {run.path}: it has {has}.")
+    require_steps([run], range(number, number + 1))
     records = run.step(number)
     calls = _forward_calls(records)
     # A step line has no room for a ratio that is no number; the parameter's own line has.

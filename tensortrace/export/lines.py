@@ -17,6 +17,7 @@ from tensortrace.errors import UsageError
 from tensortrace.export.contents import read_to_the_end
 from tensortrace.export.flows import DEFINED, FunctionFlow, LineFlow
 from tensortrace.export.lines_reader import Reader
+from tensortrace.export.steps import require_steps
 from tensortrace.records import Source, Step
 from tensortrace.text import LONGEST_NAME, escape, shorten
 
@@ -63,9 +64,8 @@ def gather_lines(
         UsageError: the run has none of the steps, or no such function.
     """
     wanted = run.steps if steps is None else steps
-    if steps is not None and not _overlap(steps, run.steps):
-        has = f"steps {run.first_step()} to {run.last_step()}" if run.steps else "no steps"
-        raise UsageError(f"no step {range_text(steps)} in {run.path}: it has {has}.")
+    if steps is not None:
+        require_steps([run], steps)
     read_to_the_end(run)
     reader = Reader(run.modules)
     if wanted:
@@ -77,15 +77,6 @@ def gather_lines(
     if function is not None:
         functions = _chosen(functions, function)
     return Listing(run, functions, reader.recorded, wanted, reader.whole)
-
-
-def range_text(steps: range) -> str:
-    """Write a range of steps for a person: ``12``, ``10 to 20``."""
-    return str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
-
-
-def _overlap(one: range, other: range) -> bool:
-    return bool(one and other) and max(one[0], other[0]) <= min(one[-1], other[-1])
 
 
 def _with_sources(

@@ -16,7 +16,8 @@ from rich.style import Style
 
 from tensortrace.export.finding_words import place_text
 from tensortrace.export.flows import LISTED, UNTOLD, FunctionFlow, LineFlow, bad_text, grouped
-from tensortrace.export.lines import Listing, range_text
+from tensortrace.export.lines import Listing
+from tensortrace.export.steps import range_text
 from tensortrace.records import Finding, Location, Severity
 from tensortrace.text import escape, shorten
 

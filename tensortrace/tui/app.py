@@ -22,6 +22,7 @@ from textual.widgets import Input
 
 from tensortrace.records import Severity
 from tensortrace.run import Ranks, Run, start_run
+from tensortrace.text import carries
 from tensortrace.tui import findings, places, save
 from tensortrace.tui.bindings import KEYS, Key, bindings
 from tensortrace.tui.header import program_of
@@ -324,11 +325,7 @@ class Viewer(Opener):
 
 def choose_glyphs() -> Glyphs:
     """Take plain ASCII where standard output cannot carry more."""
-    try:
-        UNICODE.bars.encode(sys.stdout.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return ASCII
-    return UNICODE
+    return UNICODE if carries(sys.stdout.encoding, UNICODE.bars) else ASCII
 
 
 def view(

@@ -91,7 +91,7 @@ def test_a_new_file_in_the_folder_is_a_new_format(
         (["-o", "mine.html"], "mine.html exists and is no .html export of tensortrace"),
         (["-o", "run.html", "--steps", "5:3"], "holds no step"),
         (["-o", "run.html", "--steps", "a"], "--steps 'a' is neither a step nor a range"),
-        (["-o", "run.html", "--steps", "7:9"], "no step of 7:9 is in log.jsonl: it has"),
+        (["-o", "run.html", "--steps", "7:9"], "no step 7 to 9 in log.jsonl: it has"),
         (["-o", "x\x1b[31m.pdf"], r"x\x1b[31m.pdf: no format"),
     ],
 )  # fmt: skip
