@@ -98,11 +98,26 @@ class StepView:
         """What was called: the op, or the class of the module."""
         return call.op or self.cls_of(call.module)
 
-    def trainable(self, path: str | None) -> set[str]:
-        """Name in full the own parameters of a module that require gradients."""
+    def trainable(self, path: str | None, dims: int = 0) -> list[str]:
+        """Name in full the own parameters of a module that require gradients, as declared.
+
+        Args:
+            path: of the module; none for what is no module or not known.
+            dims: how many dims a parameter has at least.
+        """
         module = self.modules.get(path) if path is not None else None
         prefix = f"{path}." if path else ""
-        return {prefix + p.name for p in module.parameters if p.requires_grad} if module else set()
+        parameters = module.parameters if module is not None else ()
+        return [prefix + p.name for p in parameters if p.requires_grad and len(p.shape) >= dims]
+
+    def inside(self, root: Call) -> list[Call]:
+        """List the module calls that ran inside a forward call, itself first."""
+        seqs, inside = {root.seq}, [root]
+        for call in sorted(self.calls, key=lambda c: c.seq):
+            if call.phase == "forward" and call.op is None and call.parent in seqs:
+                seqs.add(call.seq)
+                inside.append(call)
+        return inside
 
     def made_by(self, node: str) -> Call | None:
         """The innermost call that returned what an autograd node made; of several the last."""

@@ -66,7 +66,8 @@ class Stage:
         self.origins: dict[int, int] = {}
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
-        self._alive: list[Any] = []
+        # What `memo` and `weights` know by its id or memory: neither may be given away meanwhile.
+        self.alive: list[Any] = []
 
     def stand_in(self, tensor: torch.Tensor, alias: Alias | None = None) -> torch.Tensor:
         """A copy of a tensor that may be changed; the same copy for the same tensor."""
@@ -85,7 +86,7 @@ class Stage:
                 made = made.clone()
         self.memo[key] = made
         self.origins[id(made)] = key
-        self._alive.append((tensor, made))
+        self.alive.append((tensor, made))
         return made
 
     def restore(self, kept: Any, what: str) -> Any:
@@ -192,7 +193,7 @@ def _stand_in_parameters(stage: Stage, modules: list[nn.Module]) -> None:
                 made = parameter.detach().requires_grad_(parameter.requires_grad)
             made.__dict__.update(parameter.__dict__)
             stage.memo[id(parameter)] = made
-            stage._alive.append(made)
+            stage.alive.append(made)
             stage.weights.add(_memory(made) or -1)
             if parameter.requires_grad:
                 stage.leaves.append(made)
@@ -206,7 +207,7 @@ def _stand_in_buffers(stage: Stage, root: Root) -> None:
             stage.notes.append("a buffer changed and its value at entry was not kept")
         made = (buffer if value is None else value).detach().clone()
         stage.memo[id(buffer)] = made.requires_grad_(buffer.requires_grad)
-        stage._alive.append(made)
+        stage.alive.append(made)
 
 
 def _stand_in_dict(

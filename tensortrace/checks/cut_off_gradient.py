@@ -58,7 +58,7 @@ def cut_off_gradient(
             reached.add(path)
         elif path in reached or not (rms == 0 or lacking):
             continue
-        elif step.trainable(path) & stepping:
+        elif not stepping.isdisjoint(step.trainable(path)):
             streaks[path] = streaks.get(path, 0) + 1
             if streaks[path] >= sustain:
                 cut.append(path)

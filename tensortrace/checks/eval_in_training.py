@@ -75,11 +75,12 @@ def eval_mode_in_training(
         one = switched.get(call.module or "") or switched.get(step.cls_of(call.module))
         if one is None or one.updates < sustain or call.seq not in reached:
             continue
-        inside = _inside(step, call)
+        inside = step.inside(call)
         sensitive = {
             c.module or "" for c in inside if c.training is False and _is_sensitive(step, c)
         }
-        if sensitive and any(step.trainable(c.module or "") & stepping for c in inside):
+        own = (name for c in inside for name in step.trainable(c.module))
+        if sensitive and not stepping.isdisjoint(own):
             yield Draft(
                 message=f"{module_text(call.module, step.cls_of(call.module))} is in eval "
                 f"mode since step {one.step} and was trained in it in {one.updates} optimizer "
@@ -88,16 +89,6 @@ def eval_mode_in_training(
                 value=one.updates, limit=sustain, location=one.location or call.location,
                 evidence={"placed": "direct", "since": one.step, "modules": sorted(sensitive)[:20]},
             )  # fmt: skip
-
-
-def _inside(step: StepView, root: Call) -> list[Call]:
-    """List the module calls that ran inside an outermost one, itself too."""
-    seqs, inside = {root.seq}, [root]
-    for call in sorted(step.calls, key=lambda c: c.seq):
-        if call.phase == "forward" and call.op is None and call.parent in seqs:
-            seqs.add(call.seq)
-            inside.append(call)
-    return inside
 
 
 def _is_sensitive(step: StepView, call: Call) -> bool:

@@ -50,7 +50,7 @@ def evaluation_without_no_grad(
     inside = _insides(step, wasted)
     reached = {c.forward for c in step.calls if c.phase == "backward"}
     wasted = [c for c in wasted if reached.isdisjoint(inside[c.seq])
-              and any(step.trainable(path) & held for path in inside[c.seq].values())
+              and any(not held.isdisjoint(step.trainable(path)) for path in inside[c.seq].values())
               ]  # fmt: skip
     count = len(wasted) + max(memory["idle"] - 1, 0)
     if wasted and count >= batches:

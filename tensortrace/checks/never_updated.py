@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, unheld
-from tensortrace.records import ChainLink, Module
+from tensortrace.records import ChainLink
 
 
 @check("TT401", "never-updated", after=("TT202", "TT303", "TT405", "TT406"))
@@ -87,13 +87,13 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
         module = step.modules.get(path)
         if not rms or module is None or not module.training:
             continue
-        names = _trainable(module)
+        names = step.trainable(path)
         still = moving and moved == 0 and path not in ever
         unmoved = bool(names) and still and stepping.issuperset(names)
         streaks[path] = streaks.get(path, 0) + 1 if unmoved else 0
         if streaks[path] >= updates:
             # The ratio is that of the weights, where there are any: a bias beside them may move.
-            weights = _trainable(module, dims=2)
+            weights = step.trainable(path, dims=2)
             found += weights or names
     return found
 
@@ -105,7 +105,7 @@ def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:
         "in no optimizer" if why == "forgotten"
         else f"held by an optimizer with lr > 0 and {still}")  # fmt: skip
     what = f"{len(names)} parameters have gradients" if many else "1 parameter has a gradient"
-    path = next((p for p in step.modules if names[0] in _trainable(step.modules[p])), None)
+    path = next((p for p in step.modules if names[0] in step.trainable(p)), None)
     more = ", ..." if len(names) > 4 else ""
     taken = next((o for o in step.optimizers if not o.skipped), None)
     ran = next((c for c in step.calls if c.module == path and c.phase == "forward"), None)
@@ -120,9 +120,3 @@ def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:
         chain=(ChainLink(ran.seq, None, path, ran.location),) if ran else (),
         fix=fix, evidence={"parameters": names[:100]},
     )  # fmt: skip
-
-
-def _trainable(module: Module, dims: int = 0) -> list[str]:
-    """Name in full the parameters of a module that require gradients, as declared."""
-    prefix = f"{module.path}." if module.path else ""
-    return [prefix + p.name for p in module.parameters if p.requires_grad and len(p.shape) >= dims]

@@ -69,8 +69,8 @@ def train_mode_in_evaluation(
     for root in step.calls:
         if root.phase != "forward" or root.op or root.parent is not None or not root.training:
             continue
-        inside = _inside(step, root)
-        if not any(step.trainable(c.module) & held for c in inside):
+        inside = step.inside(root)
+        if held.isdisjoint(name for c in inside for name in step.trainable(c.module)):
             continue
         if judging and not root.grad_enabled:
             acting = [c.module or "" for c in inside if _acts(step, c)]
@@ -117,7 +117,7 @@ def _never_fed(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     fresh: dict[str, Call] = {}
     roots = (c for c in step.calls if c.parent is None and c.op is None and c.phase == "forward")
     for root in roots if any(module.untrained for module in step.modules.values()) else ():
-        for call in _inside(step, root) if not root.training else ():
+        for call in step.inside(root) if not root.training else ():
             module = step.module_of(call)
             if module is not None and module.untrained:
                 fresh.setdefault(module.path, call)
@@ -147,16 +147,6 @@ def _judged(step: StepView) -> bool:
         elif call.op == "eq" and any(id in guesses for _, id in call.inputs):
             return True
     return False
-
-
-def _inside(step: StepView, root: Call) -> list[Call]:
-    """List the module calls that ran inside an outermost one, itself too."""
-    seqs, inside = {root.seq}, [root]
-    for call in sorted(step.calls, key=lambda c: c.seq):
-        if call.phase == "forward" and call.op is None and call.parent in seqs:
-            seqs.add(call.seq)
-            inside.append(call)
-    return inside
 
 
 def _acts(step: StepView, call: Call) -> bool:

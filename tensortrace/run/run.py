@@ -169,6 +169,11 @@ class Run:
     # -- steps
 
     @property
+    def file(self) -> LogFile:
+        """The bytes of the log, for those who search them; another object when it is replaced."""
+        return self._file
+
+    @property
     def steps(self) -> range:
         """The step numbers from the first to the last in the log; empty if there is none yet."""
         if self._first is None or self._last is None:

@@ -266,7 +266,7 @@ class Reader(Frame):
 
     def search_from(self, here: int, direction: int) -> None:
         """Search to one end of the log, then from the other end back to here; runs in a thread."""
-        worker, file, term = get_current_worker(), self.log_._file, self.term
+        worker, file, term = get_current_worker(), self.log_.file, self.term
         stop = file.complete(file.size())
         line_end = file.read(here, CHUNK).find(b"\n") + 1 + here
         look = search.find_next if direction > 0 else search.find_previous

@@ -48,7 +48,7 @@ class Flow:
         self._step, self._cancelled = step, cancelled
         self._lines: list[int] = step.indices(*LOOKED_AT).tolist()
 
-    def _holding(self, pattern: bytes, numbers: Iterable[int] = ()) -> list[Record]:
+    def holding(self, pattern: bytes, numbers: Iterable[int] = ()) -> list[Record]:
         """The records with a text in their line; `numbers` stand for ``%b``, any of them."""
         texts = [b"%d" % number for number in sorted(set(numbers))]
         asked = re.compile(pattern % b"|".join(texts) if texts else pattern)
@@ -69,24 +69,24 @@ class Flow:
         wanted = set(ids)
         # As a link `["input[0]",7]`, described `"id":7`, or of an action `"tensor":7`.
         pattern = rb'(?:,\s*|"id":\s*|"tensor":\s*)(?:%b)(?!\d)'
-        return self._holding(pattern, wanted) if wanted else []
+        return self.holding(pattern, wanted) if wanted else []
 
     def of(self, seqs: Iterable[int]) -> list[Call]:
         """The backward and recomputed calls that belong to some forward calls."""
         wanted = set(seqs)
-        found = self._holding(rb'"forward":\s*(?:%b)(?!\d)', wanted) if wanted else []
+        found = self.holding(rb'"forward":\s*(?:%b)(?!\d)', wanted) if wanted else []
         return [c for c in found if isinstance(c, Call) and c.forward in wanted]
 
     def call(self, seq: int | None) -> Call | None:
         """The call of a seq."""
         if seq is None:
             return None
-        found = self._holding(rb'"seq":\s*(?:%b)(?!\d)', [seq])
+        found = self.holding(rb'"seq":\s*(?:%b)(?!\d)', [seq])
         return next((c for c in found if isinstance(c, Call) and c.seq == seq), None)
 
     def inside(self, seq: int) -> list[Call]:
         """The calls that ran directly inside a call, what a replay repeated of it too."""
-        found = self._holding(rb'"parent":\s*(?:%b)(?!\d)', [seq])
+        found = self.holding(rb'"parent":\s*(?:%b)(?!\d)', [seq])
         return [c for c in found if isinstance(c, Call) and c.parent == seq]
 
     def of_module(self, path: str | None) -> list[Call]:
@@ -275,13 +275,13 @@ def _gradients(param: Param, number: int, flow: Flow) -> list[Call]:
     if calls:
         return calls
     local = param.name.rpartition(".")[2]
-    found = flow._holding(b'"phase":\\s*"backward"')
+    found = flow.holding(b'"phase":\\s*"backward"')
     return [c for c in found if isinstance(c, Call) and c.module == param.module
             and any(name == local for name, _ in c.outputs)]  # fmt: skip
 
 
 def _params(flow: Flow) -> list[Param]:
-    return [r for r in flow._holding(b'"kind":\\s*"param"') if isinstance(r, Param)]
+    return [r for r in flow.holding(b'"kind":\\s*"param"') if isinstance(r, Param)]
 
 
 def _seq(record: Record | None) -> int | None:
