@@ -20,7 +20,7 @@ from tensortrace.capture.unwrap import HAS_DOUBLE, extent
 
 __all__ = [
     "BOUNDS", "FULL", "LEAN", "NUMPY", "SMALL", "SNAPSHOT", "Kernels", "Row", "as_array",
-    "block_rows", "device_row", "first_bad", "host_row", "lean_device_row", "small_row",
+    "block_rows", "device_row", "first_bad", "host_row", "lean_device_row", "lean_of", "small_row",
 ]  # fmt: skip
 
 # What a kernel returns for one block of elements: nan, posinf, neginf, zeros, how many are finite,
@@ -222,29 +222,23 @@ def device_row(block: torch.Tensor) -> torch.Tensor:
     """Reduce a flat f32 or f64 tensor without a branch on its values, so without a sync.
 
     What comes back is for `host_row`: of few elements it is a copy of them, one kernel instead of
-    thirty. Where nothing wider is there to sum in, the numbers are scaled by the largest first, so
+    twenty. Where nothing wider is there to sum in, the numbers are scaled by the largest first, so
     that no square overflows or vanishes.
     """
     wide = torch.float64 if block.device.type in HAS_DOUBLE else torch.float32
     if block.numel() <= SNAPSHOT:
         return block.to(wide, copy=True)
-    nan = block.isnan().sum(dtype=wide)
-    posinf, neginf, zeros = ((block == x).sum(dtype=wide) for x in (math.inf, -math.inf, 0.0))
+    counts = _device_counts(block, wide)
     low = block.nan_to_num(math.inf, math.inf, math.inf).amin()
     high = block.nan_to_num(-math.inf, -math.inf, -math.inf).amax()
-    values = block.nan_to_num(0.0, 0.0, 0.0)
-    scale = torch.ones_like(low)
-    if block.dtype is wide:
-        largest = torch.maximum(values.amax(), -values.amin())
-        scale = largest.where(largest > 0, scale)
-        values.div_(scale)
+    values, scale = _scaled(block, wide)
     norm = torch.linalg.vector_norm(values, dtype=wide)
     total = values.sum(dtype=wide)
-    bad = nan + posinf + neginf
-    shift = (total / (block.numel() - bad).clamp(min=1)).to(block.dtype)
+    # Of no finite elements NaN, of which the host takes no notice then.
+    shift = (total / (block.numel() - counts[:3].sum())).to(block.dtype)
     spread = torch.linalg.vector_norm(values.sub_(shift), dtype=wide)
-    parts = (nan, posinf, neginf, zeros, low, high, scale, norm, total, shift, spread)
-    return torch.stack([part.to(wide) for part in parts])
+    ends = torch.stack([low, high, shift]).to(wide)
+    return torch.cat([counts, ends, *(part.view(1) for part in (norm, total, spread, *scale))])
 
 
 def lean_device_row(block: torch.Tensor) -> torch.Tensor:
@@ -252,16 +246,31 @@ def lean_device_row(block: torch.Tensor) -> torch.Tensor:
     wide = torch.float64 if block.device.type in HAS_DOUBLE else torch.float32
     if block.numel() <= SNAPSHOT:
         return block.to(wide, copy=True)
-    nan = block.isnan().sum(dtype=wide)
-    posinf, neginf, zeros = ((block == x).sum(dtype=wide) for x in (math.inf, -math.inf, 0.0))
-    values = block.nan_to_num(0.0, 0.0, 0.0)
-    scale = torch.ones((), dtype=wide, device=block.device)
-    if block.dtype is wide:
-        largest = torch.maximum(values.amax(), -values.amin())
-        scale = largest.where(largest > 0, scale)
-        values.div_(scale)
+    counts = _device_counts(block, wide)
+    values, scale = _scaled(block, wide)
     norm = torch.linalg.vector_norm(values, dtype=wide)
-    return torch.stack([part.to(wide) for part in (nan, posinf, neginf, zeros, scale, norm)])
+    return torch.cat([counts, norm.view(1), *(part.view(1) for part in scale)])
+
+
+def _device_counts(block: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
+    """NaN, infinities and zeros: six kernels, where summing each by itself would take eight."""
+    found = [block.isnan(), block == math.inf, block == -math.inf, block == 0]
+    return torch.stack(found).sum(1, dtype=wide)
+
+
+def _scaled(block: torch.Tensor, wide: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The finite elements (zeros for others), and the scale they had to be divided by, if any."""
+    values = block.nan_to_num(0.0, 0.0, 0.0)
+    if block.dtype is not wide:
+        return values, []
+    largest = torch.maximum(values.amax(), -values.amin())
+    scale = largest.where(largest > 0, 1.0)
+    return values.div_(scale), [scale]
+
+
+def lean_of(row: Row) -> Row:
+    """The same row with counts and norm alone."""
+    return *row[:5], _NAN, _NAN, _NAN, _NAN, row[9]
 
 
 def host_row(numbers: Any, n: int) -> Row:
@@ -273,10 +282,10 @@ def host_row(numbers: Any, n: int) -> Row:
         return small_row(numbers)
     nan, posinf, neginf, zeros = map(int, numbers[:4])
     count = n - nan - posinf - neginf
-    if len(numbers) == _LEAN_PARTS:
-        scale, norm = numbers[4:].tolist()
+    if len(numbers) <= _LEAN_PARTS:
+        norm, scale = [*numbers[4:].tolist(), 1.0][:2]
         return nan, posinf, neginf, zeros, count, *[_NAN] * 4, norm * scale
-    low, high, scale, norm, total, shift, spread = numbers[4:].tolist()
+    low, high, shift, norm, total, spread, scale = [*numbers[4:].tolist(), 1.0][:7]
     if not count:
         return nan, posinf, neginf, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0
     mean = total / count

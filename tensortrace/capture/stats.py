@@ -16,21 +16,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 
 from tensortrace.capture import compiled, kernels
+from tensortrace.capture.devices import CapturingError, Devices, OnDevice, first_bad_of
 from tensortrace.capture.exponents import LEAST, RUN, SAMPLE, count_exponents
 from tensortrace.capture.gather import Gathered
-from tensortrace.capture.kernels import (
-    BOUNDS,
-    FULL,
-    LEAN,
-    NUMPY,
-    Kernels,
-    Row,
-    device_row,
-    host_row,
-    lean_device_row,
-)
+from tensortrace.capture.kernels import BOUNDS, FULL, LEAN, NUMPY, Kernels, Row
 from tensortrace.capture.unwrap import blocks, distinct, is_backed, is_dense_cpu, plain, quiet
-from tensortrace.records import BUCKETS
 
 __all__ = ["Level", "Stats", "StatsQueue", "summarize"]
 
@@ -100,28 +90,31 @@ class StatsQueue:
 
     Attributes:
         light: whether the level is "light". Then tensors of more than 2048 elements on other
-            devices than the CPU have counts and norm only, which takes half the kernels.
+            devices than the CPU have counts and norm only, which takes half of torch's kernels.
         lean: whether min, max, mean and std of CPU tensors of more than 8192 elements are left
             out, unless the level is "minmax": that saves three reads of four. For steps of which
             the log keeps the step line only: that needs the counts, which stay exact, and the norm,
             to six digits. Such tensors that do hold a NaN or an infinity are measured in full.
-        locates: whether `first_bad` is found on other devices than the CPU, at three kernels each.
+        locates: whether `first_bad` is found of every tensor on other devices than the CPU, at six
+            kernels each; of contiguous CUDA tensors our own kernel says it anyway.
         counts: whether `exponents` are counted, at level "full" and if not lean, of floats of at
-            least 64 elements: by the compiled kernel, and without it of float16 and bfloat16 only,
+            least 64 elements: by our own kernels, and without them of float16 and bfloat16 only,
             at a dozen kernels each.
     """
 
     __slots__ = (
-        "_gathered", "_kernels", "_level", "_lock", "_results", "counts", "lean", "light", "locates"
+        "_devices", "_gathered", "_kernels", "_level", "_lock", "_results", "counts", "lean",
+        "light", "locates",
     )  # fmt: skip
 
-    def __init__(self, level: Level = "full") -> None:
+    def __init__(self, level: Level = "full", devices: Devices | None = None) -> None:
+        self._devices = devices or Devices()
         self._level = level
         self._kernels = FULL if level in ("full", "light") else BOUNDS
         self.light = self.lean = level == "light"
         self.locates = self.counts = False
         self._lock = threading.Lock()
-        self._results: list[Stats | _OnDevice] = []
+        self._results: list[Stats | OnDevice] = []
         self._gathered = Gathered()
 
     def __len__(self) -> int:
@@ -172,15 +165,24 @@ class StatsQueue:
                 n = _gatherable(tensor)
                 if n:
                     return self._gather(tensor, n)
-                result = _measure(tensor, ways, light)
-                if self.counts and ways is FULL and tensor.dtype in _HALF:
+                counts = self.counts and ways is FULL
+                result = _measure(tensor, ways) or self._begin(tensor, light, counts)
+                if counts and tensor.dtype in _HALF and isinstance(result, Stats):
                     result = _with_exponents(result, tensor)
-                if self.locates and isinstance(result, _OnDevice):
-                    with quiet():
-                        result.first = _first_bad(tensor)
                 return self._put(result)
         except Exception as err:
             return self._put(_failed(err))
+
+    def _begin(self, tensor: torch.Tensor, light: bool, counts: bool) -> OnDevice:
+        """Begin to measure what lies on another device, and is not empty."""
+        with quiet():
+            found = plain(tensor)
+            assert isinstance(found, torch.Tensor)  # asked before
+            found, times = distinct(found)
+            return self._devices.measure(
+                tensor, found, times, light=light, counts=counts, locates=self.locates,
+                limit=_DEVICE_BYTES // max(4, found.element_size()),
+            )  # fmt: skip
 
     def _gather(self, tensor: torch.Tensor, n: int) -> Ticket:
         with self._lock:
@@ -200,7 +202,7 @@ class StatsQueue:
             stats = _stats(row)
             self._results[ticket] = stats if first is None else stats._replace(first_bad=first)
 
-    def _put(self, result: Stats | _OnDevice) -> Ticket:
+    def _put(self, result: Stats | OnDevice) -> Ticket:
         with self._lock:
             results = self._results
             results.append(result)
@@ -215,11 +217,11 @@ class StatsQueue:
         with self._lock:
             self._reduce_gathered()
             results, self._results = self._results, []
-        pending = [result for result in results if isinstance(result, _OnDevice)]
+        pending = [result for result in results if isinstance(result, OnDevice)]
         if pending:
             with quiet():
-                _fetch(pending)
-        out = [result.stats if isinstance(result, _OnDevice) else result for result in results]
+                self._devices.fetch(pending)
+        out = [_fetched(result) if isinstance(result, OnDevice) else result for result in results]
         if self._level == "minmax":
             out = [_minmax(stats) for stats in out]
         results[:] = out
@@ -233,43 +235,24 @@ def stats_of(ticket: Ticket) -> Stats:
     return found
 
 
-class _OnDevice:
-    """Rows of one tensor on its device; `stats` once they are fetched."""
-
-    __slots__ = ("exponents", "first", "lengths", "rows", "stats", "stream", "times")
-
-    def __init__(self, pieces: Iterable[torch.Tensor], times: int, light: bool) -> None:
-        self.rows: list[torch.Tensor] = []
-        self.lengths: list[int] = []
-        reduce = lean_device_row if light else device_row
-        for block in pieces:
-            self.rows.append(reduce(block))
-            self.lengths.append(block.numel())
-        self.times = times
-        self.first: torch.Tensor | None = None
-        self.exponents: torch.Tensor | None = None
-        self.stats = _EMPTY
-        on_cuda = self.rows[0].is_cuda
-        self.stream = torch.cuda.current_stream(self.rows[0].device) if on_cuda else None
+def _fetched(result: OnDevice) -> Stats:
+    if result.error is not None:
+        return _failed(result.error)
+    stats = _combine(result.rows, result.times)
+    if result.first_bad is not None or result.exponents is not None:
+        return stats._replace(first_bad=result.first_bad, exponents=result.exponents)
+    return stats
 
 
-def _with_exponents(result: Stats | _OnDevice, tensor: torch.Tensor) -> Stats | _OnDevice:
-    if type(tensor) not in compiled.EXACT or tensor.numel() < LEAST or _is_unmeasured(result):
-        return result
+def _with_exponents(stats: Stats, tensor: torch.Tensor) -> Stats:
+    if type(tensor) not in compiled.EXACT or tensor.numel() < LEAST or stats.unmeasured is not None:
+        return stats
     try:
         with quiet():
             counts = count_exponents(tensor)
     except (RuntimeError, NotImplementedError):
-        return result  # nested, or a device without such kernels
-    if isinstance(result, _OnDevice):
-        result.exponents = counts
-    elif counts is not None:
-        result = result._replace(exponents=tuple(counts.tolist()))
-    return result
-
-
-def _is_unmeasured(result: Stats | _OnDevice) -> bool:
-    return isinstance(result, Stats) and result.unmeasured is not None
+        return stats  # nested
+    return stats if counts is None else stats._replace(exponents=tuple(counts.tolist()))
 
 
 def _by_row(stats: Stats, tensor: torch.Tensor) -> Stats:
@@ -277,7 +260,7 @@ def _by_row(stats: Stats, tensor: torch.Tensor) -> Stats:
     if tensor.is_contiguous():
         return stats
     with quiet():
-        return stats._replace(first_bad=_index(_first_bad(tensor)))
+        return stats._replace(first_bad=_index(first_bad_of(tensor)))
 
 
 def _index(first: torch.Tensor | None) -> int | None:
@@ -309,7 +292,8 @@ def _minmax(stats: Stats) -> Stats:
     return stats._replace(zeros=0, mean=None, std=None, norm=None)
 
 
-def _measure(tensor: torch.Tensor, ways: Kernels, light: bool = False) -> Stats | _OnDevice:
+def _measure(tensor: torch.Tensor, ways: Kernels) -> Stats | None:
+    """Measure what lies in host memory, or say that there is nothing to; None for the rest."""
     small, block_rows = ways
     n = tensor.numel() if is_dense_cpu(tensor) else -1
     if 0 < n <= kernels.SMALL and tensor.dtype in NUMPY and is_backed(tensor):
@@ -329,67 +313,17 @@ def _measure(tensor: torch.Tensor, ways: Kernels, light: bool = False) -> Stats 
                 rows += block_rows(block)
             stats = _combine(rows, times)
             if _is_bad(stats) and n > 0:
-                return stats._replace(first_bad=_index(_first_bad(tensor)))
+                return stats._replace(first_bad=_index(first_bad_of(tensor)))
             return stats
-        limit = _DEVICE_BYTES // max(4, found.element_size())
-        return _OnDevice(blocks(found, limit), times, light)
+        return None
 
 
 def _is_bad(stats: Stats) -> bool:
     return bool(stats.nan or stats.posinf or stats.neginf)
 
 
-def _first_bad(tensor: torch.Tensor) -> torch.Tensor | None:
-    """Where the first NaN or infinity is, still on its device; None for a dtype that cannot say."""
-    try:
-        return torch.isfinite(tensor).reshape(-1).to(torch.uint8).argmin()
-    except RuntimeError:
-        return None
-
-
-def _fetch(pending: list[_OnDevice]) -> None:
-    """Copy the rows of all tensors to the host, one transfer (and one sync) per device."""
-    by_device: dict[torch.device, list[_OnDevice]] = {}
-    for each in pending:
-        by_device.setdefault(each.rows[0].device, []).append(each)
-    for device, group in by_device.items():
-        try:
-            if device.type == "cuda":
-                if torch.cuda.is_current_stream_capturing():
-                    raise _CapturingError
-                here = torch.cuda.current_stream(device)
-                for stream in {each.stream for each in group if each.stream is not None}:
-                    here.wait_stream(stream)
-            pieces = [row for each in group for row in each.rows]
-            counts = [each.exponents for each in group if each.exponents is not None]
-            # Of at most `SAMPLE` elements: any dtype of rows holds such counts.
-            pieces += [count.to(pieces[0].dtype) for count in counts]
-            numbers = torch.cat(pieces).cpu().numpy()
-            end = 0
-            for each in group:
-                rows = []
-                for row, length in zip(each.rows, each.lengths, strict=True):
-                    start, end = end, end + len(row)
-                    rows.append(host_row(numbers[start:end], length))
-                each.stats = _combine(rows, each.times)
-                if each.first is not None and _is_bad(each.stats):
-                    each.stats = each.stats._replace(first_bad=int(each.first))
-            for each in group:
-                if each.exponents is not None:
-                    start, end = end, end + BUCKETS
-                    found = tuple(map(int, numbers[start:end]))
-                    each.stats = each.stats._replace(exponents=found)
-        except Exception as err:
-            for each in group:
-                each.stats = _failed(err)
-
-
-class _CapturingError(Exception):
-    """A copy to the host would break the CUDA graph that is being captured."""
-
-
 def _failed(err: Exception) -> Stats:
-    if isinstance(err, _CapturingError):
+    if isinstance(err, CapturingError):
         return Stats(unmeasured="capturing")
     if isinstance(err, torch.OutOfMemoryError) or "can't allocate memory" in str(err):
         return Stats(unmeasured="out of memory")
