@@ -30,7 +30,8 @@ from tensortrace.step_view import StepView, completion_order, finite
 
 __all__ = [
     "CODE", "SECTIONS", "Check", "Draft", "Page", "StepView", "all_checks", "check", "closest",
-    "completion_order", "count_text", "finite", "plain_op", "select", "steadiness", "unheld",
+    "completion_order", "count_text", "finite", "plain_op", "rates_rise", "select", "steadiness",
+    "unheld",
 ]  # fmt: skip
 
 # What a docstring of a check tells in prose; and what is code, and keeps its lines.
@@ -146,6 +147,21 @@ def steadiness(values: Sequence[float]) -> tuple[float, float]:
     if total <= 0:
         return 0.0, 1.0
     return sum(step > 0 for step in steps) / len(steps), max(steps) / total
+
+
+def rates_rise(step: StepView, memory: dict[str, Any]) -> bool:
+    """Tell whether an optimizer steps at a higher learning rate than the last time.
+
+    Each has rates of its own, as the optimizers of a GAN take turns.
+    """
+    rates: dict[int, float] = memory.setdefault("rates", {})
+    rising = False
+    for optimizer in step.optimizers:
+        if not optimizer.skipped:
+            rate = max(optimizer.lr, default=0.0)
+            rising = rising or rate > rates.get(optimizer.index, rate)
+            rates[optimizer.index] = rate
+    return rising
 
 
 def unheld(step: StepView, memory: dict[str, Any]) -> dict[str, tuple[int, list[str]]]:

@@ -47,21 +47,13 @@ def cut_off_gradient(
     rows = list(zip(columns.path, columns.param_grad_rms, strict=False))
     if not any(rms for _, rms in rows):
         return
-    stepping = set().union(*(held.get(o.index, set()) for o in taken))
-    # A gradient put into .grad by hand passes no hook: then nothing lacks one at the optimizer.
-    lacking = any(o.no_grad for o in taken)
     streaks: dict[str, int] = memory.setdefault("streaks", {})
     reached: set[str] = memory.setdefault("reached", set())
-    cut: list[str] = []
-    for path, rms in rows:
-        if rms:
-            reached.add(path)
-        elif path in reached or not (rms == 0 or lacking):
-            continue
-        elif not stepping.isdisjoint(step.trainable(path)):
-            streaks[path] = streaks.get(path, 0) + 1
-            if streaks[path] >= sustain:
-                cut.append(path)
+    reached.update(path for path, rms in rows if rms)
+    cut = [path for path in _without(step, rows, held) if path not in reached]
+    for path in cut:
+        streaks[path] = streaks.get(path, 0) + 1
+    cut = [path for path in cut if streaks[path] >= sustain]
     told: set[str] = memory.setdefault("told", set())
     if told.issuperset(cut):
         return
@@ -84,6 +76,21 @@ def cut_off_gradient(
         location=next((c.location for c in step.calls if c.module == new[-1]), None),
         evidence={"modules": new, "profile": [[path, rms] for path, rms in rows]},
     )  # fmt: skip
+
+
+def _without(
+    step: StepView, rows: list[tuple[str, float | None]], held: dict[int, set[str]]
+) -> list[str]:
+    """List the modules of this step without a gradient whose parameters an optimizer moves."""
+    taken = [o for o in step.optimizers if not o.skipped]
+    stepping = set[str]().union(*(held.get(o.index, set()) for o in taken))
+    # A gradient put into .grad by hand passes no hook: then nothing lacks one at the optimizer.
+    lacking = any(o.no_grad for o in taken)
+    return [
+        path
+        for path, rms in rows
+        if not rms and (rms == 0 or lacking) and not stepping.isdisjoint(step.trainable(path))
+    ]
 
 
 def _empty(step: StepView, call: Call) -> bool:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
-from tensortrace.records import from_scalar
+from tensortrace.records import Optimizer, from_scalar
 from tensortrace.text import number_text
 
 # What is below this becomes 0 in float16: half of the smallest number above 0.
@@ -67,14 +67,7 @@ def epsilon(
         mine = [p for p in step.params if p.optimizer == optimizer.index]
         half = [p.name for p in mine if p.value.dtype == "float16"]
         if half and min(epsilons) < _LOST:
-            yield Draft(
-                message=f"eps {min(epsilons):g} of {optimizer.cls} is 0 in float16 (limit "
-                f"{_LOST:.2g}), the dtype of {len(half)} of the {len(mine)} parameters that it "
-                "moves: a gradient whose square is 0 there is divided by 0, or nearly",
-                cause=f"lost {optimizer.index}", phase="optimizer", param=half[0],
-                value=min(epsilons), limit=_LOST, location=optimizer.location,
-                evidence={"placed": "direct", "parameters": half[:20]},
-            )  # fmt: skip
+            yield _lost(optimizer, min(epsilons), half, len(mine))
         sizes = [p.grad.norm / math.sqrt(p.grad.numel) for p in mine if p.grad and p.grad.norm]
         learns = loss is None or first is None or abs(loss) > learnt * abs(first)
         if not sizes or small.get(optimizer.index) == -1:
@@ -84,12 +77,23 @@ def epsilon(
             continue
         small[optimizer.index] = small.get(optimizer.index, 0) + 1
         if small[optimizer.index] >= sustain:
+            size, eps = median(sizes), max(epsilons)
             yield Draft(
-                message=f"eps {max(epsilons):g} of {optimizer.cls} is larger than the gradients, "
-                f"rms {number_text(median(sizes))} as the median of {len(sizes)} parameters, in "
-                f"the first {small[optimizer.index]} full steps (limit {sustain}): steps shrink "
-                f"by a factor of {number_text(max(epsilons) / median(sizes) + 1)}",
-                cause=f"larger {optimizer.index}", phase="optimizer", value=median(sizes),
-                limit=larger * max(epsilons), location=optimizer.location,
+                message=f"eps {eps:g} of {optimizer.cls} is larger than the gradients, rms "
+                f"{number_text(size)} as the median of {len(sizes)} parameters, in the first "
+                f"{small[optimizer.index]} full steps (limit {sustain}): steps shrink by a factor "
+                f"of {number_text(eps / size + 1)}",
+                cause=f"larger {optimizer.index}", phase="optimizer", value=size,
+                limit=larger * eps, location=optimizer.location,
                 evidence={"placed": "direct", "parameters": len(sizes)},
             )  # fmt: skip
+
+
+def _lost(optimizer: Optimizer, eps: float, half: list[str], held: int) -> Draft:
+    return Draft(
+        message=f"eps {eps:g} of {optimizer.cls} is 0 in float16 (limit {_LOST:.2g}), the dtype "
+        f"of {len(half)} of the {held} parameters that it moves: a gradient whose square is 0 "
+        "there is divided by 0, or nearly",
+        cause=f"lost {optimizer.index}", phase="optimizer", param=half[0], value=eps, limit=_LOST,
+        location=optimizer.location, evidence={"placed": "direct", "parameters": half[:20]},
+    )  # fmt: skip

@@ -86,18 +86,11 @@ def exploding_gradient(
     if len(layers) < 2:
         return
     rise, jump = steadiness([rms for _, rms in reversed(layers)])
-    (first, high), (last, low) = layers[0], layers[-1]
-    deep = len(layers) >= depth and high / low > depth_ratio and rise >= 0.8 and jump <= 0.6
+    grown = layers[0][1] / layers[-1][1]
+    deep = len(layers) >= depth and grown > depth_ratio and rise >= 0.8 and jump <= 0.6
     memory["deep"] = memory.get("deep", 0) + 1 if deep else 0
     if memory["deep"] >= sustain:
-        yield Draft(
-            message=f"gradient rms grows {number_text(high / low)}x from {module_text(last)} "
-            f"({number_text(low)}) back to {module_text(first)} ({number_text(high)}) "
-            f"over {len(layers)} layers (limit {number_text(depth_ratio)}x), "
-            f"{memory['deep']} steps running",
-            cause="depth", phase="backward", module=first, value=high / low, limit=depth_ratio,
-            evidence={"profile": [list(layer) for layer in layers], "steps": memory["deep"]},
-        )  # fmt: skip
+        yield _with_depth(layers, depth_ratio, memory["deep"])
 
 
 def _remember(summary: Step, series: Series, norm: float, loss: float | None, window: int) -> None:
@@ -127,6 +120,17 @@ def _jump(summary: Step, series: Series, key: str, usual: float, ratio: float) -
         limit=ratio * usual,
         evidence={"profile": [[path, rms] for path, rms, _ in rows], "median": usual,
                   "steps": series.running},
+    )  # fmt: skip
+
+
+def _with_depth(layers: list[tuple[str, float]], limit: float, steps: int) -> Draft:
+    (first, high), (last, low) = layers[0], layers[-1]
+    return Draft(
+        message=f"gradient rms grows {number_text(high / low)}x from {module_text(last)} "
+        f"({number_text(low)}) back to {module_text(first)} ({number_text(high)}) "
+        f"over {len(layers)} layers (limit {number_text(limit)}x), {steps} steps running",
+        cause="depth", phase="backward", module=first, value=high / low, limit=limit,
+        evidence={"profile": [list(layer) for layer in layers], "steps": steps},
     )  # fmt: skip
 
 

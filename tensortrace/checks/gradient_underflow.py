@@ -83,12 +83,8 @@ def gradient_underflow(
         call, tensor = cast
         value, what = part, f"the cast to float16 makes 0 of {part:.0%} of the gradient"
     else:
-        met = half.low if low else half.mostly
-        call, tensor = met[-1]
-        value = (len(met) + half.zero) / half.count
-        what = (f"{len(met) + half.zero} of {half.count} float16 gradients are near or below "
-                f"2 ** -24{'' if low else ' in most elements'}, at {module_text(call.module)} with "
-                f"rms {number_text(_rms(tensor))}{_parts_text(tensor, near)}")  # fmt: skip
+        call, tensor = (half.low if low else half.mostly)[-1]
+        value, what = _told(half, low, near)
     yield Draft(
         message=f"{what} (limit {share:.0%}), {'with' if step.scaled() else 'without'} a "
         f"GradScaler, in {max(running, weakly)} full steps running (limit {sustain})",
@@ -136,6 +132,18 @@ def _sort(step: StepView, backward: list[Call], near: float, share: float, least
             if low or (_part_below(tensor, near) or 0.0) > share:
                 half.mostly.append((call, tensor))
     return half
+
+
+def _told(half: _Half, low: bool, near: float) -> tuple[float, str]:
+    """The share that is lost, and what to say of it."""
+    met = half.low if low else half.mostly
+    call, tensor = met[-1]
+    lost = len(met) + half.zero
+    return lost / half.count, (
+        f"{lost} of {half.count} float16 gradients are near or below "
+        f"2 ** -24{'' if low else ' in most elements'}, at {module_text(call.module)} with "
+        f"rms {number_text(_rms(tensor))}{_parts_text(tensor, near)}"
+    )
 
 
 def _rms(tensor: Tensor) -> float:

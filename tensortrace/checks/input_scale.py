@@ -79,18 +79,28 @@ def input_scale(
             path = call.module or ""
             running[path] = running.get(path, 0) + 1 if out else 0
             if running[path] >= sustain:
-                side = f"rms {number_text(rms)} (limit {large:g})"
-                if rms <= large:
-                    side = f"no element beyond {number_text(top)} (limit {small:g})"
-                yield Draft(
-                    message=f"the input of {module_text(path)}, the first layer, is not "
-                    f"normalised: {side}, mean {number_text(data.mean)}, from "
-                    f"{number_text(data.min)} to {number_text(data.max)}",
-                    cause=f"scale {path}", phase="forward", module=path, seq=call.seq,
-                    tensor=data.id, value=rms if rms > large else top,
-                    limit=large if rms > large else small, location=call.location,
-                    evidence={"placed": "direct", "steps": running[path]},
-                )  # fmt: skip
+                steps = running[path]
+                if rms > large:
+                    yield _out_of_scale(
+                        call, data, f"rms {number_text(rms)}", rms, large, steps=steps
+                    )
+                else:
+                    side = f"no element beyond {number_text(top)}"
+                    yield _out_of_scale(call, data, side, top, small, steps=steps)
+
+
+def _out_of_scale(
+    call: Call, data: Tensor, side: str, value: float, limit: float, *, steps: int
+) -> Draft:
+    path = call.module or ""
+    return Draft(
+        message=f"the input of {module_text(path)}, the first layer, is not normalised: {side} "
+        f"(limit {limit:g}), mean {number_text(data.mean)}, from {number_text(data.min)} to "
+        f"{number_text(data.max)}",
+        cause=f"scale {path}", phase="forward", module=path, seq=call.seq, tensor=data.id,
+        value=value, limit=limit, location=call.location,
+        evidence={"placed": "direct", "steps": steps},
+    )  # fmt: skip
 
 
 def _compare(

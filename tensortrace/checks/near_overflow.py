@@ -7,7 +7,7 @@ from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
 from tensortrace.magnitudes import counts_of, share_from
-from tensortrace.records import Location, Step, Tensor
+from tensortrace.records import Call, Location, Step, Tensor
 from tensortrace.text import module_text, number_text, short_dtype
 
 # The largest finite number, as torch.finfo has it.
@@ -72,39 +72,45 @@ def near_overflow(
     if not step.summary.full:
         yield from _between(step.summary, memory, share, sustain, window)
         return
-    scaled = step.scaled()
     seen: dict[str, list[int]] = memory.setdefault("seen", {})
     order: int = memory.get("order", 0) + 1
     memory["order"] = order
     near = _coming_near(step, share)
     memory["near"] = _per_rms(step, step.summary, near, share)
     met: set[str] = set()
-    for call in sorted(step.calls, key=lambda c: c.seq) if near else ():
+    for call, name, tensor in _made(step, near) if near else ():
+        key = f"{call.module}:{call.op}:{call.phase}"
+        verdict = _judge(tensor, share, crowd) if key not in met else None
+        if verdict is None:
+            continue
+        met.add(key)
+        seen[key] = [at for at in seen.get(key, []) if at > order - window] + [order]
+        if len(seen[key]) >= sustain:
+            value, limit, text = verdict
+            where = "the gradient of " if call.phase == "backward" else ""
+            yield Draft(
+                message=f"{where}{call.op or module_text(call.module)} {name} {text}, in "
+                f"{len(seen[key])} of {window} full steps",
+                cause=tensor.dtype, phase=call.phase, module=call.module, op=call.op,
+                seq=call.seq, tensor=tensor.id, value=value, limit=limit, location=call.location,
+                evidence={"placed": "direct", "min": tensor.min, "max": tensor.max},
+            )  # fmt: skip
+            return
+
+
+def _made(step: StepView, near: dict[int, Tensor]) -> Iterator[tuple[Call, str, Tensor]]:
+    """List what was computed of some tensors: call, name of the output, the finite tensor."""
+    scaled = step.scaled()
+    for call in sorted(step.calls, key=lambda c: c.seq):
         if call.replay or call.op in _SILENT or (scaled and call.phase == "backward"):
             continue
         for name, id in call.outputs:
             tensor = near.get(id)
-            verdict = _judge(tensor, share, crowd) if tensor is not None else None
-            if tensor is None or verdict is None or tensor.nonfinite:
-                continue
-            key = f"{call.module}:{call.op}:{call.phase}"
-            if key in met:
+            if tensor is None or tensor.nonfinite:
                 continue
             if call.op is not None and call.phase == "forward" and not tensor.requires_grad:
                 continue  # a buffer that is still to be filled
-            met.add(key)
-            seen[key] = [at for at in seen.get(key, []) if at > order - window] + [order]
-            if len(seen[key]) >= sustain:
-                value, limit, text = verdict
-                where = "the gradient of " if call.phase == "backward" else ""
-                yield Draft(
-                    message=f"{where}{call.op or module_text(call.module)} {name} {text}, in "
-                    f"{len(seen[key])} of {window} full steps",
-                    cause=tensor.dtype, phase=call.phase, module=call.module, op=call.op,
-                    seq=call.seq, tensor=id, value=value, limit=limit, location=call.location,
-                    evidence={"placed": "direct", "min": tensor.min, "max": tensor.max},
-                )  # fmt: skip
-                return
+            yield call, name, tensor
 
 
 def _judge(tensor: Tensor, share: float, crowd: float) -> tuple[float, float, str] | None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check
+from tensortrace.checks import Draft, StepView, check, rates_rise
+from tensortrace.records import Step
 from tensortrace.text import number_text
 
 
@@ -46,12 +47,7 @@ def update_ratio(
     taken = [o for o in step.optimizers if not o.skipped]
     if step.summary is None or not taken or any(o.cls == "LBFGS" for o in taken):
         return
-    columns = step.summary.modules
-    ratios: dict[str, float] = {}
-    for path, ratio in zip(columns.path, columns.update_ratio, strict=False):
-        module = step.modules.get(path)
-        if ratio is not None and module and any(len(p.shape) > 1 for p in module.parameters):
-            ratios[path] = ratio
+    ratios = _ratios(step, step.summary)
     if not ratios:
         return
     running: dict[str, int] = memory.setdefault("running", {})
@@ -81,16 +77,21 @@ def update_ratio(
     yield from _hardly(step, memory, compared, low, idle)
 
 
+def _ratios(step: StepView, summary: Step) -> dict[str, float]:
+    """The update ratio of each module with weights of two dims or more, by path."""
+    found: dict[str, float] = {}
+    columns = summary.modules
+    for path, ratio in zip(columns.path, columns.update_ratio, strict=False):
+        module = step.modules.get(path)
+        if ratio is not None and module and any(len(p.shape) > 1 for p in module.parameters):
+            found[path] = ratio
+    return found
+
+
 def _hardly(
     step: StepView, memory: dict[str, Any], compared: dict[str, float], low: float, idle: int
 ) -> Iterator[Draft]:
-    # The optimizers of a GAN take turns: each has rates of its own.
-    rates: dict[int, float] = memory.setdefault("rates", {})
-    rising = False
-    for optimizer in step.optimizers:
-        rate = max(optimizer.lr, default=0.0)
-        rising = rising or rate > rates.get(optimizer.index, rate)
-        rates[optimizer.index] = rate
+    rising = rates_rise(step, memory)
     if not compared or memory.get("moves"):
         return
     if rising or max(compared.values()) >= low:

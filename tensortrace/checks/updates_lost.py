@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check
+from tensortrace.checks import Draft, StepView, check, rates_rise
 from tensortrace.magnitudes import counts_of, share_from
 from tensortrace.records import Optimizer, Param, Tensor, from_scalar
 from tensortrace.text import number_text, short_dtype
@@ -57,12 +57,7 @@ def updates_lost(
     if step.summary is None:
         return
     taken = {o.index: o for o in step.optimizers if not o.skipped}
-    rates: dict[int, float] = memory.setdefault("rates", {})
-    rising = False
-    for index, optimizer in taken.items():
-        rate = max(optimizer.lr, default=0.0)
-        rising = rising or rate > rates.get(index, rate)
-        rates[index] = rate
+    rising = rates_rise(step, memory)
     if rising:
         memory["running"] = 0
     if not step.summary.full:
