@@ -2,6 +2,12 @@
 
 It is fed the records in log order and decides at gates (`optimizer` lines, `action` lines named
 "gate") and when a `step` line closes a step.
+
+What checks need of every step is in its actions, optimizers and step line. After the first steps of
+a thinned run they look at the calls and parameters of one step in ten; those of the other steps are
+put aside, and looked at after all if anything in the step is not finite or an exception ends it. So
+a fault that builds up is found some steps later, a NaN at once; and a live run need not finish the
+records that nobody looks at.
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ from tensortrace.records import (
     Action,
     Call,
     Finding,
+    Header,
     Line,
     Location,
     Module,
@@ -38,6 +45,11 @@ from tensortrace.step_view import StepView, finite, is_damage
 HELD = 20_000
 # Findings of one code and severity in one run; what comes after is counted under the last of them.
 FINDINGS_PER_CODE = 50
+# Of a thinned run the calls of the first steps are looked at, then those of one step in so many.
+CLOSELY = 20
+SELDOM = 10
+# What of an action's detail may be non-finite.
+_VALUES = ("value", "total_norm")
 SEVERITIES: tuple[Severity, ...] = ("note", "warning", "error")
 
 
@@ -68,7 +80,14 @@ class Engine:
         self._last: dict[tuple[str, Severity], tuple[int, str]] = {}
         self._repeats: Counter[str] = Counter()
         self._step: StepView | None = None
+        self._every = 1
+        # The quiet calls and parameters of the step in flight; None while all are looked at.
+        self._aside: list[Call | Param] | None = None
         self._poisoned: str | None = None
+
+    def looks_at(self, step: int) -> bool:
+        """Whether the calls of a step are looked at even if all in it is finite. Hot."""
+        return step < CLOSELY or step % SELDOM == 0 or step % self._every == 0
 
     def feed(self, record: Record) -> list[Finding]:
         """Take the next record in log order; returns what became certain with it."""
@@ -84,6 +103,8 @@ class Engine:
                 _describe(self._view(record.step), tensor)
         elif kind in (Call, Param, Optimizer, Action, Step):
             return self._take(record)  # type: ignore[arg-type]
+        elif kind is Header:
+            self._every = _every(record)  # type: ignore[arg-type]
         return []
 
     @property
@@ -102,26 +123,25 @@ class Engine:
             step = StepView(number, modules=self._modules, findings=self._findings,
                             poisoned=self._poisoned)  # fmt: skip
             self._step = step
+            self._aside = None if self.looks_at(number) else []
         return step
 
     def _take(self, record: Call | Param | Optimizer | Action | Step) -> list[Finding]:
         step = self._view(record.step)
         step.update = max(step.update, record.update)
         gate = False
-        if isinstance(record, Call) and record.replay:
-            step.replayed.append(record)
-            step.tensors.update((tensor.id, tensor) for tensor in record.tensors)
-        elif isinstance(record, Call):
-            step.calls.append(record)
-            for tensor in record.tensors:
-                _describe(step, tensor)
+        if self._aside is not None and not is_quiet(record):
+            aside, self._aside = self._aside, None
+            for earlier in aside:
+                _file(step, earlier)
+        if isinstance(record, Call | Param):
+            if self._aside is None:
+                _file(step, record)
+            else:
+                self._aside.append(record)
+                del self._aside[: -2 * HELD]
             # Without a gate nothing would ever be let go.
             gate = len(step.calls) >= 2 * HELD
-        elif isinstance(record, Param):
-            step.params.append(record)
-            _describe(step, record.value)
-            if record.grad is not None:
-                _describe(step, record.grad)
         elif isinstance(record, Action):
             step.actions.append(record)
             gate = record.action in ("gate", "exception")
@@ -215,9 +235,55 @@ class Engine:
         return location
 
 
+def is_quiet(record: Record) -> bool:
+    """Tell whether all in a record is finite: no reason to look at the calls of its step. Hot."""
+    kind = type(record)
+    if kind is Call:
+        call: Call = record  # type: ignore[assignment]
+        return not call.replay and call.exception is None and not any(map(_is_bad, call.tensors))
+    if kind is Param:
+        param: Param = record  # type: ignore[assignment]
+        tensors = [param.value] if param.grad is None else [param.value, param.grad]
+        return finite(param.update_norm) and not any(map(_is_bad, tensors))
+    if kind is Action:
+        action: Action = record  # type: ignore[assignment]
+        values = (action.detail.get(key) for key in _VALUES)
+        return action.action != "exception" and all(map(finite, values))
+    return kind is not Optimizer or finite(record.grad_norm)  # type: ignore[attr-defined]
+
+
+def _every(header: Header) -> int:
+    """How many steps apart those are that are full because somebody said so by hand."""
+    if header.options.get("steps") is not None:
+        return 1
+    every = header.options.get("every", "auto")
+    if every == "auto":
+        return SELDOM  # all its full steps after the first are among those
+    return every if type(every) is int and every > 0 else 1
+
+
+def _file(step: StepView, record: Call | Param) -> None:
+    if isinstance(record, Param):
+        step.params.append(record)
+        _describe(step, record.value)
+        if record.grad is not None:
+            _describe(step, record.grad)
+    elif record.replay:
+        step.replayed.append(record)
+        step.tensors.update((tensor.id, tensor) for tensor in record.tensors)
+    else:
+        step.calls.append(record)
+        for tensor in record.tensors:
+            _describe(step, tensor)
+
+
+def _is_bad(tensor: Tensor) -> bool:
+    return bool(tensor.nan or tensor.posinf or tensor.neginf)
+
+
 def _describe(step: StepView, tensor: Tensor) -> None:
     step.tensors[tensor.id] = tensor
-    if tensor.nan or tensor.posinf or tensor.neginf:
+    if _is_bad(tensor):
         step.bad.append(tensor.id)
 
 

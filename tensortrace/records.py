@@ -357,7 +357,7 @@ class ModuleColumns(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     `output_rms`, `grad_rms` (gradient of its outputs) and `param_grad_rms` (gradient of its own
     parameters, before clipping) are root mean squares over finite elements, the largest over the
     calls of the step; `update_ratio` is the largest over its own parameters; None where not seen.
-    `flags` is a string of letters: n NaN, i infinite, f finding.
+    `flags` is a string of letters: n NaN, i infinite, o in an output, g in a gradient, f finding.
     """
 
     path: list[str] = []

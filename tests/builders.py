@@ -36,6 +36,7 @@ def make_header(**changes: Any) -> Header:
         "python": "3.11.7",
         "torch": "2.13.0",
         "tensortrace": "0.1.0",
+        "options": {"every": 1},
     }
     return Header(**{**fields, **changes})
 

@@ -289,6 +289,44 @@ def test_a_thinned_log_gives_the_findings_of_the_live_run():
     assert find(thinned) == live
 
 
+@check("TT9", "sees-calls", when="gate")
+def _sees_calls(step, memory):
+    if step.calls:
+        yield Draft(message=f"{len(step.calls)} calls", cause=f"{step.number}")
+
+
+def _looked_at(options, *, bad=None, failed=None):
+    """The steps whose calls a check is shown, of forty; one of them may have a NaN or an end."""
+    engine = Engine([_sees_calls])
+    engine.feed(make_header(options=options))
+    found = []
+    for step in range(40):
+        made = nan(2) if step == bad else ok(2)
+        records = [
+            call(0, "a", [1], [2], [ok(1)], step=step),
+            call(1, "b", [2], [2], [made], step=step),
+            call(2, "b", [2], [2], [], step=step),
+            *([Action(step=step, seq=3, action="exception")] if step == failed else []),
+            closing(step),
+        ]
+        found += [finding for record in records for finding in engine.feed(record)]
+    return found
+
+
+def test_past_the_first_steps_of_a_thinned_run_calls_are_looked_at_one_step_in_ten():
+    closely = [*range(20), 20, 30]
+    assert [f.step for f in _looked_at({})] == closely
+    assert {f.step for f in _looked_at({"every": "auto"})} == {*closely}
+    assert {f.step for f in _looked_at({"every": 4})} == {*closely, 24, 28, 32, 36}
+    for options in ({"every": 1}, {"steps": "[3]"}):
+        assert {f.step for f in _looked_at(options)} == {*range(40)}
+
+
+def test_all_calls_of_a_step_are_looked_at_once_something_in_it_is_not_finite():
+    assert [f.message for f in _looked_at({}, bad=23) if f.step == 23] == ["3 calls"]
+    assert [f.message for f in _looked_at({}, failed=27) if f.step == 27] == ["3 calls"]
+
+
 def test_an_earlier_run_of_the_engine_in_the_log_is_not_looked_at():
     live = find(_long_run())
     assert find([*_long_run(), *live]) == live

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from tensortrace.capture.stats import Stats, Ticket, stats_of
 from tensortrace.capture.tensors import TensorDraft
@@ -14,7 +14,6 @@ from tensortrace.records import (
     Param,
     Record,
     Scalar,
-    Tensor,
     to_scalar,
 )
 
@@ -46,6 +45,12 @@ class CallDraft:
             tensors=[draft.record() for draft in self.tensors],
             **self.fields,
         )
+
+    def is_quiet(self) -> bool:
+        """As `engine.is_quiet` of the finished call. Hot."""
+        if "exception" in self.fields:
+            return False
+        return not any(_is_bad(stats_of(tensor.ticket)) for tensor in self.tensors)
 
 
 class ActionDraft:
@@ -84,12 +89,22 @@ class ParamDraft:
         self.update: Ticket | None = None
         self.weight: Ticket | None = None
 
+    def is_quiet(self) -> bool:
+        """As `engine.is_quiet` of the finished parameter. Hot."""
+        if any(_is_bad(stats_of(tensor.ticket)) for tensor in (self.value, self.grad)):
+            return False
+        return all(norm is None or math.isfinite(norm) for norm in self.change())
+
+    def change(self) -> tuple[float | None, float | None]:
+        """Norms of the sampled change and of the sampled value; None where they are not known."""
+        if self.update is not None and self.weight is not None:
+            return _value(stats_of(self.update)), _value(stats_of(self.weight))
+        return self.moved or (None, None)
+
     def record(self) -> Param:
         """The finished parameter; the update norm is scaled from the sample to all elements."""
         norm = ratio = None
-        change, weight = self.moved or (None, None)
-        if self.update is not None and self.weight is not None:
-            change, weight = _value(stats_of(self.update)), _value(stats_of(self.weight))
+        change, weight = self.change()
         if change is not None and weight is not None:
             sampled = max(1, int(self.fields.get("sampled", 1)))
             norm = to_scalar(change * math.sqrt(self.numel / sampled))
@@ -104,6 +119,10 @@ class ParamDraft:
             changed=self.changed,
             **self.fields,
         )
+
+
+# What a thin step need not finish, as long as nobody looks at it.
+Unfinished: TypeAlias = CallDraft | ParamDraft
 
 
 class OptimizerDraft:
@@ -121,17 +140,17 @@ class OptimizerDraft:
 
     def record(self) -> Optimizer:
         """The finished optimizer record."""
-        norm = total_norm([draft.record() for draft in self.grads])
+        norm = total_norm([stats_of(draft.ticket) for draft in self.grads])
         return Optimizer(step=self.step, seq=self.seq, grad_norm=norm, **self.fields)
 
 
-def total_norm(grads: list[Tensor]) -> Scalar | None:
+def total_norm(grads: list[Stats]) -> Scalar | None:
     """The L2 norm over several tensors; None unless each was measured."""
     if not grads or any(g.unmeasured for g in grads):
         return None
     if any(g.nan for g in grads):
         return "NaN"
-    if any(g.nonfinite for g in grads):
+    if any(map(_is_bad, grads)):
         return "Infinity"
     return to_scalar(math.hypot(*(g.norm or 0.0 for g in grads)))
 
@@ -148,3 +167,7 @@ def _value(s: Stats) -> float | None:
     if s.posinf:
         return math.inf
     return -math.inf if s.neginf else s.min
+
+
+def _is_bad(s: Stats) -> bool:
+    return bool(s.nan or s.posinf or s.neginf)

@@ -8,13 +8,14 @@ are kept in memory until then. What was left out is counted.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import Literal
 
 import msgspec
 
+from tensortrace.capture.drafts import Unfinished
 from tensortrace.capture.summary import StepSummary
-from tensortrace.engine import Engine
+from tensortrace.engine import Engine, is_quiet
 from tensortrace.errors import LogError
 from tensortrace.log import Sink, encode
 from tensortrace.records import (
@@ -99,14 +100,20 @@ class Journal:
         self.stopped = False
         self._over_budget = False
         self._summary = StepSummary()
-        self._held: list[Record] = []
-        self._before: list[Record] = []
+        self._held: list[Record | Unfinished] = []
+        self._before: list[Record | Unfinished] = []
+        # What the engine would put aside, unfinished; None once the step has turned out to be loud.
+        self._aside: list[Unfinished] | None = []
         self._thinned_in_step = 0
         self._started_ns = time.perf_counter_ns()
         self._reported_problems = 0
 
-    def take(self, records: list[Record]) -> None:
-        """Take finished records of the step in flight, in order."""
+    def needs_finished(self, step: int) -> bool:
+        """Whether somebody looks at the calls and parameters of the step in flight for certain."""
+        return self._aside is None or self.full or self.engine.looks_at(step)
+
+    def take(self, records: Sequence[Record | Unfinished]) -> None:
+        """Take records of the step in flight, in order, all finished if it `needs_finished`."""
         if self.stopped:
             return
         found = False
@@ -114,7 +121,7 @@ class Journal:
         for record in records:
             self._summary.add(record)
             self._held.append(record)
-            for finding in self.engine.feed(record):
+            for finding in self._feed(record):
                 found = True
                 self._keep(finding)
         self._report_problems(records[-1])
@@ -124,6 +131,23 @@ class Journal:
             self._write_held()
             if found:
                 self.flush()
+
+    def _feed(self, record: Record | Unfinished) -> list[Finding]:
+        """Show a record to the checks, or put aside what they would."""
+        if isinstance(record, Unfinished):
+            if self._aside is not None and record.is_quiet():
+                self._aside.append(record)
+                return []
+            return self._show(record.record())
+        return self._show(record)
+
+    def _show(self, finished: Record) -> list[Finding]:
+        found: list[Finding] = []
+        if self._aside and not is_quiet(finished):
+            aside, self._aside = self._aside, None
+            for earlier in aside:
+                found += self.engine.feed(earlier.record())
+        return found + self.engine.feed(finished)
 
     def close_step(
         self, *, number: int, seq: int, update: int, host_ns: int, passed_over: int = 0
@@ -147,6 +171,7 @@ class Journal:
         self.flush()
         self.steps += 1
         self._summary = StepSummary()
+        self._aside = []
         self._thinned_in_step = 0
         self.full = self.is_full(number + 1)
 
@@ -156,6 +181,8 @@ class Journal:
             self._write_lean()
             self._before = []
         self._summary.forget_tensors()
+        if self._aside:
+            self._aside = []
 
     def end(
         self, *, step: int, update: int, why: Literal["exit", "exception", "interrupt"],
@@ -204,7 +231,7 @@ class Journal:
         self.counts[finding.severity] += 1
         self._on_finding(finding)
 
-    def _report_problems(self, after: Record) -> None:
+    def _report_problems(self, after: Record | Unfinished) -> None:
         problems = self.engine.problems
         for problem in problems[self._reported_problems :]:
             self._warn(f"a check failed and is off: {problem}")
@@ -230,7 +257,7 @@ class Journal:
 
     def _write_lean(self) -> None:
         held, self._held = self._held, []
-        rest: list[Record] = []
+        rest: list[Record | Unfinished] = []
         for record in held:
             if isinstance(record, _LEAN):
                 self._write(record)
@@ -245,7 +272,8 @@ class Journal:
             return self._thinned_in_step
         return sum(not isinstance(record, _LEAN) for record in self._held)
 
-    def _write(self, record: Record) -> None:
+    def _write(self, made: Record | Unfinished) -> None:
+        record = made.record() if isinstance(made, Unfinished) else made
         if not self.writable:
             self.dropped += 1
             return

@@ -24,7 +24,7 @@ from torch import nn
 from tensortrace.capture import ops
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.carried import Carried
-from tensortrace.capture.drafts import ActionDraft, CallDraft, Draft
+from tensortrace.capture.drafts import ActionDraft, CallDraft, Draft, Unfinished
 from tensortrace.capture.gradients import Parameters, own_parameters
 from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
@@ -624,11 +624,16 @@ class Recorder:
             return
         ended = list(batch) if self.lines is not None else []
         batch.sort(key=_order)
+        step = batch[0].step
+        sources = self.sources.take_sources(step)
+        if self.lines is None and not self.journal.needs_finished(step):
+            thin = [d if isinstance(d, Unfinished) else d.record() for d in batch]
+            self.journal.take([*sources, *thin])
+            return
         records = [draft.record() for draft in batch]
         if self.lines is not None:
             records = self.lines.mark(ended, batch, records)
-        step = batch[0].step
-        self.journal.take([*self.sources.take_sources(step), *records])
+        self.journal.take([*sources, *records])
 
     def raise_if_stopped(self) -> None:
         """Raise what `stop_on` asked for, in the thread whose loop is followed. Hot."""

@@ -1,9 +1,17 @@
-"""What the step line says: one row of numbers per module, gathered as records pass."""
+"""What the step line says: one row of numbers per module, gathered as records pass.
+
+A call and a parameter need not be finished for it: of a thin step, those are not.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+from tensortrace.capture.drafts import CallDraft, ParamDraft, Unfinished
+from tensortrace.capture.stats import stats_of
+from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import (
     Action,
     Call,
@@ -15,7 +23,6 @@ from tensortrace.records import (
     Record,
     Scalar,
     Step,
-    Tensor,
     from_scalar,
 )
 
@@ -33,12 +40,24 @@ class _Row:
         self.flags = ""
 
 
+class _Numbers(NamedTuple):
+    """What a row needs of a float tensor; rms of the finite elements, share of zeros."""
+
+    rms: float | None
+    zeros: float | None
+    letters: str
+
+
 class StepSummary:
-    """Gathers a step line from the records of one step."""
+    """Gathers a step line from the records of one step.
+
+    The `flags` of a module: "n" a NaN and "i" an infinity, "o" in an output and "g" in a gradient,
+    "f" a finding.
+    """
 
     def __init__(self) -> None:
         self._rows: dict[str, _Row] = {}
-        self._tensors: dict[int, Tensor] = {}
+        self._tensors: dict[int, _Numbers] = {}
         self._scale = 1.0
         self._loss: Scalar | None = None
         self._clip_norm: Scalar | None = None
@@ -46,19 +65,32 @@ class StepSummary:
         self._lr: list[float] = []
         self.records = 0
 
-    def describe(self, records: list[Record]) -> None:
-        """Learn the tensors of a batch: what a call returns, a call inside it may describe."""
+    def describe(self, records: Iterable[Record | Unfinished]) -> None:
+        """Learn the tensors of a batch: what a call returns, a call inside it may describe. Hot."""
+        known = self._tensors
         for record in records:
-            if isinstance(record, Call | Line):
-                self._tensors.update((tensor.id, tensor) for tensor in record.tensors)
+            if isinstance(record, CallDraft):
+                for draft in record.tensors:
+                    if _is_float(draft.head[3]):
+                        known[draft.head[0]] = _numbers_of(draft)
+            elif isinstance(record, Call | Line):
+                for tensor in record.tensors:
+                    if _is_float(tensor.dtype):
+                        known[tensor.id] = _numbers(
+                            tensor.numel, tensor.nan, tensor.posinf + tensor.neginf, tensor.norm,
+                            None if tensor.unmeasured else tensor.zeros,
+                        )  # fmt: skip
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record | Unfinished) -> None:
         """Take in the next record of the step. Hot."""
         self.records += 1
-        if isinstance(record, Call):
-            self._add_call(record)
+        if isinstance(record, Unfinished):
+            self._add_unfinished(record)
+        elif isinstance(record, Call):
+            if record.module is not None and record.op is None:
+                self._add_call(record.module, record.phase, record.inputs, record.outputs)
         elif isinstance(record, Param):
-            self._add_param(record)
+            self._add_param(record.module, record.value.shape, from_scalar(record.update_ratio))
         elif isinstance(record, Optimizer):
             self._optimizer = record
             self._lr = [*self._lr, *record.lr]
@@ -66,6 +98,17 @@ class StepSummary:
             self._add_action(record)
         elif isinstance(record, Finding) and record.module is not None:
             _flag(self._row(record.module), "f")
+
+    def _add_unfinished(self, draft: Unfinished) -> None:
+        fields = draft.fields
+        path = fields.get("module")
+        if isinstance(draft, ParamDraft):
+            change, weight = draft.change()
+            if change is not None and weight:
+                self._add_param(path, draft.value.head[1], change / weight)
+        elif path is not None and fields.get("op") is None:
+            phase = fields.get("phase", "forward")
+            self._add_call(path, phase, fields.get("inputs", ()), fields.get("outputs", ()))
 
     def forget_tensors(self) -> None:
         """Drop descriptions that no later part of the step needs."""
@@ -77,40 +120,39 @@ class StepSummary:
             row = self._rows[path] = _Row()
         return row
 
-    def _add_call(self, call: Call) -> None:
-        if call.module is None or call.op is not None:
+    def _add_call(
+        self,
+        path: str,
+        phase: str,
+        inputs: Sequence[tuple[str, int]],
+        outputs: Sequence[tuple[str, int]],
+    ) -> None:
+        row, known = self._row(path), self._tensors
+        if phase == "forward":
+            for _, number in outputs:
+                if (made := known.get(number)) is not None:
+                    row.output = _larger(row.output, made.rms)
+                    row.zeros = _larger(row.zeros, made.zeros)
+                    _flag_nonfinite(row, made, "o")
             return
-        row = self._row(call.module)
-        if call.phase == "forward":
-            for _, number in call.outputs:
-                made = self._tensors.get(number)
-                if made is not None and _is_float(made):
-                    row.output = _larger(row.output, _rms(made))
-                    if made.numel and not made.unmeasured:
-                        row.zeros = _larger(row.zeros, made.zeros / made.numel)
-                    _flag_nonfinite(row, made)
-            return
-        for _, number in call.inputs:
-            tensor = self._tensors.get(number)
-            if tensor is not None:
-                row.grad = _larger(row.grad, _rms(tensor), self._scale)
-                _flag_nonfinite(row, tensor)
-        for _, number in call.outputs:
-            tensor = self._tensors.get(number)
-            if tensor is not None:
-                row.param_grad = _larger(row.param_grad, _rms(tensor), self._scale)
-                _flag_nonfinite(row, tensor)
+        for _, number in inputs:
+            if (grad := known.get(number)) is not None:
+                row.grad = _larger(row.grad, grad.rms, self._scale)
+                _flag_nonfinite(row, grad, "g")
+        for _, number in outputs:
+            if (grad := known.get(number)) is not None:
+                row.param_grad = _larger(row.param_grad, grad.rms, self._scale)
+                _flag_nonfinite(row, grad, "g")
 
-    def _add_param(self, param: Param) -> None:
-        if param.module is None or param.update_ratio is None:
+    def _add_param(
+        self, module: str | None, shape: tuple[int, ...] | None, ratio: float | None
+    ) -> None:
+        if module is None or ratio is None or not math.isfinite(ratio):
             return
-        ratio = from_scalar(param.update_ratio)
-        if ratio is None or not math.isfinite(ratio):
-            return
-        row = self._row(param.module)
+        row = self._row(module)
         # A weight that starts at zero has no scale yet: ratios of 1-d parameters count only where
         # a module has no others.
-        if len(param.value.shape or ()) > 1:
+        if len(shape or ()) > 1:
             row.ratio = _larger(row.ratio, ratio)
         else:
             row.bias_ratio = _larger(row.bias_ratio, ratio)
@@ -157,11 +199,19 @@ class StepSummary:
         )
 
 
-def _rms(tensor: Tensor) -> float | None:
-    finite = tensor.numel - tensor.nonfinite
-    if tensor.norm is None or finite <= 0:
-        return None
-    return tensor.norm / math.sqrt(finite)
+def _numbers_of(draft: TensorDraft) -> _Numbers:
+    stats = stats_of(draft.ticket)
+    zeros = None if stats.unmeasured else stats.zeros
+    return _numbers(draft.head[8], stats.nan, stats.posinf + stats.neginf, stats.norm, zeros)
+
+
+def _numbers(
+    numel: int, nan: int, infinite: int, norm: float | None, zeros: int | None
+) -> _Numbers:
+    finite = numel - nan - infinite
+    rms = norm / math.sqrt(finite) if norm is not None and finite > 0 else None
+    share = zeros / numel if zeros is not None and numel else None
+    return _Numbers(rms, share, "n" * bool(nan) + "i" * bool(infinite))
 
 
 def _larger(old: float | None, new: float | None, scale: float = 1.0) -> float | None:
@@ -176,17 +226,16 @@ def _short(column: list[float | None]) -> list[float | None]:
     return [None if x is None else float(f"{x:.6g}") for x in column]
 
 
-def _is_float(tensor: Tensor) -> bool:
-    return tensor.dtype.startswith(("float", "bfloat", "complex"))
+def _is_float(dtype: str) -> bool:
+    return dtype.startswith(("float", "bfloat", "complex"))
 
 
-def _flag_nonfinite(row: _Row, tensor: Tensor) -> None:
-    if tensor.nan:
-        _flag(row, "n")
-    if tensor.posinf or tensor.neginf:
-        _flag(row, "i")
+def _flag_nonfinite(row: _Row, numbers: _Numbers, where: str) -> None:
+    if numbers.letters:
+        _flag(row, numbers.letters + where)
 
 
-def _flag(row: _Row, letter: str) -> None:
-    if letter not in row.flags:
-        row.flags += letter
+def _flag(row: _Row, letters: str) -> None:
+    for letter in letters:
+        if letter not in row.flags:
+            row.flags += letter

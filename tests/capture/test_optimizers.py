@@ -504,5 +504,5 @@ def test_flags_of_the_step_line_say_what_a_module_made() -> None:
 
     columns = record(lambda t: Root()(torch.ones(2)), checks=()).steps()[0].modules
     assert dict(zip(columns.path, columns.flags, strict=True)) == {
-        "": "", "parts.fine": "", "parts.nan": "n", "parts.inf": "i",
+        "": "", "parts.fine": "", "parts.nan": "no", "parts.inf": "io",
     }  # fmt: skip

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import nn
 
 from tensortrace import trace
+from tensortrace.capture.drafts import CallDraft
 from tensortrace.records import Call, End, Step
 
 TIMES = 100
@@ -182,3 +184,28 @@ def test_op_level_passes_nothing_over(tmp_path: Path) -> None:
     full, thin = (next(r for r in records if isinstance(r, Step) and r.step == n) for n in (3, 4))
     assert thin.records == pytest.approx(full.records, abs=10)
     assert full.records > 10 * TIMES
+
+
+def test_records_of_a_thin_step_are_finished_only_if_somebody_looks() -> None:
+    finished: list[int] = []
+    real = CallDraft.record
+
+    def counting(draft: CallDraft) -> Call:
+        finished.append(draft.step)
+        return real(draft)
+
+    def spoil(step: int) -> None:
+        if step == 34:
+            with torch.no_grad():
+                model.head.weight[0, 0] = torch.nan
+
+    model = Unrolled()
+    with patch.object(CallDraft, "record", counting):
+        records, t = train(model, 36, spoil, checks="TT1")
+    # Every third is full, one in ten is looked at, and from 34 on there is a NaN.
+    assert set(finished) == {*range(20), *range(21, 36, 3), 20, 30, 34, 35}
+    assert [f.step for f in t.findings] == [34]
+    assert {r.step for r in records if isinstance(r, Call)} >= {33, 34}
+    columns = [r.modules for r in records if isinstance(r, Step)]
+    assert all(c.path == columns[0].path and all(c.grad_rms) for c in columns[:34])
+    assert [c.flags[c.path.index("head")] for c in columns[33:35]] == ["", "nogf"]
