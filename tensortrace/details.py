@@ -121,6 +121,13 @@ class Sync(TypedDict, total=False):
     device: str
 
 
+class Kernel(TypedDict, total=False):
+    """A kernel of ours for tensors of a dtype was compiled, within what the step took."""
+
+    dtype: str
+    host_ns: Count
+
+
 class LoadStateDict(TypedDict, total=False):
     """Which names matched; a prefix that most names of one side have in front of the other's."""
 
@@ -198,8 +205,8 @@ class TracerError(TypedDict, total=False):
 DETAILS: dict[str, type] = {
     "zero_grad": ZeroGrad, "clip": Clip, "unscale": Scale, "scale": Scale, "loss": Loss,
     "train": Mode, "eval": Mode, "compiled": Mode, "loader": Loader, "fetch": Fetch,
-    "duplicates": Duplicates, "sync": Sync, "load_state_dict": LoadStateDict, "replay": Replay,
-    "exception": Raised, "tracer_error": TracerError,
+    "duplicates": Duplicates, "sync": Sync, "kernel": Kernel, "load_state_dict": LoadStateDict,
+    "replay": Replay, "exception": Raised, "tracer_error": TracerError,
 }  # fmt: skip
 _TYPES = {action: get_type_hints(detail, include_extras=True) for action, detail in DETAILS.items()}
 

@@ -166,10 +166,11 @@ class Call(Record, frozen=True, kw_only=True, tag="call"):
     backward (or recomputed) call belongs to. `module` is a path, None outside every module; `op` is
     set for ops, with the `arguments` that are no tensors. A module's own call has no `op`. `inputs`
     and `outputs` name tensors by id; `tensors` describes those that no earlier line of the step
-    described. `host_ns` is the time on the host, children included. A backward call has the
-    gradients that arrived as `inputs` (named "output[0]" after the output they belong to) and those
-    it made as `outputs` (named after the input or parameter they belong to); `node` is the autograd
-    node, for ops.
+    described. `host_ns` is the time on the host, children included; `device_ns` that between the
+    beginning and the end on a GPU, our statistics of the calls inside included. A backward call has
+    the gradients that arrived as `inputs` (named "output[0]" after the output they belong to) and
+    those it made as `outputs` (named after the input or parameter they belong to); `node` is the
+    autograd node, for ops.
     """
 
     seq: int
@@ -193,6 +194,7 @@ class Call(Record, frozen=True, kw_only=True, tag="call"):
     outputs: list[tuple[str, int]] = []
     tensors: list[Tensor] = []
     host_ns: Whole = 0
+    device_ns: Whole | None = None
     allocated: int | None = None
     exception: str | None = None
 
@@ -293,7 +295,7 @@ class Line(Record, frozen=True, kw_only=True, tag="line"):
 
 ActionName = Literal[
     "zero_grad", "clip", "unscale", "scale", "loss", "train", "eval", "loader", "fetch",
-    "duplicates", "sync", "load_state_dict", "compiled", "gate", "replay", "exception",
+    "duplicates", "sync", "load_state_dict", "compiled", "kernel", "gate", "replay", "exception",
     "tracer_error",
 ]  # fmt: skip
 

@@ -46,6 +46,7 @@ class OpenCall:
 
     __slots__ = (
         "autocast",
+        "began",
         "forward",
         "frame",
         "grad_enabled",
@@ -79,6 +80,7 @@ class OpenCall:
         self.grad_enabled = True
         self.autocast: str | None = None
         self.started_ns = 0
+        self.began: tuple[int, Any] | None = None
 
 
 class ModuleHooks:
@@ -215,6 +217,8 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
         call.inputs.append((name, number))
         if draft is not None:
             call.tensors.append(draft)
+    times = recorder.device_times
+    call.began = times.begin(tensors_in(args, "input")) if times is not None else None
     call.started_ns = _clock()
 
 
@@ -276,6 +280,8 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
     call = stack[i]
     error = sys.exc_info()[1] if failed else None
     ended_ns = _clock()
+    fields: dict[str, Any] = {}
+    _end_time(recorder, call, fields)
     while len(stack) > i:
         ops.leave_module(stack.pop().mode)
     if not call.wanted or not recorder.on["modules"]:
@@ -285,7 +291,7 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
         # was given has its ids in that step.
         call.step, call.seq = recorder.step, recorder.next_seq()
         call.inputs, call.tensors = [], []
-    fields: dict[str, Any] = {
+    fields |= {
         "update": recorder.update,
         "parent": _parent(stack, call),
         "module": call.path,
@@ -316,6 +322,12 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
         _describe(recorder, call, draft, kwargs, output)
     fields["inputs"] = call.inputs
     recorder.pend(draft)
+
+
+def _end_time(recorder: Recorder, call: OpenCall, fields: dict[str, Any]) -> None:
+    """Note that a call is over on its device, before a kernel of ours follows it."""
+    if call.began is not None and recorder.device_times is not None:
+        recorder.device_times.end(call.began, fields)
 
 
 def _parent(stack: list[OpenCall], call: OpenCall) -> int | None:

@@ -24,6 +24,7 @@ from torch import nn
 from tensortrace.capture import ops
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.carried import Carried
+from tensortrace.capture.cuda_time import DeviceTimes
 from tensortrace.capture.drafts import ActionDraft, CallDraft, Draft, Unfinished
 from tensortrace.capture.gradients import Parameters, own_parameters
 from tensortrace.capture.graph import LossGraphs
@@ -138,6 +139,8 @@ class Recorder:
         self._pending: list[Draft | _StepMark] = []
         self._threads: dict[int, int] = {}
         self._thread = threading.get_ident()
+        self._times = DeviceTimes()
+        self._troubled = False
         self._described: dict[tuple[str, type], tuple[int, bool, tuple[bool, ...]]] = {}
         self._said: dict[tuple[str, type], int] = {}
         self._stop: Finding | None = None
@@ -160,6 +163,7 @@ class Recorder:
         self.sampling = False
         self._turns: dict[int, int] = {}
         self._passed_over = 0
+        self.device_times: DeviceTimes | None = None
         self.holds_call = self.stepped = self.clipped = self._loss_scaled = False
         self.backward_seen = self.backward_done = self.on_cuda = False
         # By path and class, since a wrapper shares the path of what it wraps: the seqs of all
@@ -486,6 +490,7 @@ class Recorder:
         self._turns.clear()
         self._passed_over = 0
         self.on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self.device_times = self._times if self.on_cuda and self.full else None
         self._seq = 0
         self._started_ns = time.perf_counter_ns()
         self.tensors.begin_step(self.step)
@@ -595,6 +600,8 @@ class Recorder:
     def _hand_on(self, pending: list[Draft | _StepMark]) -> None:
         self.tensors.forget_waiting()
         self.queue.resolve()
+        self._times.read()
+        self._note_kernels()
         batch: list[Draft] = []
         for item in pending:
             if isinstance(item, _StepMark):
@@ -607,6 +614,18 @@ class Recorder:
             else:
                 batch.append(item)
         self._hand_on_batch(batch)
+
+    def _note_kernels(self) -> None:
+        """Say which kernels for devices were compiled meanwhile, and whether they work."""
+        prepared, trouble = self.queue.news()
+        for dtype, host_ns in prepared:
+            self.action("kernel", detail={"dtype": dtype, "host_ns": host_ns})
+        if trouble is not None and not self._troubled:
+            self._troubled = True
+            self.warn(
+                "statistics of CUDA tensors are measured by operators of torch, twenty launches "
+                f"instead of one: Triton failed with {trouble}"
+            )
 
     def _wants_to_stop(self, finding: Finding) -> bool:
         # It may open a debugger.

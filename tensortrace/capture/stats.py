@@ -202,6 +202,16 @@ class StatsQueue:
             stats = _stats(row)
             self._results[ticket] = stats if first is None else stats._replace(first_bad=first)
 
+    def news(self) -> tuple[list[tuple[str, int]], str | None]:
+        """Which kernels for devices were compiled since the last time, and why one could not be.
+
+        Returns:
+            Dtype and ns of each; None while all goes well.
+        """
+        launcher = self._devices.reducer.launcher
+        prepared, launcher.prepared = launcher.prepared, []
+        return prepared, launcher.trouble
+
     def _put(self, result: Stats | OnDevice) -> Ticket:
         with self._lock:
             results = self._results
