@@ -33,6 +33,10 @@ _MOVING = (
 _MOVES = frozenset(_MOVING.split())
 _SELECTS = frozenset({"where", "maskedfill", "nantonum", "maskedscatter"})
 
+# As the log writes them; the order of a norm may be infinite.
+_STRAY = {"NaN": "NaN", "Infinity": "inf", "-Infinity": "-inf"}
+_ORDERS = ("p", "ord", "norm_type")
+
 # How much of a tensor is of the kind to blame: 0 none, 1 all.
 Carries = Callable[[Tensor], float]
 
@@ -59,6 +63,14 @@ class Facts:
     def came_out(self, what: str) -> int:
         """How many elements of the results are "nan", "posinf" or "neginf"."""
         return sum(getattr(t, what) for t in self.outputs)
+
+    @property
+    def stray(self) -> tuple[str, str] | None:
+        """The first argument that is the number NaN or infinite, and how it is written."""
+        for name, value in self.arguments.items():
+            if isinstance(value, str) and value in _STRAY and name not in _ORDERS:
+                return name, _STRAY[value]
+        return None
 
     def number(self, *names: str) -> float | None:
         """The first of these arguments that is a number."""

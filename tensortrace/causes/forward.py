@@ -27,17 +27,35 @@ _DIVIDE = "x / (y + 1e-8), or torch.where on the divisor before and on the resul
 _MASK = (
     "let every row keep one position, or fill with torch.finfo(x.dtype).min instead of -inf"
 )  # fmt: skip
+_ORIGIN = (
+    "look where the number comes from: a mean of nothing, a division by 0 in Python or NumPy, a "
+    "missing value in the data"
+)
 _EPS = "keep eps (1e-5) above what the dtype can hold, and normalise in float32"
 
 
 def explain(facts: Facts) -> Reason:
     """Say why an op made what is not finite out of what it was given."""
+    if facts.stray is not None:
+        return _stray(*facts.stray)
+    if facts.word and not facts.inputs and facts.outputs:
+        return Reason(
+            f"no tensor went in: the number, list or array it was made of held what is "
+            f"not finite, or is over the range of {range_text(facts.dtype)}",
+            _ORIGIN,
+        )
     return _BY_WORD.get(facts.word, _general)(facts)
 
 
 def known(word: str) -> bool:
     """Whether there is an explanation of its own for an op."""
     return word in _BY_WORD
+
+
+def _stray(name: str, value: str) -> Reason:
+    told = f" ({name}={value})" if name.isidentifier() else ""
+    why = f"an argument of it is the number {value}{told}: the tensors are not to blame"
+    return Reason(why, _ORIGIN)
 
 
 def _got(t: Tensor, *told: str) -> str:

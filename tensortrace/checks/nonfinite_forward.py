@@ -17,7 +17,7 @@ from tensortrace.checks import (
     plain_op,
 )
 from tensortrace.records import Call, ChainLink, Tensor
-from tensortrace.text import location_text, module_text
+from tensortrace.text import location_text, module_text, shape_text, short_dtype
 
 # Origins kept of one step: the first is what counts, the rest help to find which one did harm.
 KEPT = 16
@@ -36,6 +36,11 @@ _WEIGHTS = Reason(
     "seen wrote them so: code between the steps did, or they were loaded like that",
     "find what writes to the weights (a NaN passed to copy_, add_, an average of weights); load "
     "the weights of a step before this one",
+)
+_HELD = Reason(
+    "a tensor that is no input of this module was not finite before it: a buffer, a constant, or "
+    "what another part of the program left there",
+    "find where that tensor is set: a running mean of nothing, a state dict, 0 / 0 in NumPy",
 )
 # A module says as little as this, unless it is the op and nothing else.
 _MODULES = frozenset({"softmax", "logsoftmax", "crossentropy", "nll", "bce", "kldiv", "ctc"})
@@ -228,23 +233,34 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     weights = _spoilt_weights(step, call) if call.op is None else None
     where = _name(step, call)
     inputs = [(n, step.tensors[i]) for n, i in call.inputs if i in step.tensors]
-    reason = _reason(step, call)
+    facts = _facts(step, call)
+    reason = _reason(call, facts)
     if damage == "gradient" and call.op:
-        reason = _with_backward(step, call, reason)
+        reason = _with_backward(step, call, facts, reason)
     masks = sum(t.neginf for _, t in inputs)
     made = f"{where} made {count_text(tensor)} from "
-    made += f"inputs with {masks} -inf" if masks else "finite inputs"
+    went_in = [f"inputs with {masks} -inf" if masks else "finite inputs"] if inputs else []
+    went_in += [f"the number {facts.stray[1]}"] if facts.stray else []
+    made += " and ".join(went_in) or "no tensor"
     made += first_text(tensor)
     if weights is not None:
         reason = _WEIGHTS
         made = f"{weights[0]} holds {count_text(weights[1])}: {where} made {count_text(tensor)}"
+    location = call.location
+    held = _held(step, call) if call.op is None and weights is None else None
+    if held is not None:
+        by, bad = held
+        reason, location = _HELD, by.location or location
+        made = (f"{where} made {count_text(tensor)} in {by.op}, of a tensor that is no input of it:"
+                f" {short_dtype(bad.dtype)} {shape_text(bad.shape)} with "
+                f"{count_text(bad)}")  # fmt: skip
     evidence: dict[str, Any] = {
         "placed": placed or "module",
         "reached": damage,
         "inputs": [{"name": n, "shape": t.shape, "dtype": t.dtype, "min": t.min, "max": t.max,
                     "zeros": t.zeros, "neginf": t.neginf} for n, t in inputs],
     }  # fmt: skip
-    if origin.between:
+    if origin.between and held is None:
         a, b = origin.between
         names = [_end(step, a, f"the entry of {where}", "the exit of "),
                  _end(step, b, f"the exit of {where}", "the entry of ")]  # fmt: skip
@@ -260,7 +276,7 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         cause=cause if damage else re.sub(r"\d+", "#", cause),
         phase="forward", module=call.module, op=call.op, seq=call.seq, tensor=tensor.id,
         param=weights[0] if weights else None,
-        value=tensor.nonfinite, limit=0, location=call.location, explanation=reason.why,
+        value=tensor.nonfinite, limit=0, location=location, explanation=reason.why,
         fix=reason.fix, evidence=evidence, chain=_chain(step, call, tensor, reason, length),
     )  # fmt: skip
 
@@ -277,6 +293,16 @@ def _spoilt_weights(step: StepView, call: Call) -> tuple[str, Tensor] | None:
     return None
 
 
+def _held(step: StepView, call: Call) -> tuple[Call, Tensor] | None:
+    """Find, in such a replay, the first op that took a spoilt tensor which nothing in it made."""
+    made = {id for op in step.replayed for _, id in op.outputs}
+    for op in step.replayed:
+        for held in step.hurt(op.inputs) if op.module == call.module else ():
+            if held.is_leaf and held.id not in made:
+                return op, held
+    return None
+
+
 def _end(step: StepView, call: Call | None, otherwise: str, side: str) -> str:
     return side + _name(step, call) if call else otherwise
 
@@ -287,24 +313,25 @@ def _name(step: StepView, call: Call) -> str:
     return call.op or (f"{path} ({cls})" if call.module and cls else path)
 
 
-def _reason(step: StepView, call: Call) -> Reason:
-    """Say in one sentence why this call makes what is not finite, and what to write instead."""
+def _facts(step: StepView, call: Call) -> Facts:
     cls = (step.cls_of(call.module) or "").lower()
     word = plain_op(call.op) if call.op else cls.removesuffix("loss")
-    if call.op is None and word not in _MODULES:
+    inputs = [step.tensors[i] for _, i in call.inputs if i in step.tensors]
+    outputs = [step.tensors[i] for _, i in call.outputs if i in step.tensors]
+    return Facts(word, inputs, outputs, call.arguments)
+
+
+def _reason(call: Call, facts: Facts) -> Reason:
+    """Say in one sentence why this call makes what is not finite, and what to write instead."""
+    if call.op is None and facts.word not in _MODULES:
         why = "what went into this module is finite, what came out is not"
         return Reason(f"{why}: its weights, or an operation in its own forward")
-    inputs = [step.tensors[i] for _, i in call.inputs if i in step.tensors]
-    outputs = [step.tensors[i] for _, i in call.outputs if i in step.tensors]
-    return forward.explain(Facts(word, inputs, outputs, call.arguments))
+    return forward.explain(facts)
 
 
-def _with_backward(step: StepView, call: Call, reason: Reason) -> Reason:
+def _with_backward(step: StepView, call: Call, facts: Facts, reason: Reason) -> Reason:
     """Add why the gradient is not finite either, although what came out was masked away."""
-    inputs = [step.tensors[i] for _, i in call.inputs if i in step.tensors]
-    outputs = [step.tensors[i] for _, i in call.outputs if i in step.tensors]
     forward_calls = (c for c in (*step.calls, *step.replayed) if c.phase == "forward")
-    facts = Facts(plain_op(call.op), inputs, outputs, call.arguments)
     back = backward.explain(facts, selector(call, forward_calls))
     return Reason(f"{reason.why}; in backward {back.why}", back.fix or reason.fix, reason.blamed,
                   reason.carries)  # fmt: skip

@@ -113,6 +113,12 @@ FORWARD = {
     "mean of nothing": Case(
         "mean", lambda x: x[x > INF].mean(), lambda x: x[x > INF].sum() / 1,
         ("the mean of nothing is 0 / 0", "f32 [0]")),
+    "times the number NaN": Case(
+        "mul", lambda x: x * float("nan"), lambda x: x * 2.0,
+        ("an argument of it is the number NaN (other=NaN)",)),
+    "minus the number inf": Case(
+        "sub", lambda x: x - INF, lambda x: x - 2.0,
+        ("an argument of it is the number inf (other=inf)",)),
     "softmax of a masked row": Case(
         "softmax", lambda x: x.masked_fill(~HIDES_A_ROW, -INF).softmax(-1),
         lambda x: x.masked_fill(~HIDES_A_ROW, torch.finfo(x.dtype).min).softmax(-1),
@@ -262,6 +268,29 @@ def test_fault_is_explained_by_the_values_that_went_in(name: str, level: Level) 
     assert re.search(r"made \d+ -?(NaN|inf)", finding.message)
     assert finding.explanation not in finding.message
     assert finding.fix
+
+
+def test_number_that_is_not_finite_is_told_beside_the_inputs() -> None:
+    (finding,) = train(FORWARD["times the number NaN"].wrong, "op")
+    assert "from finite inputs and the number NaN" in finding.message
+    # At op level these are fills, which are no origin: TT103 says that the trail ends at them.
+    (finding,) = train(lambda x: x + torch.full((4,), float("nan")), "module")
+    assert (finding.op, "from the number NaN" in finding.message) == ("full", True)
+    (finding,) = train(lambda x: x * torch.tensor([float("nan")] * 4), "module")
+    assert (finding.op, "from no tensor" in finding.message) == ("tensor", True)
+    assert "no tensor went in: the number, list or array" in finding.explanation
+
+
+def test_buffer_that_is_not_finite_is_told_at_the_op_that_takes_it() -> None:
+    scale = torch.tensor(1.0).log() / 0
+    (finding,) = train(lambda x: x * scale, "module")
+    assert finding.message.endswith("in mul, of a tensor that is no input of it: f32 [] with 1 NaN "
+                                    "of 1")  # fmt: skip
+    assert "a buffer, a constant" in finding.explanation
+    assert finding.location is not None
+    assert finding.location.code is not None
+    assert "x * scale" in finding.location.code
+    assert train(lambda x: x * scale.nan_to_num(1.0), "module") == []
 
 
 @pytest.mark.parametrize(("name", "words"), [
