@@ -30,6 +30,7 @@ from tensortrace.tui.layout import PANES
 from tensortrace.tui.opening import Opener, Opening
 from tensortrace.tui.palette import Places
 from tensortrace.tui.panes import Pane
+from tensortrace.tui.quick import answering_soon, keep_what_is_there
 from tensortrace.tui.screens import Help, Prompt
 from tensortrace.tui.theme import ASCII, THEME, UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
@@ -51,6 +52,8 @@ class Viewer(Opener):
         self.register_theme(THEME)
         self.theme = THEME.name
         self.set_class(self.glyphs is ASCII, "-ascii")
+        # Another program had the terminal meanwhile.
+        self.app_resume_signal.subscribe(self, lambda _: self.action_paint_anew())
         self.arrange()
         self.open_at_place()
         self.take_findings()
@@ -350,5 +353,7 @@ def view(
     run = path_or_run if isinstance(path_or_run, Run | Ranks) else start_run(path_or_run)
     asked = opening or Opening(step)
     app = Viewer(run, glyphs=choose_glyphs(), opening=asked, memory=places.folder())
-    app.run(mouse=mouse)
+    with answering_soon():
+        app.call_later(app.call_after_refresh, keep_what_is_there)
+        app.run(mouse=mouse)
     return app.return_code or 0

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
+from rich.console import RenderableType
 from textual import events
+from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.app import App, ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.geometry import Size
+from textual.screen import Screen
 from textual.timer import Timer
 from textual.worker import get_current_worker
 
@@ -22,6 +26,7 @@ from tensortrace.tui.footer import Keys
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.header import Headline, headline, program_of, state_of
 from tensortrace.tui.layout import FINDINGS_FROM, PANES, PaneName, arrange
+from tensortrace.tui.painting import Changes, Painted
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.rows import Row, StepRows
 from tensortrace.tui.screens import Prompt
@@ -75,6 +80,7 @@ class Frame(App[int]):
         self.source_wanted: bool | None = None
         self.following = False
         self.detail_timer: Timer | None = None
+        self.painted = Painted(0, 0)
         # Until the user does something, the screen goes to the first error as soon as it is read.
         self.touched = step is not None
 
@@ -140,8 +146,25 @@ class Frame(App[int]):
         if message.pane.id == "findings" and self.finding_height != message.pane.item_height:
             self.draw_findings()
 
+    def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
+        """Write to the terminal only the cells that changed."""
+        if not isinstance(renderable, LayoutUpdate | ChopsUpdate):
+            super()._display(screen, renderable)
+            return
+        size = screen._compositor.size
+        if (self.painted.width, self.painted.height) != size:
+            self.painted = Painted(*size)
+        super()._display(screen, cast("RenderableType", Changes(renderable, self.painted)))
+
+    def action_paint_anew(self) -> None:
+        """Write every cell again: what the terminal shows may be another program's."""
+        self.painted = Painted(0, 0)
+        self.screen.refresh()
+
     async def on_event(self, event: events.Event) -> None:
-        """Note that the user took over."""
+        """Note that the user took over, or that the terminal has another size."""
+        if isinstance(event, events.Resize):
+            self.painted = Painted(0, 0)
         if isinstance(event, events.Key | events.MouseDown | events.MouseScrollDown):
             self.touched = True
         await super().on_event(event)

@@ -8,7 +8,7 @@ from rich.segment import Segment
 from textual import events
 from textual.cache import LRUCache
 from textual.content import Content
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
@@ -106,16 +106,20 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
         at = max(0, min(at, self.count - 1))
         if at == self.cursor or self.count == 0:
             return
-        self.cursor = at
-        self._reveal()
-        self.refresh()
+        self.place(at)
         self.post_message(self.Moved(self, at))
 
     def place(self, at: int) -> None:
         """Put the cursor on an item without telling anybody."""
+        before, top = self.cursor or 0, round(self.scroll_y)
         self.cursor = max(0, min(at, self.count - 1))
         self._reveal()
-        self.refresh()
+        if round(self.scroll_y) != top:
+            self.refresh()
+            return
+        height, width = self.item_height, self.size.width
+        lines = [self.sticky + item * height - top for item in (before, self.cursor)]
+        self.refresh(*(Region(0, y, width, height) for y in lines))
 
     def move_by(self, lines: int) -> None:
         """Move the cursor, or scroll, by some items."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textual.widgets import Input
 from textual.worker import get_current_worker
 
 from tensortrace.tui.bindings import in_view
@@ -45,7 +46,8 @@ class Switcher(Walker):
             view.draw()
         else:
             self.redraw()
-        self.main_pane.focus()
+        if not isinstance(self.focused, Input):  # what is being typed stays a text
+            self.main_pane.focus()
         self.refresh_bindings()
 
     @property

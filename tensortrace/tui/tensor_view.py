@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from tensortrace.tui.panes import Pane
 from tensortrace.tui.rows import Row, StepRows
 from tensortrace.tui.site import Held, beside, held_of, over_steps
 from tensortrace.tui.span import WIDEST, Span, fitting, span_of, used
+from tensortrace.tui.span_view import BREATHE_S, TELL_EVERY_S
 from tensortrace.tui.theme import ASCII, Glyphs, Styled, fit
 from tensortrace.tui.view import View
 
@@ -75,6 +77,12 @@ class TensorView(View):
             self.look()
         self.draw_page()
 
+    def leave(self) -> None:
+        """Read no further for a page that nobody sees; it begins again when it is."""
+        if not self.done:
+            self.viewer.workers.cancel_group(self.viewer, f"view-{self.NAME}")
+            self.asked = None
+
     def look(self) -> None:
         """Read the flow and the steps in a thread."""
         self.ways, self.series, self.done = None, {}, False
@@ -105,14 +113,21 @@ class TensorView(View):
         lines = Flow(rows.step, lambda: worker.is_cancelled)
         ways = flow.sources(row.record, lines), flow.uses(row.record, lines)
         self.viewer.from_thread(self.took_ways, asked, ways)
+        found: dict[int, list[Tensor | None]] = {}
+        told = time.monotonic()
         for column, tensors in over_steps(
             self.viewer.log_, span, chosen, lambda: worker.is_cancelled
         ):
             if worker.is_cancelled:
                 return
-            self.viewer.from_thread(self.took, asked, column, tensors)
+            found[column] = tensors
+            if time.monotonic() - told > TELL_EVERY_S:
+                told = time.monotonic()
+                self.viewer.from_thread(self.took, asked, found, False)
+                found = {}
+            time.sleep(BREATHE_S)
         if not worker.is_cancelled:
-            self.viewer.from_thread(self.took, asked, -1, [])
+            self.viewer.from_thread(self.took, asked, found, True)
 
     def took_ways(self, asked: tuple[StepRows, Row], ways: tuple[Way, Way]) -> None:
         """Show who made it and who used it."""
@@ -120,13 +135,14 @@ class TensorView(View):
             self.ways = ways
             self.draw_page()
 
-    def took(self, asked: tuple[StepRows, Row], column: int, tensors: list[Tensor | None]) -> None:
-        """Show the tensor in one more step; column -1 says that this was all."""
+    def took(
+        self, asked: tuple[StepRows, Row], found: dict[int, list[Tensor | None]], done: bool
+    ) -> None:
+        """Show the tensor in more steps, by column."""
         if asked is not self.asked:
             return
-        self.done = column < 0
-        if column >= 0:
-            self.series[column] = tensors
+        self.done = done
+        self.series.update(found)
         if self.display:
             self.draw_page()
 

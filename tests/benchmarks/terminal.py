@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -16,15 +17,66 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.cells import cell_len
+
 # All that Textual writes around its text.
 ESCAPES = re.compile(rb"\x1b\[[0-9;?=<>]*[$ ]?[a-zA-Z]|\x1b\]22;[a-z]*(?:\x1b\\|\x07)|\x1b[78=>]")
 TICK = os.sysconf("SC_CLK_TCK")
+_PIECE = re.compile(
+    r"\x1b\[([0-9;?=<>]*)[$ ]?([a-zA-Z])|" + ESCAPES.pattern.decode() + r"|[\r\n]|[^\x1b\r\n]+"
+)
+_CUT = re.compile(r"\x1b[^a-zA-Z]*\Z")
+
+
+class Shown:
+    """What a terminal shows of the bytes that it is sent, as text without colours."""
+
+    def __init__(self, columns: int, lines: int) -> None:
+        self.columns = columns
+        self.cells = [[" "] * columns for _ in range(lines)]
+        self.y = self.x = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+
+    def feed(self, data: bytes) -> None:
+        """Take in what was written; a sequence that is cut waits for its end."""
+        text = self._rest + self._decoder.decode(data)
+        cut = _CUT.search(text)
+        stop = len(text) if cut is None or len(text) - cut.start() > 40 else cut.start()
+        self._rest = text[stop:]
+        for found in _PIECE.finditer(text[:stop]):
+            piece = found[0]
+            if found[2] == "H":
+                y, _, x = (found[1] or "1;1").partition(";")
+                self.y, self.x = int(y or 1) - 1, int(x or 1) - 1
+            elif piece == "\r":
+                self.x = 0
+            elif piece == "\n":
+                self.y, self.x = self.y + 1, 0
+            elif piece[:1] != "\x1b":
+                self._write(piece)
+
+    def _write(self, text: str) -> None:
+        for letter in text:
+            wide = cell_len(letter)
+            if self.y < len(self.cells) and self.x + wide <= self.columns:
+                line = self.cells[self.y]
+                if wide:
+                    line[self.x : self.x + wide] = [letter, *[""] * (wide - 1)]
+                elif self.x:
+                    line[self.x - 1] += letter
+            self.x += wide
+
+    @property
+    def text(self) -> str:
+        """The lines of the screen."""
+        return "\n".join(map("".join, self.cells))
 
 
 class Terminal:
     """The viewer on a pseudo terminal of its own, to be closed.
 
-    `seen` is the text that it has written so far, of the last megabyte.
+    `seen` is what its screen shows, `nbytes` how much it has written since it was last set to 0.
     """
 
     def __init__(
@@ -39,12 +91,13 @@ class Terminal:
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
             os.environ.update(TERM="xterm-256color", COLORTERM="truecolor", **environ)
             os.execv(sys.executable, [sys.executable, "-m", "tensortrace", *arguments])
-        self.raw = b""
+        self.shown = Shown(columns, lines)
+        self.nbytes = 0
 
     @property
     def seen(self) -> str:
-        """What was written, without escape sequences."""
-        return ESCAPES.sub(b"", self.raw).decode("utf-8", "replace")
+        """The text on its screen."""
+        return self.shown.text
 
     def read(self, seconds: float) -> bool:
         """Read what comes within some seconds; False if nothing did, or the program has ended."""
@@ -54,13 +107,9 @@ class Terminal:
             data = os.read(self.fd, 1 << 16)
         except OSError:
             return False
-        # Only the newest megabyte is looked at.
-        self.raw = (self.raw + data)[-(1 << 20) :]
+        self.nbytes += len(data)
+        self.shown.feed(data)
         return bool(data)
-
-    def forget(self) -> None:
-        """Start `seen` anew."""
-        self.raw = b""
 
     def wait(self, pattern: str, seconds: float = 60.0) -> float | None:
         """Read until a regular expression is seen; the seconds it took, None if it never came."""

@@ -150,7 +150,6 @@ def jump(terminal: Terminal, keys: bytes, expect: str) -> float:
     for key in (keys[:1], keys[1:-1]):  # a burst would not wait for the line that takes it
         terminal.press(key)
         terminal.settle()
-    terminal.forget()
     began = time.perf_counter()
     terminal.press(keys[-1:])
     assert terminal.wait(expect, 30) is not None, f"{keys!r} shows no {expect}"
