@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import linecache
 import sysconfig
+import warnings
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 
+import executing
 import torch
 
 from tensortrace.records import Location, Source
@@ -20,6 +22,8 @@ _FOREIGN = tuple(
 )
 _STDLIB = str(Path(sysconfig.get_paths()["stdlib"]).resolve()) + "/"
 _TYPED_IN = ("<stdin>", "<string>", "<ipython", "<doctest", "<console>", "<input>", "<python-input")
+# What `exec` runs has no text. Python 3.13 shows that of ``python -c`` in its place.
+_NAMELESS = "<string>"
 _LONGEST_SOURCE = 100_000
 
 
@@ -100,12 +104,30 @@ def with_code(location: Location | None) -> Location | None:
     """Add the text of the line, where it can be read."""
     if location is None or location.code is not None:
         return location
-    text = linecache.getline(location.file, location.line).strip()
+    text = line_text(location.file, location.line).strip()
     return Location(location.file, location.line, location.function, text[:500] or None)
 
 
+def line_text(file: str, line: int) -> str:
+    """A line of a file as it is written, with its end; empty where there is none to read."""
+    return linecache.getline(file, line) if file != _NAMELESS else ""
+
+
 def _name(code: CodeType) -> str:
-    return shorten(getattr(code, "co_qualname", code.co_name))  # co_qualname: Python 3.11
+    name = getattr(code, "co_qualname", None)
+    return shorten(_written_name(code) if name is None else name)
+
+
+def _written_name(code: CodeType) -> str:
+    """Before Python 3.11 a function's code does not know what it is in; its source does."""
+    if code.co_filename.startswith("<"):
+        return code.co_name
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the user's source is parsed anew
+            return executing.Source.for_filename(code.co_filename).code_qualname(code)
+    except Exception:
+        return code.co_name  # source that is not there
 
 
 def _is_foreign(filename: str) -> bool:
@@ -121,6 +143,8 @@ def _is_foreign(filename: str) -> bool:
 
 
 def _read_source(code: CodeType, step: int) -> Source | None:
+    if code.co_filename == _NAMELESS:
+        return None
     try:
         if code.co_name == "<module>":
             lines, first = linecache.getlines(code.co_filename), 1
