@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ast
 import itertools
-import linecache
+import opcode
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType, GetSetDescriptorType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from tensortrace.capture.gradients import own_parameters
-from tensortrace.capture.source import with_code
+from tensortrace.capture.source import line_text, with_code
 from tensortrace.capture.stats import summarize
 from tensortrace.capture.tensors import describe
 from tensortrace.capture.unwrap import quiet
@@ -220,10 +220,18 @@ def _failed_node(tb: TracebackType) -> ast.AST | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user's source is parsed anew
-            node: ast.AST | None = executing.Source.executing(tb).node
+            found = executing.Source.executing(tb)
     except Exception:
         return None  # source that has changed or is not there
-    return node
+    node: ast.AST | None = found.node
+    return node or _augmented(tb, found.statements or ())
+
+
+def _augmented(tb: TracebackType, statements: Iterable[ast.stmt]) -> ast.AST | None:
+    """The ``x += y`` of the line: before Python 3.11 `executing` does not know its instruction."""
+    name = opcode.opname[tb.tb_frame.f_code.co_code[tb.tb_lasti]]
+    found = [one for one in statements if isinstance(one, ast.AugAssign)]
+    return found[0] if name.startswith("INPLACE_") and len(found) == 1 else None
 
 
 def _parts(node: ast.AST) -> tuple[str | None, list[tuple[Any, ast.expr]]]:
@@ -379,7 +387,7 @@ def _text(node: ast.AST) -> str:
 
 def _neighbours(location: Location) -> list[Any]:
     first = max(location.line - 1, 1)
-    texts = [(n, linecache.getline(location.file, n)) for n in range(first, location.line + 2)]
+    texts = [(n, line_text(location.file, n)) for n in range(first, location.line + 2)]
     return [[n, text.rstrip()[:200]] for n, text in texts if text]
 
 
