@@ -76,7 +76,7 @@ def _grouped(name: str, maps: Maps, modules: Mapping[str, Module]) -> _Map | Non
     size = math.ceil(len(rows) / MOST_ROWS)
     starts = np.arange(0, len(rows), size)
     grouped = np.stack([_median(values[rows[i : i + size]]) for i in starts.tolist()])
-    broken = np.logical_or.reduceat(maps.broken[rows], starts, axis=0)
+    broken = np.logical_or.reduceat(maps.broken[name][rows], starts, axis=0)
     places = [paths[i : i + size] for i in starts.tolist()]
     tree = tree_labels(modules, [members[0] for members in places])
     labels = []

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tensortrace.export.contents import matches, step_lines
 from tensortrace.records import Scalar, Step, from_scalar
+from tensortrace.run import nonfinite_letter
 
 if TYPE_CHECKING:
     from tensortrace.run import Run
@@ -105,14 +106,14 @@ class Maps:
         columns: the steps.
         paths: module paths, in order of first call; one row each.
         values: by name of `STATISTICS`, float64 ``(rows, columns)``, NaN where there is none.
-        broken: bool ``(rows, columns)``: an output or a gradient was not finite.
+        broken: as `values`, bool: an output, or a gradient if it is about those, was not finite.
         left_out: how many modules have no row.
     """
 
     columns: Columns
     paths: list[str]
     values: dict[str, Floats]
-    broken: npt.NDArray[np.bool_]
+    broken: dict[str, npt.NDArray[np.bool_]]
     left_out: int
 
 
@@ -164,12 +165,15 @@ class _Rows:
         self._shown: list[str] = []
         self._left_out = 0
         self._values = {name: self._blank(64) for name in STATISTICS}
-        self._broken = np.zeros((64, columns.count), np.bool_)
+        self._broken = {name: self._unbroken(64) for name in STATISTICS}
         self._paths: list[str] = []
         self._rows: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
     def _blank(self, rows: int) -> Floats:
         return np.full((rows, self._columns.count), np.nan)
+
+    def _unbroken(self, rows: int) -> npt.NDArray[np.bool_]:
+        return np.zeros((rows, self._columns.count), np.bool_)
 
     def add(self, line: Step) -> None:
         table, at = line.modules, self._columns.of(line.step)
@@ -183,8 +187,8 @@ class _Rows:
             found, rows = found[rows >= 0], rows[rows >= 0]
             values[rows, at] = np.fmax(values[rows, at], found)
         for row, flags in zip(self._rows.tolist(), table.flags):  # noqa: B905 - may be shorter
-            if row >= 0 and ("n" in flags or "i" in flags):
-                self._broken[row, at] = True
+            for name, broken in self._broken.items() if row >= 0 and flags else ():
+                broken[row, at] |= bool(nonfinite_letter(flags, name))
 
     def _find(self, path: str) -> int:
         if path in self._row or len(self._row) >= 8 * MOST_MODULES:
@@ -201,13 +205,14 @@ class _Rows:
         return row
 
     def _make_room(self) -> None:
-        have = len(self._broken)
+        have = len(self._values[STATISTICS[0]])
         if len(self._shown) > have:
-            self._broken = np.vstack([self._broken, np.zeros_like(self._broken)])
             for name, values in self._values.items():
                 self._values[name] = np.vstack([values, self._blank(have)])
+                self._broken[name] = np.vstack([self._broken[name], self._unbroken(have)])
 
     def finish(self) -> Maps:
         n = len(self._shown)
         values = {name: array[:n] for name, array in self._values.items()}
-        return Maps(self._columns, self._shown, values, self._broken[:n], self._left_out)
+        broken = {name: array[:n] for name, array in self._broken.items()}
+        return Maps(self._columns, self._shown, values, broken, self._left_out)

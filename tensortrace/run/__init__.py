@@ -10,7 +10,7 @@ from __future__ import annotations
 from tensortrace.run.folder import newest_log, open_run, start_run
 from tensortrace.run.ranks import Ranks, named_logs, start_ranks
 from tensortrace.run.run import Run
-from tensortrace.run.series import series
+from tensortrace.run.series import nonfinite_letter, series
 from tensortrace.run.step import StepRecords
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "StepRecords",
     "named_logs",
     "newest_log",
+    "nonfinite_letter",
     "open_run",
     "series",
     "start_ranks",

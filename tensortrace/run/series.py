@@ -4,6 +4,25 @@ from __future__ import annotations
 
 from tensortrace.run.run import Run
 
+# Whether a column of `ModuleColumns` is about outputs or gradients, as a letter of its `flags`; an
+# update is about either.
+SIDES = {"output_rms": "o", "zero_frac": "o", "grad_rms": "g", "param_grad_rms": "g"}
+
+
+def nonfinite_letter(flags: str, column: str) -> str:
+    """Tell what was not finite among the elements that a number of a step line is made of.
+
+    Args:
+        flags: those of the module.
+        column: which number, by its name in `ModuleColumns`.
+    Returns:
+        "n" NaN, "i" infinite, or "". Logs that do not tell outputs from gradients say it of both.
+    """
+    side, told = SIDES.get(column), "o" in flags or "g" in flags
+    if side is not None and told and side not in flags:
+        return ""
+    return next((letter for letter in "ni" if letter in flags), "")
+
 
 def series(
     run: Run, path: str, start: int | None = None, stop: int | None = None, *, limit: int = 512

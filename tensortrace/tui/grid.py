@@ -6,11 +6,13 @@ quantity, the flags, and a step that shows what is there.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tensortrace.records import Step
+from tensortrace.run import nonfinite_letter
 from tensortrace.tui.span import Span
 
 if TYPE_CHECKING:
@@ -27,9 +29,22 @@ QUANTITIES = {
     "param_grad_rms": "parameter gradient rms",
 }
 # Bits of `Grid.flags`, by the letters of `ModuleColumns.flags`.
-FLAGS = {"n": 1, "i": 2, "f": 4}
+FLAGS = {"n": 1, "i": 2, "f": 4, "o": 8, "g": 16}
+LETTERS = [(bit, letter) for letter, bit in FLAGS.items()]
 MOST_MODULES = 5000
 ROWS_AT_ONCE = 64
+
+
+@cache
+def bits_of(letters: str) -> int:
+    """The flags of a module as bits."""
+    return sum(FLAGS.get(letter, 0) for letter in set(letters))
+
+
+@cache
+def letters_of(bits: int) -> str:
+    """The letters of some bits."""
+    return "".join(letter for bit, letter in LETTERS if bits & bit)
 
 
 class Grid:
@@ -78,7 +93,7 @@ class Grid:
         if any(held.flags):
             for row, letters in zip(rows, held.flags, strict=False):
                 if letters:
-                    self.flags[row, column] |= sum(FLAGS.get(x, 0) for x in set(letters))
+                    self.flags[row, column] |= bits_of(letters)
                     if step.full and not 0 <= self.at[row, column] <= step.step:
                         self.at[row, column] = step.step
 
@@ -104,6 +119,11 @@ class Grid:
         rows = [self._rows.get(path, len(self.flags) - 1) for path in paths]
         self._last = (paths, rows)
         return rows
+
+    def nonfinite(self, row: int, column: int, name: str) -> str:
+        """What was not finite behind a number: "n", "i" or ""."""
+        bits = int(self.flags[row, column])
+        return nonfinite_letter(letters_of(bits), name) if bits else ""
 
     def row(self, path: str) -> int | None:
         """The row of a module, None if it was not seen."""

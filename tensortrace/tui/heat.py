@@ -17,6 +17,7 @@ from tensortrace.tui.grid import FLAGS, QUANTITIES, Grid
 from tensortrace.tui.theme import HEAT, UNICODE, Glyphs, Styled, clip, fit
 
 LEVELS = len(HEAT)
+WORDS = {"n": "NaN", "i": "infinite", "o": "in an output", "g": "in a gradient", "f": "finding"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,13 @@ class HeatMap:
 
     def cell(self, row: int, column: int) -> tuple[str, str]:
         """The glyph and style of a cell: a flag, else the level; ``0`` for exactly nothing."""
-        flags = int(self.grid.flags[row, column])
         value = float(self.grid.values[self.name][row, column])
-        for letter, style in (("n", "flag"), ("i", "flag"), ("f", "flagged")):
-            if flags & FLAGS[letter]:
-                return letter, style
+        if self.grid.flags[row, column]:
+            letter = self.grid.nonfinite(row, column, self.name)
+            if letter:
+                return letter, "flag"
+            if self.grid.flags[row, column] & FLAGS["f"]:
+                return "f", "flagged"
         if not math.isfinite(value):
             return " ", ""
         if value <= 0 and self.scale.log:
@@ -132,8 +135,7 @@ def told_lines(
     steps = span.steps(column)
     when = f"step {steps.start}" if span.per == 1 else f"steps {steps.start} to {steps.stop - 1}"
     flags = int(grid.flags[row, column])
-    words = [word for letter, word in (("n", "NaN"), ("i", "infinite"), ("f", "finding"))
-             if flags & FLAGS[letter]]  # fmt: skip
+    words = [word for letter, word in WORDS.items() if flags & FLAGS[letter]]
     head: Styled = [(module_text(path, cls), "strong"), (f"  {cls}" if path else "", "op"),
                     (f"  {when}", "")]  # fmt: skip
     if words:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tensortrace.records import Step, from_scalar
+from tensortrace.run import nonfinite_letter
 from tensortrace.tui.grid import QUANTITIES
 from tensortrace.tui.span import Span
 
@@ -31,7 +32,7 @@ class Statistic:
         at = held.path.index(self.path)
         flags = held.flags[at] if at < len(held.flags) else ""
         # The numbers are over finite elements; that there were others is a flag.
-        return math.nan if "n" in flags or "i" in flags else values[at]
+        return math.nan if nonfinite_letter(flags, self.name) else values[at]
 
 
 OF_STEP: dict[str, Callable[[Step], float | None]] = {

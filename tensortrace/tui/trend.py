@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from tensortrace.records import Call, Param, Record
-from tensortrace.tui.grid import FLAGS, Grid
+from tensortrace.tui.grid import Grid
 from tensortrace.tui.span import Span, fitting, span_of
 from tensortrace.tui.theme import UNICODE, Glyphs
 from tensortrace.tui.timeline import heights
@@ -47,7 +47,7 @@ def trend_text(grid: Grid | None, record: Record | None, glyphs: Glyphs = UNICOD
     if grid is None or asked is None or row is None:
         return ""
     values = grid.values[asked[1]][row].tolist()
-    bad = (grid.flags[row] & (FLAGS["n"] | FLAGS["i"])).tolist()
+    bad = [bool(grid.nonfinite(row, at, asked[1])) for at in range(grid.span.columns)]
     # From half of the largest on at least: what hardly moves is drawn as what hardly moves.
     known = [value for value in values if math.isfinite(value)]
     bars = heights([*values, max(known, default=0.0) / 2], len(glyphs.bars))[:-1]

@@ -70,7 +70,18 @@ def test_a_map_keeps_the_largest_of_a_column_and_whether_any_was_not_finite(
     assert maps.paths == ["m0", "m1"]
     expected = np.array([[5.0, 2.0], [np.nan, 7.0]])
     np.testing.assert_array_equal(maps.values["grad_rms"], expected)
-    assert maps.broken.tolist() == [[False, False], [False, True]]
+    assert all(b.tolist() == [[False, False], [False, True]] for b in maps.broken.values())
+
+
+def test_a_map_tells_outputs_that_are_not_finite_from_gradients(tmp_path: Path) -> None:
+    paths = ["grads", "outputs", "both", "unsaid"]
+    columns = ModuleColumns(path=paths, grad_rms=[1.0] * 4, output_rms=[1.0] * 4,
+                            flags=["ng", "io", "ogni", "nf"])  # fmt: skip
+    run = make(tmp_path, Step(step=0, seq=1, modules=columns))
+    broken = look_over(run, run.steps).maps.broken
+    assert broken["grad_rms"][:, 0].tolist() == [True, False, True, True]
+    assert broken["output_rms"][:, 0].tolist() == [False, True, True, True]
+    assert broken["update_ratio"].all()
 
 
 def test_modules_beyond_the_room_are_counted(

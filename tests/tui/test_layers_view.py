@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+
+import msgspec
 
 from tensortrace.records import Module, ModuleColumns, Record, Step
 from tensortrace.run import Run, open_run
 from tensortrace.tui.app import Viewer
+from tensortrace.tui.grid import Grid
+from tensortrace.tui.heat import HeatMap, scale_of, told_lines
+from tensortrace.tui.span import Span
+from tensortrace.tui.tracks import Statistic
+from tensortrace.tui.trend import trend_text
 from tests.builders import make_call, make_end, make_header, make_tensor, write_log
 from tests.tui.samples import make_finding
 from tests.tui.screen import settle, text_of
@@ -151,3 +159,27 @@ async def test_y_copies_the_numbers_of_the_layer(tmp_path: Path) -> None:
         head, *lines = app.clipboard.splitlines()
         assert head == "step\tfirst gradient rms"
         assert lines == ["0\t1e-07", "1\t1e-07", "2\t1e-07"]
+
+
+async def test_the_map_of_gradients_marks_what_is_not_finite_in_gradients(tmp_path: Path) -> None:
+    columns = ModuleColumns(path=["grads", "outputs", "unsaid"], output_rms=[1.0] * 3,
+                            grad_rms=[1.0] * 3, flags=["ng", "io", "n"])  # fmt: skip
+    steps = [Step(step=n, seq=1, modules=columns) for n in range(3)]
+    run = open_run(write_log(tmp_path / "log.jsonl", [make_header(), *steps, make_end(2)]))
+    grid = Grid(Span(0, 1, 3))
+    grid.add(run.summaries(0, 3))
+    shown = {
+        name: [HeatMap(grid, name, scale_of(grid, name), 3, 1).cell(row, 1)[0] for row in range(3)]
+        for name in ("grad_rms", "output_rms", "update_ratio")
+    }
+    assert shown["grad_rms"][0] == shown["output_rms"][2] == shown["grad_rms"][2] == "n"
+    assert shown["output_rms"][1] == "i"
+    assert not {shown["grad_rms"][1], shown["output_rms"][0]} & set("ni")
+    assert shown["update_ratio"] == ["n", "i", "n"]
+    told = "".join(text for text, _ in told_lines(grid, 0, 1, {}, 80)[0])
+    assert told.endswith("x NaN, in a gradient")
+    record = make_call(1, "grads", step=1)
+    assert "x" not in trend_text(grid, record)
+    assert trend_text(grid, msgspec.structs.replace(record, phase="backward"))[:3] == "xxx"
+    assert [Statistic(n, "outputs").of(steps[0]) for n in ("output_rms", "grad_rms")][1] == 1.0
+    assert math.isnan(Statistic("output_rms", "outputs").of(steps[0]) or 0.0)
