@@ -60,12 +60,15 @@ class Launcher:
         self.prepared: list[tuple[str, int]] = []
         self._met: set[torch.dtype] = set()
 
+    def works(self) -> bool:
+        """Whether there are kernels at all; the first time, Triton is imported. Hot."""
+        if self._kinds is None:
+            self._kinds = dict(_KINDS) if self._load() else {}
+        return bool(self._kinds)
+
     def takes(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor of this dtype can be reduced here, now. Hot."""
-        kinds = self._kinds
-        if kinds is None:
-            kinds = self._kinds = dict(_KINDS) if self._load() else {}
-        return tensor.dtype in kinds
+        return self.works() and tensor.dtype in (self._kinds or ())
 
     def refuse(self, dtype: torch.dtype, error: Exception) -> None:
         """Take no more tensors of a dtype whose kernel failed, none at all if it was the first.

@@ -91,7 +91,8 @@ class Devices:
         counts = counts and found.is_floating_point() and found.numel() >= LEAST
         result = OnDevice(found, times, light)
         whole = found is tensor and tensor.is_contiguous()
-        if found.device.type in self._served and self._by_kernel(result, found, counts):
+        kernels = found.device.type in self._served and self.reducer.launcher.works()
+        if kernels and self._by_kernel(result, found, counts):
             if whole and times == len(result.pieces) == 1:
                 result.first = result.pieces[0].first_bad
             elif locates and (first := first_bad_of(tensor)) is not None:

@@ -186,7 +186,7 @@ class Replay:
 
     def __init__(self, live: Recorder, root: Root) -> None:
         self.root = root
-        self.queue = StatsQueue("full")
+        self.queue = StatsQueue("full", live.queue.devices)
         self.queue.locates = True
         self.recorder = ReplayRecorder(live, self.queue)
         self.error: Exception | None = None

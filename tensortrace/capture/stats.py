@@ -87,6 +87,7 @@ class StatsQueue:
     Args:
         level: "full"; "light" is meant to be `lean` all the time, on every device; "minmax" leaves
             out zeros, mean, std and norm; "none" measures nothing.
+        devices: measures what is not in host memory; several queues may share one.
 
     Attributes:
         light: whether the level is "light". Then tensors of more than 2048 elements on other
@@ -103,12 +104,12 @@ class StatsQueue:
     """
 
     __slots__ = (
-        "_devices", "_gathered", "_kernels", "_level", "_lock", "_results", "counts", "lean",
+        "_gathered", "_kernels", "_level", "_lock", "_results", "counts", "devices", "lean",
         "light", "locates",
     )  # fmt: skip
 
     def __init__(self, level: Level = "full", devices: Devices | None = None) -> None:
-        self._devices = devices or Devices()
+        self.devices = devices or Devices()
         self._level = level
         self._kernels = FULL if level in ("full", "light") else BOUNDS
         self.light = self.lean = level == "light"
@@ -179,7 +180,7 @@ class StatsQueue:
             found = plain(tensor)
             assert isinstance(found, torch.Tensor)  # asked before
             found, times = distinct(found)
-            return self._devices.measure(
+            return self.devices.measure(
                 tensor, found, times, light=light, counts=counts, locates=self.locates,
                 limit=_DEVICE_BYTES // max(4, found.element_size()),
             )  # fmt: skip
@@ -208,7 +209,7 @@ class StatsQueue:
         Returns:
             Dtype and ns of each; None while all goes well.
         """
-        launcher = self._devices.reducer.launcher
+        launcher = self.devices.reducer.launcher
         prepared, launcher.prepared = launcher.prepared, []
         return prepared, launcher.trouble
 
@@ -230,7 +231,7 @@ class StatsQueue:
         pending = [result for result in results if isinstance(result, OnDevice)]
         if pending:
             with quiet():
-                self._devices.fetch(pending)
+                self.devices.fetch(pending)
         out = [_fetched(result) if isinstance(result, OnDevice) else result for result in results]
         if self._level == "minmax":
             out = [_minmax(stats) for stats in out]

@@ -6,7 +6,6 @@ interprets, and a torch with CUDA imports it by itself.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 from types import ModuleType
@@ -20,10 +19,9 @@ from hypothesis import strategies as st
 from tensortrace.capture import compiled, cuda_launch, cuda_rows, kernels
 from tensortrace.capture import stats as module
 from tensortrace.capture.cuda_launch import Launcher, divide
-from tensortrace.capture.cuda_rows import Reducer
-from tensortrace.capture.devices import Devices
 from tensortrace.capture.exponents import count_exponents
 from tensortrace.capture.stats import Stats, StatsQueue
+from tests.capture.devices import queue_on_host
 from tests.capture.test_stats import (
     EXTREMES,
     FLOATS,
@@ -43,46 +41,11 @@ from tests.capture.test_stats import (
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim")
 
 
-class OnHost:
-    """Answers for CUDA: one stream, and host memory is as good as pinned."""
-
-    def __init__(self) -> None:
-        self.waits = 0
-        self.capturing = False
-
-    def current(self, device: torch.device) -> Any:
-        return "stream"
-
-    def at(self, device: torch.device) -> Any:
-        return contextlib.nullcontext()
-
-    def on(self, stream: Any) -> Any:
-        return contextlib.nullcontext()
-
-    def is_capturing(self) -> bool:
-        return self.capturing
-
-    def hold(self, tensor: torch.Tensor, stream: Any) -> None:
-        pass
-
-    def pinned(self, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty((rows, columns), dtype=dtype)
-
-    def wait(self, streams: Any) -> None:
-        self.waits += len({*streams})
-
-
 @pytest.fixture(scope="module")
 def interpreted() -> ModuleType:
     """The kernels, read by Triton's interpreter."""
     assert os.environ["TRITON_INTERPRET"] == "1"
     return importlib.import_module("tensortrace.capture.cuda_kernel")
-
-
-def queue_of(kernels_: ModuleType, driver: Any = None) -> StatsQueue:
-    launcher = Launcher()
-    launcher._kernels, launcher._kinds = kernels_, dict(cuda_launch._KINDS)
-    return StatsQueue(devices=Devices(Reducer(driver or OnHost(), launcher), served=("cpu",)))
 
 
 @pytest.fixture
@@ -91,14 +54,16 @@ def queue(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> StatsQueu
     monkeypatch.setattr(compiled, "kernel", None)
     monkeypatch.setattr(kernels, "SMALL", 0)
     monkeypatch.setattr(module, "_HOST", frozenset())
-    return queue_of(interpreted)
+    launcher = Launcher()
+    launcher._kernels, launcher._kinds = interpreted, dict(cuda_launch._KINDS)
+    return queue_on_host(launcher=launcher)
 
 
 def measure(queue: StatsQueue, *tensors: torch.Tensor) -> list[Stats]:
     for tensor in tensors:
         queue.add(tensor)
     found = queue.resolve()
-    assert queue._devices.reducer.launcher.trouble is None
+    assert queue.devices.reducer.launcher.trouble is None
     return found
 
 
@@ -183,7 +148,7 @@ def test_the_memory_of_a_stream_is_used_again_when_it_is_full(
         for got, tensor in zip(measure(queue, *tensors), tensors, strict=True):
             assert_same(got, oracle(tensor), relative=1e-11)
             assert (got.exponents is None) == (tensor.numel() < 64)
-    (lane,) = queue._devices.reducer._lanes.values()
+    (lane,) = queue.devices.reducer._lanes.values()
     assert len(lane.pages) == 1
 
 
