@@ -43,9 +43,10 @@ typedef struct {
     int64_t first;                  /* the index of the first that is not; -1 if all are */
 } Totals;
 
+/* `n` elements in `rows` equal stretches of memory that begin `pitch` elements apart. */
 typedef struct {
     const char *at;
-    int64_t n;
+    int64_t n, rows, pitch;
     Dtype dtype;
     int lean; /* whether counts and norm are all that is asked for */
     Totals totals;
@@ -123,12 +124,16 @@ static double any_value(const char *at, int64_t i, Dtype dtype) {
 /* The sums over the finite elements of (x / scale - shift) and of its square. */
 static void shifted(const Job *job, double scale, double shift, double *sum, double *squares) {
     double s = 0, q = 0;
-    for (int64_t i = 0; i < job->n; i++) {
-        uint64_t bits = bits_at(job->at, i, job->dtype);
-        if (magnitude_of(bits, job->dtype) >= INFINITE[job->dtype]) continue;
-        double value = value_of(bits, job->dtype) / scale - shift;
-        s += value;
-        q += value * value;
+    const int64_t columns = job->n / job->rows;
+    for (int64_t row = 0; row < job->rows; row++) {
+        const char *at = job->at + row * job->pitch * SIZE[job->dtype];
+        for (int64_t i = 0; i < columns; i++) {
+            uint64_t bits = bits_at(at, i, job->dtype);
+            if (magnitude_of(bits, job->dtype) >= INFINITE[job->dtype]) continue;
+            double value = value_of(bits, job->dtype) / scale - shift;
+            s += value;
+            q += value * value;
+        }
     }
     *sum = s;
     *squares = q;
@@ -245,9 +250,14 @@ NOINLINE void measure_here(Job *job) {
     Totals *t = &job->totals;
     memset(t, 0, sizeof *t);
     t->low = INFINITY, t->high = -INFINITY, t->first = -1;
-    int64_t whole = passes ? job->n - job->n % 16 : 0;
-    if (whole) passes[job->lean][job->dtype](job->at, whole, t);
-    pass_singly(job->at, whole, job->n, job->dtype, t);
+    const int64_t columns = job->n / job->rows, whole = passes ? columns - columns % 16 : 0;
+    for (int64_t row = 0; row < job->rows; row++) {
+        const char *at = job->at + row * job->pitch * SIZE[job->dtype];
+        int clean = t->first < 0;
+        if (whole) passes[job->lean][job->dtype](at, whole, t);
+        pass_singly(at, whole, columns, job->dtype, t);
+        if (clean && t->first >= 0) t->first += row * columns;
+    }
     int64_t count = job->n - t->nan - t->posinf - t->neginf;
     job->mean = job->std = job->norm = 0;
     if (job->lean && job->dtype != F64) {
@@ -404,7 +414,8 @@ static int parse_memory(PyObject *address, PyObject *count, PyObject *dtype, Job
         PyErr_SetString(PyExc_ValueError, "no memory there");
         return 0;
     }
-    job->n = n;
+    job->n = job->pitch = n;
+    job->rows = 1;
     job->dtype = (Dtype)code;
     job->lean = 0;
     return 1;
@@ -499,6 +510,29 @@ static PyObject *measure(PyObject *module, PyObject *const *args, Py_ssize_t nar
 static PyObject *measure_lean(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
     return measure_as(args, nargs, 1);
+}
+
+static PyObject *measure_rows(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    Job job;
+    if (nargs != 6) {
+        PyErr_SetString(PyExc_TypeError, "it takes (address, columns, dtype, rows, pitch, lean)");
+        return NULL;
+    }
+    if (!parse_memory(args[0], args[1], args[2], &job)) return NULL;
+    long long rows = PyLong_AsLongLong(args[3]), pitch = PyLong_AsLongLong(args[4]);
+    int lean = PyObject_IsTrue(args[5]);
+    if (PyErr_Occurred()) return NULL;
+    if (job.n < 1 || rows < 1 || pitch < job.n || rows > INT64_MAX / 16 / pitch) {
+        PyErr_SetString(PyExc_ValueError, "no such rows");
+        return NULL;
+    }
+    job.n *= rows;
+    job.rows = rows;
+    job.pitch = pitch;
+    job.lean = lean;
+    measure_and_release(&job);
+    return row_of(&job, none());
 }
 
 static PyObject *exponents_of(const Job *job, Spacing spacing) {
@@ -603,6 +637,7 @@ static int start(PyObject *module) {
 
 PyDoc_STRVAR(measure_doc, "The fields of a Stats, of the elements at an address.");
 PyDoc_STRVAR(measure_lean_doc, "The same but min, max, mean and std, with a norm to six digits.");
+PyDoc_STRVAR(measure_rows_doc, "The same as one of those two, of rows with gaps between them.");
 PyDoc_STRVAR(measure_closely_doc, "All fields of a Stats, with the exponents of a sample in runs.");
 PyDoc_STRVAR(sample_doc, "A copy of at most so many elements at an address, in runs.");
 PyDoc_STRVAR(moved_doc, "Norms of how far the elements of a sample have moved, and of the sample.");
@@ -610,6 +645,7 @@ PyDoc_STRVAR(moved_doc, "Norms of how far the elements of a sample have moved, a
 static PyMethodDef methods[] = {
     {"measure", (PyCFunction)(void (*)(void))measure, METH_FASTCALL, measure_doc},
     {"measure_lean", (PyCFunction)(void (*)(void))measure_lean, METH_FASTCALL, measure_lean_doc},
+    {"measure_rows", (PyCFunction)(void (*)(void))measure_rows, METH_FASTCALL, measure_rows_doc},
     {"measure_closely", (PyCFunction)(void (*)(void))measure_closely, METH_FASTCALL,
      measure_closely_doc},
     {"sample", (PyCFunction)(void (*)(void))sample, METH_FASTCALL, sample_doc},

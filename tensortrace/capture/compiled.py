@@ -1,12 +1,13 @@
 """The compiled kernel, where there is one, and which memory it may be given.
 
-A hot path. The kernel reads addresses, so a wrong one ends the user's process. `place` is the one
-way to an address, and it gives none unless all of this holds:
+A hot path. The kernel reads addresses, so a wrong one ends the user's process. `place` and
+`rows_place` are the ways to an address, and give none unless all of this holds:
 
 - the type is exactly Tensor or Parameter, so that no method of a subclass answers instead;
 - the dispatch keys are those of an ordinary dense CPU tensor: not fake, meta, sparse, quantized,
   nested, functional, inside vmap or grad, conjugate or negative view, zero tensor, another device;
-- the elements fill one stretch of memory, in any order of strides;
+- the elements fill one stretch of memory, in any order of strides, or (`rows_place`) rows of equal
+  length at equal distances;
 - the storage is large enough now (FSDP shrinks it to nothing while a parameter is not needed) and
   has an address.
 
@@ -25,10 +26,15 @@ import torch
 
 from tensortrace.capture.unwrap import is_dense_cpu
 
-__all__ = ["EXACT", "Place", "is_packed", "item_size", "kernel", "kernel_name", "place"]
+__all__ = [
+    "EXACT", "Place", "RowsPlace", "is_packed", "item_size", "kernel", "kernel_name", "place",
+    "rows_place",
+]  # fmt: skip
 
 # Address, number of elements, code of the dtype.
 Place = tuple[int, int, int]
+# Address, elements of a row, code of the dtype, rows, elements between their beginnings.
+RowsPlace = tuple[int, int, int, int, int]
 
 # Bytes of an element, and the code as in the enum of _statistics.c.
 _DTYPES = {
@@ -77,6 +83,46 @@ def place(tensor: torch.Tensor) -> Place | None:
         return None
     address = tensor.data_ptr()
     return (address, n, code) if address else None
+
+
+# Shorter rows are read one element at a time: few of them in a microsecond, many at a loss.
+_LEAST_COLUMNS = 16
+_MOST_SINGLY = 4096
+
+
+def rows_place(tensor: torch.Tensor) -> RowsPlace | None:
+    """Where an ordinary dense CPU tensor lies that has gaps: a step of `x[:, t]`, a chunk. Hot.
+
+    Returns:
+        None for any other tensor, and where the gaps are not all between rows of equal length at
+        equal distances: overlapping and expanded elements, two dims with gaps.
+    """
+    if type(tensor) not in EXACT:
+        return None
+    known = _DTYPES.get(tensor.dtype)
+    n = tensor.numel() if known is not None and is_dense_cpu(tensor) else 0
+    if known is None or not n:
+        return None
+    columns, rows, pitch = 1, 1, 0
+    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length == 1:
+            continue
+        if not pitch and stride == columns:
+            columns *= length
+        elif not pitch and stride > columns:
+            pitch, rows = stride, length
+        elif pitch and stride == pitch * rows:
+            rows *= length
+        else:
+            return None
+    if not pitch or (columns < _LEAST_COLUMNS and n > _MOST_SINGLY):
+        return None
+    item, code = known
+    used = tensor.storage_offset() + (rows - 1) * pitch + columns
+    if used * item > tensor.untyped_storage().nbytes():
+        return None
+    address = tensor.data_ptr()
+    return (address, columns, code, rows, pitch) if address else None
 
 
 def item_size(place: Place) -> int:

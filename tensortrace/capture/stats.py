@@ -151,16 +151,8 @@ class StatsQueue:
     def _add(self, tensor: torch.Tensor, ways: Kernels, light: bool = False) -> Ticket:
         try:
             with torch._C.DisableTorchFunction():
-                kernel = compiled.kernel
-                if kernel is not None and (place := compiled.place(tensor)) is not None:
-                    if self.counts and ways is FULL and place[1] >= LEAST:
-                        row = kernel.measure_closely(*place, SAMPLE, RUN)
-                    elif ways is LEAN and place[1] > kernels.SMALL:
-                        row = kernel.measure_lean(*place)
-                        if row[10] is not None:
-                            row = kernel.measure(*place)
-                    else:
-                        row = kernel.measure(*place)
+                row = self._row(tensor, ways) if compiled.kernel is not None else None
+                if row is not None:
                     stats = _make(Stats, row)
                     return self._put(stats if row[10] is None else _by_row(stats, tensor))
                 n = _gatherable(tensor)
@@ -173,6 +165,29 @@ class StatsQueue:
                 return self._put(result)
         except Exception as err:
             return self._put(_failed(err))
+
+    def _row(self, tensor: torch.Tensor, ways: Kernels) -> tuple[Any, ...] | None:
+        """The fields of a `Stats` by the compiled kernel; None of what it may not read. Hot."""
+        kernel, lean = compiled.kernel, ways is LEAN
+        assert kernel is not None
+        row: tuple[Any, ...]
+        place = compiled.place(tensor)
+        if place is not None:
+            if self.counts and ways is FULL and place[1] >= LEAST:
+                row = kernel.measure_closely(*place, SAMPLE, RUN)
+            elif lean and place[1] > kernels.SMALL:
+                row = kernel.measure_lean(*place)
+                if row[10] is not None:
+                    row = kernel.measure(*place)
+            else:
+                row = kernel.measure(*place)
+            return row
+        gaps = compiled.rows_place(tensor)
+        if gaps is None:
+            return None
+        lean = lean and gaps[1] * gaps[3] > kernels.SMALL
+        row = kernel.measure_rows(*gaps, lean)
+        return kernel.measure_rows(*gaps, False) if lean and row[10] is not None else row
 
     def _begin(self, tensor: torch.Tensor, light: bool, counts: bool) -> OnDevice:
         """Begin to measure what lies on another device, and is not empty."""

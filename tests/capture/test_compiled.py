@@ -172,6 +172,70 @@ def test_first_bad_is_row_by_row_where_memory_is_not() -> None:
     assert summarize(tensor.t().contiguous().t()).first_bad == 6
 
 
+ROWS = {
+    "a step of a sequence": torch.randn(5, 7, 20)[:, 3],
+    "a step of one feature": torch.arange(40.0).reshape(8, 5)[:, 2],
+    "a chunk": torch.randn(2, 3, 60).chunk(3, -1)[1],
+    "a chunk of heads": torch.randn(2, 3, 4, 60)[..., 20:40].transpose(1, 2),
+    "every second row": torch.randn(9, 17)[::2],
+    "with dims of one": torch.randn(4, 1, 30, 1)[:, :, :11],
+    "doubles": torch.randn(3, 40, dtype=torch.float64)[:, 1:38],
+    "bf16": torch.randn(300, 50).to(torch.bfloat16)[:, :33],
+}
+
+
+@needs_kernel
+@pytest.mark.parametrize("tensor", ROWS.values(), ids=ROWS)
+def test_rows_with_gaps_between_them_are_read_in_place(tensor: torch.Tensor) -> None:
+    assert compiled.place(tensor) is None
+    assert compiled.rows_place(tensor) is not None
+    assert_same(summarize(tensor), oracle(tensor.clone()))
+
+
+@needs_kernel
+@settings(deadline=None, max_examples=200)
+@given(any_bits() | ordinary(), st.integers(1, 40), st.integers(1, 20), st.booleans())
+def test_gaps_are_not_read(tensor: torch.Tensor, columns: int, gap: int, lean: bool) -> None:
+    rows = len(tensor) // columns
+    if rows < 2:
+        return
+    inner = tensor[: rows * columns].reshape(rows, columns)
+    memory = torch.full((rows, columns + gap), NAN, dtype=tensor.dtype)
+    memory[:, :columns] = inner
+    place = compiled.rows_place(memory[:, :columns])
+    if place is None:  # long columns of few elements
+        assert columns < 16
+        return
+    row, full = Stats(*kernel.measure_rows(*place, lean)), oracle(inner)
+    if lean and tensor.dtype != torch.float64:
+        assert (row[:4], row.first_bad) == (full[:4], full.first_bad)
+        assert row.norm == (full.norm and pytest.approx(full.norm, rel=1e-6, abs=0))
+    elif lean:
+        assert row.norm == (full.norm and pytest.approx(full.norm, rel=1e-6, abs=SUBNORMAL))
+    else:
+        assert_same(row, full)
+
+
+def test_thinned_steps_measure_rows_with_gaps_as_they_measure_others() -> None:
+    tensor = torch.randn(100, 200)[:, :150]
+    full = oracle(tensor)
+    assert lean(tensor).zeros == full.zeros
+    assert lean(tensor).norm == pytest.approx(full.norm, rel=1e-6)
+    tensor[7, 9] = NAN
+    assert_same(lean(tensor), oracle(tensor))
+
+
+@needs_kernel
+def test_rows_that_are_none_are_refused() -> None:
+    address, columns, code, rows, pitch = compiled.rows_place(torch.ones(4, 9)[:, :5])
+    for wrong in ((columns, code, 0, pitch), (columns, code, rows, columns - 1),
+                  (0, code, rows, pitch), (columns, code, 2**62, pitch)):  # fmt: skip
+        with pytest.raises(ValueError, match="no such rows"):
+            kernel.measure_rows(address, *wrong, False)
+    with pytest.raises(TypeError):
+        kernel.measure_rows(address, columns, code)
+
+
 class Liar(torch.Tensor):
     def data_ptr(self) -> int:
         return 8
@@ -190,12 +254,19 @@ def shrunk() -> torch.Tensor:
     return tensor
 
 
+def shrunk_rows() -> torch.Tensor:
+    tensor = torch.ones(4, 6)[:, :5]
+    tensor.untyped_storage().resize_(4 * 22)  # an element less than it ends with
+    return tensor
+
+
 OTHERS = {
     "empty": lambda: torch.empty(0),
     "integers": lambda: torch.ones(3, dtype=torch.int32),
     "complex": lambda: torch.ones(3, dtype=torch.complex64),
     "float8": lambda: torch.ones(3).to(torch.float8_e5m2),
-    "with gaps": lambda: torch.ones(8)[::2],
+    "with gaps in two dims": lambda: torch.ones(4, 4, 4)[:, :3, :3],
+    "long columns": lambda: torch.ones(5000, 2)[:, 0],
     "expanded": lambda: torch.ones(1).expand(5),
     "overlapping": lambda: torch.ones(20).unfold(0, 8, 1),
     "equal strides": lambda: torch.ones(4).as_strided((2, 2), (1, 1)),
@@ -210,6 +281,7 @@ OTHERS = {
     "quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
     "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
     "storage too small": shrunk,
+    "storage too small for rows": shrunk_rows,
     "subclass": lambda: torch.ones(3).as_subclass(Liar),
     "not a tensor": lambda: [1.0],
 }
@@ -220,13 +292,14 @@ OTHERS = {
 def test_no_address_is_taken_of_anything_else(make: Any) -> None:
     with torch._C.DisableTorchFunction():
         assert compiled.place(make()) is None
+        assert compiled.rows_place(make()) is None
 
 
 def test_no_address_is_taken_inside_functorch() -> None:
     seen = []
 
     def look(x: torch.Tensor) -> torch.Tensor:
-        seen.append(compiled.place(x))
+        seen.append(compiled.place(x) or compiled.rows_place(x))
         return (x * x).sum()
 
     torch.func.vmap(look)(torch.ones(3, 4))
