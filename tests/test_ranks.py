@@ -12,8 +12,9 @@ from tensortrace.errors import LogError
 from tensortrace.records import Step
 from tensortrace.run import Ranks, named_logs, open_run, start_ranks
 from tensortrace.tui.app import Viewer
+from tensortrace.tui.seek import around
 from tests.builders import make_end, make_finding, make_header, make_steps, write_log
-from tests.tui.screen import text_of, told
+from tests.tui.screen import settle, text_of, told, until
 
 
 def write_ranks(folder: Path, count: int = 3, **changes: object) -> list[Path]:
@@ -193,3 +194,53 @@ async def test_a_rank_that_cannot_be_opened_is_told_and_left_out(tmp_path):
         assert len(app.ranks.runs) == 2
         assert "is not a tensortrace log" in told(app)
     app.ranks.close()
+
+
+async def test_a_search_goes_over_all_ranks_and_says_where_it_found_something(tmp_path):
+    app = Viewer(start_ranks(write_ranks(tmp_path)), step=0)
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        assert "rank 0 " in timeline_of(app)
+        await pilot.press("slash", *"found on 2", "enter")
+        await until(pilot, lambda: app.log_.header.rank == 2)
+        assert app.number == 4
+        assert "found on rank 2" in told(app)
+        await settle(app, pilot)
+        assert "rank 2 " in timeline_of(app)
+        await pilot.press("n")
+        await until(pilot, lambda: "went round the end of the log" in told(app))
+        assert (app.number, app.log_.header.rank) == (4, 2)
+        await pilot.press("slash", *"found on 1", "enter")
+        await until(pilot, lambda: app.log_.header.rank == 1)
+        await pilot.press("2")
+        await settle(app, pilot)
+        assert "Timeline: rank 1, a step a column" in text_of(app)
+        assert app.marks.keys() == {2}
+        await pilot.press("1", "backspace")
+        await until(pilot, lambda: (app.number, app.log_.header.rank) == (4, 2))
+        await pilot.press("slash", *"zebra", "enter")
+        await until(pilot, lambda: "zebra: nowhere in the logs of 3 ranks" in told(app))
+
+
+async def test_a_search_opens_the_ranks_beside_the_log(tmp_path):
+    app = Viewer(open_run(write_ranks(tmp_path)[1]), step=0)
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("slash", *"found on 0", "enter")
+        await until(pilot, lambda: app.log_.header.rank == 0)
+        assert len(app.ranks.runs) == 3
+
+
+def test_a_search_goes_round_from_a_line_of_one_rank_to_the_same_line(tmp_path):
+    runs = start_ranks(write_ranks(tmp_path)).runs
+    sizes = [run.file.size() for run in runs]
+    line = runs[1].path.read_bytes().index(b"\n") + 1
+    after = runs[1].path.read_bytes().index(b"\n", line) + 1
+    forth = [(run.header.rank, *ends) for run, *ends in around(runs, runs[1], line, 1)]
+    assert forth == [(1, after, sizes[1]), (2, 0, sizes[2]), (0, 0, sizes[0]), (1, 0, after)]
+    back = [(run.header.rank, *ends) for run, *ends in around(runs, runs[1], line, -1)]
+    assert back == [(1, 0, line), (0, 0, sizes[0]), (2, 0, sizes[2]), (1, line, sizes[1])]
+
+
+def timeline_of(app: Viewer) -> str:
+    return text_of(app).splitlines()[3]

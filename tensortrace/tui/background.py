@@ -1,19 +1,17 @@
-"""What the viewer reads in threads: the whole log once, its growth, the timeline, a search."""
+"""What the viewer reads in threads: the whole log once, its growth, the timeline, other ranks."""
 
 from __future__ import annotations
 
 import time
 
 import msgspec
-from textual.worker import Worker, get_current_worker
+from textual.worker import get_current_worker
 
 from tensortrace.errors import LogError
-from tensortrace.log import CHUNK
-from tensortrace.records import Finding, Module, ModuleColumns, Step
+from tensortrace.records import Finding, ModuleColumns, Step
 from tensortrace.run import Ranks, Run, start_run
-from tensortrace.tui import findings, search
+from tensortrace.tui import findings
 from tensortrace.tui.frame import Frame
-from tensortrace.tui.rows import Row
 from tensortrace.tui.theme import UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
 
@@ -25,7 +23,6 @@ TELL_EVERY_S = 0.1
 BREATHE_S = 0.0005
 SUMMARIES_AT_ONCE = 16
 KEPT_SUMMARIES = 4096
-SEARCHING = "searching for"
 NO_MODULES = ModuleColumns()
 
 
@@ -46,12 +43,6 @@ class Reader(Frame):
         self.absent: set[int] = set()
         self.changed_at, self.ticks = 0.0, 0
         self.told_notices: dict[int, str | None] = {}
-        self.term = ""
-        self.hit: search.Hit | None = None
-        self.hit_row: Row | None = None
-        self.searching: Worker[None] | None = None
-        # What share of the log the search has gone through, None without one.
-        self.searched: float | None = None
 
     def start_reading(self) -> None:
         """Read the whole log in a thread and look for growth from time to time."""
@@ -80,7 +71,8 @@ class Reader(Frame):
         self.title_findings()
         if held == self.found and self.ranks.indexed < 1:
             return
-        self.found, self.marks = held, findings.worst_by_step(held)
+        self.found = held
+        self.marks = findings.worst_by_step(self.found_here)
         if self.at_finding in held:
             self.pane("findings").cursor = held.index(self.at_finding)
         # A warning only once all is read: an error may come later in the log.
@@ -158,6 +150,7 @@ class Reader(Frame):
         """Show another rank from now on."""
         if run is not self.log_:
             self.log_, self.modules = run, run.modules
+            self.marks = findings.worst_by_step(self.found_here)
             self.following = False
             self.forget()
 
@@ -196,6 +189,21 @@ class Reader(Frame):
         if count:
             more = "another rank lies" if count == 1 else f"{count} more ranks lie"
             self.tell(f"{more} beside this log: press ) to go there")
+
+    @property
+    def rank_told(self) -> str:
+        """Which rank the screen shows, "" in a run of one alone."""
+        header = self.log_.header
+        several = header.world_size > 1 or len(self.ranks.runs) > 1
+        return f"rank {header.rank}" if several else ""
+
+    @property
+    def state(self) -> tuple[str, str]:
+        """How the run stands, or how much was unpacked."""
+        if self.log_.unpacked < 1:
+            share = self.log_.unpacked
+            return (f"unpacked {share:.0%}" if share else "reading"), "bar-live"
+        return super().state
 
     # ---- timeline
 
@@ -251,93 +259,3 @@ class Reader(Frame):
             for number in near[KEPT_SUMMARIES // 2 :]:
                 del self.summaries[number]
         self.draw_top()
-
-    # ---- search
-
-    def find(self, direction: int) -> None:
-        """Search on from the cursor in a thread; a hit moves the cursor."""
-        self.cancel_search()
-        self.tell(f"{SEARCHING} {self.term} (esc cancels)")
-        start = self.hit.offset if self.hit and self.hit_row is self.row else None
-        start = self.rows.offset(self.pane("calls").cursor or 0) if start is None else start
-        self.searching = self.run_worker(
-            lambda: self.search_from(start, direction), thread=True, exclusive=True, group="search"
-        )
-
-    def search_from(self, here: int, direction: int) -> None:
-        """Search to one end of the log, then from the other end back to here; runs in a thread."""
-        worker, file, term = get_current_worker(), self.log_.file, self.term
-        stop = file.complete(file.size())
-        line_end = file.read(here, CHUNK).find(b"\n") + 1 + here
-        look = search.find_next if direction > 0 else search.find_previous
-        around = [(line_end, stop), (0, line_end)]
-        if direction < 0:
-            around = [(0, here), (here, stop)]
-        told, done = time.monotonic(), 0
-
-        def cancelled() -> bool:  # asked once in each megabyte
-            nonlocal told, done
-            done += CHUNK
-            if time.monotonic() - told > TELL_EVERY_S:
-                told = time.monotonic()
-                self.from_thread(self.take_progress, worker, min(done / max(stop, 1), 0.99))
-            return worker.is_cancelled
-
-        for wrapped, (low, high) in enumerate(around):
-            hit = look(file, term, low, high, cancelled)
-            if worker.is_cancelled:
-                return
-            if hit is not None:
-                self.from_thread(self.take_hit, hit, bool(wrapped))
-                return
-        self.from_thread(self.take_hit, None, False)
-
-    def take_progress(self, worker: Worker[None], done: float) -> None:
-        """Say how far a search has come."""
-        if worker is self.searching:
-            self.searched = done
-            super().draw_top()
-
-    @property
-    def state(self) -> tuple[str, str]:
-        """How the run stands, or how much was searched or unpacked."""
-        if self.searched is not None:
-            return f"searched {self.searched:.0%}", "bar-live"
-        if self.log_.unpacked < 1:
-            share = self.log_.unpacked
-            return (f"unpacked {share:.0%}" if share else "reading"), "bar-live"
-        return super().state
-
-    def remember(self) -> None:
-        """Keep the place for the way back; the walker knows how."""
-
-    def take_hit(self, hit: search.Hit | None, wrapped: bool) -> None:
-        """Go to what was found."""
-        self.searching = self.searched = None
-        self.hit = hit
-        self.untell(SEARCHING)
-        if hit is None:
-            self.tell(f"{self.term}: nowhere in this log", "warning")
-            return
-        self.remember()
-        record, offset = hit.record, hit.offset
-        if isinstance(record, Finding):
-            self.go_to_finding(record)
-        elif isinstance(record, Module):
-            path = record.path
-            self.go_to(record.step, lambda rows: rows.find_module(path))
-        else:
-            self.go_to(record.step, lambda rows: rows.at_offset(offset) or 0)
-        self.hit_row = self.row
-        if wrapped:
-            self.tell("went round the end of the log")
-
-    def cancel_search(self) -> bool:
-        """Give up a search; False if there was none."""
-        running, self.searching, self.searched = self.searching, None, None
-        if running is None:
-            return False
-        running.cancel()
-        self.untell(SEARCHING)
-        super().draw_top()
-        return True

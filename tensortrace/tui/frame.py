@@ -303,6 +303,11 @@ class Frame(App[int]):
         return state_of(self.log_, following=self.following)
 
     @property
+    def rank_told(self) -> str:
+        """Which rank the screen shows, "" in a run of one alone."""
+        return ""
+
+    @property
     def found_here(self) -> list[Finding]:
         """The findings of the rank that is shown."""
         return self.found
@@ -324,7 +329,7 @@ class Frame(App[int]):
         self.screen_stack[0].query_one(Headline).show(line)
         shown = window(self.number, first, last, max(1, self.size.width - 2))
         timeline = self.screen_stack[0].query_one(Timeline)
-        timeline.show(self.summaries, self.marks, self.number, shown)
+        timeline.show(self.summaries, self.marks, self.number, shown, rank=self.rank_told)
 
     def want_detail(self) -> None:
         """Draw the detail soon: after the table, so that a key that is held down stays quick."""

@@ -153,9 +153,10 @@ class SpanView(View):
 
     @property
     def each(self) -> str:
-        """How many steps a column holds, for a title."""
+        """Which rank is shown, and how many steps a column holds, for a title."""
         per = 1 if self.held is None else self.held.span.per
-        return "a step a column" if per == 1 else f"{per} steps a column"
+        each = "a step a column" if per == 1 else f"{per} steps a column"
+        return ", ".join(filter(None, [self.viewer.rank_told, each]))
 
     @property
     def reading(self) -> str:

@@ -69,6 +69,7 @@ def timeline_lines(
     glyphs: Glyphs = UNICODE,
     *,
     wide: int = 1,
+    rank: str = "",
 ) -> list[Styled]:
     """Draw the cells and, below them, what they mean: two lines.
 
@@ -76,6 +77,7 @@ def timeline_lines(
         steps: the step lines that are known; others are drawn as unknown.
         marks: the worst severity of the findings of a step; errors and warnings replace the bar.
         wide: columns of a cell.
+        rank: whose steps they are, "" where there is one alone.
     """
     what, values = quantity(steps, shown)
     cells: Styled = [(" ", "")]
@@ -91,6 +93,7 @@ def timeline_lines(
         gap = text if height is not None and severity is None else " "
         cells.append((text + gap * (wide - 1), "here" if number == current else style))
     at = (current - shown.start) * wide
+    what = f"{rank} {what}" if rank else what
     return [cells, _axis(what, values, current, shown, at=at, glyphs=glyphs)]
 
 
@@ -131,12 +134,20 @@ class Timeline(Widget):
         self._lines: list[Styled] = []
 
     def show(
-        self, steps: Mapping[int, Step], marks: Mapping[int, Severity], current: int, shown: range
+        self,
+        steps: Mapping[int, Step],
+        marks: Mapping[int, Severity],
+        current: int,
+        shown: range,
+        *,
+        rank: str = "",
     ) -> None:
         """Draw the steps of a range."""
         self.shown = shown
         self.wide = cell_width(len(shown), self.size.width - 2)
-        self._lines = timeline_lines(steps, marks, current, shown, self.glyphs, wide=self.wide)
+        self._lines = timeline_lines(
+            steps, marks, current, shown, self.glyphs, wide=self.wide, rank=rank
+        )
         self.refresh()
 
     def column_of(self, number: int) -> int:

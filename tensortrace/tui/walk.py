@@ -18,12 +18,13 @@ from tensortrace.records import Call, Finding, Record
 from tensortrace.run import Ranks, Run
 from tensortrace.text import escape, module_text
 from tensortrace.tui import flow
-from tensortrace.tui.background import SUMMARIES_AT_ONCE, Reader
+from tensortrace.tui.background import SUMMARIES_AT_ONCE
 from tensortrace.tui.cells import name_of, short_place
 from tensortrace.tui.flow import Flow, Link, Way
 from tensortrace.tui.folds import Opened
 from tensortrace.tui.pick import Pick
 from tensortrace.tui.rows import Row, StepRows
+from tensortrace.tui.seek import Seeker
 from tensortrace.tui.theme import UNICODE, Glyphs, Styled, fit
 
 KEPT_PLACES = 100
@@ -39,14 +40,15 @@ class Stop:
     slot: int
     opened: Opened
     view: str = "step"
+    rank: int = 0
 
     @property
-    def place(self) -> tuple[int, int, str]:
+    def place(self) -> tuple[int, int, str, int]:
         """What makes two stops the same."""
-        return self.number, self.slot, self.view
+        return self.number, self.slot, self.view, self.rank
 
 
-class Walker(Reader):
+class Walker(Seeker):
     """The part of the viewer that goes from a row to those that belong to it."""
 
     def __init__(self, log: Run | Ranks, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
@@ -61,7 +63,7 @@ class Walker(Reader):
     def stop(self) -> Stop:
         """Where the cursor is."""
         slot = self.rows.slot(self.pane("calls").cursor or 0)
-        return Stop(self.number, slot, self.opened.copy(), self.shown)
+        return Stop(self.number, slot, self.opened.copy(), self.shown, self.log_.header.rank)
 
     def remember(self) -> None:
         """Keep the place for the way back."""
@@ -71,6 +73,9 @@ class Walker(Reader):
 
     def return_to(self, stop: Stop) -> None:
         """Show a place as it was left."""
+        for run in self.ranks.runs:
+            if run.header.rank == stop.rank:
+                self.stand_at(run)
         self.opened = stop.opened.copy()
         self.go_to(stop.number, lambda rows: stop.slot)
 
