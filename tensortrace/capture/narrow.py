@@ -282,6 +282,7 @@ class ReplayRecorder(Recorder):
         self.on_cuda = self.clipped = self.backward_seen = False
         self.full = True
         self.sampling = False
+        self.device_times = None
         self.replaying = True
         self.stage: Stage | None = None
         self.taken: list[Draft] = []
