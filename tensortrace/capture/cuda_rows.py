@@ -110,6 +110,12 @@ class _Page:
         """Copy the results to the host, on the current stream."""
         self.numbers[: self.used].copy_(self._results[: self.used], non_blocking=True)
 
+    def drop(self, error: Exception) -> bool:
+        """Say why nothing came over, and begin again; False if a copy may still be under way."""
+        self.sheet.error, self.sheet = error, _Sheet()
+        self.used = 0
+        return self._folded == 0
+
     def take(self) -> None:
         """Copy what came over, and begin again: the host has waited."""
         self.sheet.numbers = self.numbers[: self.used].numpy().copy()
@@ -199,10 +205,13 @@ class Reducer:
             also: streams that have something else on its way to the host.
         """
         with self._lock:
+            used = [(stream, lane) for stream, lane in self._lanes.items() if lane.pages[0].used]
+            # Then nobody may wait, for whichever stream.
+            capturing = bool(used) and self._driver.is_capturing()
             sent = [
                 (stream, lane, pages)
-                for stream, lane in list(self._lanes.items())
-                if lane.pages[0].used and (pages := self._send(stream, lane))
+                for stream, lane in used
+                if (pages := self._send(stream, lane, capturing))
             ]
         streams = [*also, *(stream for stream, _, _ in sent)]
         if not streams:
@@ -214,22 +223,22 @@ class Reducer:
                     page.take()
                 lane.spare = pages[0]
 
-    def _send(self, stream: Any, lane: _Lane) -> list[_Page]:
+    def _send(self, stream: Any, lane: _Lane, capturing: bool) -> list[_Page]:
         """Put the rows of a stream together and start their way to the host; others may follow."""
         pages = lane.pages
         with self._driver.on(stream):
             try:
-                if self._driver.is_capturing():
+                if capturing or self._driver.is_capturing():
                     raise CapturingError
                 for page in pages:
                     page.fold(lane.parts, self.launcher)
                     page.send()
                 lane.pages = [lane.spare or _Page(lane.parts.device, self._driver)]
             except Exception as error:
-                for page in pages:
-                    page.sheet.error = error
-                # Their tables may still be on the way: nothing is written to this memory again.
-                del self._lanes[stream]
+                reusable = [page.drop(error) for page in pages]
+                if not all(reusable):
+                    del self._lanes[stream]  # nothing is written to this memory again
+                lane.used = 0
                 return []
         lane.spare, lane.used = None, 0
         return pages

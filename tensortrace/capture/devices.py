@@ -22,8 +22,6 @@ __all__ = ["CapturingError", "Devices", "OnDevice", "first_bad_of"]
 
 # The floats whose range is narrow enough to ask where in it a tensor lies.
 _HALF = frozenset({torch.float16, torch.bfloat16})
-# Where a tensor has gaps, or a dtype that has to be cast, it is copied in pieces of this size.
-_COPIED = 1 << 26
 
 
 class OnDevice:
@@ -86,13 +84,13 @@ class Devices:
             counts: whether exponents are counted.
             locates: whether it is worth three kernels to know where the first bad element is, in
                 tensors that are not contiguous or not read by the kernels.
-            limit: how many elements torch reduces at once.
+            limit: how many elements are copied, or reduced by torch, at once.
         """
         counts = counts and found.is_floating_point() and found.numel() >= LEAST
         result = OnDevice(found, times, light)
         whole = found is tensor and tensor.is_contiguous()
         kernels = found.device.type in self._served and self.reducer.launcher.works()
-        if kernels and self._by_kernel(result, found, counts):
+        if kernels and self._by_kernel(result, found, counts, limit):
             if whole and times == len(result.pieces) == 1:
                 result.first = result.pieces[0].first_bad
             elif locates and (first := first_bad_of(tensor)) is not None:
@@ -111,11 +109,11 @@ class Devices:
             result.first = first_bad_of(tensor)
         return result
 
-    def _by_kernel(self, result: OnDevice, found: torch.Tensor, counts: bool) -> bool:
-        """Start the kernels, if they take it."""
+    def _by_kernel(self, result: OnDevice, found: torch.Tensor, counts: bool, limit: int) -> bool:
+        """Start the kernels, if they take it; what has gaps or another dtype is copied for them."""
         pieces: Iterable[torch.Tensor] = [found]
         if not is_packed(found) or found.is_neg() or not self.reducer.launcher.takes(found):
-            pieces, counts = blocks(found, _COPIED // max(4, found.element_size())), False
+            pieces, counts = blocks(found, limit), False
         entries, lengths = [], []
         for piece in pieces:
             entry = self.reducer.add(piece, counts=counts)

@@ -149,6 +149,24 @@ def test_a_stream_that_is_captured_at_the_gate_costs_its_own_statistics(
     assert_same(measure(queue, random(20))[0], oracle(random(20)))
 
 
+def test_while_a_graph_is_captured_nobody_is_waited_for(
+    queue: StatsQueue, driver: OnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_rows, "_PARTS", 6)
+    for sizes in ((10, 20), (10, 20, 9000, 30)):  # some are put together before the gate
+        tensors = [random(n) for n in sizes]
+        for tensor in tensors:
+            queue.add(tensor)
+        driver.capturing = {"graph"}
+        driver.stream = "graph"
+        assert {stats.unmeasured for stats in queue.resolve()} == {"capturing"}
+        assert driver.waits == []
+        driver.capturing, driver.stream = set(), "main"
+        for got, tensor in zip(measure(queue, *tensors), tensors, strict=True):
+            assert_same(got, oracle(tensor))
+        driver.waits.clear()
+
+
 def test_without_memory_for_the_rows_a_tensor_has_no_statistics(
     queue: StatsQueue, driver: OnHost, launcher: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
