@@ -249,13 +249,15 @@ class Variable(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A variable at a source line: `name` as one writes it (`x`, `batch["ids"]`), `text` short.
 
     `was` is the text before, None of one that is new. `tensors` are those in it, as the place in
-    the value ("" for the value itself, "[0]", "['ids']", ".logits") and the id.
+    the value ("" for the value itself, "[0]", "['ids']", ".logits") and the id; `others` are the
+    members beside them that hold none, as the place and a short text.
     """
 
     name: str
     text: str
     was: str | None = None
     tensors: list[tuple[str, int]] = []
+    others: list[tuple[str, str]] = []
 
 
 class Line(Record, frozen=True, kw_only=True, tag="line"):
@@ -269,8 +271,11 @@ class Line(Record, frozen=True, kw_only=True, tag="line"):
     `depth` counts frames from the outermost traced one. `parent` is the seq of the module call that
     it ran inside. The calls that a line made have a `seq` between its own and that of the next line
     of its frame; the line itself is written when it has ended. `nth` counts its executions in the
-    frame and step, from 0, and `passed_over` those since its last record. `host_ns` is the time it
-    took, calls included.
+    frame and step, from 0, and `passed_over` those since its last record, the first of which began
+    at the seq `since`. A statement over several lines may have a line twice in one execution: they
+    have the same `nth`. Of a "call", `passed_over` counts calls of the function that were not
+    followed; if the last of a step was not either, its record is the only one of its frame.
+    `host_ns` is the time it took, calls included.
     `flags`: "nonfinite" where it made the first NaN or infinity of its step, "broadcast" where
     shapes met that were hardly meant to. `tensors` describes those that no earlier line of the step
     described.
@@ -289,6 +294,7 @@ class Line(Record, frozen=True, kw_only=True, tag="line"):
     tensors: list[Tensor] = []
     nth: int = 0
     passed_over: int = 0
+    since: int | None = None
     host_ns: Whole = 0
     flags: list[Literal["nonfinite", "broadcast"]] = []
 

@@ -27,7 +27,10 @@ class VariableDraft:
         words, was = self.words, self.was
         text = words.say(tell)
         before = was.say(tell) if was is not None else None
-        return Variable(self.name, text, before, [] if was is words else words.tensors)
+        if was is words:
+            return Variable(self.name, text, before)
+        others = words.others if words.tensors else []
+        return Variable(self.name, text, before, words.tensors, others)
 
 
 class LineDraft:
@@ -72,6 +75,7 @@ class LineDraft:
             tensors=[draft.record() for draft in self.tensors],
             nth=self.nth,
             passed_over=self.passed_over,
+            since=self.since if self.since != self.seq else None,
             host_ns=self.host_ns,
             flags=self.flags,
         )

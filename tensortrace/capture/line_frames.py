@@ -6,48 +6,26 @@ that it makes, and what it changed when the next thing happens in its frame.
 
 from __future__ import annotations
 
-import inspect
-import opcode
 import time
+from functools import partial
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tensortrace.capture.active import here, slot
+from tensortrace.capture.line_comprehensions import is_inside
 from tensortrace.capture.line_drafts import LineDraft, VariableDraft
+from tensortrace.capture.line_events import ends_a_loop, exception_text, is_await, is_left, yields
+from tensortrace.capture.line_thinning import Thinning, is_taken
 from tensortrace.capture.reader import Held, Words
 from tensortrace.capture.variables import NEW, Change, Variables
 
 if TYPE_CHECKING:
     from tensortrace.capture.lines import LineTracer
-    from tensortrace.capture.tensors import TensorDraft
 
 _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
-# A line that runs over and over is recorded so many times, then at powers of two.
-_FIRST = 3
-_ASYNCHRONOUS = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
-# After a return event with the value None, the instruction tells whether there was a return.
-_YIELDS = frozenset({"YIELD_VALUE", "YIELD_FROM", "SEND"})
-_RETURNS = _YIELDS | {"RETURN_VALUE", "RETURN_CONST", "RETURN_GENERATOR"}
-_ENDS_OF_LOOPS = frozenset({"FOR_ITER", "SEND", "YIELD_FROM", "END_ASYNC_FOR", "END_SEND"})
-_STOPS = (StopIteration, StopAsyncIteration, GeneratorExit)
-
-
-def is_taken(nth: int) -> bool:
-    """Whether a thing that happens over and over is recorded this time (from 0)."""
-    return nth < _FIRST or not (nth + 1) & nth
-
-
-class _Passed:
-    """The executions of a line that were passed over since its last record."""
-
-    __slots__ = ("count", "first", "host_ns", "nth", "seq")
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-        self.count = self.seq = self.nth = self.host_ns = 0
 
 
 class FrameTrace:
@@ -61,19 +39,19 @@ class FrameTrace:
     """
 
     __slots__ = (
-        "_counts",
+        "_comprehensions",
         "_entered_ns",
         "_goes_on",
+        "_last",
         "_line",
         "_nth",
-        "_owed",
         "_parent",
-        "_passed",
+        "_raised_at",
         "_seq",
-        "_shapes",
         "_since",
         "_step",
         "_suspended",
+        "_thinning",
         "code",
         "depth",
         "expressions",
@@ -96,13 +74,10 @@ class FrameTrace:
         self.first = 0  # the seq of its first record in the step
         self._step = -1
         self._suspended = self._goes_on = False
-        # Of the step in flight, by line.
-        self._counts: dict[int, int] = {}
-        self._passed: dict[int, _Passed] = {}
-        # What lines changed that were passed over: by name, which line, and what was there before.
-        self._owed: dict[str, tuple[int, Any]] = {}
-        self._shapes: dict[tuple[int, str], Any] = {}
-        self._line = self._nth = self._seq = 0
+        self._raised_at = -1  # the instruction, if an exception was the last that happened
+        self._comprehensions = tracer.comprehensions(code)
+        self._thinning = Thinning(tracer.statements(code))
+        self._line = self._last = self._nth = self._seq = 0
         self._parent: int | None = None
         self._entered_ns = self._since = _clock()
 
@@ -117,6 +92,9 @@ class FrameTrace:
         if self.theirs is not None:
             self.theirs = self.theirs(frame, event, arg) or self.theirs
             tracer.stay()
+        turns = self._comprehensions
+        if turns and event == "line" and is_inside(turns, frame.f_lasti):
+            return self.local  # in the middle of a line
         recorder = tracer.recorder
         if slot.recorder is recorder and recorder.full and not here.busy and recorder.on["lines"]:
             here.busy += 1
@@ -131,7 +109,9 @@ class FrameTrace:
         return self.local
 
     def _take(self, frame: FrameType, event: str, arg: Any, now: int) -> None:
-        if event == "return" and self._is_await(frame, arg):
+        thrown = event == "return" and arg is None and self._raised_at == frame.f_lasti
+        self._raised_at = frame.f_lasti if event == "exception" else -1
+        if event == "return" and not thrown and is_await(frame, arg):
             self._suspended = True
             return  # in the middle of a line
         changes = self._look(frame)
@@ -142,12 +122,14 @@ class FrameTrace:
             self._begin(frame)
         elif event == "return":
             self._finish(frame, changes, now)
-            self._returns(frame, arg)
+            self._returns(frame, arg, thrown)
         elif event == "exception":
             self._raises(frame, changes, arg, now)
 
     def _look(self, frame: FrameType) -> list[Change]:
         """What changed since the last look. Hot."""
+        if self._comprehensions and is_inside(self._comprehensions, frame.f_lasti):
+            return []  # its variables are not the function's
         changes = self.variables.look(frame.f_locals)
         watched = self.tracer.watched
         if watched is not None and self.recorded:
@@ -161,8 +143,12 @@ class FrameTrace:
     def enter(self, frame: FrameType) -> None:
         """The frame begins, or a block begins in it: say what its variables are."""
         block = self.with_line > 0
+        if self.tracer.live is not None:
+            self.tracer.live.speak(self.tracer.recorder.step, self.depth)
         line = frame.f_lineno if block else self.tracer.definition_line(self.code)
         draft = self._draft("call", line, self._new_step())
+        if not block:
+            draft.passed_over = self.tracer.calls.take(self.code)
         self._describe(draft, self._look(frame), sparing=block)
         self._tell_changes(frame, draft, starting=not block)
         if not block:
@@ -171,6 +157,7 @@ class FrameTrace:
 
     def resume(self, frame: FrameType) -> None:
         """A generator or coroutine goes on."""
+        self.tracer.waiting.pop(self, None)
         if self._suspended:
             self._suspended = False
             return  # from an await, which was no return
@@ -198,17 +185,18 @@ class FrameTrace:
             if self._step != self.tracer.recorder.step:
                 self._turn_over(frame, changes)
             self._finish(frame, changes, _clock())
-        if self._passed and self._step == self.tracer.recorder.step:
-            self._settle(frame)
+        self.settle(frame)
         self._line = 0
+
+    def settle(self, frame: FrameType) -> None:
+        """The step or the block ends: record the last executions that were passed over."""
+        if self._thinning.passed and self._step == self.tracer.recorder.step:
+            self._settle(frame)
 
     def _new_step(self) -> int:
         recorder = self.tracer.recorder
         self._step = recorder.step
-        self._counts.clear()
-        self._passed.clear()
-        self._owed.clear()
-        self._shapes.clear()
+        self._thinning.begin_step(self._line)
         self.first = recorder.next_seq()
         return self.first
 
@@ -228,22 +216,21 @@ class FrameTrace:
         if self._line:
             # What began in the step before ends in this one.
             self._seq, self._nth = self.tracer.recorder.next_seq(), 0
-            self._counts[self._line] = 1
             self.recorded = True
 
     # ---- lines
 
     def _begin(self, frame: FrameType) -> None:
         line = frame.f_lineno
-        nth = self._counts.get(line, 0)
-        self._counts[line] = nth + 1
-        self._line, self._nth = line, nth
-        tracer = self.tracer
-        if nth == 0 and self._passed:
+        thinning, tracer = self._thinning, self.tracer
+        nth = thinning.begin(line, self._last)
+        self._line = self._last = line
+        self._nth = nth
+        if nth == 0 and thinning.passed and thinning.is_first(nth):
             self._settle(frame)
         self._seq = tracer.recorder.next_seq()
         self._parent = None
-        self.recorded = nth < _FIRST or not tracer.thin or is_taken(nth)
+        self.recorded = not tracer.thin or is_taken(nth)
         if self.recorded:
             self._parent = tracer.parent()
             if tracer.live is not None and line != self.with_line:
@@ -258,10 +245,14 @@ class FrameTrace:
         goes_on, self._goes_on = self._goes_on, False
         if goes_on and not changes:
             return
-        reshaped = bool(changes) and self._reshapes(line, changes)
+        thinning = self._thinning
+        reshaped = bool(changes) and thinning.reshapes(line, changes)
         if not self.recorded:
             if not reshaped:
-                self._pass_over(line, changes, now)
+                seq, quiet = self._seq, self.tracer.recorder._seq == self._seq + 1
+                thinning.pass_over(
+                    line, changes, seq=seq, nth=self._nth, host_ns=now - self._since, quiet=quiet
+                )
                 return
             self._tell_line(frame, line, "line")
             self._parent = self.tracer.parent()
@@ -273,101 +264,66 @@ class FrameTrace:
         self._tell_changes(frame, draft)
         self._pend(draft)
 
-    def _pass_over(self, line: int, changes: list[Change], now: int) -> None:
-        """Count an execution, and remember what the next record of the line must make up for."""
-        passed = self._passed.get(line)
-        if passed is None:
-            passed = self._passed[line] = _Passed(self._seq)
-        passed.count += 1
-        passed.seq, passed.nth, passed.host_ns = self._seq, self._nth, now - self._since
-        for name, _, old in changes:
-            owed = self._owed.get(name)
-            self._owed[name] = (line, old if owed is None else owed[1])
-
     def _take_in(
         self, draft: LineDraft, frame: FrameType, line: int, changes: list[Change]
     ) -> None:
         """Let a record stand for the executions of its line that were passed over before it."""
-        passed = self._passed.pop(line, None)
+        thinning = self._thinning
+        passed = thinning.passed.pop(line, None)
         if passed is not None:
             draft.passed_over, draft.since = passed.count, passed.first
-        if self._owed:
+        if thinning.owed:
             for name, _, _ in changes:
-                self._owed.pop(name, None)
-            self._pay(line, frame, changes)
-
-    def _pay(self, line: int, frame: FrameType, changes: list[Change]) -> None:
-        names = [name for name, (by, _) in self._owed.items() if by == line]
-        for name in names:
-            _, old = self._owed.pop(name)
-            if name in frame.f_locals:
-                changes.append((name, frame.f_locals[name], old))
+                thinning.owed.pop(name, None)
+            thinning.pay(line, frame.f_locals, changes)
 
     def _settle(self, frame: FrameType) -> None:
         """A loop is left: record the last execution of each line that was passed over since."""
-        for line, passed in self._passed.items():
+        thinning = self._thinning
+        for line, passed in sorted(thinning.passed.items(), key=lambda item: item[1].seq):
             draft = self._draft("line", line, passed.seq)
             draft.nth, draft.host_ns = passed.nth, passed.host_ns
             draft.passed_over, draft.since = passed.count - 1, passed.first
             changes: list[Change] = []
-            self._pay(line, frame, changes)
+            thinning.pay(line, frame.f_locals, changes)
             if self.tracer.live is not None:
                 self._tell_line(frame, line, "line")
             self._describe(draft, changes)
             self._tell_changes(frame, draft)
             self._pend(draft, passed.seq)
-        self._passed.clear()
-        self._owed.clear()
+        thinning.passed.clear()
+        thinning.owed.clear()
 
-    def _reshapes(self, line: int, changes: list[Change]) -> bool:
-        """Whether a tensor that the line changed has another shape than the last time it did."""
-        found = False
-        for name, value, _ in changes:
-            if isinstance(value, torch.Tensor):
-                shape, key = _shape(value), (line, name)
-                if self._shapes.get(key, shape) != shape:
-                    found = True
-                self._shapes[key] = shape
-        return found
-
-    def _returns(self, frame: FrameType, value: Any) -> None:
+    def _returns(self, frame: FrameType, value: Any, thrown: bool) -> None:
         tracer = self.tracer
-        name = _instruction(frame)
         tracer.ended |= not self.depth
-        if value is None and name not in _RETURNS:
+        if thrown or is_left(frame, value):
             if tracer.live is not None:
                 tracer.live.left_by_exception(self.depth)
             return
-        yields = name in _YIELDS
-        if self._passed:
+        waits = yields(frame)
+        if self._thinning.passed:
             self._settle(frame)
-        if tracer.is_target(self.code):
-            tracer.recorder.holds_call = True  # a step, even if torch was never called
         draft = self._draft("return", frame.f_lineno, tracer.recorder.next_seq())
         words = tracer.reader.words(value, self._describer(draft))
-        draft.value = VariableDraft("yield" if yields else "return", words, None)
+        draft.value = VariableDraft("yield" if waits else "return", words, None)
         self._tell_value(frame, draft.value, "return")
         self._pend(draft)
-
-    def _is_await(self, frame: FrameType, value: Any) -> bool:
-        """Whether what Python calls a return is a coroutine that waits."""
-        flags = self.code.co_flags
-        if not flags & _ASYNCHRONOUS or _instruction(frame) not in _YIELDS:
-            return False
-        # What an async generator yields is wrapped; whatever else comes out of it is an await's.
-        wrapped = type(value).__name__ == "async_generator_wrapped_value"
-        return not (wrapped and flags & inspect.CO_ASYNC_GENERATOR)
+        if waits:
+            tracer.waiting[self] = frame
+        else:
+            tracer.waiting.pop(self, None)
 
     def _raises(self, frame: FrameType, changes: list[Change], arg: Any, now: int) -> None:
-        if issubclass(arg[0], _STOPS) and _instruction(frame) in _ENDS_OF_LOOPS:
-            return  # how a loop ends
+        if ends_a_loop(frame, arg[0]):
+            return
         recorded = self.recorded
         self._finish(frame, changes, now)
         if not recorded:
             return
         draft = self._draft("exception", frame.f_lineno, self.tracer.recorder.next_seq())
         words = Words(self.tracer.reader.limit)
-        words.pieces.append(_exception_text(arg[0], arg[1]))
+        words.pieces.append(exception_text(arg[0], arg[1]))
         draft.value = VariableDraft("exception", words, None)
         self._tell_value(frame, draft.value, "exception")
         self._pend(draft)
@@ -403,12 +359,8 @@ class FrameTrace:
         return self.tracer.reader.words(value, _none)
 
     def _describer(self, draft: LineDraft, sparing: bool = False) -> Any:
-        tracer = self.tracer
-
-        def describe(tensor: torch.Tensor) -> tuple[int, TensorDraft]:
-            return tracer.describe(tensor, draft.tensors, sparing)
-
-        return describe
+        describe = self.tracer.describe_found if sparing else self.tracer.describe
+        return partial(describe, draft.tensors)
 
     def _pend(self, draft: LineDraft, end: int | None = None) -> None:
         recorder = self.tracer.recorder
@@ -427,7 +379,7 @@ class FrameTrace:
         if live is not None:
             live.source(frame, self.depth)
             if draft.passed_over:
-                live.passed_over(draft.passed_over, self.depth)
+                live.passed_over(draft.passed_over, draft.what, self.depth)
             for variable in draft.changed:
                 text = self.tracer.text_now(variable.words)
                 live.changed(variable, text, self.depth, starting)
@@ -439,30 +391,5 @@ class FrameTrace:
             live.value(value.name, self.tracer.text_now(value.words), self.depth)
 
 
-def _shape(tensor: torch.Tensor) -> Any:
-    try:
-        shape = tensor.shape
-    except RuntimeError:
-        return None  # nested
-    # A jagged dim is no number, and one to a batch.
-    return shape if tensor.layout is not torch.jagged else None
-
-
-def _instruction(frame: FrameType) -> str:
-    """The name of the instruction that a frame is at."""
-    if frame.f_lasti < 0:
-        return ""
-    return opcode.opname[frame.f_code.co_code[frame.f_lasti]].removeprefix("INSTRUMENTED_")
-
-
 def _none(tensor: torch.Tensor) -> Any:
     raise TypeError("no tensor is plain")
-
-
-def _exception_text(kind: Any, error: Any) -> str:
-    name = getattr(kind, "__name__", str(kind))
-    try:
-        text = str(error)
-    except Exception:
-        text = "(its message cannot be read)"
-    return f"{name}: {text}" if text else name

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from inspect import CO_OPTIMIZED
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_OPTIMIZED
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
@@ -20,19 +20,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tensortrace.capture.active import here, slot
-from tensortrace.capture.line_frames import FrameTrace, is_taken
+from tensortrace.capture.line_calls import Calls
+from tensortrace.capture.line_comprehensions import Ranges, find_comprehensions
+from tensortrace.capture.line_frames import FrameTrace
 from tensortrace.capture.line_marks import Marks
+from tensortrace.capture.line_statements import Statements, read_statements
+from tensortrace.capture.line_thinning import is_taken
 from tensortrace.capture.lines_options import Lines
+from tensortrace.capture.live import LiveText
 from tensortrace.capture.reader import Reader
+from tensortrace.capture.tensor_words import make_tensor_words
 from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD, TensorDraft, draft_of_head
 from tensortrace.capture.tracing import follow_thread, forget_thread
+from tensortrace.capture.watched import Watched
 
 if TYPE_CHECKING:
     from tensortrace.capture.drafts import Draft
-    from tensortrace.capture.live import LiveText
     from tensortrace.capture.reader import Words
     from tensortrace.capture.recorder import Recorder
-    from tensortrace.capture.watched import Watched
     from tensortrace.records import Record
 
 # Called inside a line, and no function of its own to the reader.
@@ -40,6 +45,7 @@ _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>
 # Larger tensors that a block finds are only named: a data set need not be read for it.
 _LARGEST_FOUND = 1 << 20
 _LONGEST_DECORATORS = 200
+_RESUMED = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 _INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -73,25 +79,19 @@ class LineTracer:
         )
         self._codes: dict[int, CodeType] = {}
         self._definitions: dict[int, int] = {}
+        self._comprehensions: dict[int, Ranges] = {}
+        self._statements: dict[int, Statements] = {}
         self._codes_met: list[CodeType] = []  # their ids stay theirs
-        self._calls: dict[int, int] = {}
+        self.calls = Calls(self)
         self._followed: dict[str, bool] = {}
         self._thread = _Thread()
-        self._step = -1
-        from tensortrace.capture.tensor_words import make_tensor_words
-
         self.tensor_words = make_tensor_words(options.statistics)
         self._marks = Marks()
-        self.watched: Watched | None = None
-        self.live: LiveText | None = None
-        if options.watch or options.watch_explode:
-            from tensortrace.capture.watched import Watched
-
-            self.watched = Watched(options.watch, options.watch_explode)
-        if options.output is not None:
-            from tensortrace.capture.live import LiveText
-
-            self.live = LiveText(options, self._lose_text)
+        followed = options.watch or options.watch_explode
+        self.watched = Watched(options.watch, options.watch_explode) if followed else None
+        self.live = None if options.output is None else LiveText(options, self._lose_text)
+        # Generators that wait: their frames, until the step is over.
+        self.waiting: dict[FrameTrace, FrameType] = {}
         self.ended = False  # whether an outermost function has returned, and not only waits
         # One object, so that it can be recognised.
         self._global = self._on_call
@@ -113,6 +113,8 @@ class LineTracer:
         mine.blocks.append(None)  # first of all, so that `leave` finds it whatever fails below
         if self.recorder.full and not mine.on:
             self._install()
+        elif not self.recorder.full:
+            self._safely(self._fall_silent, frame)
         known = None if frame is None else frame.f_trace
         if frame is None:
             return
@@ -167,6 +169,9 @@ class LineTracer:
 
     def step_began(self) -> None:
         """Only full steps are traced: begin or stop in the middle of the program."""
+        for waiting in self.waiting.values():
+            _forget_values(waiting)
+        self.waiting.clear()
         mine = self._thread
         if not mine.entered or self.recorder.full == mine.on:
             return
@@ -174,6 +179,7 @@ class LineTracer:
             self._install()
         else:
             self._uninstall()
+            self._safely(self._fall_silent, None)
         frame: FrameType | None = sys._getframe(1)
         inside = False
         while frame is not None:
@@ -186,6 +192,23 @@ class LineTracer:
             # A debugger ended the step: Python will write the dict back into the frame it is at.
             inside = frame.f_code in _CALLED_BY_PYTHON
             frame = frame.f_back
+
+    def step_ends(self) -> None:
+        """Record what the step in flight had passed over."""
+        frame: FrameType | None = sys._getframe(1)
+        inside = False
+        while frame is not None and self.is_on():
+            trace = _frame_trace(frame.f_trace, self)
+            if trace is not None and not inside:
+                self._safely(trace.settle, frame)
+            inside = frame.f_code in _CALLED_BY_PYTHON
+            frame = frame.f_back
+        if self.is_on():
+            self._safely(lambda _: self.calls.settle(), None)
+
+    def _fall_silent(self, frame: FrameType | None) -> None:
+        if self.live is not None:
+            self.live.fall_silent(self.recorder.step)
 
     # ---- the trace function
 
@@ -241,24 +264,37 @@ class LineTracer:
                 known.theirs = theirs
                 known.resume(frame)
                 return known
-            around = _nearest(frame.f_back, self)
+            around, between = self._around(frame.f_back)
             depth = 0 if around is None else around.depth + 1
             if id(code) in self._codes:
-                if self.thin and not is_taken(self._count(code)):
+                if self.thin and not is_taken(self.calls.count(code)):
+                    self._miss(frame, depth)
                     return None
-            elif around is None or depth >= self.options.depth or not around.recorded:
+            elif around is None or depth >= self.options.depth:
+                return None
+            elif not around.recorded:
+                if depth + between < self.options.depth:
+                    self._miss(frame, depth + between)
                 return None
             trace = FrameTrace(self, code, depth, theirs)
             trace.enter(frame)
             return trace
 
-    def _count(self, code: CodeType) -> int:
-        if self._step != self.recorder.step:
-            self._step = self.recorder.step
-            self._calls.clear()
-        nth = self._calls.get(id(code), 0)
-        self._calls[id(code)] = nth + 1
-        return nth
+    def _around(self, frame: FrameType | None) -> tuple[FrameTrace | None, int]:
+        """The nearest frame that is followed, and how many of the user's lie before it."""
+        between = 0
+        while frame is not None:
+            local = frame.f_trace
+            if local is not None and (trace := _frame_trace(local, self)) is not None:
+                return trace, between
+            between += self._is_followed(frame.f_code)
+            frame = frame.f_back
+        return None, between
+
+    def _miss(self, frame: FrameType, depth: int) -> None:
+        # A generator that goes on is at its yield.
+        if not frame.f_code.co_flags & _RESUMED or frame.f_lineno == frame.f_code.co_firstlineno:
+            self.calls.miss(frame.f_code, depth)
 
     def _is_followed(self, code: CodeType) -> bool:
         name = code.co_filename
@@ -274,7 +310,7 @@ class LineTracer:
         return code.co_name not in _COMPREHENSIONS
 
     def _depth_under(self, frame: FrameType) -> int:
-        around = _nearest(frame.f_back, self)
+        around, _ = self._around(frame.f_back)
         return 0 if around is None else around.depth + 1
 
     # ---- what frames ask
@@ -288,10 +324,6 @@ class LineTracer:
         """Whether what happens now is recorded, and nothing of our own. Hot."""
         return not here.busy and self.is_on()
 
-    def is_target(self, code: CodeType) -> bool:
-        """Whether this is the code of a decorated function."""
-        return id(code) in self._codes
-
     def parent(self) -> int | None:
         """The seq of the module call that runs now."""
         stack = here.stack
@@ -299,21 +331,24 @@ class LineTracer:
             return None
         return stack[-1].seq
 
-    def describe(
-        self, tensor: torch.Tensor, fresh: list[TensorDraft], sparing: bool
-    ) -> tuple[int, TensorDraft]:
+    def describe(self, fresh: list[TensorDraft], tensor: torch.Tensor) -> tuple[int, TensorDraft]:
         """The id of a tensor and its description, added to `fresh` if it is the first."""
         table = self.recorder.tensors
-        numel = _numel(tensor)
-        if sparing and numel > _LARGEST_FOUND and table.id_of(tensor) is None:
-            return -1, draft_of_head(tensor)
-        measure = numel <= LARGEST_WITHOUT_GRAD or torch.is_grad_enabled()
+        measure = _numel(tensor) <= LARGEST_WITHOUT_GRAD or torch.is_grad_enabled()
         number, draft = table.identify(tensor, measure)
         if draft is not None:
             fresh.append(draft)
             return number, draft
         known = table.drafts.get(number) if table.drafts is not None else None
         return number, known or draft_of_head(tensor)
+
+    def describe_found(
+        self, fresh: list[TensorDraft], tensor: torch.Tensor
+    ) -> tuple[int, TensorDraft]:
+        """The same of a tensor that was there before: a large one is only named, its id is -1."""
+        if _numel(tensor) > _LARGEST_FOUND and self.recorder.tensors.id_of(tensor) is None:
+            return -1, draft_of_head(tensor)
+        return self.describe(fresh, tensor)
 
     def mark(self, ended: list[Draft], batch: list[Draft], records: list[Record]) -> list[Record]:
         """Flag the lines among the records of drafts; `ended` are these as they ended."""
@@ -339,11 +374,27 @@ class LineTracer:
             self._codes_met.append(code)
         return line
 
+    def statements(self, code: CodeType) -> Statements:
+        """Which lines of a function are one statement."""
+        found = self._statements.get(id(code))
+        if found is None:
+            found = self._statements[id(code)] = read_statements(code)
+            self._codes_met.append(code)
+        return found
+
+    def comprehensions(self, code: CodeType) -> Ranges:
+        """The instructions of a function that are turns of its comprehensions."""
+        found = self._comprehensions.get(id(code))
+        if found is None:
+            found = self._comprehensions[id(code)] = find_comprehensions(code)
+            self._codes_met.append(code)
+        return found
+
     def _lose_text(self, error: Exception) -> None:
         self.live = None
         self.recorder.warn(f"the live text of lines= stops, the log goes on: {error!r:.300}")
 
-    def _safely(self, act: Callable[[FrameType], None], frame: FrameType) -> None:
+    def _safely(self, act: Callable[[Any], None], frame: FrameType | None) -> None:
         here.busy += 1
         try:
             with torch._C.DisableTorchFunction():
@@ -362,15 +413,6 @@ def _frame_trace(local: Any, tracer: LineTracer) -> FrameTrace | None:
     """Our trace function of a frame, if it has one of this tracer's."""
     trace = getattr(local, "__self__", None)
     return trace if isinstance(trace, FrameTrace) and trace.tracer is tracer else None
-
-
-def _nearest(frame: FrameType | None, tracer: LineTracer) -> FrameTrace | None:
-    while frame is not None:
-        local = frame.f_trace
-        if local is not None and (trace := _frame_trace(local, tracer)) is not None:
-            return trace
-        frame = frame.f_back
-    return None
 
 
 def _forget_values(frame: FrameType) -> None:

@@ -7,26 +7,48 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from functools import wraps
+from typing import Any, TypeAlias, TypeVar
 
 from tensortrace.errors import UsageError
 
 Output: TypeAlias = Any
 CustomRepr: TypeAlias = tuple[tuple[type | Callable[[Any], bool], Callable[[Any], str]], ...]
 
+T = TypeVar("T")
+STREAMS = ("stderr", "stdout")
 _FLAGS = ("overwrite", "thread_info", "normalize", "relative_time", "statistics", "thin")
 
 
+def _refusing_strangers(cls: type[T]) -> type[T]:
+    """Let a class say in one sentence which option it does not have."""
+    make: Any = cls.__init__
+
+    @wraps(make)
+    def init(self: Any, *positional: Any, **options: Any) -> None:
+        if positional:
+            raise UsageError(
+                f"Lines() takes options by name, as in Lines(depth=2): got {positional[0]!r:.80}"
+            )
+        _check_names(options)
+        make(self, **options)
+
+    setattr(cls, "__init__", init)  # noqa: B010 mypy lets nobody assign it
+    return cls
+
+
+@_refusing_strangers
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Lines:
     """How source lines are recorded, and whether they are told while they run.
 
     Those up to `color` mean what they mean in ``pysnooper.snoop``; all but `depth`, `watch`,
-    `watch_explode`, `custom_repr`, `max_variable_length` and `thin` are about the live text only.
+    `watch_explode`, `custom_repr`, `max_variable_length`, `normalize` and `thin` are about the live
+    text only.
 
     Args:
-        output: where the live text goes: None for nowhere, "stderr", a path, an open text file, or
-            a callable that gets each text.
+        output: where the live text goes: None for nowhere, "stderr", "stdout", a path, an open text
+            file, or a callable that gets each text.
         depth: how many frames of yours deep, 1 being the function or block itself. Frames of torch,
             of the standard library and of installed packages are skipped and not counted.
         watch: expressions such as "self.weight.grad" that are followed like variables.
@@ -38,7 +60,8 @@ class Lines:
         custom_repr: pairs of a type, or a function that says whether it is meant, and what makes a
             text of such a value. One pair alone is fine.
         max_variable_length: texts are cut to so many characters, in the middle; None for no limit.
-        normalize: whether times and addresses are left out, so that two texts can be compared.
+        normalize: whether times and addresses are left out, so that two texts can be compared;
+            addresses in the log, too.
         relative_time: whether times count from the start of the function.
         color: whether text has colours; None for on a terminal.
         statistics: whether the text of a tensor has its mean and std. The log has them anyway.
@@ -111,24 +134,28 @@ def parse_lines(lines: object) -> Lines | None:
         raise UsageError(
             f"lines= takes True, Lines(...) or a dict of its options, not {lines!r:.80}"
         )
-    for name in lines:
+    _check_names(lines)
+    return Lines(**lines)
+
+
+def _check_names(options: Iterable[object]) -> None:
+    for name in options:
         if name not in _NAMES:
             close = difflib.get_close_matches(str(name), _NAMES, 1)
             meant = f" Did you mean {close[0]!r}?" if close else ""
             raise UsageError(
                 f"lines= has no option {name!r:.80}.{meant} It takes {', '.join(_NAMES)}."
             )
-    return Lines(**lines)
 
 
 def _check_output(output: object, overwrite: object) -> None:
-    is_path = isinstance(output, (str, os.PathLike)) and output != "stderr"
+    is_path = isinstance(output, (str, os.PathLike)) and output not in STREAMS
     if output == "":
         raise UsageError("output= of lines= is an empty path; leave it out for no live text")
     is_open = callable(output) or callable(getattr(output, "write", None))
-    if not (output is None or is_path or output == "stderr" or is_open):
+    if not (output is None or is_path or isinstance(output, str) or is_open):
         raise UsageError(
-            'output= of lines= takes "stderr", a path, an open text file or a callable, '
+            'output= of lines= takes "stderr", "stdout", a path, an open text file or a callable, '
             f"not {output!r:.80}"
         )
     if overwrite is True and not is_path:
@@ -176,7 +203,7 @@ def _pairs(given: Any) -> CustomRepr:
 
 def is_on_terminal(output: Output) -> bool:
     """Whether live text goes where colours show."""
-    stream = sys.stderr if output == "stderr" else output
+    stream = getattr(sys, output) if output in STREAMS else output
     isatty = getattr(stream, "isatty", None)
     try:
         return bool(isatty()) if callable(isatty) and "NO_COLOR" not in os.environ else False

@@ -7,6 +7,7 @@ from the same drafts as the log, so nothing is formatted twice.
 from __future__ import annotations
 
 import datetime
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -39,9 +40,12 @@ class LiveText(Tracer):  # type: ignore[misc] # PySnooper has no types
             relative_time=options.relative_time, color=color,
         )  # fmt: skip
         to = None if options.output == "stderr" else options.output
-        self._write = get_write_function(to, options.overwrite)
+        # As PySnooper does with stderr, whatever stands there when it is written to.
+        write = _write_to_stdout if to == "stdout" else get_write_function(to, options.overwrite)
+        self._write = write
         self._lost, self._is_lost = lost, False
         self._path: str | None = None
+        self._silent = False
 
     def write(self, text: str) -> None:
         """Write one line; what cannot be written stops no program."""
@@ -101,14 +105,28 @@ class LiveText(Tracer):  # type: ignore[misc] # PySnooper has no types
         else:
             self._say(indent, self._FOREGROUND_CYAN, "Return value:.. ", escape(text))
 
-    def passed_over(self, count: int, depth: int) -> None:
-        """Executions of a line that were not told."""
-        turns = f"{count} execution{'s' * (count != 1)} of the line above"
+    def passed_over(self, count: int, what: str, depth: int) -> None:
+        """Executions of a line, or calls of a function, that were not told."""
+        of = "call" if what == "call" else "execution"
+        turns = f"{count} {of}{'s' * (count != 1)} of the line above"
         self._say(" " * 4 * depth, self._FOREGROUND_YELLOW, "Passed over:... ", turns)
 
     def step(self, number: int, depth: int) -> None:
         """A step of the run begins."""
+        self._silent = False
         self._say(" " * 4 * depth, self._FOREGROUND_YELLOW, "Step:.......... ", str(number))
+
+    def fall_silent(self, number: int) -> None:
+        """Lines of this step, and of those after it that are not full, are not told."""
+        if not self._silent:
+            self._silent = True
+            told = f"from step {number} on, until a step is full again; every=1 tells all"
+            self._say("", self._FOREGROUND_YELLOW, "Silent:........ ", told)
+
+    def speak(self, number: int, depth: int) -> None:
+        """A function is entered; after silence it is said in which step."""
+        if self._silent:
+            self.step(number, depth)
 
     def left_by_exception(self, depth: int) -> None:
         """A frame was left by an exception."""
@@ -132,6 +150,11 @@ class LiveText(Tracer):  # type: ignore[misc] # PySnooper has no types
         if self.relative_time:
             return _duration(started_ns)
         return str(pycompat.time_isoformat(datetime.datetime.now().time(), timespec="microseconds"))
+
+
+def _write_to_stdout(text: str) -> None:
+    if sys.stdout is not None:
+        sys.stdout.write(text)
 
 
 def _duration(started_ns: int) -> str:

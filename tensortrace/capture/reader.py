@@ -22,6 +22,7 @@ from tensortrace.capture.values import (
     home,
     kind_of,
     label,
+    length,
     name_of,
     opened,
     string_text,
@@ -30,6 +31,8 @@ from tensortrace.text import without_address
 
 _OWN_REPR = {list.__repr__, tuple.__repr__, dict.__repr__, set.__repr__, frozenset.__repr__}
 _UNOPENED = (Kind.REPR, Kind.CLOSED, Kind.ARRAY)
+_LONG = (Kind.LIST, Kind.DICT)
+_LONGEST_MEMBER = 60
 _DEEPEST = 4
 _MOST_NODES = 400
 _MOST_TYPES = 1000
@@ -62,13 +65,17 @@ class Held:
 
 
 class Words:
-    """A text in the making, and the tensors in it as their place in the value and their id."""
+    """A text in the making, and the tensors in it as their place in the value and their id.
 
-    __slots__ = ("limit", "pieces", "tensors", "text")
+    `others` are the members without tensors, as their place and their text.
+    """
+
+    __slots__ = ("limit", "others", "pieces", "tensors", "text")
 
     def __init__(self, limit: int | None) -> None:
         self.pieces: Pieces = []
         self.tensors: list[tuple[str, int]] = []
+        self.others: list[tuple[str, str]] = []
         self.limit = limit
         self.text: str | None = None
 
@@ -196,7 +203,7 @@ class Reader:
         if kind is Kind.OBJECT and not parts:
             return id(value)
         if kind in (Kind.LIST, Kind.DICT, Kind.SET):
-            parts.append(len(value))
+            parts.append(length(value))
         return parts
 
     # ---- words
@@ -212,7 +219,7 @@ class Reader:
             self._tell(value, words, describe, left=[_MOST_NODES])
         except Exception as error:  # a container of the user's that cannot be read
             words.pieces = [f"<{name_of(type(value))} that cannot be read: {type(error).__name__}>"]
-            words.tensors = []
+            words.tensors, words.others = [], []
         return words
 
     def _tell(
@@ -237,14 +244,18 @@ class Reader:
         before, met, spared = len(pieces), len(words.tensors), self._spared
         opening, closing = brackets(value, kind)
         pieces.append(opening)
-        end, skipped = None, len(value) - 2 * self.span if kind in (Kind.LIST, Kind.DICT) else 0
+        end, skipped = None, length(value) - 2 * self.span if kind in _LONG else 0
         for i, (key, part) in enumerate(opened(value, kind, self.span)):
             if i:
                 pieces.append(", " if skipped <= 0 or i != self.span else ", ..., ")
             text = self._plain(key) if kind is Kind.DICT else ""
             before_it, inner = label(value, kind, key, text)
             pieces.append(before_it)
+            held, told, at = len(words.tensors), len(words.others), len(pieces)
             self._tell(part, words, describe, place=place + inner, depth=depth - 1, left=left)
+            if len(words.tensors) == held:
+                text = "".join(piece for piece in pieces[at:] if isinstance(piece, str))
+                words.others[told:] = [(place + inner, cut(text, _LONGEST_MEMBER))]
             end = i
         one = end == 0 and type(value) is tuple
         pieces.append(f",{closing}" if one else closing)
@@ -288,13 +299,13 @@ class Reader:
 
     def _torch_text(self, value: Any) -> str:
         self._spared += 1
-        path = self._name_module(value) if isinstance(value, nn.Module) else None
+        path = self._name_module(value) if issubclass(type(value), nn.Module) else None
         name = name_of(type(value))
         return f"<{name} {path}>" if path else f"<{name}>"
 
 
 def _is_of_torch(value: Any, cls: type) -> bool:
-    if isinstance(value, (torch.Tensor, nn.Module)):
+    if issubclass(cls, (torch.Tensor, nn.Module)):
         return True
     torchs = home(cls).startswith("torch.")
-    return torchs and cls not in ATOMS and not isinstance(value, type)
+    return torchs and cls not in ATOMS and not issubclass(cls, type)

@@ -508,6 +508,8 @@ class Recorder:
 
     def close_step(self) -> None:
         """End the step in flight and begin the next."""
+        if self.lines is not None and self.full:
+            self.lines.step_ends()
         # On CUDA what came after the step's own gate travels with the next one: one sync a gate.
         travels = self.on_cuda and self._gated
         if not travels:

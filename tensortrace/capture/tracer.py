@@ -289,7 +289,7 @@ class Trace:
                 try:
                     item = send()
                 except StopIteration as stop:
-                    self._turn_over()
+                    self._items_end()
                     return stop.value
                 self._turn_over()
             try:
@@ -325,13 +325,19 @@ class Trace:
         return wrapper
 
     def _turn_over(self) -> None:
+        """A decorated call has returned or yielded: that is a step, whatever it held."""
         recorder = self._recorder
         if recorder is not None and self._depth == 1 and slot.recorder is recorder:
             recorder.manual = True
-            if recorder.holds_call or recorder.journal.steps == 0:
-                with self._ours("gate"):
-                    recorder.close_step()
+            with self._ours("gate"):
+                recorder.close_step()
             recorder.raise_if_stopped()
+
+    def _items_end(self) -> None:
+        """A decorated generator has ended: what came after its last item is a step, if anything."""
+        recorder = self._recorder
+        if recorder is not None and (recorder.holds_call or recorder.last_step() == recorder.step):
+            self._turn_over()
 
     # ---- lifecycle
 
@@ -545,7 +551,7 @@ class _Driven:
                     self.trace._turn_over()
                     return stop.value
                 except StopAsyncIteration as stop:  # an async generator's end is no failure
-                    self.trace._turn_over()
+                    self.trace._items_end()
                     over = stop
             if over is not None:
                 raise over

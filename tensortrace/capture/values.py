@@ -1,4 +1,7 @@
-"""What values are made of: kinds of classes, the parts of containers, their brackets and labels."""
+"""What values are made of: kinds of classes, the parts of containers, their brackets and labels.
+
+A value is asked for its type alone: `isinstance` may ask its class for more.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,9 @@ _CLOSED = (
     nn.Module, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
     types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, type, torch.Generator,
 )  # fmt: skip
+
+
+_CONTAINERS = (list, tuple, deque, dict, set, frozenset)
 
 
 class Kind(IntEnum):
@@ -54,11 +60,17 @@ def kind_of(cls: type) -> Kind:
     return Kind.OBJECT if own is object.__repr__ else Kind.REPR
 
 
+def length(value: Any) -> int:
+    """How many parts a list, dict, set or a subclass of one has, without a method of its own."""
+    base: Any = next(b for b in _CONTAINERS if issubclass(type(value), b))
+    return base.__len__(value)  # type: ignore[no-any-return]
+
+
 def opened(value: Any, kind: Kind, span: int) -> Iterator[tuple[Any, Any]]:
     """The parts of a container with their keys; of a long one those at both ends. Hot."""
     # The base class's methods: a subclass may have redefined iteration with side effects.
     if kind is Kind.LIST:
-        base: Any = next(b for b in (list, tuple, deque) if isinstance(value, b))
+        base: Any = next(b for b in (list, tuple, deque) if issubclass(type(value), b))
         n = base.__len__(value)
         if n <= 2 * span:
             yield from enumerate(base.__iter__(value))
@@ -72,18 +84,26 @@ def opened(value: Any, kind: Kind, span: int) -> Iterator[tuple[Any, Any]]:
         yield from itertools.islice(dict.items(value), span)
         yield from [*itertools.islice(reversed(dict.items(value)), span)][::-1]
     elif kind is Kind.SET:
-        base = set if isinstance(value, set) else frozenset
+        base = set if issubclass(type(value), set) else frozenset
         yield from enumerate(itertools.islice(base.__iter__(value), 2 * span))
     elif kind is Kind.FIELDS:
-        for field in dataclasses.fields(value):
+        for field in dataclasses.fields(type(value)):
             try:
                 yield field.name, object.__getattribute__(value, field.name)
             except AttributeError:
                 continue  # never set
     elif kind is Kind.OBJECT:
-        for key, part in list(getattr(value, "__dict__", {}).items())[: 2 * span]:
-            if isinstance(part, torch.Tensor):
+        for key, part in list(_attributes(value).items())[: 2 * span]:
+            if issubclass(type(part), torch.Tensor):
                 yield key, part
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    try:
+        found = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}  # slots
+    return found if type(found) is dict else {}
 
 
 def brackets(value: Any, kind: Kind) -> tuple[str, str]:
@@ -103,7 +123,7 @@ def brackets(value: Any, kind: Kind) -> tuple[str, str]:
         return f"{name}({{", "})"
     if kind is Kind.SET:
         return f"{name}({{", "})"
-    if isinstance(value, deque):
+    if issubclass(cls, deque):
         return f"{name}([", "])"
     return f"{name}(", ")"
 

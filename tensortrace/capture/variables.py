@@ -14,6 +14,8 @@ from tensortrace.capture.values import ATOMS
 NEW = object()
 # At module level everything that the file defines is a variable.
 _DEFINITIONS = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
+# Python changes these by itself.
+_PYTHONS = frozenset({"__annotations__", "__builtins__", "__conditional_annotations__"})
 
 Change = tuple[str, Any, Any]
 
@@ -26,7 +28,7 @@ class Variables:
         code: of the frame; None for expressions.
     """
 
-    __slots__ = ("_order", "_reader", "_skips_definitions", "known")
+    __slots__ = ("_found", "_order", "_reader", "_skips_definitions", "known")
 
     def __init__(self, reader: Reader, code: types.CodeType | None) -> None:
         self._reader = reader
@@ -36,10 +38,14 @@ class Variables:
             names = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
         self._order = {name: i for i, name in enumerate(names)}
         self.known: dict[str, Any] = {}
+        # Names such as `__file__` that were there before, and are no news while they stay.
+        self._found: dict[str, Any] | None = None
 
     def look(self, found: Mapping[str, Any]) -> list[Change]:
         """The variables that are not what they were: name, value, what was known of it. Hot."""
         known, reader = self.known, self._reader
+        if self._skips_definitions:
+            found = self._without_found(found)
         changes: list[Change] = []
         for name, value in found.items():
             old = known.get(name, NEW)
@@ -67,13 +73,28 @@ class Variables:
             changes.sort(key=self._place)
         return changes
 
+    def _without_found(self, found: Mapping[str, Any]) -> Mapping[str, Any]:
+        """At module level, what the user's code has put there."""
+        if self._found is None:
+            self._found = {name: value for name, value in found.items() if _is_special(name)}
+        there = self._found
+        return {
+            name: value
+            for name, value in found.items()
+            if name not in _PYTHONS and (name not in there or there[name] is not value)
+        }
+
     def _skips(self, name: str, value: Any) -> bool:
         if self._skips_definitions:
-            return name.startswith("__") or isinstance(value, _DEFINITIONS)
+            return issubclass(type(value), _DEFINITIONS)
         return name.startswith(".")
 
     def _place(self, change: Change) -> int:
         return self._order.get(change[0], len(self._order))
+
+
+def _is_special(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
 
 
 def _are_nan(x: float, y: float) -> bool:

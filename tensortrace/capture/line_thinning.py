@@ -1,0 +1,148 @@
+"""Which executions of the lines of a frame are recorded, and what the others left behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from tensortrace.capture.line_statements import Statements
+    from tensortrace.capture.variables import Change
+
+# A line that runs over and over is recorded so many times, then at powers of two.
+_FIRST = 3
+
+
+def is_taken(nth: int) -> bool:
+    """Whether a thing that happens over and over is recorded this time (from 0)."""
+    return nth < _FIRST or not (nth + 1) & nth
+
+
+class Passed:
+    """The executions of a line that were passed over since its last record."""
+
+    __slots__ = ("count", "first", "host_ns", "nth", "seq")
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.count = self.seq = self.nth = self.host_ns = 0
+
+
+class Thinning:
+    """Counts the executions of the lines of one frame in the step in flight.
+
+    Of a statement over several lines Python tells some lines more than once: that is one execution.
+
+    Args:
+        statements: of the frame's code.
+    """
+
+    __slots__ = (
+        "_again", "_counts", "_leaving", "_met", "_shapes", "_statement", "_statements", "owed",
+        "passed",
+    )  # fmt: skip
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+        self._counts: dict[int, int] = {}
+        self._shapes: dict[tuple[int, str], Any] = {}
+        # The statement over several lines that runs, or the `with` that is left; its lines so far.
+        self._statement = self._leaving = 0
+        self._met: set[int] = set()
+        self._again = False
+        # By line.
+        self.passed: dict[int, Passed] = {}
+        # What lines changed that were passed over: by name, which line, and what was there before.
+        self.owed: dict[str, tuple[int, Any]] = {}
+
+    def begin_step(self, line: int = 0) -> None:
+        """Count anew; a line that runs already is in its first execution."""
+        self._counts.clear()
+        self.passed.clear()
+        self.owed.clear()
+        self._shapes.clear()
+        if line:
+            self._counts[line] = 1
+
+    def begin(self, line: int, last: int) -> int:
+        """Count a line that begins after another; returns which execution it is, from 0. Hot."""
+        statement = self._statements.begun_by(line)
+        if self._statements.leaves(last, line):
+            self._statement, self._leaving = 0, statement
+            self._again = line in self._counts
+            self._met = {line}
+        elif statement and statement == self._leaving and line not in self._met:
+            self._again = line in self._counts  # the next part of a `with` that is left
+            self._met.add(line)
+        else:
+            if not statement or statement != self._statement:
+                self._met.clear()
+            self._again = line in self._met and line in self._counts
+            self._statement, self._leaving = statement, 0
+            self._met.add(line)
+        nth = self._counts.get(line, 0) - self._again
+        self._counts[line] = nth + 1
+        return nth
+
+    def is_first(self, nth: int) -> bool:
+        """Whether the line that began last has not run before in this frame and step."""
+        return nth == 0 and not self._again
+
+    def reshapes(self, line: int, changes: list[Change]) -> bool:
+        """Whether something that a line changed has another shape than the last time it did.
+
+        A number that is not finite any more, or is again, has another shape, too.
+        """
+        found = False
+        for name, value, _ in changes:
+            key = line, name
+            if issubclass(type(value), torch.Tensor):
+                shape = _shape(value)
+                before = self._shapes.get(key, shape)
+            elif type(value) is float:
+                shape = value - value == 0
+                before = self._shapes.get(key, True)
+            else:
+                continue
+            if before != shape:
+                found = True
+            self._shapes[key] = shape
+        return found
+
+    def pass_over(
+        self, line: int, changes: list[Change], *, seq: int, nth: int, host_ns: int, quiet: bool
+    ) -> None:
+        """Count an execution, and keep what the next record of the line must make up for.
+
+        One that changed nothing and is `quiet`, so that nothing was recorded in it, as at the end
+        of a loop, has no place of its own: the record stands where something was changed last.
+        """
+        passed = self.passed.get(line)
+        if passed is None:
+            passed = self.passed[line] = Passed(seq)
+        if not passed.count or nth != passed.nth:
+            passed.count += 1
+        if changes or not quiet or not passed.seq:
+            passed.seq = seq
+        passed.nth, passed.host_ns = nth, host_ns
+        for name, _, old in changes:
+            owed = self.owed.get(name)
+            self.owed[name] = (line, old if owed is None else owed[1])
+
+    def pay(self, line: int, variables: Any, changes: list[Change]) -> None:
+        """Add what a line had changed when it was passed over, as it is now."""
+        names = [name for name, (by, _) in self.owed.items() if by == line]
+        for name in names:
+            _, old = self.owed.pop(name)
+            if name in variables:
+                changes.append((name, variables[name], old))
+
+
+def _shape(tensor: torch.Tensor) -> Any:
+    try:
+        shape = tensor.shape
+    except RuntimeError:
+        return None  # nested
+    # A jagged dim is no number, and one to a batch.
+    return shape if tensor.layout is not torch.jagged else None
