@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tensortrace.capture import compiled
-from tests.benchmarks import table
+from tests.benchmarks import __main__ as command
+from tests.benchmarks import gpu, table
 from tests.benchmarks.curve import Point, draw
 from tests.benchmarks.kernel import kernel_table
 from tests.benchmarks.measure import Cell, compare, tracing, without_exponents
@@ -116,3 +117,32 @@ def test_the_curve_is_higher_where_more_is_added() -> None:
     lowest = max(float(line.attrib["y2"]) for line in svg.iter(f"{inside}line"))
     assert float(ends[1].split(",")[1]) == lowest
     assert any(text.text == "every=1: a <b>" for text in svg.iter(f"{inside}text"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_benchmark_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tests.benchmarks", "--gpu"])
+    assert command.main() == 2
+    assert capsys.readouterr().err == f"{gpu.NO_GPU}\n"
+
+
+def test_the_benchmark_of_a_gpu_runs_on_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "_STEPS", {"lstm": 1})
+    monkeypatch.setattr(gpu, "_COUNTS", (10,))
+    ways = ("`trace(every=1)`", "`trace(every=1)` without Triton")
+    monkeypatch.setattr(gpu, "WAYS", {way: gpu.WAYS[way] for way in ways})
+    gpu.print_gpu(["lstm"], 1, device="cpu")
+    out = capsys.readouterr().out
+    assert out.count("trace(every=1)") == 4
+    assert "0 / 0" in out  # the CPU launches nothing, and waits for nothing
+    assert "bfloat16" in out
+
+
+def test_launches_and_waits_are_told_apart_by_their_names() -> None:
+    names = ["aten::add", "cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpyAsync",
+             "cudaStreamSynchronize", "cudaLaunchKernel"]  # fmt: skip
+    assert gpu.counted(names) == (3, 1)

@@ -36,6 +36,7 @@ _EXAMPLES = """examples:
   python -m tests.benchmarks --kernel                 the statistics alone, both kernels
   python -m tests.benchmarks --lines                  source lines, beside the snoopers
   python -m tests.benchmarks --curve docs/cost.svg    by how long a step takes, a picture
+  python -m tests.benchmarks --gpu                    the same on a GPU, launches and waits too
 
 Ratios are CPU time, one thread: median and quartiles over pairs of turns. Differences below those
 of the first row (nothing against nothing) are noise. The table goes to stdout, progress to stderr.
@@ -56,6 +57,8 @@ _ROWS: dict[str, tuple[str, Way]] = {
 def main() -> int:
     """Measure what was asked for and print it."""
     args = _parse()
+    if args.gpu and not _has_gpu():
+        return 2
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
         # Allocator settings hold from the start of a process only.
         os.environ.update(ENVIRONMENT)
@@ -73,6 +76,12 @@ def main() -> int:
         print(f"CPU time, one thread, {_processor()}")
         return 0
     pairs = args.pairs or (3 if args.quick else 12)
+    if args.gpu:
+        from tests.benchmarks.gpu import machine, print_gpu
+
+        print_gpu(args.workloads, pairs)
+        print(f"wall time, median and quartiles of {pairs} pairs; {machine()}, {_processor()}")
+        return 0
     if args.curve:
         return _draw_curve(args.curve, pairs)
     cells, extra = _measure(args, pairs)
@@ -103,10 +112,22 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--no-extra", action="store_true", help="neither memory nor checks")
     parser.add_argument("--lines", action="store_true", help="source lines, beside the snoopers")
     parser.add_argument("--kernel", action="store_true", help="the statistics alone")
+    parser.add_argument("--gpu", action="store_true", help="on a GPU: time, launches, waits")
     parser.add_argument("--curve", type=Path, metavar="FILE", help="draw cost by step time: SVG")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument("--readme", action="store_true", help="write the table into the README")
     return parser.parse_args()
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    from tests.benchmarks.gpu import NO_GPU
+
+    found = torch.cuda.is_available()
+    if not found:
+        _say(NO_GPU)
+    return found
 
 
 def _print_kernels() -> int:

@@ -155,7 +155,7 @@ class _PlainGPT2(nn.Module):
         self.lm_head.weight = self.wte.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
+        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
         for layer in self.h:
             x = layer(x)
         return self.lm_head(self.ln_f(x))
@@ -193,7 +193,7 @@ class _Unrolled(nn.Module):
         self.cell, self.head = nn.LSTMCell(64, 64), nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = c = torch.zeros(len(x), 64)
+        h = c = torch.zeros(len(x), 64, device=x.device)
         for t in range(x.shape[1]):
             h, c = self.cell(x[:, t], (h, c))
         return self.head(h)
