@@ -98,10 +98,15 @@ def number_text(x: Scalar | None) -> str:
 
 
 def module_text(path: str | None, cls: str | None = None) -> str:
-    """Name a module for a person: its path, the class for the root, ``-`` outside every module."""
+    """Name a module for a person: its path, the class for the root, ``-`` outside every module.
+
+    A path of numbers alone, as the children of a Sequential have them, says what it is: what would
+    be read as a number becomes ``module 0.2``.
+    """
     if path is None:
         return "-"
-    return escape(path or cls or "(root)")
+    text = escape(path or cls or "(root)")
+    return f"module {text}" if text.replace(".", "").isdecimal() else text
 
 
 def location_text(location: Location | None) -> str:

@@ -109,6 +109,9 @@ def test_names_have_a_form_when_there_is_nothing_to_name():
     assert module_text("", "Net") == "Net"
     assert module_text("") == "(root)"
     assert module_text(None) == "-"
+    assert [module_text(path) for path in ("0", "0.12", "0.fc", "1a")] == [
+        "module 0", "module 0.12", "0.fc", "1a"
+    ]  # fmt: skip
     assert location_text(None) == "-"
     assert shape_text(None) == "[?]"
     assert shape_text(()) == "[]"

@@ -68,7 +68,7 @@ def test_a_constant_in_front_of_a_convolution_is_a_note_and_a_norm_takes_it_away
     (found,) = find_live(shifted(convnet(Shift())), "TT305")
     assert brief([found]) == [("TT305", "note", "3")]
     assert found.step == 3
-    assert "what 3 is given has mean 29.9 and std" in found.message
+    assert "what module 3 is given has mean 29.9 and std" in found.message
     assert find_live(shifted(convnet(Shift(), nn.BatchNorm2d(16))), "TT305") == []
     assert find_live(shifted(convnet()), "TT305") == []
 

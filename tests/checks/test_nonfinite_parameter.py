@@ -80,5 +80,5 @@ def test_weights_that_a_replay_came_to_are_told_once():
             optimizer.step()
     (found,) = [f for f in t.findings if f.severity != "note"]
     assert (found.code, found.step, found.module, found.param) == ("TT101", 3, "2", "2.bias")
-    assert found.message.startswith("2.bias holds 1 NaN of 4: 2 (Linear) made 32 NaN of 128")
+    assert found.message.startswith("2.bias holds 1 NaN of 4: module 2 (Linear) made 32 NaN of 128")
     assert "its weights are not" in found.explanation
