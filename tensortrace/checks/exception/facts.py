@@ -104,7 +104,7 @@ def _filled(operands: list[dict[str, Any]], action: Action, step: StepView) -> l
                    (action.location.file, action.location.line)), None)  # fmt: skip
     if failed is None:
         return operands
-    given = [step.tensors[id] for _, id in failed.inputs if id in step.tensors]
+    given = [step.tensors[number] for _, number in failed.inputs if number in step.tensors]
     open_ = [one for one in operands if "dtype" in one or len(one) == 1]
     if len(open_) == 1 and len(given) > 1:
         parts = [{"name": f"{open_[0]['name']}[{i}]"} for i in range(len(given))]
