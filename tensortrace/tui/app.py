@@ -235,10 +235,10 @@ class Viewer(Opener):
             self.tell("search given up")
             return
         if self.view is not None:
-            if self.active is self.view.main:
+            if self.active is self.main_pane:
                 self.show_view("step")
             else:
-                self.view.main.focus()
+                self.main_pane.focus()
             return
         if self.zoom is None and self.active.id == "calls" and self.focused is not None:
             self.action_fold()

@@ -131,8 +131,9 @@ class Frame(App[int]):
         strip = main.query_one(Timeline)
         strip.styles.height = held.timeline
         strip.display = view is None or view.STRIP
-        if view is None and isinstance(self.focused, Pane) and self.focused.id not in held.visible:
-            self.pane(next(name for name in PANES if name in held.visible)).focus()
+        focused = self.focused.id if isinstance(self.focused, Pane) else None
+        if view is None and focused in PANES and focused not in held.visible:
+            main.set_focus(self.pane(next(name for name in PANES if name in held.visible)))
 
     def on_resize(self, event: events.Resize) -> None:
         """Choose the panes again and fill them for the new width."""
@@ -355,7 +356,8 @@ class Frame(App[int]):
     def draw_detail(self) -> None:
         """Draw the detail and the source of the row under the cursor, or the view that is shown."""
         if self.view is not None:
-            self.view.draw()
+            if self.view.ready:
+                self.view.draw()
             return
         row, pane, source_pane = self.row, self.pane("detail"), self.pane("source")
         if row is None:

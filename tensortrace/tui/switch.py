@@ -35,12 +35,18 @@ class Switcher(Walker):
         if left is not None:
             left.leave()
         self.arrange()
+        if not isinstance(self.focused, Input):
+            # At once: a pane that is hidden with the focus takes it from whoever has it then.
+            main.set_focus(self.main_pane if self.view is None or self.view.ready else None)
         main.query_one(Tabs).show(name)
         self.call_after_refresh(self.focus_view)
 
     def focus_view(self) -> None:
         """Draw the view that is shown now and give its main pane the focus."""
         view = self.view
+        if view is not None and not view.ready:
+            self.call_after_refresh(self.focus_view)
+            return
         self.draw_top()
         if view is not None:
             view.draw()
@@ -54,7 +60,7 @@ class Switcher(Walker):
     def main_pane(self) -> Pane:
         """The pane that has the focus unless another one was chosen."""
         view = self.view
-        return self.pane(self.zoom or "calls") if view is None else view.main
+        return self.pane(self.zoom or "calls") if view is None or not view.ready else view.main
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Leave out the keys that do nothing in the view that is shown."""

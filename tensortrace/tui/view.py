@@ -43,6 +43,11 @@ class View(Container):
         """The pane that gets the focus."""
         return self.query(Pane).first()
 
+    @property
+    def ready(self) -> bool:
+        """Whether its panes are there: on a busy machine they are made some turns after it."""
+        return bool(self.query(Pane))
+
     def draw(self) -> None:
         """Show what belongs to the place in the run; called often, so it costs little."""
 
@@ -68,7 +73,7 @@ class View(Container):
 
     def on_resize(self) -> None:
         """Draw for the new size."""
-        if self.display:
+        if self.display and self.ready:
             self.draw()
 
     def on_pane_moved(self, message: Pane.Moved) -> None:

@@ -18,6 +18,8 @@ async def settle(app: Viewer, pilot: Pilot[Any]) -> None:
         with contextlib.suppress(WorkerCancelled):  # a newer question replaces an older one
             await workers[0].wait()
     await pilot.pause()
+    if app.view is not None:
+        await until(pilot, lambda: app.view is None or app.view.ready)
     while app.detail_timer is not None:
         await pilot.pause()
     await pilot.pause()

@@ -414,3 +414,36 @@ async def test_messages_replace_each_other_and_go_away_for_a_prompt(opened: Any)
         await pilot.press(*"softmax", "enter")
         await settle(app, pilot)
         assert not [n for n in app._notifications if "searching" in n.message]
+
+
+async def test_a_view_whose_panes_are_still_being_made_is_drawn_when_they_are_there(
+    tmp_path: Path,
+) -> None:
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(app, pilot)
+        for name in NAMES[1:]:
+            app.show_view(name)
+            # Nothing has been made yet: what a busy machine may do first must not fail.
+            assert not app.view.ready
+            app.focus_view()
+            app.draw_detail()
+            app.view.on_resize()
+            assert app.main_pane.id == "calls"
+            app.action_leave()
+            app.show_view(name)
+            await until(pilot, lambda: app.view.ready and app.focused is app.view.main)
+
+
+async def test_what_is_typed_while_a_view_is_left_stays_in_the_prompt(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(app, pilot)
+        await pilot.press("4")
+        await settle(app, pilot)
+        app.show_view("step")
+        app.action_ask_step()
+        await settle(app, pilot)
+        await pilot.press("3", "enter")
+        await settle(app, pilot)
+        assert app.number == 3
