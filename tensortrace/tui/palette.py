@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 STEP = re.compile(r"(?:step\s*)?(\d{1,18})", re.IGNORECASE)
 MOST_DISCOVERED = 20
+# Letters of a name score some tens; a number that is typed is a step before all else.
+BEST = 1e6
 
 
 class Places(Choices):
@@ -66,6 +68,6 @@ class Places(Choices):
             first, last = self.viewer.log_.first_step(), self.viewer.log_.last_step()
             step = max(first, min(last, int(number[1])))
             choice = Choice(f"Step {step}", step)
-            yield Hit(1.0, Content(choice.name), lambda: self.take(choice), text=choice.name)
+            yield Hit(BEST, Content(choice.name), lambda: self.take(choice), text=choice.name)
         async for hit in super().search(query):
             yield hit
