@@ -1,7 +1,8 @@
 /* Statistics of memory: the numbers that the log keeps of a tensor, in one read of it.
 
    Plain C against the limited API of Python 3.10, so that one build serves every later Python; it
-   knows nothing of torch. The caller answers for the memory: `compiled.py` says how it does.
+   knows nothing of torch but the names of a few attributes, which `look` asks a tensor for in one
+   go. The caller answers for the memory: `compiled.py` says how it does.
 
    Two ways to the same numbers. With GCC or clang, vectors of 32 bytes, compiled for any machine
    and, on x86, for AVX2 too, which is chosen when the module is loaded. Elsewhere, and for the last
@@ -629,7 +630,175 @@ static PyObject *moved(PyObject *module, PyObject *const *args, Py_ssize_t nargs
     return as_tuple(norms, 2);
 }
 
+/* A look at an ordinary tensor: all that a record says of it, asked for and measured in one call. It
+   asks what `compiled.place` and `tensors._head` ask, in the same order; between a program's own
+   ops their dozen Python functions are cold each time, and cost twice this. */
+
+enum { DTYPE, SHAPE, REQUIRES_GRAD, IS_LEAF, GRAD_FN, VERSION, RAW_REPR, IS_CONTIGUOUS,
+       STORAGE_OFFSET, UNTYPED_STORAGE, NBYTES, DATA_PTR, IS_VIEW, NAME, NAMES };
+static const char *const ATTRIBUTES[NAMES] = {
+    "dtype", "shape", "requires_grad", "is_leaf", "grad_fn", "_version", "raw_repr",
+    "is_contiguous", "storage_offset", "untyped_storage", "nbytes", "data_ptr", "_is_view", "name"};
+
+static struct {
+    PyObject *names[NAMES], *tensor, *parameter, *keys_of, *dtypes, *cpu;
+    unsigned long long dense; /* the dispatch keys of an ordinary dense CPU tensor */
+    int64_t small, least;
+    Spacing sample; /* most elements as `runs`, and `run` */
+} torch;
+
+static PyObject *prepare(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *tensor, *parameter, *keys_of, *dtypes;
+    unsigned long long dense;
+    long long small, least, most, run;
+    if (!PyArg_ParseTuple(args, "OOOO!KLLLL", &tensor, &parameter, &keys_of, &PyDict_Type, &dtypes,
+                          &dense, &small, &least, &most, &run))
+        return NULL;
+    if (most < 1 || most > INT32_MAX || run < 1 || run > INT32_MAX || least < 1) {
+        PyErr_SetString(PyExc_ValueError, "nothing to sample");
+        return NULL;
+    }
+    Py_INCREF(tensor), Py_INCREF(parameter), Py_INCREF(keys_of), Py_INCREF(dtypes);
+    Py_XDECREF(torch.tensor), Py_XDECREF(torch.parameter);
+    Py_XDECREF(torch.keys_of), Py_XDECREF(torch.dtypes);
+    torch.tensor = tensor, torch.parameter = parameter;
+    torch.keys_of = keys_of, torch.dtypes = dtypes;
+    torch.dense = dense, torch.small = small, torch.least = least;
+    torch.sample = (Spacing){run, 0, most};
+    return none();
+}
+
+/* A number that an attribute, or a method without arguments, gives; -1 with an error set. */
+static long long number_of(PyObject *value) {
+    long long number = value ? PyLong_AsLongLong(value) : -1;
+    Py_XDECREF(value);
+    return number;
+}
+
+static PyObject *ask(PyObject *object, int name) {
+    return PyObject_CallMethodObjArgs(object, torch.names[name], NULL);
+}
+
+static int is_true(PyObject *value) {
+    int truth = value ? PyObject_IsTrue(value) : -1;
+    Py_XDECREF(value);
+    return truth;
+}
+
+static int is_dense(PyObject *tensor) {
+    PyObject *keys = PyObject_CallFunctionObjArgs(torch.keys_of, tensor, NULL);
+    PyObject *raw = keys ? ask(keys, RAW_REPR) : NULL;
+    unsigned long long bits = raw ? PyLong_AsUnsignedLongLong(raw) : 0;
+    Py_XDECREF(keys);
+    Py_XDECREF(raw);
+    return !PyErr_Occurred() && !(bits & ~torch.dense);
+}
+
+/* The product of a shape; -1 where it is no tuple of numbers. */
+static int64_t elements_of(PyObject *shape) {
+    int64_t n = 1;
+    for (Py_ssize_t i = 0; i < PyTuple_Size(shape); i++) {
+        long long length = PyLong_AsLongLong(PyTuple_GetItem(shape, i));
+        if (length < 0 || (length && n > INT64_MAX / 16 / length)) return -1;
+        n *= length;
+    }
+    return n;
+}
+
+/* Where the elements lie; 0 for none, and for those that the storage is too small for. */
+static int locate(PyObject *tensor, Job *job) {
+    long long offset = number_of(ask(tensor, STORAGE_OFFSET));
+    PyObject *storage = ask(tensor, UNTYPED_STORAGE);
+    long long nbytes = storage ? number_of(ask(storage, NBYTES)) : -1;
+    Py_XDECREF(storage);
+    if (PyErr_Occurred() || offset < 0 || offset > INT64_MAX / 16) return 0;
+    if ((offset + job->n) > nbytes / SIZE[job->dtype]) return 0;
+    PyObject *address = ask(tensor, DATA_PTR);
+    job->at = address ? (const char *)PyLong_AsVoidPtr(address) : NULL;
+    Py_XDECREF(address);
+    return job->at != NULL;
+}
+
+/* The name of the node that made a tensor, as `tensors.grad_fn_name` finds it; NULL for an error. */
+static PyObject *node_name(PyObject *tensor) {
+    int view = is_true(ask(tensor, IS_VIEW));
+    if (view < 0) return NULL;
+    if (view && number_of(PyObject_GetAttr(tensor, torch.names[VERSION])) != 0) {
+        PyErr_Clear(); /* inference tensors count no versions */
+        return none();
+    }
+    PyObject *node = PyObject_GetAttr(tensor, torch.names[GRAD_FN]);
+    if (!node || node == Py_None) return node;
+    PyObject *name = ask(node, NAME);
+    Py_DECREF(node);
+    return name;
+}
+
+static PyObject *head_of(PyObject *tensor, PyObject *number, PyObject *shape, PyObject *dtype,
+                         int64_t n) {
+    PyObject *needs_grad = PyObject_GetAttr(tensor, torch.names[REQUIRES_GRAD]);
+    PyObject *node = needs_grad == Py_True ? node_name(tensor) : none();
+    Py_INCREF(number), Py_INCREF(dtype), Py_INCREF(torch.cpu), Py_INCREF(Py_None);
+    PyObject *items[9] = {
+        number, PyTuple_GetSlice(shape, 0, PyTuple_Size(shape)), Py_None, dtype, torch.cpu,
+        needs_grad, PyObject_GetAttr(tensor, torch.names[IS_LEAF]), node, PyLong_FromLongLong(n)};
+    return as_tuple(items, 9);
+}
+
+static PyObject *measured(Job *job, int closely) {
+    measure_and_release(job);
+    if (job->lean && job->totals.first >= 0) {
+        job->lean = 0;
+        measure_and_release(job);
+    }
+    if (!closely) return row_of(job, none());
+    PyObject *exponents =
+        exponents_of(job, spacing_of(job->n, torch.sample.runs, torch.sample.run));
+    return exponents ? row_of(job, exponents) : NULL;
+}
+
+static PyObject *look_at(PyObject *tensor, PyObject *number, long mode) {
+    PyObject *kind = (PyObject *)Py_TYPE(tensor);
+    if ((kind != torch.tensor && kind != torch.parameter) || !is_dense(tensor)) return NULL;
+    PyObject *dtype = PyObject_GetAttr(tensor, torch.names[DTYPE]);
+    PyObject *known = dtype ? PyDict_GetItemWithError(torch.dtypes, dtype) : NULL; /* borrowed */
+    Py_XDECREF(dtype);
+    if (!known) return NULL;
+    PyObject *shape = PyObject_GetAttr(tensor, torch.names[SHAPE]), *head = NULL, *row = NULL;
+    Job job = {.rows = 1, .dtype = (Dtype)PyLong_AsLong(PyTuple_GetItem(known, 0))};
+    job.n = job.pitch = shape && PyTuple_Check(shape) ? elements_of(shape) : -1;
+    if (job.n > 0 && is_true(ask(tensor, IS_CONTIGUOUS)) == 1)
+        head = head_of(tensor, number, shape, PyTuple_GetItem(known, 1), job.n);
+    if (head && locate(tensor, &job)) { /* the address last, right before it is read */
+        job.lean = mode == 2 && job.n > torch.small;
+        row = measured(&job, mode == 1 && job.n >= torch.least);
+    }
+    Py_XDECREF(shape);
+    PyObject *found[2] = {head, row};
+    if (head && row) return as_tuple(found, 2);
+    Py_XDECREF(head);
+    return NULL;
+}
+
+static PyObject *look(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    long mode = nargs == 3 ? PyLong_AsLong(args[2]) : -1;
+    if (!torch.tensor || mode < 0 || mode > 2) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "look(tensor, number, mode)");
+        return NULL;
+    }
+    PyObject *found = look_at(args[0], args[1], mode);
+    if (found) return found;
+    PyErr_Clear(); /* whoever asks one thing at a time meets it again, and knows what to do */
+    return none();
+}
+
 static int start(PyObject *module) {
+    for (int i = 0; i < NAMES; i++)
+        if (!torch.names[i] && !(torch.names[i] = PyUnicode_InternFromString(ATTRIBUTES[i]))) return -1;
+    if (!torch.cpu && !(torch.cpu = PyUnicode_InternFromString("cpu"))) return -1;
+
     choose_passes();
     for (int dtype = 0; dtype < DTYPES; dtype++) part_fields((Dtype)dtype);
     return PyModule_AddStringConstant(module, "INSTRUCTIONS", instructions);
@@ -642,7 +811,12 @@ PyDoc_STRVAR(measure_closely_doc, "All fields of a Stats, with the exponents of 
 PyDoc_STRVAR(sample_doc, "A copy of at most so many elements at an address, in runs.");
 PyDoc_STRVAR(moved_doc, "Norms of how far the elements of a sample have moved, and of the sample.");
 
+PyDoc_STRVAR(prepare_doc, "Tell `look` what an ordinary tensor is, and how much of it to read.");
+PyDoc_STRVAR(look_doc, "Head and fields of a Stats of an ordinary contiguous CPU tensor, else None.");
+
 static PyMethodDef methods[] = {
+    {"prepare", prepare, METH_VARARGS, prepare_doc},
+    {"look", (PyCFunction)(void (*)(void))look, METH_FASTCALL, look_doc},
     {"measure", (PyCFunction)(void (*)(void))measure, METH_FASTCALL, measure_doc},
     {"measure_lean", (PyCFunction)(void (*)(void))measure_lean, METH_FASTCALL, measure_lean_doc},
     {"measure_rows", (PyCFunction)(void (*)(void))measure_rows, METH_FASTCALL, measure_rows_doc},

@@ -1,4 +1,7 @@
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
 
 INSTRUCTIONS: str
 
@@ -8,6 +11,16 @@ _Row: TypeAlias = tuple[
     None, int | None, tuple[int, ...] | None,
 ]  # fmt: skip
 
+_Head: TypeAlias = tuple[
+    int, tuple[int, ...], None, str, str, bool, bool, str | None, int
+]  # fmt: skip
+
+def prepare(
+    tensor: type, parameter: type, keys_of: Callable[[torch.Tensor], Any],
+    dtypes: dict[torch.dtype, tuple[int, str]], dense: int, small: int, least: int, most: int,
+    run: int, /
+) -> None: ...  # fmt: skip
+def look(tensor: torch.Tensor, number: int, mode: int, /) -> tuple[_Head, _Row] | None: ...
 def measure(address: int, count: int, dtype: int, /) -> _Row: ...
 def measure_lean(address: int, count: int, dtype: int, /) -> _Row: ...
 def measure_rows(

@@ -24,11 +24,11 @@ from types import ModuleType
 
 import torch
 
-from tensortrace.capture.unwrap import is_dense_cpu
+from tensortrace.capture.unwrap import DENSE_CPU, dispatch_keys, is_dense_cpu
 
 __all__ = [
     "EXACT", "Place", "RowsPlace", "is_packed", "item_size", "kernel", "kernel_name", "place",
-    "rows_place",
+    "prepare", "rows_place",
 ]  # fmt: skip
 
 # Address, number of elements, code of the dtype.
@@ -55,6 +55,19 @@ def _load() -> ModuleType | None:
 
 
 kernel = _load()
+
+
+def prepare(*, small: int, least: int, sample: int, run: int) -> None:
+    """Tell the kernel's own way to an address, `look`, what `place` would ask.
+
+    Args:
+        small: most elements of a tensor that a thin step measures in full.
+        least: fewest elements whose exponents are counted, in `sample` of them in runs of `run`.
+    """
+    if kernel is not None:
+        dtypes = {dtype: (code, str(dtype)[6:]) for dtype, (_, code) in _DTYPES.items()}
+        plain = (torch.Tensor, torch.nn.Parameter, dispatch_keys, dtypes, DENSE_CPU)
+        kernel.prepare(*plain, small, least, sample, run)
 
 
 def kernel_name() -> str:

@@ -22,7 +22,7 @@ from tensortrace.capture.gather import Gathered
 from tensortrace.capture.kernels import BOUNDS, FULL, LEAN, NUMPY, Kernels, Row
 from tensortrace.capture.unwrap import blocks, distinct, is_backed, is_dense_cpu, plain, quiet
 
-__all__ = ["Level", "Stats", "StatsQueue", "summarize"]
+__all__ = ["Head", "Level", "Stats", "StatsQueue", "summarize"]
 
 Level = Literal["full", "light", "minmax", "none"]
 
@@ -51,6 +51,11 @@ class Stats(NamedTuple):
     exponents: tuple[int, ...] | None = None
 
 
+# id, shape, stride, dtype, device, requires_grad, is_leaf, grad_fn, numel
+Head: TypeAlias = tuple[
+    int, tuple[int, ...] | None, tuple[int, ...] | None, str, str, bool, bool, str | None, int
+]  # fmt: skip
+
 # The list that has the statistics once its queue is resolved, and where in it.
 Ticket: TypeAlias = tuple[list[Any], int]
 
@@ -68,6 +73,11 @@ _BLOCK = 1 << 19
 # A device reduces so many bytes at once: its temporaries are up to four times as many.
 _DEVICE_BYTES = 1 << 24
 _HOST = {"cpu"}
+
+
+compiled.prepare(small=kernels.SMALL, least=LEAST, sample=SAMPLE, run=RUN)
+# How `look` measures: in full, in full with exponents, counts and norm.
+_FULLY, _CLOSELY, _LEANLY = 0, 1, 2
 
 
 def summarize(tensor: torch.Tensor) -> Stats:
@@ -132,6 +142,28 @@ class StatsQueue:
             return self._put(_OFF)
         ways = self._kernels
         return self._add(tensor, LEAN if self.lean and ways is FULL else ways, self.light)
+
+    def look(self, tensor: torch.Tensor, number: int) -> tuple[Head, Ticket] | None:
+        """Describe and measure a tensor in one go, unseen by function modes. Hot.
+
+        Args:
+            tensor: any; call it inside `DisableTorchFunction`.
+            number: its id.
+        Returns:
+            None of all but ordinary contiguous CPU tensors, and without the compiled kernel: those
+            are described and added one after the other.
+        """
+        kernel = compiled.kernel
+        if kernel is None or self._level == "none":
+            return None
+        mode = _FULLY
+        if self._kernels is FULL:
+            mode = _LEANLY if self.lean else _CLOSELY if self.counts else _FULLY
+        found = kernel.look(tensor, number, mode)
+        if found is None:
+            return None
+        stats = _make(Stats, found[1])
+        return found[0], ([_minmax(stats) if self._level == "minmax" else stats], 0)
 
     def add_scalars(self, values: Iterable[torch.Tensor]) -> list[Ticket]:
         """Queue tensors of one element, at any level: `min` is the value, None if not finite."""

@@ -12,17 +12,12 @@ import msgspec
 import torch
 
 from tensortrace.capture.rows import row_spread
-from tensortrace.capture.stats import Stats, StatsQueue, Ticket, stats_of
+from tensortrace.capture.stats import Head, Stats, StatsQueue, Ticket, stats_of
 from tensortrace.capture.units import CLOSELY, RECTIFIED, SELDOM, Tickets, Units
 from tensortrace.records import Tensor
 
 _DTYPE_NAMES: dict[torch.dtype, str] = {}
 
-
-# id, shape, stride, dtype, device, requires_grad, is_leaf, grad_fn, numel
-Head = tuple[
-    int, tuple[int, ...] | None, tuple[int, ...] | None, str, str, bool, bool, str | None, int
-]
 # With grad off, larger tensors outside modules are described without statistics: an exponential
 # moving average over all weights would otherwise read every parameter several times a step.
 LARGEST_WITHOUT_GRAD = 65_536
@@ -214,13 +209,14 @@ class TensorTable:
         return number, self._draft(grad, number, tail, measure)
 
     def _draft(self, tensor: torch.Tensor, number: int, tail: Tail, measure: bool) -> TensorDraft:
-        head = _head(tensor, number)
         if not measure:
-            return TensorDraft(head, tail, _NOT_ASKED)
-        draft = TensorDraft(head, tail, self._queue.add(tensor))
-        if not self._queue.lean:
+            return TensorDraft(_head(tensor, number), tail, _NOT_ASKED)
+        queue = self._queue
+        head, ticket = queue.look(tensor, number) or (_head(tensor, number), queue.add(tensor))
+        draft = TensorDraft(head, tail, ticket)
+        if not queue.lean:
             if head[7] in RECTIFIED:
-                draft.units = self._units.look(tensor, self._step, self._queue)
+                draft.units = self._units.look(tensor, self._step, queue)
             self._waiting.append(draft)
         return draft
 

@@ -13,14 +13,15 @@ import torch
 from torch._C import DispatchKey, DispatchKeySet
 
 __all__ = [
-    "HAS_DOUBLE", "blocks", "distinct", "extent", "is_backed", "is_dense_cpu", "plain", "quiet",
+    "DENSE_CPU", "HAS_DOUBLE", "blocks", "dispatch_keys", "distinct", "extent", "is_backed",
+    "is_dense_cpu", "plain", "quiet",
 ]  # fmt: skip
 
 HAS_DOUBLE = {"cpu", "cuda"}
 _WIDE = {torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64}
 
 _functorch = torch._C._functorch
-_dispatch_keys = torch._C._dispatch_keys
+dispatch_keys = torch._C._dispatch_keys
 
 
 def _hidden_keys() -> DispatchKeySet:
@@ -42,7 +43,7 @@ def _hidden_keys() -> DispatchKeySet:
 _HIDDEN = _hidden_keys()
 # The dispatch keys of an ordinary dense tensor: whoever has another one (functorch, Python, sparse,
 # quantized, nested, meta, negative or conjugate view, zero tensor, functional) is looked at closer.
-_DENSE_CPU = _dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
+DENSE_CPU = dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
 
 
 class quiet:
@@ -74,7 +75,7 @@ class quiet:
 
 def is_dense_cpu(tensor: torch.Tensor) -> bool:
     """Say whether this is an ordinary strided CPU tensor with nothing wrapped around its memory."""
-    return not _dispatch_keys(tensor).raw_repr() & ~_DENSE_CPU
+    return not dispatch_keys(tensor).raw_repr() & ~DENSE_CPU
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor | str:
@@ -95,7 +96,7 @@ def plain(tensor: torch.Tensor) -> torch.Tensor | str:
         return "functorch"
     if _functorch.is_functorch_wrapped_tensor(tensor):
         return plain(_functorch.get_unwrapped(tensor))
-    if _dispatch_keys(tensor).has(DispatchKey.Python):
+    if dispatch_keys(tensor).has(DispatchKey.Python):
         return _inside_subclass(tensor)
     if torch._is_functional_tensor(tensor):
         return "functional"

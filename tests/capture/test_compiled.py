@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 import threading
 import tracemalloc
 from typing import Any
@@ -17,7 +18,8 @@ from hypothesis.extra import numpy as npst
 
 from tensortrace import trace
 from tensortrace.capture import compiled
-from tensortrace.capture.stats import Stats, StatsQueue, summarize
+from tensortrace.capture.stats import Stats, StatsQueue, stats_of, summarize
+from tensortrace.capture.tensors import _head
 from tensortrace.records import Header
 
 kernel: Any = compiled.kernel
@@ -295,6 +297,60 @@ def test_no_address_is_taken_of_anything_else(make: Any) -> None:
         assert compiled.rows_place(make()) is None
 
 
+def made_by_ops() -> list[torch.Tensor]:
+    x = torch.randn(3, 5, requires_grad=True)
+    changed = torch.randn(4, requires_grad=True) * 1
+    view = changed[1:]
+    view.mul_(2)
+    with torch.inference_mode():
+        unversioned = torch.ones(3).view(3)
+    detached = torch.ones(6).view(2, 3)
+    detached.add_(1)
+    return [x, x * 2, (x @ x.t()).sum(), x.view(15), view, changed, unversioned, detached,
+            x.detach(), torch.nn.Parameter(torch.ones(2), requires_grad=False),
+            torch.tensor([1.0, NAN, INF]), torch.ones(2, 0), torch.arange(3)]  # fmt: skip
+
+
+@needs_kernel
+@pytest.mark.parametrize("mode", ["full", "closely", "lean", "minmax"])
+def test_a_look_says_what_asking_one_thing_at_a_time_does(mode: str) -> None:
+    queue = StatsQueue("minmax" if mode == "minmax" else "full")
+    queue.lean, queue.counts = mode == "lean", mode == "closely"
+    large = torch.randn(10_000)
+    large_and_bad = large.clone()
+    large_and_bad[9_000] = -INF
+    looked_at = 0
+    with torch._C.DisableTorchFunction():
+        for tensor in [*LAYOUTS.values(), *ROWS.values(), *made_by_ops(), large, large_and_bad]:
+            found = queue.look(tensor, 7)
+            want = queue.add(tensor)
+            queue.resolve()
+            if found is not None:
+                looked_at += 1
+                assert found[0] == _head(tensor, 7)
+                assert type(found[0][1]) is tuple
+                assert stats_of(found[1]) == stats_of(want)
+    assert looked_at > 12
+
+
+@needs_kernel
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_nothing_else_is_looked_at(make: Any) -> None:
+    with torch._C.DisableTorchFunction():
+        assert StatsQueue().look(make(), 0) is None
+
+
+@needs_kernel
+def test_a_look_that_is_told_nonsense_says_so() -> None:
+    for wrong in ((torch.ones(1), 0, 3), (torch.ones(1), 0), (torch.ones(1), 0, -1)):
+        with pytest.raises(TypeError, match="look"):
+            kernel.look(*wrong)
+    for wrong in ((8192, 0, 4096, 64), (8192, 64, 0, 64), (8192, 64, 4096, 2**40)):
+        with pytest.raises(ValueError, match="nothing to sample"):
+            kernel.prepare(torch.Tensor, torch.nn.Parameter, id, {}, 0, *wrong)
+
+
 def test_no_address_is_taken_inside_functorch() -> None:
     seen = []
 
@@ -394,9 +450,15 @@ def test_elements_that_another_thread_writes_leave_finite_numbers() -> None:
 def test_no_memory_is_left_behind() -> None:
     tensor = torch.tensor([1.5, NAN, 0.0] * 10)
     place = compiled.place(tensor)
+    weight = torch.nn.Parameter(torch.ones(30))
+    others = [weight * 2, weight, tensor.view(3, 10).t(), tensor.to_sparse(), [1.0]]
+    names = sys.intern("float32"), sys.intern("cpu"), torch.float32
+    counted = [sys.getrefcount(x) for x in (*names, *others)]
 
     def turns(n: int) -> None:
         for _ in range(n):
+            for other in others:
+                kernel.look(other, 300, 1)
             kernel.measure(*place)
             kernel.measure_closely(*place, 64, 16)
             with pytest.raises(ValueError, match="sample"):
@@ -413,6 +475,8 @@ def test_no_memory_is_left_behind() -> None:
         assert tracemalloc.get_traced_memory()[0] - before < 5000
     finally:
         tracemalloc.stop()
+    now = [sys.getrefcount(x) for x in (*names, *others)]
+    assert all(abs(a - b) < 50 for a, b in zip(now, counted, strict=True))
 
 
 def test_header_names_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
