@@ -19,7 +19,7 @@ from tensortrace.export.html_curves import show_timeline
 from tensortrace.export.html_findings import show_findings
 from tensortrace.export.html_maps import show_maps
 from tensortrace.export.html_style import STYLE
-from tensortrace.export.layers_text import COLUMNS, cell_texts
+from tensortrace.export.layers_text import COLUMNS, cell_texts, columns_of
 from tensortrace.export.markup import Html, joined, tag
 from tensortrace.export.overview import look_over
 from tensortrace.export.steps import overlap
@@ -131,14 +131,16 @@ def _layers(contents: Contents) -> Html:
     kept = "" if contents.whole else "Only its step line was kept: no shapes, no times."
     left_out = len(rows) - MOST_LAYERS
     more = f"{left_out} more modules: the CSV has them all." if left_out > 0 else ""
+    shown = columns_of(rows)
     left = [("left" if c in ("class", "output", "worst") else "")
-            + (" roomy" if c in _ROOMY else "") for c in COLUMNS]  # fmt: skip
+            + (" roomy" if c in _ROOMY else "") for c in shown]  # fmt: skip
     head = tag("tr", [tag("th", c, class_=k.strip() or None)
-                      for c, k in zip(COLUMNS, left, strict=True)])  # fmt: skip
+                      for c, k in zip(shown, left, strict=True)])  # fmt: skip
     body = []
     tree = tree_labels(run.modules, [row.path for row in rows])
     for (depth, label), row in zip(tree[:MOST_LAYERS], rows[:MOST_LAYERS], strict=True):
-        cells = cell_texts("  " * depth + label, row)
+        written = zip(COLUMNS, cell_texts("  " * depth + label, row), strict=True)
+        cells = [text for name, text in written if name in shown]
         body.append(tag("tr", [tag("td", cell, class_=k.strip() or None)
                                for cell, k in zip(cells, left, strict=True)],
                         class_="flagged" if row.flag else None))  # fmt: skip

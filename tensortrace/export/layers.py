@@ -21,8 +21,8 @@ class Row:
     `shape` and `dtype` are of the first output of the first call, `parameters` counts elements of
     its own parameters, `output_rms` is over finite elements, `grad_norm` is the L2 norm over its
     own parameters, `update_ratio` the largest over them, `host_ns` the sum over `calls` (children
-    included). `flag` is the worst that is known: a finding's code, "NaN" or "inf" of an
-    output, "NaN grad" or "inf grad", "".
+    included), `device_ns` that on the GPU, None unless each was timed there. `flag` is the worst
+    that is known: a finding's code, "NaN" or "inf" of an output, "NaN grad" or "inf grad", "".
     """
 
     path: str
@@ -35,6 +35,7 @@ class Row:
     grad_norm: float | None = None
     update_ratio: Scalar | None = None
     host_ns: int | None = None
+    device_ns: int | None = None
     flag: str = ""
 
 
@@ -103,8 +104,14 @@ def _row(here: _Here, path: str) -> Row:
         grad_norm=grad_norm,
         update_ratio=here.broken_updates.get(path, column.get("update_ratio")),
         host_ns=sum(call.host_ns for call in calls) if calls else None,
+        device_ns=_device_ns(calls),
         flag=here.worst.get(path) or _nonfinite(column.get("flags", ""), outputs),
     )
+
+
+def _device_ns(calls: Sequence[Call]) -> int | None:
+    times = [call.device_ns for call in calls if call.device_ns is not None]
+    return sum(times) if times and len(times) == len(calls) else None
 
 
 def _forward_calls(records: StepRecords) -> dict[str, list[Call]]:

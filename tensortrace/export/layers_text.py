@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 # Only a line under the column names; rich's own boxes are not ASCII.
 RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 COLUMNS = (
-    "module", "class", "output", "params", "out rms", "grad norm", "upd ratio", "host ms", "worst",
+    "module", "class", "output", "params", "out rms", "grad norm", "upd ratio", "host ms",
+    "device ms", "worst",
 )  # fmt: skip
 # Where there is no room for all columns, these go, the first first.
-EXPENDABLE = ("host ms", "class", "params", "upd ratio", "grad norm", "output", "out rms")
+EXPENDABLE = (
+    "host ms", "device ms", "class", "params", "upd ratio", "grad norm", "output", "out rms",
+)  # fmt: skip
 # A class or a shape wider than this is folded; a path gets at least so much before a column goes.
 WIDEST = 24
 GAP = 2
@@ -41,10 +44,14 @@ def show_layers(run: Run, title: str, rows: Sequence[Row], width: int) -> Render
         name: max(len(name), *(min(cell_len(cell.plain), WIDEST) for cell in column))
         for name, column in zip(COLUMNS, zip(*cells, strict=True), strict=True)
     }
+    if "device ms" not in columns_of(rows):
+        del widths["device ms"]
     gone = []
     for name in EXPENDABLE:
         if sum(widths.values()) + GAP * (len(widths) - 1) <= width:
             break
+        if name not in widths:
+            continue
         gone.append(name)
         del widths[name]
     # What is left over is for long paths.
@@ -62,15 +69,22 @@ def show_layers(run: Run, title: str, rows: Sequence[Row], width: int) -> Render
     return Group(Text(title, "bold"), table)
 
 
+def columns_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The columns that say something of these rows: the time on a GPU only if one was used."""
+    used = any(row.device_ns is not None for row in rows)
+    return tuple(name for name in COLUMNS if used or name != "device ms")
+
+
 def cell_texts(label: str, row: Row) -> list[str]:
     """Write the cells of a row, in the order of `COLUMNS`, harmless and not yet styled."""
     output = "-" if row.dtype is None else f"{shape_text(row.shape)} {short_dtype(row.dtype)}"
     times = f" x{row.calls}" if row.calls > 1 else ""
-    host = "-" if row.host_ns is None else f"{row.host_ns / 1e6:.2f}"
+    host, device = ("-" if ns is None else f"{ns / 1e6:.2f}" for ns in (row.host_ns, row.device_ns))
     return [
         escape(label) + times, escape(row.cls), output.replace(", ", ","),
         f"{row.parameters:,}" if row.parameters else "-", number_text(row.output_rms),
-        number_text(row.grad_norm), number_text(row.update_ratio), host, escape(row.flag) or "-",
+        number_text(row.grad_norm), number_text(row.update_ratio), host, device,
+        escape(row.flag) or "-",
     ]  # fmt: skip
 
 

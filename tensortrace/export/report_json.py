@@ -13,7 +13,7 @@ Keys:
     checked_again: the checks ran over the log now; `problems` has a line for each that failed.
     step, whole: the step that `modules` is about, and whether its calls were in the log.
     modules: one object per module, in order of first call: path, cls, calls, shape, dtype,
-        parameters (elements), output_rms, grad_norm (L2), update_ratio, host_ns, flag.
+        parameters (elements), output_rms, grad_norm (L2), update_ratio, host_ns, device_ns, flag.
 """
 
 from __future__ import annotations

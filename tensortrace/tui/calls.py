@@ -33,13 +33,14 @@ MEANINGS = {
     "max": "the largest",
     "zeros": "share of exact zeros",
     "time": "on the host, children included",
+    "device": "on the GPU, of full steps",
     "trend": "rms of output or gradient over the run",
     "where": "your line",
     "health": "NaN, infinity, findings",
 }
-WIDTHS = dict(zip(MEANINGS, (5, 10, 20, 5, 9, 9, 9, 9, 9, 7, 9, 10, 24, 10), strict=True))
+WIDTHS = dict(zip(MEANINGS, (5, 10, 20, 5, 9, 9, 9, 9, 9, 7, 9, 9, 10, 24, 10), strict=True))
 NARROW = {"phase": 6, "shape": 14, "mean": 8, "std": 8}
-NUMBERS = ("mean", "std", "norm", "min", "max", "zeros", "time")
+NUMBERS = ("mean", "std", "norm", "min", "max", "zeros", "time", "device")
 # From which width of the table on a column is shown, if nobody chose.
 SHOWN_FROM = {
     "seq": 0, "phase": 50, "shape": 56, "type": 64, "mean": 72, "std": 72, "norm": 88, "time": 96,
@@ -48,6 +49,7 @@ SHOWN_FROM = {
 # What gives way first where the chosen columns leave no room for the name.
 GIVES_WAY = (
     "where",
+    "device",
     "time",
     "trend",
     "zeros",
@@ -133,7 +135,8 @@ def row_line(
     ]
     room, numbers = layout.name, _numbers(held, layout, glyphs)
     if not held.shape:
-        time = fit(held.time, layout["time"], glyphs, right=True) if layout["time"] else ""
+        times = ((held.time, layout["time"]), (held.device, layout["device"]))
+        time = "".join(fit(text, width, glyphs, right=True) for text, width in times if width)
         room, numbers = room + cell_len(numbers) - cell_len(time), time
     indent = " " * min(2 * row.depth, layout.name // 3)
     name = clip(indent + _marker(rows, at, glyphs) + held.name, room, glyphs)

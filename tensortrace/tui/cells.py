@@ -47,6 +47,7 @@ class Cells:
     max: str
     zeros: str
     time: str
+    device: str
     where: str
     health: str
     style: str
@@ -126,6 +127,7 @@ def cells(row: Row, tensor_of: Lookup, modules: Mapping[str, Module]) -> Cells:
         word = f"{SEVERITY_GLYPH[first.severity]} {escape(first.code)}"
     name, kind = name_of(row, modules)
     host_ns = getattr(record, "host_ns", 0)
+    device_ns = record.device_ns if isinstance(record, Call) else None
     return Cells(
         seq="" if row.seq is None else str(row.seq),
         section=row.section,
@@ -140,6 +142,7 @@ def cells(row: Row, tensor_of: Lookup, modules: Mapping[str, Module]) -> Cells:
         max=number_text(tensor.max) if tensor else "",
         zeros=f"{tensor.zeros / tensor.numel:.0%}" if tensor and tensor.numel else "",
         time=duration_text(host_ns) if host_ns else "",
+        device="" if device_ns is None else duration_text(device_ns),
         where=short_place(getattr(record, "location", None)),
         health=word,
         style=style,
@@ -231,9 +234,9 @@ def _step_text(step: Step) -> str:
     return ", ".join(told)
 
 
-def duration_text(host_ns: int) -> str:
-    """Write a time on the host: ``12 µs``, ``3.1 ms``, ``1.2 s``."""
+def duration_text(ns: int) -> str:
+    """Write a time: ``12 µs``, ``3.1 ms``, ``1.2 s``."""
     for unit, scale in (("s", 1e9), ("ms", 1e6)):
-        if host_ns >= scale:
-            return f"{host_ns / scale:.3g} {unit}"
-    return f"{host_ns / 1e3:.0f} µs"
+        if ns >= scale:
+            return f"{ns / scale:.3g} {unit}"
+    return f"{ns / 1e3:.0f} µs"

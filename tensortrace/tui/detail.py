@@ -152,6 +152,8 @@ def _headline(row: Row, modules: Mapping[str, Module]) -> Styled:
     if isinstance(record, Call):
         told: list[str] = [record.phase]
         told += [duration_text(record.host_ns)] if record.host_ns else []
+        if record.device_ns is not None:
+            told.append(f"{duration_text(record.device_ns)} on the GPU")
         told += ["training" if record.training else "eval"] if record.training is not None else []
         told += [] if record.grad_enabled else ["no grad"]
         told += [f"autocast {escape(record.autocast)}"] if record.autocast else []

@@ -18,6 +18,8 @@ from tensortrace.export.contents import (
     order_of_cause,
     shown_path,
 )
+from tensortrace.export.html import render_page
+from tensortrace.export.text import render_report
 from tensortrace.records import Module, Record
 from tensortrace.run import Run, open_run
 from tests.builders import make_call, make_run
@@ -202,3 +204,20 @@ def test_an_update_that_is_no_number_is_taken_from_the_parameter(tmp_path: Path)
     rows = {row.path: row for row in gather([run]).rows}
     assert rows["encoder.1"].update_ratio == "NaN"
     assert rows["encoder.0"].update_ratio == 1e-3
+
+
+def test_the_time_on_a_gpu_is_that_of_all_calls_and_shows_only_where_there_is_one(
+    tmp_path: Path,
+) -> None:
+    times = {"encoder": 2_500_000, "head": 30_000}
+    timed = [msgspec.structs.replace(call, device_ns=times.get(call.module or ""))
+             for call in make_calls(0)]  # fmt: skip
+    (tmp_path / "on").mkdir()
+    run = make(tmp_path / "on", *timed)
+    told = {row.path: row.device_ns for row in gather([run]).rows}
+    assert (told["encoder"], told["head"], told["encoder.0"]) == (2_500_000, 60_000, None)
+    for render in (lambda run: render_report(run, width=200), lambda run: render_page([run])):
+        text = render(run)
+        assert "device ms" in text
+        assert "2.50" in text
+        assert "device ms" not in render(make(tmp_path, *make_calls(0)))

@@ -65,7 +65,7 @@ def test_a_module_row_has_what_the_step_says(canonical: Path) -> None:
     assert document["modules"] == [{
         "path": "encoder.0", "cls": "Linear", "calls": 1, "shape": [4, 8], "dtype": "float32",
         "parameters": 40, "output_rms": 0.5, "grad_norm": 1.5, "update_ratio": 1e-3,
-        "host_ns": 600_000, "flag": "TT202",
+        "host_ns": 600_000, "device_ns": None, "flag": "TT202",
     }]  # fmt: skip
 
 

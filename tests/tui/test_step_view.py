@@ -10,7 +10,9 @@ import pytest
 from tensortrace.records import ModuleColumns, Step
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.calls import MEANINGS, SHOWN_FROM, WIDTHS, columns, head_line
+from tensortrace.tui.cells import cells
 from tensortrace.tui.grid import Grid
+from tensortrace.tui.rows import Row
 from tensortrace.tui.span import Span
 from tensortrace.tui.theme import ASCII
 from tensortrace.tui.trend import sample, trend_span, trend_text
@@ -114,3 +116,11 @@ async def test_the_palette_goes_to_findings_modules_and_steps(tmp_path: Path) ->
         assert (app.number, app.row.record.module) == (5, "blocks.0.mlp")
         await choose(pilot, "heat map")
         assert app.shown == "layers"
+
+
+def test_the_time_on_a_gpu_is_a_column_of_its_own() -> None:
+    record = make_call(1, "a", host_ns=2_000_000, device_ns=130_000)
+    held = cells(Row(record, "forward"), {}.get, {})
+    assert (held.time, held.device) == ("2 ms", "130 µs")
+    assert "device" in head_line(100, chosen=frozenset({"device"}))[0][0]
+    assert "device" not in head_line(200)[0][0]
