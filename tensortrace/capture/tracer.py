@@ -10,15 +10,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import difflib
-import functools
 import inspect
 import os
 import sys
 from collections.abc import (
-    AsyncGenerator,
     Callable,
     Container,
-    Coroutine,
     Generator,
     Iterable,
     Mapping,
@@ -33,12 +30,14 @@ from torch import nn
 
 from tensortrace.capture import exceptions, ops
 from tensortrace.capture.active import here, slot
+from tensortrace.capture.driven import Turns, driven, is_ours
 from tensortrace.capture.header import make_header
 from tensortrace.capture.journal import Journal, is_full
 from tensortrace.capture.loop import Patches
 from tensortrace.capture.modules import ModuleHooks
 from tensortrace.capture.names import ModuleNames
 from tensortrace.capture.narrow import Narrower
+from tensortrace.capture.notices import Notices, tell
 from tensortrace.capture.optimizers import OptimizerHooks
 from tensortrace.capture.options import OPTION_NAMES, Options, parse_options
 from tensortrace.capture.recorder import Recorder
@@ -48,7 +47,7 @@ from tensortrace.engine import Engine
 from tensortrace.errors import LogError, TraceStoppedError, UsageError
 from tensortrace.log import LogWriter, open_sink
 from tensortrace.records import Failure, Finding
-from tensortrace.text import escape, finding_text, shorten
+from tensortrace.text import shorten
 
 if TYPE_CHECKING:
     from tensortrace.capture.lines import LineTracer
@@ -74,10 +73,8 @@ class Trace:
         self._lines: LineTracer | None = None
         self._stance: Any = None
         self._end_mark: int | None = None
-        self._warned: set[str] = set()
+        self._notices = Notices()
         self._off = os.environ.get("TENSORTRACE", "").lower() in ("off", "0", "false", "no")
-
-    # ---- what the user asks
 
     def step(self) -> None:
         """Say that one turn of the loop is over; from now on only this ends a step."""
@@ -162,9 +159,7 @@ class Trace:
         self._off = True
         atexit.unregister(self.close)
         if self._decorates or not ended:
-            self._say_goodbye()
-
-    # ---- context manager
+            self._notices.goodbye(self._recorder, self.path, self._decorates)
 
     def __enter__(self) -> Trace:  # noqa: PYI034 a nested block is its outer one's
         if self._off or self._is_forked():
@@ -174,7 +169,7 @@ class Trace:
             self._joined = outer
             outer._depth += 1
             if self._options.out not in (outer._options.out, "log.jsonl"):
-                outer._warn(
+                outer._notices.warn(
                     f"a block inside another joins its run: nothing is written to "
                     f"{str(self._options.out)[:200]}"
                 )
@@ -220,7 +215,7 @@ class Trace:
             self._finish(_reason(error), failure)
         if not self._decorates:
             self._detach()
-            self._say_goodbye()
+            self._notices.goodbye(self._recorder, self.path, self._decorates)
         if error is None:
             self._recorder.raise_if_stopped()
 
@@ -240,8 +235,6 @@ class Trace:
                     self._lines.target(function)
                 self._lines.enter(_outside(frame))
 
-    # ---- decorator
-
     def __call__(self, function: F) -> F:
         """Trace every call of a function, method, generator or async function as one step."""
         if isinstance(function, (staticmethod, classmethod)):
@@ -257,72 +250,8 @@ class Trace:
         if not self._decorates:
             self._decorates = True
             atexit.register(self.close)
-        wrapper: Any
-        if inspect.iscoroutinefunction(function):
-
-            async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                return await _Driven(self, function(*args, **kwargs))
-
-        elif inspect.isasyncgenfunction(function):
-            wrapper = self._drive_async_generator(function)
-        elif inspect.isgeneratorfunction(function):
-
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                # A generator function must stay one for those who ask inspect.
-                return (yield from self._drive_generator(function(*args, **kwargs)))
-
-        else:
-
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                with self:
-                    result = function(*args, **kwargs)
-                    self._turn_over()
-                return result
-
-        return functools.wraps(function)(wrapper)  # type: ignore[return-value]
-
-    def _drive_generator(self, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """Trace a generator while it runs, not while it is suspended; each item is a step."""
-        send: Callable[[], Any] = functools.partial(next, generator)
-        while True:
-            with self:
-                try:
-                    item = send()
-                except StopIteration as stop:
-                    self._items_end()
-                    return stop.value
-                self._turn_over()
-            try:
-                sent = yield item
-                send = functools.partial(generator.send, sent)
-            except GeneratorExit:
-                generator.close()
-                raise
-            except BaseException as error:
-                send = functools.partial(generator.throw, error)
-
-    def _drive_async_generator(
-        self, function: Callable[..., AsyncGenerator[Any, Any]]
-    ) -> Callable[..., AsyncGenerator[Any, Any]]:
-        """As `_drive_generator`, for an async one."""
-
-        async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-            generator = function(*args, **kwargs)
-            step: Any = generator.__anext__()
-            while True:
-                try:
-                    item = await _Driven(self, step)
-                except StopAsyncIteration:
-                    return
-                try:
-                    step = generator.asend((yield item))
-                except GeneratorExit:
-                    await generator.aclose()
-                    raise
-                except BaseException as error:
-                    step = generator.athrow(error)
-
-        return wrapper
+        turns = Turns(self, self._turn_over, self._items_end)
+        return driven(function, turns)  # type: ignore[return-value]
 
     def _turn_over(self) -> None:
         """A decorated call has returned or yielded: that is a step, whatever it held."""
@@ -338,8 +267,6 @@ class Trace:
         recorder = self._recorder
         if recorder is not None and (recorder.holds_call or recorder.last_step() == recorder.step):
             self._turn_over()
-
-    # ---- lifecycle
 
     def _is_forked(self) -> bool:
         """Whether this is a child of the process whose run it is: such a one is inert."""
@@ -376,8 +303,8 @@ class Trace:
             engine,
             full=lambda step: is_full(step, options.every, options.steps),
             max_bytes=options.max_bytes,
-            on_finding=self._tell,
-            warn=self._warn,
+            on_finding=tell,
+            warn=self._notices.warn,
         )
         journal.write(make_header(options.as_json()))
         journal.flush()
@@ -392,7 +319,7 @@ class Trace:
             narrow=options.narrow,
             shows_compiled=options.compiled == "eager",
             should_stop=options.should_stop,
-            warn=self._warn,
+            warn=self._notices.warn,
         )
         if recorder.roots is not None:
             recorder.look = Narrower(recorder, recorder.roots).look
@@ -489,82 +416,6 @@ class Trace:
             here.busy -= 1
             here.go_on()
 
-    # ---- words on stderr
-
-    def _tell(self, finding: Finding) -> None:
-        if finding.severity != "note":
-            _say(finding_text(finding))
-
-    def _warn(self, sentence: str) -> None:
-        if sentence not in self._warned:
-            self._warned.add(sentence)
-            _say(f"tensortrace: {escape(shorten(sentence, 2000))}")
-
-    def _say_goodbye(self) -> None:
-        recorder = self._recorder
-        if recorder is None:
-            return
-        for pattern in recorder.matched_nothing():
-            self._warn(
-                f"modules={pattern!r} matches no module that ran, so it recorded none; "
-                "`tensortrace report` lists the paths of a run without modules="
-            )
-        journal = recorder.journal
-        counts = ", ".join(
-            f"{n} {severity}{'s' * (n != 1)}" for severity, n in journal.counts.items() if n
-        )
-        steps = f"{journal.steps} step{'s' * (journal.steps != 1)}"
-        line = f"tensortrace: {steps}, {counts or 'nothing found'}"
-        path = self.path
-        if path is not None:
-            line += f"; open with: tensortrace view {_relative(path)}"
-        if self._decorates and journal.steps == 1 and recorder.update > 1:
-            line += (
-                f" ({recorder.update} optimizer steps in 1 step: a decorated call is one step; "
-                "decorate what runs once a turn, or call t.step())"
-            )
-        if recorder.compiled_modules:
-            line += (
-                f" ({recorder.compiled_modules} compiled modules not visible; "
-                'compiled="eager" shows them)'
-            )
-        _say(line)
-
-
-class _Driven:
-    """Await something, tracing only while it runs and not while it is suspended."""
-
-    __slots__ = ("awaited", "trace")
-
-    def __init__(self, trace: Trace, awaited: Coroutine[Any, Any, Any]) -> None:
-        self.trace, self.awaited = trace, awaited
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        inner = self.awaited.__await__()
-        send: Callable[[], Any] = functools.partial(next, inner)
-        while True:
-            over = None
-            with self.trace:
-                try:
-                    waited = send()
-                except StopIteration as stop:
-                    self.trace._turn_over()
-                    return stop.value
-                except StopAsyncIteration as stop:  # an async generator's end is no failure
-                    self.trace._items_end()
-                    over = stop
-            if over is not None:
-                raise over
-            try:
-                sent = yield waited
-                send = functools.partial(_send, inner, sent)
-            except BaseException as error:
-                send = functools.partial(inner.throw, error)
-
-
-def _send(inner: Generator[Any, Any, Any], value: Any) -> Any:
-    return next(inner) if value is None else inner.send(value)
-
 
 @overload
 def trace(function: F, /) -> F: ...  # type: ignore[overload-overlap]
@@ -626,7 +477,7 @@ def trace(*positional: Any, **options: Any) -> Any:
 
 def _outside(frame: FrameType) -> FrameType | None:
     """The frame of a block; None where a wrapper of ours enters for a decorated function."""
-    if frame.f_code.co_filename == __file__:
+    if is_ours(frame):
         return None
     found: FrameType | None = frame
     while found is not None and found.f_code.co_filename == contextlib.__file__:
@@ -644,17 +495,3 @@ def _reason(error: BaseException | None) -> Literal["exit", "exception", "interr
     if error is None or isinstance(error, (GeneratorExit, SystemExit)):
         return "exit"
     return "exception"
-
-
-def _say(text: str) -> None:
-    # stderr may be closed or None: then nobody is there to read it.
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            print(text, file=sys.stderr, flush=True)
-
-
-def _relative(path: Path) -> str:
-    try:
-        return escape(str(path.resolve().relative_to(Path.cwd())))
-    except (ValueError, OSError):
-        return escape(str(path))

@@ -104,7 +104,7 @@ def close(function: Any) -> None:
     """Close the trace of a decorated function, which nothing else names."""
     gc.collect()
     cells = inspect.getclosurevars(function).nonlocals
-    cells["self"].close()
+    cells["turns"].block.close()
 
 
 def test_methods_of_every_kind_can_be_decorated() -> None:
