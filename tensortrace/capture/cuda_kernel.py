@@ -163,13 +163,13 @@ def reduce(
         _count(source, rows + (first + parts).to(tl.int64) * ROW, pitch, sampled, BLOCK)
 
 
-@triton.jit
-def combine(rows, table, out, BLOCK: tl.constexpr):
-    """Put rows together: program i those that pair i of the table names, first and how many.
+@triton.jit(do_not_specialize=["since"])
+def combine(rows, table, out, since, BLOCK: tl.constexpr):
+    """Put rows together: program i those that pair `since` + i of the table names.
 
-    One row alone comes out as it is, whatever it holds.
+    A pair says the first row and how many. One row alone comes out as it is, whatever it holds.
     """
-    entry = tl.program_id(0)
+    entry = since + tl.program_id(0)
     first = tl.load(table + 2 * entry)
     count = tl.load(table + 2 * entry + 1)
     column = tl.arange(0, ROW)
@@ -187,4 +187,4 @@ def combine(rows, table, out, BLOCK: tl.constexpr):
         high = tl.maximum(high, tl.max(tl.where(inside, found, -INFINITY), 0))
     lowest = (column == 4) | (column >= FIRST)
     found = tl.where(lowest, low, tl.where(column == 5, high, total))
-    tl.store(out + entry.to(tl.int64) * ROW + column, found)
+    tl.store(out + entry * ROW + column, found)

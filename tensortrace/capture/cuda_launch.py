@@ -59,6 +59,7 @@ class Launcher:
         self.trouble: str | None = None
         self.prepared: list[tuple[str, int]] = []
         self._met: set[torch.dtype] = set()
+        self._compiled: set[tuple[torch.dtype, bool]] = set()
 
     def works(self) -> bool:
         """Whether there are kernels at all; the first time, Triton is imported. Hot."""
@@ -96,7 +97,9 @@ class Launcher:
         view = _KINDS[tensor.dtype]
         if view is not None:
             tensor = tensor.view(view)
-        if tensor.dtype in self._met:
+        # What Triton compiles anew for: it reads four elements at once where they are aligned.
+        kind = (tensor.dtype, tensor.data_ptr() % 16 == 0)
+        if kind in self._compiled:
             self._reduce(tensor, rows, first, counts)
             return
         started = time.perf_counter_ns()
@@ -104,6 +107,7 @@ class Launcher:
             # What Triton warns of while it compiles is no business of the program's.
             warnings.simplefilter("ignore")
             self._reduce(tensor, rows, first, counts)
+        self._compiled.add(kind)
         self._met.add(tensor.dtype)
         name = str(tensor.dtype).removeprefix("torch.")
         self.prepared.append((name, time.perf_counter_ns() - started))
@@ -121,15 +125,18 @@ class Launcher:
             SCALED=wide, BLOCK=_BLOCK, num_warps=_WARPS,
         )  # fmt: skip
 
-    def combine(self, rows: torch.Tensor, table: torch.Tensor, out: torch.Tensor) -> None:
-        """Put the rows of each tensor together.
+    def combine(
+        self, rows: torch.Tensor, table: torch.Tensor, out: torch.Tensor, since: int, count: int
+    ) -> None:
+        """Put the rows of some tensors together.
 
         Args:
             rows: as `reduce` has filled it.
             table: int32 ``(tensors, 2)``: the first row of each, and how many.
             out: f64 ``(tensors, ROW)``, written.
+            since: the first of the tensors; `count` how many.
         """
-        self._kernels.combine[(len(table),)](rows, table, out, BLOCK=_LINES)
+        self._kernels.combine[(count,)](rows, table, out, since, BLOCK=_LINES)
 
     def _load(self) -> bool:
         try:

@@ -86,7 +86,7 @@ class _Page:
 
     def prepare(self, parts: torch.Tensor, launcher: Launcher) -> None:
         """Put nothing together: what cannot be compiled is known before anything waits for it."""
-        launcher.combine(parts, self._table_there[:1], self._results[:1])
+        launcher.combine(parts, self._table_there, self._results, 0, 1)
 
     def put(self, first: int, parts: int) -> int:
         """Say which rows belong together; the number of the result."""
@@ -101,9 +101,8 @@ class _Page:
         if since == now:
             return
         # Lines that were copied are not written again before the host has waited.
-        there = self._table_there[since:now]
-        there.copy_(self.table[since:now], non_blocking=True)
-        launcher.combine(parts, there, self._results[since:now])
+        self._table_there[since:now].copy_(self.table[since:now], non_blocking=True)
+        launcher.combine(parts, self._table_there, self._results, since, now - since)
         self._folded = now
 
     def send(self) -> None:

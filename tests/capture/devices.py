@@ -77,13 +77,16 @@ class Counted(Launcher):
         if counts:
             rows[first + parts] = torch.arange(16.0)
 
-    def combine(self, rows: torch.Tensor, table: torch.Tensor, out: torch.Tensor) -> None:
+    def combine(
+        self, rows: torch.Tensor, table: torch.Tensor, out: torch.Tensor, since: int, count: int
+    ) -> None:
         self.launches.append("combine")
-        for (first, count), result in zip(table.tolist(), out, strict=True):
-            block = rows[first : first + count]
-            if count:
+        pairs = table[since : since + count].tolist()
+        for (first, parts), result in zip(pairs, out[since:], strict=False):
+            block = rows[first : first + parts]
+            if parts:
                 result.copy_(block.sum(0))
-            if count > 1:
+            if parts > 1:
                 result[4], result[5] = block[:, 4].min(), block[:, 5].max()
                 result[9:] = block[:, 9:].amin(0)
 

@@ -371,4 +371,5 @@ def test_the_log_says_what_compiling_a_kernel_took() -> None:
     told = [a.detail for a in records.of(Action) if a.action == "kernel"]
     assert {detail["dtype"] for detail in told} >= {"float32"}
     assert all(detail["host_ns"] > 0 for detail in told)
-    assert len(told) == len({detail["dtype"] for detail in told})
+    # Once for memory that begins at a multiple of 16, and once for other memory.
+    assert len(told) <= 2 * len({detail["dtype"] for detail in told})

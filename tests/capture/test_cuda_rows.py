@@ -219,9 +219,9 @@ def test_a_dead_device_is_not_taken_for_a_broken_kernel() -> None:
 
 
 def test_what_was_compiled_is_told_once(queue: StatsQueue) -> None:
-    measure(queue, random(5), random(5), random(5).half())
+    measure(queue, random(5), random(5), random(5).half(), random(5)[1:])
     prepared, trouble = queue.news()
-    assert [dtype for dtype, _ in prepared] == ["float32", "float16"]
+    assert [dtype for dtype, _ in prepared] == ["float32", "float16", "float32"]
     assert trouble is None
     assert queue.news() == ([], None)
 
