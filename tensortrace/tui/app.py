@@ -235,7 +235,9 @@ class Viewer(Opener):
             self.tell("search given up")
             return
         if self.view is not None:
-            if self.active is self.main_pane:
+            if self.view.give_up():
+                self.tell("reading given up: the curve has what was read")
+            elif self.active is self.main_pane:
                 self.show_view("step")
             else:
                 self.main_pane.focus()

@@ -6,13 +6,14 @@ quantity, the flags, and a step that shows what is there.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tensortrace.records import Step
-from tensortrace.run import nonfinite_letter
+from tensortrace.run import Run, nonfinite_letter
 from tensortrace.tui.span import Span
 
 if TYPE_CHECKING:
@@ -119,6 +120,10 @@ class Grid:
         rows = [self._rows.get(path, len(self.flags) - 1) for path in paths]
         self._last = (paths, rows)
         return rows
+
+    def read_on(self, run: Run, cancelled: Callable[[], bool]) -> Iterator[float]:
+        """Step lines say all of it."""
+        return iter(())
 
     def nonfinite(self, row: int, column: int, name: str) -> str:
         """What was not finite behind a number: "n", "i" or ""."""

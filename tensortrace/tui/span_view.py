@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Protocol
 
 from textual.worker import get_current_worker
 
 from tensortrace.records import Step
+from tensortrace.run import Run
 from tensortrace.tui.span import (
     AT_ONCE,
     WIDEST,
@@ -36,6 +37,9 @@ class Gathered(Protocol):
     def add(self, steps: list[Step]) -> None:
         """Take in step lines."""
 
+    def read_on(self, run: Run, cancelled: Callable[[], bool]) -> Iterator[float]:
+        """Read what step lines do not say; yields the share done."""
+
 
 class SpanView(View):
     """Columns of steps from the first to the last, or closer around the cursor.
@@ -47,6 +51,8 @@ class SpanView(View):
     """
 
     STRIP = False
+    # Cells of a step in a short run, at most.
+    WIDEST: ClassVar[int] = WIDEST
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,6 +61,8 @@ class SpanView(View):
         self.held: Gathered | None = None
         # How much of the asked steps was read, up to which step, and of which run.
         self.part, self.read_to, self.run = 1.0, -1, ("", 0)
+        # Whether the calls of full steps are being read, which may take long.
+        self.beyond = False
         # The place in the run that was shown last.
         self.place: tuple[int, int | None] | None = None
 
@@ -104,7 +112,7 @@ class SpanView(View):
         else:
             span = shifted(self.held.span, first, last, self.here, self.width)
         self.read(span, last)
-        self.wide = max(1, min(WIDEST, self.width // self.shown))
+        self.wide = max(1, min(self.WIDEST, self.width // self.shown))
         self.draw_columns()
 
     # ---- reading
@@ -114,7 +122,8 @@ class SpanView(View):
         log = self.viewer.log_
         first, run = log.first_step(), (log.header.run_id, log.header.rank)
         if self.held is None or (self.held.span, self.run) != (span, run) or last < self.read_to:
-            self.held, self.run = self.gather(span), run
+            self.run = run
+            self.held = self.gather(span)
             blocks = reading_order(span, first, last, self.here)
             total = min(last + 1, span.stop) - max(first, span.start)
         elif self.part < 1 or last <= self.read_to:
@@ -140,14 +149,20 @@ class SpanView(View):
                 self.viewer.from_thread(self.took, held, min(0.99, done / total), last)
             time.sleep(BREATHE_S)
 
-        read_blocks(self.viewer.log_, blocks, take, lambda: worker.is_cancelled)
+        log = self.viewer.log_
+        read_blocks(log, blocks, take, lambda: worker.is_cancelled)
+        for share in held.read_on(log, lambda: worker.is_cancelled):
+            if time.monotonic() - told > TELL_EVERY_S:
+                told = time.monotonic()
+                self.viewer.from_thread(self.took, held, min(0.99, share), last, True)
+            time.sleep(BREATHE_S)
         if not worker.is_cancelled:
             self.viewer.from_thread(self.took, held, 1.0, last)
 
-    def took(self, held: Gathered, part: float, last: int) -> None:
-        """Draw what was read so far."""
+    def took(self, held: Gathered, part: float, last: int, beyond: bool = False) -> None:
+        """Draw what was read so far; `beyond` the step lines."""
         if held is self.held:
-            self.part, self.read_to = part, last
+            self.part, self.read_to, self.beyond = part, last, beyond
             if self.display:
                 self.draw_columns()
 
@@ -161,7 +176,18 @@ class SpanView(View):
     @property
     def reading(self) -> str:
         """How much was read, for a title; nothing once it is all."""
+        if self.beyond and self.part < 1:
+            return f", full steps {self.part:.0%} read (esc stops)"
         return "" if self.part >= 1 else f", {self.part:.0%} read"
+
+    def give_up(self) -> bool:
+        """Read no further from the calls of steps; what is there stays."""
+        if not self.beyond or self.part >= 1:
+            return False
+        self.viewer.workers.cancel_group(self.viewer, f"view-{self.NAME}")
+        self.part, self.beyond = 1.0, False
+        self.draw_columns()
+        return True
 
     # ---- keys
 

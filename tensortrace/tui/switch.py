@@ -11,6 +11,7 @@ from tensortrace.tui.grid import Grid
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.span import read_blocks
 from tensortrace.tui.tabs import Tabs
+from tensortrace.tui.timeline_view import TimelineView
 from tensortrace.tui.toggle import Toggle
 from tensortrace.tui.trend import sample, trend_span
 from tensortrace.tui.views import VIEWS
@@ -69,6 +70,13 @@ class Switcher(Walker):
     def action_view(self, name: str) -> None:
         """Show a view by its key."""
         self.show_view(name)
+
+    def chart(self, statistic: object) -> None:
+        """Draw a statistic over the steps in the timeline."""
+        self.remember()
+        self.show_view("timeline")
+        view = self.screen_stack[0].query_one("#view-timeline", TimelineView)
+        view.take(statistic)
 
     def on_tabs_picked(self, message: Tabs.Picked) -> None:
         """Show the view that was clicked."""

@@ -17,11 +17,13 @@ from tensortrace.text import escape, location_text, number_text
 from tensortrace.tui import detail, flow
 from tensortrace.tui.bindings import bindings_of
 from tensortrace.tui.cells import name_of, short_place
+from tensortrace.tui.choose import Choice, choose
 from tensortrace.tui.distribution import distribution_lines
 from tensortrace.tui.flow import Flow, Way
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.rows import Row, StepRows
 from tensortrace.tui.site import Held, beside, held_of, over_steps
+from tensortrace.tui.site_track import of_site
 from tensortrace.tui.span import WIDEST, Span, fitting, span_of, used
 from tensortrace.tui.span_view import BREATHE_S, TELL_EVERY_S
 from tensortrace.tui.theme import ASCII, Glyphs, Styled, fit
@@ -228,6 +230,17 @@ class TensorView(View):
             self.at = (self.at + direction) % len(self.held)
             self.look()
             self.draw_page()
+
+    def action_chart(self) -> None:
+        """Ask for a statistic of the tensor, and draw it over all steps in the timeline."""
+        row = self.viewer.row
+        if row is None or not self.chosen:
+            return
+        name = name_of(row, self.viewer.modules)[0]
+        held = of_site(self.chosen[0], name)
+        choices = [Choice(one.name, one, one.title) for one in held]
+        question = f"Chart which statistic of {self.chosen[0].label} over all steps?"
+        choose(self.viewer, escape(question), choices, self.viewer.chart)
 
     def open(self, pane: Pane, at: int) -> None:
         """Go to the row."""

@@ -10,11 +10,14 @@ from textual.binding import BindingType
 
 from tensortrace.text import module_text, number_text
 from tensortrace.tui.bindings import bindings_of
+from tensortrace.tui.cells import name_of
 from tensortrace.tui.choose import Choice, choose
 from tensortrace.tui.columns import Columns
 from tensortrace.tui.grid import QUANTITIES
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.plot import Extent, curve, is_log
+from tensortrace.tui.site import held_of
+from tensortrace.tui.site_track import SiteStatistic, of_site
 from tensortrace.tui.span import Span
 from tensortrace.tui.span_view import SpanView
 from tensortrace.tui.theme import Styled, fit
@@ -27,11 +30,14 @@ class TimelineView(SpanView):
     """All steps at once; the marks of findings stand over them."""
 
     NAME = "timeline"
+    WIDEST = 1000  # a short run takes all the room
     BINDINGS: ClassVar[list[BindingType]] = bindings_of("timeline")
 
     def __init__(self) -> None:
         super().__init__()
-        self.chosen: Statistic = RATE
+        # The run and the rank that numbers of a tensor were read from.
+        self.known_of = ("", 0)
+        self.chosen: Statistic | SiteStatistic = RATE
 
     def compose(self) -> ComposeResult:
         """One pane that is redrawn whole."""
@@ -44,6 +50,9 @@ class TimelineView(SpanView):
 
     def gather(self, span: Span) -> Tracks:
         """Begin to gather what is drawn."""
+        if isinstance(self.chosen, SiteStatistic) and self.run != self.known_of:
+            self.chosen.known.clear()  # of another run or rank
+        self.known_of = self.run
         return Tracks(span, (LOSS, GRAD_NORM, self.chosen))
 
     def left_of(self, width: int) -> int:
@@ -110,8 +119,10 @@ class TimelineView(SpanView):
             lines.append(line)
         return lines
 
-    def label(self, statistic: Statistic) -> str:
+    def label(self, statistic: Statistic | SiteStatistic) -> str:
         """Name a statistic for a person."""
+        if isinstance(statistic, SiteStatistic):
+            return f"{statistic.title} {statistic.name}"
         if statistic.path is None:
             return statistic.name
         module = self.viewer.modules.get(statistic.path)
@@ -122,14 +133,20 @@ class TimelineView(SpanView):
 
     def action_quantity(self) -> None:
         """Ask which statistic the last plot shows."""
-        choices = [Choice(self.label(held), held) for held in statistics(self.viewer.modules)]
+        held: list[Statistic | SiteStatistic] = [*statistics(self.viewer.modules)]
+        row = self.viewer.row
+        if row is not None:
+            name = name_of(row, self.viewer.modules)[0]
+            held += [one for site in held_of(row, self.viewer.rows) for one in of_site(site, name)]
+        choices = [Choice(self.label(one), one) for one in held]
         choose(self.viewer, "Show which statistic over the steps?", choices, self.take)
 
     def take(self, chosen: object) -> None:
         """Show another statistic."""
-        if isinstance(chosen, Statistic):
+        if isinstance(chosen, Statistic | SiteStatistic):
             self.chosen, self.held = chosen, None
-            self.draw()
+            if self.ready:
+                self.draw()
 
     def action_end(self, last: bool) -> None:
         """Go to the first or the last step."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from tensortrace.records import Step, from_scalar
-from tensortrace.run import nonfinite_letter
+from tensortrace.run import Run, nonfinite_letter
 from tensortrace.tui.grid import QUANTITIES
+from tensortrace.tui.site_track import SiteStatistic, in_turn
 from tensortrace.tui.span import Span
 
 
@@ -59,11 +60,13 @@ class Tracks:
         bad: int64 ``(statistics, columns)``: the first step whose number is not finite, else -1.
     """
 
-    def __init__(self, span: Span, held: Iterable[Statistic]) -> None:
+    def __init__(self, span: Span, held: Iterable[Statistic | SiteStatistic]) -> None:
         self.span, self.held = span, tuple(held)
         shape = (len(self.held), span.columns)
         self.low, self.high = np.full(shape, np.nan), np.full(shape, np.nan)
         self.bad = np.full(shape, -1, np.int64)
+        # Steps whose calls are in the log, for what only these say.
+        self.full: set[int] = set()
 
     def add(self, steps: list[Step]) -> None:
         """Take in step lines; one that came before changes nothing, so any order will do."""
@@ -71,12 +74,31 @@ class Tracks:
             at = self.span.column(step.step)
             if not 0 <= at < self.span.columns:
                 continue
+            if step.full and self.sites:
+                self.full.add(step.step)
             for row, statistic in enumerate(self.held):
-                value = statistic.of(step)
-                if value is None:
-                    continue
-                if math.isfinite(value):
-                    self.low[row, at] = np.fmin(self.low[row, at], value)
-                    self.high[row, at] = np.fmax(self.high[row, at], value)
-                elif not 0 <= self.bad[row, at] <= step.step:
-                    self.bad[row, at] = step.step
+                self._put(row, at, step.step, statistic.of(step))
+
+    def _put(self, row: int, at: int, step: int, value: float | None) -> None:
+        if value is None:
+            return
+        if math.isfinite(value):
+            self.low[row, at] = np.fmin(self.low[row, at], value)
+            self.high[row, at] = np.fmax(self.high[row, at], value)
+        elif not 0 <= self.bad[row, at] <= step:
+            self.bad[row, at] = step
+
+    @property
+    def sites(self) -> list[tuple[int, SiteStatistic]]:
+        """The statistics that only the calls of full steps have, by row."""
+        return [(row, one) for row, one in enumerate(self.held) if isinstance(one, SiteStatistic)]
+
+    def read_on(self, run: Run, cancelled: Callable[[], bool]) -> Iterator[float]:
+        """Read what step lines do not say from the full steps that came; yields the share done."""
+        for row, statistic in self.sites:
+            steps = sorted(self.full - statistic.known.keys())
+            for done, number in enumerate(in_turn(steps, self.span.column)):
+                if cancelled():
+                    return
+                self._put(row, self.span.column(number), number, statistic.read(run, number))
+                yield done / len(steps)

@@ -51,6 +51,10 @@ class View(Container):
     def draw(self) -> None:
         """Show what belongs to the place in the run; called often, so it costs little."""
 
+    def give_up(self) -> bool:
+        """Stop what takes long, so that esc does that before it leaves; False if nothing does."""
+        return False
+
     def leave(self) -> None:
         """Another view is shown now."""
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from textual.command import CommandPalette
+
 from tensortrace.records import ModuleColumns, Step
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.plot import curve, is_log
+from tensortrace.tui.site import Held
+from tensortrace.tui.site_track import in_turn, of_site
 from tensortrace.tui.span import Span
 from tensortrace.tui.theme import ASCII, UNICODE
 from tensortrace.tui.tracks import LOSS, Statistic, Tracks, statistics
+from tests.builders import make_call, make_tensor
 from tests.tui.samples import BAD_STEP, make_open_run
-from tests.tui.screen import settle, text_of
+from tests.tui.screen import settle, text_of, told, until
 from tests.tui.test_layers_view import make_layered_run
+from tests.tui.test_palette import offered
 
 
 def test_a_column_keeps_the_ends_and_the_first_step_that_is_not_finite() -> None:
@@ -135,3 +141,74 @@ async def test_a_click_puts_the_cursor_on_a_column_and_another_opens_its_step(
         await pilot.click(app.view.main, offset=at)
         await settle(app, pilot)
         assert (app.shown, app.number) == ("step", 4)
+
+
+def test_every_statistic_of_a_tensor_and_none_of_the_finite_where_others_are() -> None:
+    tensor = make_tensor(1, 4, min=-3.0, max=2.0, mean=0.5, std=1.5, norm=4.0, zeros=1)
+    held = Held("output", make_call(1, "a"), "outputs", "output", tensor)
+    told = {one.name: one.of_tensor(tensor) for one in of_site(held, "a")}
+    assert told == {
+        "mean": 0.5, "std": 1.5, "min": -3.0, "max": 2.0, "largest magnitude": 3.0, "rms": 2.0,
+        "norm": 4.0, "zero fraction": 0.25, "NaN elements": 0.0, "infinite elements": 0.0,
+        "elements": 4.0,
+    }  # fmt: skip
+    bad = make_tensor(1, 4, nan=1, min=-3.0, max=2.0, mean=0.5, std=1.5, norm=4.0, zeros=1)
+    told = {one.name: one.of_tensor(bad) for one in of_site(held, "a")}
+    assert math.isnan(told["mean"] or 0.0)
+    assert (told["NaN elements"], told["zero fraction"]) == (1.0, 0.25)
+    assert {one.of_tensor(None) for one in of_site(held, "a")} == {None}
+
+
+def test_steps_are_read_from_coarse_to_fine() -> None:
+    order = list(in_turn(list(range(12)), lambda step: step // 4))
+    assert order[:3] == [0, 4, 8]
+    assert order[3:6] == [2, 6, 10]
+    assert sorted(order) == list(range(12))
+    assert list(in_turn([], lambda step: 0)) == []
+
+
+async def test_t_charts_a_statistic_of_the_tensor_over_all_full_steps(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path), step=2)
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        app.go_to_seq(2, 2)
+        await pilot.press("4")
+        await settle(app, pilot)
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, CommandPalette))
+        await pilot.press(*"std")
+        await until(pilot, lambda: any("std" in name for name in offered(app)[:1]))
+        await pilot.press("enter")
+        await until(pilot, lambda: app.shown == "timeline" and app.view.ready)
+        await settle(app, pilot)
+        tracks = app.view.tracks
+        assert tracks.low[2, :10].tolist() == [0.5 * (1 + 0.2 * step) for step in range(10)]
+        assert f"{app.view.label(app.view.chosen)}  here 0.7" in text_of(app)
+        # Ten steps take all the width.
+        assert app.view.wide > 8
+        known = dict(app.view.chosen.known)
+        await pilot.press("m")
+        await until(pilot, lambda: isinstance(app.screen, CommandPalette))
+        await pilot.press(*"output norm")
+        await until(pilot, lambda: any("output norm" in name for name in offered(app)))
+        await pilot.press("escape")
+        await until(pilot, lambda: not isinstance(app.screen, CommandPalette))
+        assert app.view.chosen.known == known
+        await pilot.press("backspace")
+        await until(pilot, lambda: app.shown == "tensor")
+
+
+async def test_esc_ends_the_reading_of_full_steps_and_keeps_what_was_read(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path), step=2)
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("2")
+        await settle(app, pilot)
+        view = app.view
+        view.took(view.held, 0.4, view.read_to, True)
+        assert "full steps 40% read (esc stops)" in str(view.main.border_title)
+        await pilot.press("escape")
+        assert app.shown == "timeline"
+        assert "reading given up" in told(app)
+        await pilot.press("escape")
+        await until(pilot, lambda: app.shown == "step")
