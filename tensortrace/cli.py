@@ -100,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tensortrace {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        lines = "\n".join(f"  {line:<52}{why}" for line, why in command.examples)
+        wide = max(52, *(len(line) + 2 for line, _ in command.examples))
+        lines = "\n".join(f"  {line:<{wide}}{why}" for line, why in command.examples)
         one = commands.add_parser(
             command.name, help=command.summary, description=command.summary,
             epilog=f"examples:\n{lines}", formatter_class=style, allow_abbrev=False,
@@ -218,7 +219,9 @@ class Progress:
 
 def _lines_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("log", nargs="?", type=Path, help="the log; by default the newest one here")
+    told = "the log, or all ranks of a run, or their folder; by default the newest here"
+    add("log", nargs="*", type=Path, help=told)
+    add("--rank", type=int, metavar="N", help="which rank's lines; by default the lowest")
     add("--step", metavar="N", help="only step N, or steps N:M; by default all")
     add("--function", metavar="NAME", help="only functions of this name: `forward`, `Net.forward`")
     add("--write", nargs="?", const=False, type=Path, metavar="FOLDER",
@@ -233,10 +236,10 @@ def lines(arguments: argparse.Namespace) -> int:
     folder = arguments.write or None
     if folder is not None and folder.is_file():
         raise UsageError(f"--write takes a folder, and {folder} is a file: name the log first.")
+    if arguments.write is not None and arguments.json:
+        raise UsageError("--write makes copies and --json prints a document: choose one of them.")
     with ExitStack() as opened:
-        run, *others = open_logs(arguments.log, opened)
-        if others:
-            _complain(f"this is rank {run.header.rank}; for another name its log: {others[0].path}")
+        run = _of_rank(open_logs(arguments.log, opened), arguments.rank, opened)
         progress = Progress(run.last_step(), "reading")
         steps = None if arguments.step is None else _steps(arguments.step)
         listing = gather_lines(run, steps=steps, function=arguments.function, tick=progress.tick)
@@ -254,6 +257,30 @@ def lines(arguments: argparse.Namespace) -> int:
         for text in render_lines(listing, width=_width(), colour=_colour(), plain=plain):
             _write(text)
     return 0
+
+
+def _of_rank(runs: Sequence[Run], rank: int | None, opened: ExitStack) -> Run:
+    """Choose the log of a rank: of those that were named, or that lie beside the only one.
+
+    Raises:
+        UsageError: there is none of that rank.
+    """
+    by_rank = {run.header.rank: run for run in runs}
+    first = runs[0]
+    there = sorted({*by_rank, *first.ranks})
+    if rank is None:
+        if len(runs) > 1:
+            _complain(f"this is rank {first.header.rank} of {_ranks(there)}; --rank shows another.")
+        return first
+    if rank in by_rank:
+        return by_rank[rank]
+    if rank not in first.ranks:
+        raise UsageError(f"--rank {rank}: the run has {_ranks(there)}.")
+    return open_logs(first.ranks[rank], opened)[0]
+
+
+def _ranks(there: Sequence[int]) -> str:
+    return f"rank{'s' * (len(there) > 1)} {', '.join(map(str, there))}"
 
 
 def _write_copies(listing: Listing, folder: Path | None) -> int:
@@ -457,6 +484,7 @@ COMMANDS = (
         ("tensortrace lines log.jsonl --step 12", "only step 12; 10:20 for a range"),
         ("tensortrace lines log.jsonl --function forward", "only functions of that name"),
         ("tensortrace lines log.jsonl --write", "model.annotated.py, a copy with comments"),
+        ("tensortrace lines runs/today --rank 2", "the newest run in a folder, its rank 2"),
         ("tensortrace lines log.jsonl --json", "for machines"),
     )),
     Command("export", "Write a run as one HTML page, or its numbers as CSV.",

@@ -273,9 +273,9 @@ class Line(Record, frozen=True, kw_only=True, tag="line"):
     of its frame; the line itself is written when it has ended. `nth` counts its executions in the
     frame and step, from 0, and `passed_over` those since its last record, the first of which began
     at the seq `since`. A statement over several lines may have a line twice in one execution: they
-    have the same `nth`. Of a "call", `passed_over` counts calls of the function that were not
-    followed; if the last of a step was not either, its record is the only one of its frame.
-    `host_ns` is the time it took, calls included.
+    have the same `nth`, which is -1 if the first of them was in the step before. Of a "call",
+    `passed_over` counts calls of the function that were not followed; if the last of a step was not
+    either, its record is the only one of its frame. `host_ns` is the time it took, calls included.
     `flags`: "nonfinite" where it made the first NaN or infinity of its step, "broadcast" where
     shapes met that were hardly meant to. `tensors` describes those that no earlier line of the step
     described.

@@ -121,14 +121,45 @@ def test_write_refuses_a_file_that_changed_with_exit_2(log: Path, run) -> None:
     )
 
 
-def test_of_several_ranks_the_first_is_shown_and_the_next_is_named(run) -> None:
+def write_ranks(folder: Path = Path()) -> None:
     for rank in (0, 1):
         records = [make_header(rank=rank, world_size=2), *make_listed()[1:]]
-        write_log(Path(f"log.rank{rank}.jsonl"), records)
+        write_log(folder / f"log.rank{rank}.jsonl", records)
+
+
+def test_of_several_ranks_the_first_is_shown_and_the_others_are_named(run) -> None:
+    write_ranks()
     code, out, err = run("log.jsonl")
     assert code == 0
     assert out.startswith("log.rank0.jsonl, rank 0: steps 0 to 2")
-    assert "log.rank1.jsonl" in err
+    assert err == "tensortrace: this is rank 0 of ranks 0, 1; --rank shows another.\n"
+
+
+@pytest.mark.parametrize(
+    "named", [["log.jsonl"], ["runs"], ["log.rank1.jsonl", "log.rank0.jsonl"], ["log.rank0.jsonl"]]
+)
+def test_a_rank_can_be_chosen_however_the_run_is_named(run, named: list[str]) -> None:
+    Path("runs").mkdir()
+    write_ranks()
+    write_ranks(Path("runs"))
+    code, out, err = run(*named, "--rank", "1")
+    assert (code, err) == (0, "")
+    assert "log.rank1.jsonl, rank 1: steps 0 to 2" in out.split("\n")[0]
+
+
+def test_a_rank_that_is_not_there_is_refused_with_those_that_are(run) -> None:
+    write_ranks()
+    code, out, err = run("log.jsonl", "--rank", "7")
+    assert (code, out) == (2, "")
+    assert err == "tensortrace: --rank 7: the run has ranks 0, 1.\n"
+
+
+def test_copies_and_a_document_at_once_are_refused(log: Path, run) -> None:
+    code, out, err = run("log.jsonl", "--json", "--write")
+    assert (code, out) == (2, "")
+    assert err == (
+        "tensortrace: --write makes copies and --json prints a document: choose one of them.\n"
+    )
 
 
 def test_a_terminal_gets_colour_unless_it_does_not_want_it(log: Path) -> None:

@@ -215,7 +215,7 @@ class FrameTrace:
         self._pend(draft)
         if self._line:
             # What began in the step before ends in this one.
-            self._seq, self._nth = self.tracer.recorder.next_seq(), 0
+            self._seq, self._nth = self.tracer.recorder.next_seq(), self._thinning.nth_in_flight
             self.recorded = True
 
     # ---- lines

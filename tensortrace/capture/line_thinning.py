@@ -57,33 +57,41 @@ class Thinning:
         self.owed: dict[str, tuple[int, Any]] = {}
 
     def begin_step(self, line: int = 0) -> None:
-        """Count anew; a line that runs already is in its first execution."""
+        """Count anew; a line that runs already is in its first execution, or the rest of one."""
         self._counts.clear()
         self.passed.clear()
         self.owed.clear()
         self._shapes.clear()
         if line:
-            self._counts[line] = 1
+            self._counts[line] = 1 - self._again
 
     def begin(self, line: int, last: int) -> int:
-        """Count a line that begins after another; returns which execution it is, from 0. Hot."""
+        """Count a line that begins after another; returns which execution it is, from 0. Hot.
+
+        -1 is the rest of one that was counted in the step before.
+        """
         statement = self._statements.begun_by(line)
         if self._statements.leaves(last, line):
             self._statement, self._leaving = 0, statement
-            self._again = line in self._counts
+            self._again = True
             self._met = {line}
         elif statement and statement == self._leaving and line not in self._met:
-            self._again = line in self._counts  # the next part of a `with` that is left
+            self._again = True  # the next part of a `with` that is left
             self._met.add(line)
         else:
             if not statement or statement != self._statement:
                 self._met.clear()
-            self._again = line in self._met and line in self._counts
+            self._again = line in self._met
             self._statement, self._leaving = statement, 0
             self._met.add(line)
         nth = self._counts.get(line, 0) - self._again
         self._counts[line] = nth + 1
         return nth
+
+    @property
+    def nth_in_flight(self) -> int:
+        """Which execution the line that runs while a step begins is."""
+        return -self._again
 
     def is_first(self, nth: int) -> bool:
         """Whether the line that began last has not run before in this frame and step."""

@@ -1,7 +1,7 @@
 """A copy of a source file with the shapes that flowed through it as comments.
 
-Only comments are added: the copy has the tokens of the original. A place where a comment would not
-be one, within a string over several lines or after a backslash, gets none.
+Only comments are added: the copy has the tokens of the original. Where a comment would not be one,
+within a string over several lines or after a backslash, it goes to the end of the statement.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from tensortrace.errors import UsageError
 from tensortrace.export.flows import FunctionFlow, LineFlow, bad_text, grouped
 from tensortrace.export.lines import Listing
+from tensortrace.export.margins import margin
 from tensortrace.export.steps import range_text
 from tensortrace.records import Source
 from tensortrace.text import carries, escape, shorten
@@ -134,10 +135,15 @@ def _annotated(path: Path, functions: Sequence[FunctionFlow], listing: Listing) 
     for function, source in known:
         _compare(lines, source, path.name)
         for number, line in function.lines.items():
-            comments[number] = _joined([comments.get(number, ""), _comment(line)])
+            parts = [
+                comments.get(number, ""),
+                _comment(line),
+                *_wrong(listing, function.file, line),
+            ]
+            comments[number] = "; ".join(part for part in parts if part)
     arrow = "→" if carries(encoding, "→") else "->"
-    for number in comment_places("\n".join(lines)) & {n for n, told in comments.items() if told}:
-        said = comments[number].replace("→", arrow)
+    for number, told in _placed(comments, comment_rows("\n".join(lines))).items():
+        said = told.replace("→", arrow)
         said = said.encode(encoding, "backslashreplace").decode(encoding)
         lines[number - 1] = f"{lines[number - 1].rstrip()}  # {said}"
     steps = f"steps {range_text(listing.steps)}" if listing.steps else "no steps"
@@ -176,13 +182,32 @@ def _comment(line: LineFlow) -> str:
     return _joined([*told, "..." if len(groups) > MOST_GROUPS else ""])
 
 
+def _wrong(listing: Listing, file: str, line: LineFlow) -> list[str]:
+    """What is wrong at a line, as in the margin of the listing."""
+    told = [text for text, _ in margin(listing, file, line)]
+    return [shorten(text, LONGEST_COMMENT) for text in told[:MOST_GROUPS]]
+
+
+def _placed(comments: dict[int, str], rows: dict[int, int]) -> dict[int, str]:
+    """Put each comment where it can stand; those of one row are joined."""
+    placed: dict[int, str] = {}
+    for number, told in sorted(comments.items()):
+        row = rows.get(number)
+        if told and row is not None:
+            placed[row] = f"{placed[row]}; {told}" if row in placed else told
+    return placed
+
+
 def _joined(parts: Iterable[str]) -> str:
     text = "; ".join(part for part in parts if part)
     return shorten(text, LONGEST_COMMENT)
 
 
-def comment_places(text: str) -> set[int]:
-    """The numbers of the lines of Python source at whose end a comment can stand.
+def comment_rows(text: str) -> dict[int, int]:
+    """Where a comment on a line of Python source can stand, by its number.
+
+    At its own end; of a line within a string over several or before a backslash at the end of its
+    statement.
 
     Raises:
         UsageError: it is no Python.
@@ -190,6 +215,9 @@ def comment_places(text: str) -> set[int]:
     inside: set[int] = set()
     code: set[int] = set()
     opened: list[int] = []
+    # By line, the last one of its statement.
+    ends: dict[int, int] = {}
+    begun = 0
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             name = tokenize.tok_name[token.type]
@@ -200,9 +228,14 @@ def comment_places(text: str) -> set[int]:
                 inside.update(range(opened.pop(), last))
             elif name == "STRING":
                 inside.update(range(first, last))
+            if name == "NEWLINE":
+                ends.update((n, first) for n in range(begun, first + 1))
+                begun = 0
             if name not in ("COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER"):
                 code.update(range(first, last + 1))
+                begun = begun or first
     except (tokenize.TokenError, SyntaxError, IndentationError) as error:
         raise UsageError(f"it is no Python that can be read here ({error})") from error
     slashed = {n for n, line in enumerate(text.split("\n"), 1) if line.rstrip().endswith("\\")}
-    return code - inside - slashed
+    free = code - inside - slashed
+    return {n: row for n in code for row in (n if n in free else ends.get(n, 0),) if row in free}

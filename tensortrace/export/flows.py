@@ -5,6 +5,7 @@ A flow is small however much flowed: of each dim it keeps the first few values a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,13 @@ from tensortrace.text import escape, number_text, short_dtype, shorten
 LISTED = 3
 # Variables that are no news.
 UNTOLD = ("self", "cls")
+_NUMBER = re.compile(r"-?\d{1,300}(?:\.\d{1,300})?(?:e[+-]\d{1,3})?")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+_NAN = re.compile(r"(?<![\w'\".])nan(?![\w'\"])")
 _FLOAT = re.compile(r"-?\d{1,300}\.\d{4,20}(?:e[+-]\d{1,3})?")
 DEFINED = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)", re.M)
-LONGEST_TEXT = 24
+# Of one text, and of all texts that a value had.
+LONGEST_TEXT, LONGEST_TEXTS = 24, 40
 
 
 @dataclass(slots=True)
@@ -61,13 +66,18 @@ class Flow:
         kinds: by dtype and number of dims (None: a tensor that has none), the dims.
         first: the text of a value that is no tensor, or the number of a tensor of one element,
             when it was seen first; `last` is the last one.
-        bad: by "nan" and "inf", where it first was so.
+        texts: the first few different ones, in order of first sight.
+        low, high: of those that are numbers the smallest and the largest.
+        bad: by "nan" and "inf", where it first was so; a number that is infinite is no fault.
     """
 
     name: str
     kinds: dict[tuple[str, int | None], list[Dim]] = field(default_factory=dict)
     first: str | None = None
     last: str | None = None
+    texts: list[str] = field(default_factory=list)
+    low: float = math.inf
+    high: float = -math.inf
     bad: dict[str, Bad] = field(default_factory=dict)
 
     def add(self, tensor: Tensor, step: int) -> None:
@@ -83,17 +93,27 @@ class Flow:
                 if length != dim.values[-1]:
                     dim.add(length)
         if tensor.numel == 1 and tensor.mean is not None:
-            self.say(number_text(tensor.mean))
+            self.say(number_text(tensor.mean), step, tensor.mean)
         if tensor.nan and "nan" not in self.bad:
             self.bad["nan"] = Bad(step, tensor.nan, tensor.numel)
         if (tensor.posinf or tensor.neginf) and "inf" not in self.bad:
             self.bad["inf"] = Bad(step, tensor.posinf + tensor.neginf, tensor.numel)
 
-    def say(self, text: str) -> None:
-        """Take in the text of one value."""
+    def say(self, text: str, step: int, number: float | None = None) -> None:
+        """Take in the text of one value, and its number if it is one."""
         if self.first is None:
             self.first = text
         self.last = text
+        if len(self.texts) <= LISTED and text not in self.texts:
+            self.texts.append(text)
+        if number is None and _NUMBER.fullmatch(text):
+            number = float(text)
+        if number is not None and math.isfinite(number):
+            self.low, self.high = min(self.low, number), max(self.high, number)
+        elif number is not None:
+            self.bad.setdefault("nan" if math.isnan(number) else "inf", Bad(step, 1, 1))
+        elif "nan" in text and "nan" not in self.bad and _NAN.search(_QUOTED.sub("", text)):
+            self.bad["nan"] = Bad(step, 1, 1)
 
 
 @dataclass(slots=True)
@@ -103,7 +123,8 @@ class LineFlow:
     Attributes:
         executions: how often it ran; of a log without line records, how many calls it made.
         recorded: how many of those are in the log, with their time.
-        entered: how often a function, a block or a step within one began here.
+        entered: how often a function, a block or a step within one began here; `followed` counts
+            those whose lines were recorded.
         host_ns: the time of those that are.
         variables: what it changed or returned, by name; `calls` is what the calls that it made gave
             back, by module path or op; `unnamed` counts names beyond the first 64 of each.
@@ -117,6 +138,7 @@ class LineFlow:
     executions: int = 0
     recorded: int = 0
     entered: int = 0
+    followed: int = 0
     host_ns: int = 0
     variables: dict[str, Flow] = field(default_factory=dict)
     calls: dict[str, Flow] = field(default_factory=dict)
@@ -133,6 +155,7 @@ class LineFlow:
             self.executions += other.executions
             self.recorded += other.recorded
             self.entered += other.entered
+            self.followed += other.followed
             self.host_ns += other.host_ns
         self.variables = {**other.variables, **self.variables}
         self.calls = {**other.calls, **self.calls}
@@ -152,11 +175,15 @@ class LineFlow:
 
     @property
     def flows(self) -> list[Flow]:
-        """What to tell: the variables, or where none of them holds a tensor what calls made."""
-        variables = list(self.variables.values())
-        if any(flow.kinds for flow in variables):
-            return variables
-        return [*self.calls.values(), *variables]
+        """What to tell: the variables, or where none of them holds a tensor what calls made.
+
+        What was not finite in a call is told in any case: not every execution has its variables.
+        """
+        variables, calls = list(self.variables.values()), list(self.calls.values())
+        if not any(flow.kinds for flow in variables):
+            return [*calls, *variables]
+        told = {name for flow in variables for name in flow.bad}
+        return [*variables, *(flow for flow in calls if flow.bad.keys() - told)]
 
 
 @dataclass(slots=True)
@@ -171,12 +198,20 @@ class FunctionFlow:
     @property
     def entered(self) -> int:
         """How often it was called. What runs in a block or over several steps is met elsewhere."""
+        return sum(line.entered for line in self._heads())
+
+    @property
+    def followed(self) -> int:
+        """How many of these calls were recorded line by line."""
+        return sum(line.followed for line in self._heads())
+
+    def _heads(self) -> list[LineFlow]:
         if self.source is None:
-            return 0
+            return []
         begins = DEFINED.search(self.source.text)
         above = self.source.text.count("\n", 0, begins.start()) if begins else 0
         head = range(self.first_line, self.first_line + above + 1)
-        return sum(line.entered for number, line in self.lines.items() if number in head)
+        return [line for number, line in self.lines.items() if number in head]
 
     @property
     def first_line(self) -> int:
@@ -209,11 +244,25 @@ def kind_texts(flow: Flow, arrow: str = "→") -> list[str]:
 
 
 def value_text(flow: Flow, arrow: str = "→") -> str:
-    """Write the first and the last value that were seen: ``2.31→0.412``; empty if none; escaped."""
+    """Write the values that were seen: ``0→1→2``, ``2.31→..→0.412``; empty if none; escaped.
+
+    If one in between was smaller or larger than both ends, the range follows: ``(0.1..9)``.
+    """
     if flow.first is None or flow.last is None:
         return ""
-    ends = [flow.first] if flow.first == flow.last else [flow.first, flow.last]
-    return arrow.join(escape(shorten(_rounded(text), LONGEST_TEXT)) for text in ends)
+    last = [] if flow.texts[-1] == flow.last else [flow.last]
+    told = [escape(shorten(_rounded(text), LONGEST_TEXT)) for text in [*flow.texts, *last]]
+    if len(told) <= 2 or (
+        len(flow.texts) <= LISTED and len(arrow.join(told)) <= LONGEST_TEXTS
+    ):  # fmt: skip
+        return arrow.join(told)
+    text = f"{told[0]}{arrow}..{arrow}{told[-1]}"
+    if not flow.low < flow.high:
+        return text
+    ends = [float(end) for end in (flow.first, flow.last) if _NUMBER.fullmatch(end)]
+    low, high = number_text(flow.low), number_text(flow.high)
+    inside = ends and low in map(number_text, ends) and high in map(number_text, ends)
+    return text if inside else f"{text} ({low}..{high})"
 
 
 def _rounded(text: str) -> str:

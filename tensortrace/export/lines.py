@@ -11,14 +11,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from tensortrace.errors import UsageError
 from tensortrace.export.contents import read_to_the_end
 from tensortrace.export.flows import DEFINED, FunctionFlow, LineFlow
-from tensortrace.export.lines_reader import Reader
+from tensortrace.export.lines_reader import FirstBad, Reader
 from tensortrace.export.steps import require_steps
-from tensortrace.records import Source, Step
+from tensortrace.records import Line, Source, Step
 from tensortrace.text import LONGEST_NAME, escape, shorten
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 # Code of these has no text of its own: its lines stand in the function around it. Python 3.10 does
 # not say which that is.
 _NAMELESS = re.compile(r"(\.?(<locals>\.)?<(lambda|listcomp|setcomp|dictcomp|genexpr)>)+$")
+# Steps beyond which a step is not near, and full ones that are looked at.
+FAR, TRIED = 2000, 20
 Span = tuple[int, int, Source]
 _KINDS = ("line", "call", "action", "optimizer", "finding", "step")
 
@@ -35,8 +38,13 @@ _KINDS = ("line", "call", "action", "optimizer", "finding", "step")
 class Listing:
     """The functions of a run in order of first execution, and what was read of them.
 
-    `recorded` says that the log has line records; else lines are those that called modules and ops.
-    `steps` are the first and last step asked for, `whole` counts those with lines or calls.
+    Attributes:
+        recorded: whether these steps have line records; else lines are those that called modules
+            and ops.
+        steps: those that were asked for; `whole` counts those with lines or calls.
+        first_bad: the line that made the first NaN or infinity of the run, whether it is among
+            these or not; known if one of these made any. `first_bad_here` is the first step here.
+        near: of a run with lines, where none of these steps has any, the nearest steps that do.
     """
 
     run: Run
@@ -44,6 +52,9 @@ class Listing:
     recorded: bool
     steps: range
     whole: int
+    first_bad: FirstBad | None = None
+    first_bad_here: int | None = None
+    near: tuple[int, ...] = ()
 
 
 def gather_lines(
@@ -76,7 +87,33 @@ def gather_lines(
     functions = _with_sources(reader.finish(), run.sources)
     if function is not None:
         functions = _chosen(functions, function)
-    return Listing(run, functions, reader.recorded, wanted, reader.whole)
+    first = here = reader.first_bad
+    if here is not None and wanted[0] > run.first_step():
+        first = _first_bad_before(run, wanted[0]) or here
+    near = () if reader.recorded or not run.header.options.get("lines") else _near(run, wanted)
+    return Listing(
+        run, functions, reader.recorded, wanted, reader.whole,
+        first_bad=first, first_bad_here=here.step if here else None, near=near,
+    )  # fmt: skip
+
+
+def _first_bad_before(run: Run, stop: int) -> FirstBad | None:
+    for record in run.records(run.first_step(), stop, kinds=("line",)):
+        if isinstance(record, Line) and "nonfinite" in record.flags:
+            return FirstBad(record.step, record.location)
+    return None
+
+
+def _near(run: Run, steps: range) -> tuple[int, ...]:
+    """The nearest steps before and after some that have lines, as far as they are not far."""
+    if not steps:
+        return ()
+    before = (s.step for s in reversed(run.summaries(max(0, steps[0] - FAR), steps[0])) if s.full)
+    after = (s.step for s in run.summaries(steps[-1] + 1, steps[-1] + 1 + FAR) if s.full)
+    # A step that became full for a finding has none all the same.
+    found = (next((n for n in some if len(run.step(n).indices("line"))), None)
+             for some in (islice(before, TRIED), islice(after, TRIED)))  # fmt: skip
+    return tuple(n for n in found if n is not None)
 
 
 def _with_sources(

@@ -20,9 +20,21 @@ def render_lines_json(listing: Listing) -> str:
         "steps": [listing.steps[0], listing.steps[-1]] if listing.steps else None,
         "whole": listing.whole,
         "recorded": listing.recorded,
+        "first_nonfinite": _first_bad(listing),
+        "near": list(listing.near),
         "functions": [_function(function) for function in listing.functions],
     }
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def _first_bad(listing: Listing) -> dict[str, Any] | None:
+    first = listing.first_bad
+    if first is None:
+        return None
+    place = first.location
+    return {
+        "step": first.step, "file": place.file, "line": place.line, "function": place.function,
+    }  # fmt: skip
 
 
 def _function(function: FunctionFlow) -> dict[str, Any]:
@@ -31,6 +43,7 @@ def _function(function: FunctionFlow) -> dict[str, Any]:
         "name": function.name,
         "first_line": function.first_line,
         "called": function.entered,
+        "followed": function.followed,
         "lines": [_line(function, line) for _, line in sorted(function.lines.items())],
     }
 
@@ -72,6 +85,8 @@ def _flow(flow: Flow) -> dict[str, Any]:
         ],
         "first": flow.first,
         "last": flow.last,
+        "values": flow.texts[:LISTED],
+        "values_range": [flow.low, flow.high] if flow.low <= flow.high else None,
         "bad": {
             name: {"step": bad.step, "count": bad.count, "numel": bad.numel}
             for name, bad in flow.bad.items()

@@ -17,8 +17,9 @@ from rich.style import Style
 from tensortrace.export.finding_words import place_text
 from tensortrace.export.flows import LISTED, UNTOLD, FunctionFlow, LineFlow, bad_text, grouped
 from tensortrace.export.lines import Listing
+from tensortrace.export.margins import SIGNS, margin
 from tensortrace.export.steps import range_text
-from tensortrace.records import Finding, Location, Severity
+from tensortrace.records import Location, Severity
 from tensortrace.text import escape, shorten
 
 # A piece of a line: escaped text and the name of a style.
@@ -32,7 +33,6 @@ STYLES = {
     "warning": Style.parse("yellow"),
     "note": Style.parse("cyan"),
 }
-SIGNS: dict[Severity, str] = {"error": "x", "warning": "!", "note": "i"}
 MOST_GROUPS = 6
 # Longer runs of lines that nothing is known of are folded; so many stay beside those that are.
 FOLDED_FROM, BESIDE = 7, 1
@@ -81,20 +81,51 @@ def _paint(text: str, style: str) -> str:
 
 def _lines(listing: Listing, look: Look) -> Iterator[list[Piece]]:
     yield from _wrapped(_head(listing), look.width, "head")
-    first_bad = _first_bad(listing)
+    yield from _first_elsewhere(listing, look)
     for function in listing.functions:
         yield []
-        yield from _function(listing, function, first_bad, look)
+        yield from _function(listing, function, look)
     if not listing.functions:
         yield []
         yield from _wrapped("No line of a function of yours is in these steps.", look.width)
-    if not listing.recorded:
+    if listing.near:
+        yield []
+        yield from _wrapped(_thinned(listing), look.width)
+    elif not listing.recorded:
         yield []
         yield from _wrapped(
             "Source lines were not recorded: these are the lines that called modules and "
             "operations. All lines and their variables: trace(lines=True).",
             look.width,
         )
+
+
+def _first_elsewhere(listing: Listing, look: Look) -> Iterator[list[Piece]]:
+    """Name the line that made the first NaN or infinity, if it is not among those that follow."""
+    first = listing.first_bad
+    if first is None:
+        return
+    place = first.location
+    shown = any(
+        function.file == place.file and place.line in function.lines
+        for function in listing.functions
+    )
+    if first.step in listing.steps and shown:
+        return
+    where = f"{escape(shorten(place.function, 200))}, {place_text(listing.run, place)}"
+    told = f"x the first NaN or infinity of the run was made elsewhere: {where} (step {first.step})"
+    yield from _wrapped(told, look.width, "error")
+
+
+def _thinned(listing: Listing) -> str:
+    steps, plural = listing.steps, "" if len(listing.steps) == 1 else "s"
+    near = " and ".join(map(str, listing.near))
+    those = "step" if len(listing.near) == 1 else "steps"
+    have = "has" if len(listing.near) == 1 else "have"
+    return (
+        f"Step{plural} {range_text(steps)}: not recorded in full, so without lines. The nearest "
+        f"{those} that {have} them: {near}. trace(every=1) records all, steps= chooses some."
+    )
 
 
 def _head(listing: Listing) -> str:
@@ -134,38 +165,25 @@ class _Columns:
         return 2 + sum(n + 2 for n in (self.number, self.runs, self.time, self.share) if n)
 
 
-def _function(
-    listing: Listing, function: FunctionFlow, first_bad: int | None, look: Look
-) -> Iterator[list[Piece]]:
+def _function(listing: Listing, function: FunctionFlow, look: Look) -> Iterator[list[Piece]]:
     place = place_text(listing.run, Location(function.file, function.first_line, function.name))
     told = f"{escape(shorten(function.name, 200))}  {place}"
     if function.entered:
         told += f"  called {function.entered} time{'' if function.entered == 1 else 's'}"
+        if function.followed < function.entered:
+            told += f", {function.followed} of them recorded"
     yield from ([(line, "head")] for line in _chopped(told, look.width))
     rows = _rows(function)
     columns = _columns(listing, function, rows, look)
     yield [(_titles(listing, columns), "faint")]
-    share = _Share(function.time_ns, first_bad)
+    total = function.time_ns
     for number, text in rows:
         if number is None:
             yield [(" " * columns.gutter + text, "faint")]
             continue
         line = function.lines.get(number, LineFlow(number))
-        yield from _line(line, text, share, columns, look)
-
-
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """What a line is compared with: the time of its function, the first step with a NaN."""
-
-    total: int
-    first_bad: int | None
-
-
-def _first_bad(listing: Listing) -> int | None:
-    lines = (line for function in listing.functions for line in function.lines.values())
-    steps = (line.flags["nonfinite"] for line in lines if "nonfinite" in line.flags)
-    return min(steps, default=None)
+        wrong = list(margin(listing, function.file, line))
+        yield from _line(line, text, columns, look, wrong=wrong, total=total)
 
 
 def _rows(function: FunctionFlow) -> list[tuple[int | None, str]]:
@@ -241,15 +259,14 @@ def _titles(listing: Listing, columns: _Columns) -> str:
 
 
 def _line(
-    line: LineFlow, code: str, share: _Share, columns: _Columns, look: Look
+    line: LineFlow, code: str, columns: _Columns, look: Look, *, wrong: Sequence[Piece], total: int
 ) -> Iterator[list[Piece]]:
-    margin = list(_margin(line, share.first_bad))
-    told = {of for _, of in margin}
+    told = {of for _, of in wrong}
     bad = any(flow.bad for flow in line.flows) or "error" in told
     warned: Severity | None = "warning" if "warning" in told else "note" if "note" in told else None
     severity: Severity | None = "error" if bad else warned
     sign, style = (SIGNS[severity], severity) if severity else (" ", "")
-    gutter = (f"{sign} {_numbers(line, share.total, columns)}  ", style or "faint")
+    gutter = (f"{sign} {_numbers(line, total, columns)}  ", style or "faint")
     blank = (" " * columns.gutter, "")
     pieces = _hanging(code, look.width - columns.gutter)
     indent = 0 if columns.beside else min(len(code) - len(code.lstrip()), columns.note // 2)
@@ -263,7 +280,7 @@ def _line(
         yield row
     left = columns.code if columns.beside else indent
     yield from ([blank, (" " * left + "  # ", "faint"), *note] for note in notes)
-    for text, of in margin:
+    for text, of in wrong:
         for i, part in enumerate(_chopped_words(text, look.width - columns.gutter - 4)):
             yield [blank, ("  " * (1 + (i > 0)) + part, of)]
 
@@ -310,37 +327,6 @@ def _notes(line: LineFlow, look: Look, width: int) -> Iterator[list[Piece]]:
     more = line.unnamed + sum(len(flows) for flows, _ in groups[MOST_GROUPS:])
     if more:
         yield [(f"and {more} more", "faint")]
-
-
-def _margin(line: LineFlow, first_bad: int | None) -> Iterator[Piece]:
-    """What is wrong at a line, worst first: one text each with its style."""
-    for name, step in line.gradient.items():
-        yield f"x {name} in a gradient (step {step})", "error"
-    # In later steps others are the first: what came of it.
-    if "nonfinite" in line.flags and line.flags["nonfinite"] == first_bad:
-        yield f"x made the first NaN or infinity (step {first_bad})", "error"
-    if "broadcast" in line.flags:
-        yield f"! shapes were broadcast (step {line.flags['broadcast']})", "warning"
-    for text, count in list(line.raised.items())[:LISTED]:
-        times = f" ({count} times)" if count > 1 else ""
-        yield f"x raised {escape(shorten(_first(text), LONGEST_MESSAGE))}{times}", "error"
-    order = list(SIGNS)
-    found = sorted(line.findings.values(), key=lambda one: order.index(one[0].severity))
-    for finding, count in found[:LISTED]:
-        yield _finding(finding, count), finding.severity
-    if len(found) > LISTED:
-        yield f"and {len(found) - LISTED} more findings", "faint"
-
-
-def _finding(finding: Finding, count: int) -> str:
-    times = f", and {count - 1} more" if count > 1 else ""
-    message = escape(shorten(_first(finding.message), LONGEST_MESSAGE))
-    head = f"{SIGNS[finding.severity]} {escape(shorten(finding.code, 40))} {finding.severity}"
-    return f"{head}: {message} (step {finding.step}{times})"
-
-
-def _first(text: str) -> str:
-    return text.split("\n", 1)[0]
 
 
 def _chopped(text: str, width: int) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -34,7 +34,8 @@ class Value:
     """A variable, or one tensor within it, as it is after a line.
 
     `name` is as one writes it (`batch["ids"]`), `text` short, `was` the text before if the line
-    changed it. `tensor` and `before` are ids; `since` is the index of the line that set it.
+    changed it. `tensor` and `before` are ids; `since` is the index of the line that set it. `stale`
+    says that an execution which was passed over may have changed it once more before this line.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Value:
     before: int | None
     changed: bool
     since: int
+    stale: bool = False
 
 
 class Executed:
@@ -156,11 +158,31 @@ class Executed:
     def variables(self, at: int) -> list[Value]:
         """What the variables of the frame are after a line: those it changed, then the latest."""
         found: list[Value] = []
+        passed = self.passed(at)
         for ats, held in self._history(at).values():
             k = bisect_right(ats, at) - 1
             if k >= 0 and len(found) < MOST_VARIABLES:
-                found += self._values(held[k], held[k - 1] if k else None, ats[k], at)
+                by = passed and {self.lines[i].location.line for i in ats if i != at}
+                stale = bool(passed & by)
+                values = self._values(held[k], held[k - 1] if k else None, ats[k], at)
+                found += [replace(v, stale=stale and not v.changed) for v in values]
         return sorted(found, key=lambda value: (not value.changed, -value.since))
+
+    def passed(self, at: int) -> set[int]:
+        """The lines of the frame, by number, that ran before this one and are recorded only later.
+
+        What is known of them then is older than they are: those executions were passed over.
+        """
+        found: set[int] = set()
+        met: set[int] = set()
+        seq = self.lines[at].seq
+        for other in self.frame(at)[self._places[at] + 1 :]:
+            line = self.lines[other]
+            if line.what == "line" and line.location.line not in met:
+                met.add(line.location.line)
+                if line.since is not None and line.since < seq:
+                    found.add(line.location.line)
+        return found
 
     def _history(self, at: int) -> dict[str, tuple[list[int], list[Variable]]]:
         """By name, when each variable of the frame changed, and to what; made once for a frame."""
@@ -185,6 +207,9 @@ class Executed:
         old = dict(before.tensors) if before is not None and changed else {}
         for place, id in now.tensors:
             yield Value(f"{now.name}{place}", now.text, was, id, old.get(place), changed, since)
+        others = dict(before.others) if before is not None and changed else {}
+        for place, text in now.others:
+            yield Value(f"{now.name}{place}", text, others.get(place), None, None, changed, since)
         if not now.tensors:
             yield Value(now.name, now.text, was, None, None, changed, since)
 

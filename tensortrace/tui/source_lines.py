@@ -62,13 +62,15 @@ def function_at(executed: Executed, at: int, source: Source | None) -> Function:
 class Beside:
     """What stands beside a line of code: `ran` counts executions up to now, `line` is the last.
 
-    `ahead` says that it runs only later in this frame. `findings` are those here in this step.
+    `ahead` says that it runs only later in this frame, `stale` that it ran again before this place,
+    passed over. `findings` are those here in this step.
     """
 
     line: Line | None
     ran: int
     ahead: bool
     findings: tuple[Finding, ...]
+    stale: bool = False
 
 
 def beside_lines(executed: Executed, at: int, findings: Sequence[Finding]) -> dict[int, Beside]:
@@ -78,7 +80,7 @@ def beside_lines(executed: Executed, at: int, findings: Sequence[Finding]) -> di
         findings: those of this step.
     """
     here = executed.lines[at].location
-    done, ahead = executed.done(at), executed.ahead(at)
+    done, ahead, passed = executed.done(at), executed.ahead(at), executed.passed(at)
     wrong: dict[int, list[Finding]] = {}
     for finding in findings:
         place = finding.location
@@ -90,10 +92,11 @@ def beside_lines(executed: Executed, at: int, findings: Sequence[Finding]) -> di
         later = ahead.get(number)
         last = _telling([executed.lines[i] for i in ran[-RECENT:]])
         line = last if last is not None or later is None else executed.lines[later]
-        times = sum(
-            1 + executed.lines[i].passed_over for i in ran if executed.lines[i].what == "line"
+        times = 1 + max(
+            (executed.lines[i].nth for i in ran if executed.lines[i].what == "line"), default=-1
         )
-        found[number] = Beside(line, times, not ran, tuple(in_order(wrong.get(number, []))))
+        here_too = tuple(in_order(wrong.get(number, [])))
+        found[number] = Beside(line, times, not ran, here_too, bool(ran) and number in passed)
     return found
 
 
@@ -138,12 +141,16 @@ def source_line(
     text = escape(shorten(code, LONGEST_CODE))
     style = "mark" if current else ""
     note = "" if told is None or told.line is None else note_text(told.line, executed, glyphs)
+    if note and told is not None and told.stale:
+        note = f"~ {note}"
     if not note or room < 2 * NOTE_FROM:
         return [*line, (clip(text, room, glyphs), style)]
     # A line of code that is longer than most takes the room that its own note leaves.
     wide = max(min(longest, int(room * CODE_SHARE)), min(cell_len(text), room - cell_len(note) - 2))
     shown = clip(note, room - wide - 2, glyphs)
-    note_style = "faint" if told is not None and told.ahead else "error" if bad else "ok"
+    note_style = (
+        "faint" if told is not None and (told.ahead or told.stale) else "error" if bad else "ok"
+    )
     return [*line, (fit(text, wide, glyphs), style), ("  ", ""), (shown, note_style)]
 
 
@@ -165,6 +172,9 @@ def note_text(line: Line, executed: Executed, glyphs: Glyphs = UNICODE) -> str:
                 told.append(f"{short} = {escape(shorten(variable.text, LONGEST_NAME))}")
             else:
                 told.append(f"{short} {_tensor(tensor)}")
+        for place, text in variable.others:
+            short = escape(shorten(f"{variable.name}{place}", LONGEST_NAME))
+            told.append(f"{short} = {escape(shorten(text, LONGEST_NAME))}")
     # Of calls that stand for a line the last one is what it came to.
     return ", ".join(told if executed.recorded else reversed(told))
 

@@ -71,6 +71,8 @@ def item_line(
     if value is None:
         return [(clip(item.text, width, glyphs), item.style)]
     mark: tuple[str, str] = ("* ", "warning") if value.changed else ("  ", "")
+    if value.stale:  # as it was before executions that were passed over
+        mark = ("~ ", "faint")
     name = fit(escape(shorten(value.name, 200)), names, glyphs)
     line: Styled = [mark, (name + " ", "strong" if value.changed else "op")]
     tensor = executed.tensors.get(value.tensor) if value.tensor is not None else None

@@ -99,6 +99,20 @@ def test_executions_at_the_end_of_a_step_are_counted_although_none_followed() ->
     assert ran(seen)["for i in range(30):"] == 62
 
 
+def test_a_statement_within_which_a_step_begins_runs_once() -> None:
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    seen = Seen()
+    with trace(out=seen.take, every=1, lines=True):
+        for _ in range(6):
+            loss = net(
+                torch.ones(1, 2)
+            ).sum()  # fmt: skip
+            loss.backward()
+            optimizer.step()
+    assert ran(seen)["loss = net("] == ran(seen)["loss.backward()"] == 6
+
+
 def test_lines_of_one_statement_are_told_each_as_pysnooper_does() -> None:
     text = io.StringIO()
 

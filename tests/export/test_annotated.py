@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensortrace.errors import UsageError
-from tensortrace.export.annotated import Copied, comment_places, write_copies
+from tensortrace.export.annotated import Copied, comment_rows, write_copies
 from tensortrace.export.lines import gather_lines
 from tensortrace.records import Location, Record, Source, Variable
 from tensortrace.run import open_run
 from tests.builders import make_header, make_run, make_tensor
 from tests.export.canonical import write_log
 from tests.export.hostile import PAYLOADS
-from tests.export.listed import FILE, TEXT, held, make_line, make_listed, make_plain
+from tests.export.listed import FILE, TEXT, at, held, make_line, make_listed, make_plain
 
 # Every place where a comment would not be one, and some where it looks as if it would not.
 TRICKY = '''\
@@ -107,7 +107,8 @@ def test_the_copy_has_the_tokens_and_the_syntax_tree_of_the_original(text: str, 
 
 
 def test_no_comment_within_a_string_or_after_a_backslash() -> None:
-    places = comment_places(TRICKY)
+    rows = comment_rows(TRICKY)
+    places = set(rows.values())
     lines = TRICKY.split("\n")
     for code in ('"""A module,', 'y = """one', "z = 1 + \\", 'w = f"""{x}', " and {", "    y"):
         assert lines.index(code) + 1 not in places
@@ -122,6 +123,27 @@ def test_no_comment_within_a_string_or_after_a_backslash() -> None:
         assert lines.index(code) + 1 in places
 
 
+def test_a_comment_that_cannot_stand_at_its_line_stands_at_the_end_of_the_statement() -> None:
+    rows = comment_rows(TRICKY)
+    lines = TRICKY.split("\n")
+    for code, end in (
+        ('y = """one', ")"), ("z = 1 + \\", "    2"), ('w = f"""{x}', ' }"""'),
+        ("    y", ' }"""'), ("def f(a,", "def f(a,"), ("    return (a,", "    return (a,"),
+    ):  # fmt: skip
+        assert lines[rows[lines.index(code) + 1] - 1] == end
+
+
+def test_the_copy_says_what_is_wrong_at_a_line() -> None:
+    Path(FILE).write_text(TEXT)
+    error = Variable("exception", "ValueError: no")
+    raised = make_line(17, at(16), what="exception", value=error, step=2)
+    (done,) = copies(*make_listed(), raised)
+    lines = Path(str(done.copy)).read_text().split("\n")
+    assert lines[7].startswith("            x = layer(x)  # x [8, 128→97, 64] f32 x nan (step 1); ")
+    assert "x made the first NaN or infinity (step 1); x TT101 error: layers.1 made" in lines[7]
+    assert lines[15].endswith("; x raised ValueError: no")
+
+
 pieces = st.sampled_from(
     ["x = 1", "# note", '"""', "f'{x}'", "(", ")", "\\", "\n", "\n", "    ", "if x:", "'#'", ";",
      "rb'''", "\t", "\x0c", "é", "=", "f'''", "{", "}", "'''"]
@@ -134,7 +156,7 @@ def test_any_source_with_comments_at_these_places_has_the_same_tokens(parts: lis
     text = "".join(parts)
     try:
         before = ast.dump(ast.parse(text))
-        places = comment_places(text)
+        places = set(comment_rows(text).values())
     except (SyntaxError, ValueError, UsageError):
         return
     lines = text.split("\n")

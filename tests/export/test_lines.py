@@ -26,6 +26,7 @@ from tests.export.listed import (
     FILE,
     at,
     held,
+    in_forward,
     make_found,
     make_line,
     make_listed,
@@ -98,8 +99,44 @@ def test_a_tensor_of_one_element_shows_its_first_and_last_value() -> None:
     one = Flow("loss")
     for step, mean in enumerate((2.5, 9.0, 0.4125)):
         one.add(make_tensor(1, mean=mean), step)
-    assert flow_text(one) == "[] f32 = 2.5→0.412"
-    assert flow_text(one, "->") == "[] f32 = 2.5->0.412"
+    assert flow_text(one) == "[] f32 = 2.5→9→0.412"
+    one.add(make_tensor(1, mean=0.5), 3)
+    assert flow_text(one) == "[] f32 = 2.5→..→0.5 (0.412..9)"
+    assert flow_text(one, "->") == "[] f32 = 2.5->..->0.5 (0.412..9)"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (["0", "1"], "0→1"),
+        (["0", "1", "0"], "0→1→0"),
+        (["0", "1", "2", "3"], "0→..→3"),
+        (["0", "7", "2", "3"], "0→..→3 (0..7)"),
+        (["'a'", "'b'", "'c'", "'d'"], "'a'→..→'d'"),
+        (["a" * 20, "b" * 20, "c" * 20], f"{'a' * 20}→..→{'c' * 20}"),
+    ],
+)
+def test_values_in_between_are_told_or_there_is_a_sign_that_there_were_some(
+    said: list[str], expected: str
+) -> None:
+    one = Flow("x")
+    for text in said:
+        one.say(text, 0)
+    assert flow_text(one) == f"= {expected}"
+
+
+@pytest.mark.parametrize(
+    ("text", "bad"),
+    [
+        ("nan", True), ("[0.5, nan]", True), ("{'x': nan}", True), ("'nan'", False),
+        ("'a nan'", False), ("<nanny>", False), ("inf", False), ("torch.nan", False),
+    ],
+)  # fmt: skip
+def test_a_nan_among_the_values_shows_whatever_came_after_it(text: str, bad: bool) -> None:
+    one = Flow("x")
+    for step, said in enumerate(["1.5", text, "2.5"]):
+        one.say(said, step)
+    assert bad_text(one) == ("x nan (step 1)" if bad else "")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +150,7 @@ def test_a_tensor_of_one_element_shows_its_first_and_last_value() -> None:
 )
 def test_a_long_float_is_rounded(said: str, expected: str) -> None:
     one = Flow("x")
-    one.say(said)
+    one.say(said, 0)
     assert flow_text(one) == f"= {expected}"
 
 
@@ -295,6 +332,82 @@ def test_what_came_of_the_first_nan_in_later_steps_is_not_told_as_the_first() ->
     assert "(step 2)" not in text(*records)
 
 
+def test_values_stand_in_the_order_in_which_the_lines_began_not_in_which_they_ended() -> None:
+    told = text(
+        make_line(5, at(15), Variable("x", "2"), nth=1), make_line(3, at(15), Variable("x", "1"))
+    )
+    assert "# x = 1→2" in told
+
+
+def test_a_line_that_is_told_twice_in_one_execution_ran_once() -> None:
+    records = [make_line(i, at(15), nth=i // 2, host_ns=10) for i in range(6)]
+    line = listing(*records).functions[0].lines[15]
+    assert (line.executions, line.recorded, line.host_ns) == (3, 3, 60)
+
+
+def test_calls_that_were_passed_over_are_counted_and_said_to_be() -> None:
+    source = make_sources()[0]
+    records = [
+        source,
+        make_line(0, at(14), what="call"), make_line(1, at(15)),
+        make_line(2, at(14), what="call", frame=2, passed_over=3), make_line(3, at(15), frame=2),
+        make_line(9, at(14), what="call", frame=9, passed_over=4),
+    ]  # fmt: skip
+    assert "train_step  model.py:14  called 10 times, 2 of them recorded" in text(*records)
+
+
+def test_what_a_call_made_that_is_not_finite_shows_although_the_line_has_variables() -> None:
+    bad, good = make_tensor(1, 4, nan=2), make_tensor(2, 4)
+    told = text(
+        make_line(0, at(15), held("x", 2), tensors=[good]),
+        make_call(1, op="div", location=at(15), outputs=[("output", 1)], tensors=[bad]),
+    )
+    assert "x [4] f32" in told
+    assert "div [4] f32  x nan (step 0)" in told
+
+
+def test_members_of_a_container_beside_its_tensors_are_told() -> None:
+    pair = Variable("pair", "[tensor<...>, 3]", tensors=[("[0]", 1)], others=[("[1]", "3")])
+    told = text(make_line(0, at(15), pair, tensors=[make_tensor(1, 4)]))
+    assert "pair[0] [4] f32" in told
+    assert "pair[1] = 3" in told
+
+
+def test_the_first_nan_is_that_of_the_run_whatever_part_of_it_is_shown() -> None:
+    run = open_run(write_log(Path("log.jsonl"), make_run([
+        *make_sources(),
+        make_line(0, in_forward(8), step=1, flags=["nonfinite"]),
+        make_line(0, at(15), step=2, flags=["nonfinite"]),
+        make_line(1, in_forward(6), step=2),
+    ])))  # fmt: skip
+
+    def told(**options: Any) -> str:
+        return "".join(render_lines(gather_lines(run, **options)))
+
+    elsewhere = "x the first NaN or infinity of the run was made elsewhere: Net.forward, model.py:8"
+    assert elsewhere not in told()
+    assert "x made the first NaN or infinity (step 1)" in told(function="forward")
+    assert elsewhere + " (step 1)" in told(function="train_step").replace("\n", " ")
+    assert "made the first" not in told(function="train_step")
+    assert elsewhere + " (step 1)" in told(steps=range(2, 3)).replace("\n", " ")
+    assert "x made the first NaN or infinity of step 2" in told(steps=range(2, 3))
+
+
+def test_a_thinned_step_is_said_to_be_one_with_the_nearest_that_have_lines() -> None:
+    header = make_header(options={"lines": True})
+    full = [make_line(0, at(15), step=step) for step in (0, 10)]
+    steps = [Step(step=step, seq=1, full=step in (0, 5, 10)) for step in range(12)]
+    records = sorted([*full, *steps], key=lambda record: record.step)
+    run = open_run(write_log(Path("log.jsonl"), [header, *records]))
+    found = gather_lines(run, steps=range(4, 6))
+    assert found.near == (0, 10)
+    told = "".join(render_lines(found)).replace("\n", " ")
+    assert "Steps 4 to 5: not recorded in full, so without lines." in told
+    assert "The nearest steps that have them: 0 and 10." in told
+    assert "every=1" in told
+    assert "lines=True" not in told
+
+
 def test_the_worst_finding_comes_first_and_signs_the_line() -> None:
     found = [
         make_found(id=str(i), step=0, code=f"TT{i}", severity=severity, location=at(15))
@@ -462,7 +575,7 @@ def test_the_json_document_says_the_same() -> None:
     line = next(line for line in step["lines"] if line["line"] == 15)
     assert line["code"] == "    logits = model(ids)"
     assert line["flows"] == [{
-        "name": "logits", "first": None, "last": None,
+        "name": "logits", "first": None, "last": None, "values": [], "values_range": None,
         "tensors": [{"dtype": "float32", "shape": [8, [128, 97], 64],
                      "range": [[8, 8], [97, 128], [64, 64]]}],
         "bad": {"nan": {"step": 1, "count": 64, "numel": 65536}},

@@ -57,6 +57,40 @@ def text(pieces: list[tuple[str, str]]) -> str:
     return "".join(piece for piece, _ in pieces)
 
 
+def loop() -> Executed:
+    """A loop recorded at its 1st and 4th turn: `for`, `x`, `for` (at seq 20, x since 5), `x`."""
+    return walk(
+        make_line(0, at(14), what="call"),
+        make_line(1, at(15), Variable("i", "0")),
+        make_line(2, at(16), Variable("x", "10")),
+        make_line(20, at(15), Variable("i", "3", "0"), nth=3, passed_over=2, since=4),
+        make_line(21, at(16), Variable("x", "13", "10"), nth=3, passed_over=2, since=5),
+        make_line(22, at(17)),
+    )
+
+
+def test_a_variable_that_was_set_anew_and_passed_over_since_is_marked_as_older() -> None:
+    executed = loop()
+    stale = [{v.name for v in executed.variables(i) if v.stale} for i in range(len(executed))]
+    assert stale == [set(), set(), set(), {"x"}, set(), set()]
+    items = [item for item in items_at(executed, 3, (), 80) if item.value is not None]
+    lines = [text(item_line(item, executed, 4, 60)) for item in items]
+    assert [line[:6] for line in lines] == ["* i   ", "~ x   "]
+    told = beside_lines(executed, 3, ())
+    assert {number for number, beside in told.items() if beside.stale} == {16}
+    row = text(source_line((16, "x = i"), told[16], executed, 80, current=False, longest=10))
+    assert "~ x = 10" in row
+
+
+def test_members_beside_tensors_stand_in_both_panes() -> None:
+    pair = Variable("pair", "[tensor<...>, 3]", tensors=[("[0]", 1)], others=[("[1]", "3")])
+    later = Variable("pair", "[tensor<...>, 4]", pair.text, [("[0]", 1)], [("[1]", "4")])
+    executed = walk(make_line(0, at(15), pair), make_line(1, at(16), later))
+    values = {v.name: (v.text, v.was) for v in executed.variables(1)}
+    assert values["pair[1]"] == ("4", "3")
+    assert "pair[1] = 4" in note_text(executed.lines[1], executed)
+
+
 # -- where the walk goes
 
 
