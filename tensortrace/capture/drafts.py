@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol, TypeAlias
 
+import msgspec
+
 from tensortrace.capture.stats import Stats, Ticket, stats_of
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import (
@@ -14,6 +16,7 @@ from tensortrace.records import (
     Param,
     Record,
     Scalar,
+    Tensor,
     to_scalar,
 )
 
@@ -28,14 +31,13 @@ class Draft(Protocol):
         """The finished record."""
 
 
-class CallDraft:
+class CallDraft(msgspec.Struct, gc=False):
     """One call; `fields` as in `records.Call`."""
 
-    __slots__ = ("fields", "seq", "step", "tensors")
-
-    def __init__(self, step: int, seq: int, fields: dict[str, Any]) -> None:
-        self.step, self.seq, self.fields = step, seq, fields
-        self.tensors: list[TensorDraft] = []
+    step: int
+    seq: int
+    fields: dict[str, Any]
+    tensors: list[TensorDraft] = []
 
     def record(self) -> Call:
         """The finished call."""
@@ -50,7 +52,7 @@ class CallDraft:
         """As `engine.is_quiet` of the finished call. Hot."""
         if "exception" in self.fields:
             return False
-        return not any(_is_bad(stats_of(tensor.ticket)) for tensor in self.tensors)
+        return not any(_is_bad(tensor.record()) for tensor in self.tensors)
 
 
 class ActionDraft:
@@ -91,7 +93,7 @@ class ParamDraft:
 
     def is_quiet(self) -> bool:
         """As `engine.is_quiet` of the finished parameter. Hot."""
-        if any(_is_bad(stats_of(tensor.ticket)) for tensor in (self.value, self.grad)):
+        if _is_bad(self.value.record()) or _is_bad(self.grad.record()):
             return False
         return all(norm is None or math.isfinite(norm) for norm in self.change())
 
@@ -140,11 +142,11 @@ class OptimizerDraft:
 
     def record(self) -> Optimizer:
         """The finished optimizer record."""
-        norm = total_norm([stats_of(draft.ticket) for draft in self.grads])
+        norm = total_norm([draft.record() for draft in self.grads])
         return Optimizer(step=self.step, seq=self.seq, grad_norm=norm, **self.fields)
 
 
-def total_norm(grads: list[Stats]) -> Scalar | None:
+def total_norm(grads: list[Tensor]) -> Scalar | None:
     """The L2 norm over several tensors; None unless each was measured."""
     if not grads or any(g.unmeasured for g in grads):
         return None
@@ -169,5 +171,5 @@ def _value(s: Stats) -> float | None:
     return -math.inf if s.neginf else s.min
 
 
-def _is_bad(s: Stats) -> bool:
+def _is_bad(s: Tensor) -> bool:
     return bool(s.nan or s.posinf or s.neginf)

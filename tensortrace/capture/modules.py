@@ -13,6 +13,7 @@ import time
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
@@ -41,46 +42,27 @@ _EARLY_STOP = "_StopRecomputationError"
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
-class OpenCall:
+class OpenCall(msgspec.Struct):
     """A module call that has been entered and not yet left."""
 
-    __slots__ = (
-        "autocast",
-        "began",
-        "forward",
-        "frame",
-        "grad_enabled",
-        "inputs",
-        "location",
-        "mode",
-        "module",
-        "nth",
-        "path",
-        "recompute",
-        "root",
-        "seq",
-        "started_ns",
-        "step",
-        "tensors",
-        "wanted",
-    )
-
-    def __init__(self, module: nn.Module, path: str, frame: FrameType) -> None:
-        self.module, self.path, self.frame = module, path, frame
-        self.seq = self.step = -1
-        self.root: Root | None = None
-        self.mode = 0  # what its entry did to the function mode
-        self.wanted = False
-        self.location: Location | None = None
-        self.inputs: list[tuple[str, int]] = []
-        self.tensors: list[TensorDraft] = []
-        self.nth = 0
-        self.recompute = False
-        self.forward: int | None = None
-        self.grad_enabled = True
-        self.autocast: str | None = None
-        self.started_ns = 0
-        self.began: tuple[int, Any] | None = None
+    module: nn.Module
+    path: str
+    frame: FrameType
+    seq: int = -1
+    step: int = -1
+    root: Root | None = None
+    mode: int = 0  # what its entry did to the function mode
+    wanted: bool = False
+    location: Location | None = None
+    inputs: list[tuple[str, int]] = []
+    tensors: list[TensorDraft] = []
+    nth: int = 0
+    recompute: bool = False
+    forward: int | None = None
+    grad_enabled: bool = True
+    autocast: str | None = None
+    started_ns: int = 0
+    began: tuple[int, Any] | None = None
 
 
 class ModuleHooks:
@@ -312,8 +294,7 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
     if call.root is not None and call.root.seq == call.seq and recorder.roots is not None:
         kwargs = {} if failed else hook_args[2]
         recorder.roots.leave(call.root, hook_args[1], kwargs, failed)
-    draft = CallDraft(call.step, call.seq, fields)
-    draft.tensors = call.tensors
+    draft = CallDraft(call.step, call.seq, fields, call.tensors)
     if failed:
         if error is not None and type(error).__name__ != _EARLY_STOP:
             fields["exception"] = shorten(type(error).__name__)

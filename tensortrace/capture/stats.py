@@ -143,15 +143,16 @@ class StatsQueue:
         ways = self._kernels
         return self._add(tensor, LEAN if self.lean and ways is FULL else ways, self.light)
 
-    def look(self, tensor: torch.Tensor, number: int) -> tuple[Head, Ticket] | None:
+    def look(self, tensor: torch.Tensor, number: int) -> tuple[Head, Any] | None:
         """Describe and measure a tensor in one go, unseen by function modes. Hot.
 
         Args:
             tensor: any; call it inside `DisableTorchFunction`.
             number: its id.
         Returns:
-            None of all but ordinary contiguous CPU tensors, and without the compiled kernel: those
-            are described and added one after the other.
+            The fields of a `Tensor` before its statistics, and those of a `Stats`. None of all but
+            ordinary contiguous CPU tensors, and without the compiled kernel: those are described
+            and added one after the other.
         """
         kernel = compiled.kernel
         if kernel is None or self._level == "none":
@@ -159,11 +160,10 @@ class StatsQueue:
         mode = _FULLY
         if self._kernels is FULL:
             mode = _LEANLY if self.lean else _CLOSELY if self.counts else _FULLY
-        found = kernel.look(tensor, number, mode)
-        if found is None:
-            return None
-        stats = _make(Stats, found[1])
-        return found[0], ([_minmax(stats) if self._level == "minmax" else stats], 0)
+        found: tuple[Head, Any] | None = kernel.look(tensor, number, mode)
+        if found is not None and self._level == "minmax":
+            return found[0], _minmax(_make(Stats, found[1]))
+        return found
 
     def add_scalars(self, values: Iterable[torch.Tensor]) -> list[Ticket]:
         """Queue tensors of one element, at any level: `min` is the value, None if not finite."""

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from tensortrace.capture.drafts import CallDraft, ParamDraft, Unfinished
-from tensortrace.capture.stats import stats_of
-from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import (
     Action,
     Call,
@@ -23,6 +20,7 @@ from tensortrace.records import (
     Record,
     Scalar,
     Step,
+    Tensor,
     from_scalar,
 )
 
@@ -40,14 +38,6 @@ class _Row:
         self.flags = ""
 
 
-class _Numbers(NamedTuple):
-    """What a row needs of a float tensor; rms of the finite elements, share of zeros."""
-
-    rms: float | None
-    zeros: float | None
-    letters: str
-
-
 class StepSummary:
     """Gathers a step line from the records of one step.
 
@@ -57,7 +47,7 @@ class StepSummary:
 
     def __init__(self) -> None:
         self._rows: dict[str, _Row] = {}
-        self._tensors: dict[int, _Numbers] = {}
+        self._tensors: dict[int, Tensor] = {}
         self._scale = 1.0
         self._loss: Scalar | None = None
         self._clip_norm: Scalar | None = None
@@ -71,15 +61,10 @@ class StepSummary:
         for record in records:
             if isinstance(record, CallDraft):
                 for draft in record.tensors:
-                    if _is_float(draft.head[3]):
-                        known[draft.head[0]] = _numbers_of(draft)
+                    known[draft.id] = draft.record()
             elif isinstance(record, Call | Line):
                 for tensor in record.tensors:
-                    if _is_float(tensor.dtype):
-                        known[tensor.id] = _numbers(
-                            tensor.numel, tensor.nan, tensor.posinf + tensor.neginf, tensor.norm,
-                            None if tensor.unmeasured else tensor.zeros,
-                        )  # fmt: skip
+                    known[tensor.id] = tensor
 
     def add(self, record: Record | Unfinished) -> None:
         """Take in the next record of the step. Hot."""
@@ -105,7 +90,7 @@ class StepSummary:
         if isinstance(draft, ParamDraft):
             change, weight = draft.change()
             if change is not None and weight:
-                self._add_param(path, draft.value.head[1], change / weight)
+                self._add_param(path, draft.value.record().shape, change / weight)
         elif path is not None and fields.get("op") is None:
             phase = fields.get("phase", "forward")
             self._add_call(path, phase, fields.get("inputs", ()), fields.get("outputs", ()))
@@ -130,18 +115,22 @@ class StepSummary:
         row, known = self._row(path), self._tensors
         if phase == "forward":
             for _, number in outputs:
-                if (made := known.get(number)) is not None:
-                    row.output = _larger(row.output, made.rms)
-                    row.zeros = _larger(row.zeros, made.zeros)
+                made = known.get(number)
+                if made is not None and _is_float(made):
+                    row.output = _larger(row.output, _rms(made))
+                    if made.numel and not made.unmeasured:
+                        row.zeros = _larger(row.zeros, made.zeros / made.numel)
                     _flag_nonfinite(row, made, "o")
             return
         for _, number in inputs:
-            if (grad := known.get(number)) is not None:
-                row.grad = _larger(row.grad, grad.rms, self._scale)
+            grad = known.get(number)
+            if grad is not None:
+                row.grad = _larger(row.grad, _rms(grad), self._scale)
                 _flag_nonfinite(row, grad, "g")
         for _, number in outputs:
-            if (grad := known.get(number)) is not None:
-                row.param_grad = _larger(row.param_grad, grad.rms, self._scale)
+            grad = known.get(number)
+            if grad is not None:
+                row.param_grad = _larger(row.param_grad, _rms(grad), self._scale)
                 _flag_nonfinite(row, grad, "g")
 
     def _add_param(
@@ -199,19 +188,11 @@ class StepSummary:
         )
 
 
-def _numbers_of(draft: TensorDraft) -> _Numbers:
-    stats = stats_of(draft.ticket)
-    zeros = None if stats.unmeasured else stats.zeros
-    return _numbers(draft.head[8], stats.nan, stats.posinf + stats.neginf, stats.norm, zeros)
-
-
-def _numbers(
-    numel: int, nan: int, infinite: int, norm: float | None, zeros: int | None
-) -> _Numbers:
-    finite = numel - nan - infinite
-    rms = norm / math.sqrt(finite) if norm is not None and finite > 0 else None
-    share = zeros / numel if zeros is not None and numel else None
-    return _Numbers(rms, share, "n" * bool(nan) + "i" * bool(infinite))
+def _rms(tensor: Tensor) -> float | None:
+    finite = tensor.numel - tensor.nonfinite
+    if tensor.norm is None or finite <= 0:
+        return None
+    return tensor.norm / math.sqrt(finite)
 
 
 def _larger(old: float | None, new: float | None, scale: float = 1.0) -> float | None:
@@ -226,13 +207,13 @@ def _short(column: list[float | None]) -> list[float | None]:
     return [None if x is None else float(f"{x:.6g}") for x in column]
 
 
-def _is_float(dtype: str) -> bool:
-    return dtype.startswith(("float", "bfloat", "complex"))
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.dtype.startswith(("float", "bfloat", "complex"))
 
 
-def _flag_nonfinite(row: _Row, numbers: _Numbers, where: str) -> None:
-    if numbers.letters:
-        _flag(row, numbers.letters + where)
+def _flag_nonfinite(row: _Row, tensor: Tensor, where: str) -> None:
+    if tensor.nan or tensor.posinf or tensor.neginf:
+        _flag(row, "n" * bool(tensor.nan) + "i" * bool(tensor.posinf or tensor.neginf) + where)
 
 
 def _flag(row: _Row, letters: str) -> None:

@@ -27,53 +27,72 @@ Tail = tuple[int | None, int | None, int | None, int | None]
 
 
 class TensorDraft(msgspec.Struct, gc=False):
-    """A described tensor whose statistics are still in the queue.
+    """A described tensor, of which something may still be in the queue.
 
-    `head` and `tail` are the fields of a `Tensor` before and after its statistics, in order; the
-    statistics between them are a `Stats`.
+    `described` is None while its statistics are there: then `pending` has the fields of a `Tensor`
+    before them, their ticket, and the fields after them. What `units` and `spread` say is added
+    when it is finished. Of a step's thousands of objects most belong to tensors: nothing here that
+    the garbage collector would have to look at is kept longer than need be.
     """
 
-    head: Head
-    tail: Tail
-    ticket: Ticket
-    done: Tensor | None = None
+    described: Tensor | None
+    pending: tuple[Head, Ticket, Tail] | None = None
     units: Tickets | None = None
     spread: Ticket | None = None
+    done: bool = False
+
+    @property
+    def id(self) -> int:
+        """The id of the tensor."""
+        if self.described is not None:
+            return self.described.id
+        assert self.pending is not None
+        return self.pending[0][0]
 
     def record(self) -> Tensor:
         """The finished description, once the queue is resolved. Hot."""
-        done = self.done
-        if done is None:
-            done = self.done = _finish(self.head, stats_of(self.ticket), self.tail)
-            if self.units is not None:
-                done = self.done = _with_units(done, self.units)
-            if self.spread is not None:
-                spread = stats_of(self.spread).min
-                done = self.done = msgspec.structs.replace(done, row_spread=spread)
-        return done
+        described = self.described
+        if described is not None and self.done:
+            return described
+        described = self.peek()
+        if self.units is not None:
+            described = _with_units(described, self.units)
+        if self.spread is not None:
+            spread = stats_of(self.spread).min
+            described = msgspec.structs.replace(described, row_spread=spread)
+        self.described, self.pending, self.done = described, None, True
+        return described
 
     def peek(self) -> Tensor:
         """The description so far, once the queue is resolved; more may be asked for later."""
-        return self.done or _finish(self.head, stats_of(self.ticket), self.tail)
+        if self.described is not None:
+            return self.described
+        assert self.pending is not None
+        head, ticket, tail = self.pending
+        return _finish(head, stats_of(ticket), tail)
+
+    def is_measured(self) -> bool:
+        """Whether its statistics were asked for."""
+        return self.described is None or self.described.unmeasured != _NOT_ASKED.unmeasured
 
 
 # Outputs whose rows are compared, in one step.
 _COMPARED = 4
 # So many descriptions are kept for source lines, be their tensors alive or not.
 _FEW = 1000
-_NOT_ASKED: Ticket = ([Stats(unmeasured="not asked")], 0)
+_NOT_ASKED = Stats(unmeasured="not asked")
 _NO_TAIL: Tail = (None, None, None, None)
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def draft_of_head(tensor: torch.Tensor) -> TensorDraft:
     """A description without statistics, of a tensor that has no id."""
-    return TensorDraft(_head(tensor, -1), _NO_TAIL, _NOT_ASKED)
+    return TensorDraft(_finish(_head(tensor, -1), _NOT_ASKED, _NO_TAIL))
 
 
-def _finish(head: Head, stats: Stats, tail: Tail) -> Tensor:
+def _finish(head: Head, stats: Any, tail: Tail) -> Tensor:
     # By position, a third of the time of by keyword; a test holds the order.
-    return Tensor(*head, *stats, *tail)  # type: ignore[arg-type] # mypy joins the tuples
+    return Tensor(*head, *stats, *tail)  # type: ignore[call-arg] # mypy joins the tuples
 
 
 def _with_units(tensor: Tensor, units: Tickets) -> Tensor:
@@ -210,10 +229,15 @@ class TensorTable:
 
     def _draft(self, tensor: torch.Tensor, number: int, tail: Tail, measure: bool) -> TensorDraft:
         if not measure:
-            return TensorDraft(_head(tensor, number), tail, _NOT_ASKED)
+            return TensorDraft(_finish(_head(tensor, number), _NOT_ASKED, tail))
         queue = self._queue
-        head, ticket = queue.look(tensor, number) or (_head(tensor, number), queue.add(tensor))
-        draft = TensorDraft(head, tail, ticket)
+        found = queue.look(tensor, number)
+        if found is not None:
+            head, stats = found
+            draft = TensorDraft(_finish(head, stats, tail))
+        else:
+            head = _head(tensor, number)
+            draft = TensorDraft(None, (head, queue.add(tensor), tail))
         if not queue.lean:
             if head[7] in RECTIFIED:
                 draft.units = self._units.look(tensor, self._step, queue)
@@ -222,7 +246,7 @@ class TensorTable:
 
     def compare_rows(self, tensor: torch.Tensor, draft: TensorDraft) -> None:
         """Let the description of a tensor say how far its rows differ."""
-        if draft.ticket is not _NOT_ASKED:
+        if draft.is_measured():
             spread = row_spread(tensor)
             if spread is not None:
                 (draft.spread,) = self._queue.add_scalars([spread])
@@ -232,7 +256,7 @@ class TensorTable:
         if self._compared >= _COMPARED or (self._step >= CLOSELY and self._step % SELDOM):
             return
         self._compared += 1
-        draft = next((d for d in reversed(self._waiting) if d.head[0] == number), None)
+        draft = next((d for d in reversed(self._waiting) if d.id == number), None)
         if draft is not None:
             self.compare_rows(tensor, draft)
 

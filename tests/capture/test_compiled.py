@@ -329,7 +329,7 @@ def test_a_look_says_what_asking_one_thing_at_a_time_does(mode: str) -> None:
                 looked_at += 1
                 assert found[0] == _head(tensor, 7)
                 assert type(found[0][1]) is tuple
-                assert stats_of(found[1]) == stats_of(want)
+                assert Stats(*found[1]) == stats_of(want)
     assert looked_at > 12
 
 
