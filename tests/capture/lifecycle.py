@@ -103,7 +103,7 @@ def process_state() -> dict[str, Any]:
     state["modes"] = _get_current_function_mode_stack()
     state["slot"] = slot.recorder
     state["thread"] = (list(here.stack), here.busy)
-    state["has_hooks"] = modules._has_any_global_hook
+    state["has_hooks"] = getattr(modules, "_has_any_global_hook", None)  # of newer versions
     for owner in (nn.Module, torch.optim.Optimizer, torch.amp.GradScaler, _BaseDataLoaderIter,
                   torch.nn.utils.clip_grad):  # fmt: skip
         for name, value in vars(owner).items():
