@@ -22,7 +22,7 @@ from textual.widgets import Input
 
 from tensortrace.records import Severity
 from tensortrace.run import Ranks, Run, start_run
-from tensortrace.text import carries
+from tensortrace.text import carries, pasted
 from tensortrace.tui import findings, places, save
 from tensortrace.tui.bindings import KEYS, Key, bindings
 from tensortrace.tui.header import program_of
@@ -278,10 +278,11 @@ class Viewer(Opener):
         """Copy the record of the row as JSON: control characters are escaped in it."""
         copied = self.view.copied() if self.view is not None else None
         if copied is not None:
-            self.copy_to_clipboard(copied[0])
+            self.copy_to_clipboard(pasted(copied[0]))
             self.tell(f"copied {copied[1]}")
         elif self.row is not None and self.row.record is not None:
-            self.copy_to_clipboard(msgspec.json.encode(self.row.record).decode("utf-8", "replace"))
+            record = msgspec.json.encode(self.row.record).decode("utf-8", "replace")
+            self.copy_to_clipboard(pasted(record))
             self.tell("copied the record as JSON")
 
     def action_follow(self) -> None:

@@ -91,7 +91,7 @@ KEYS = (
     Key("g,home", "g home", "end(False)", "first step", "Columns", "", ("timeline",)),
     Key("G,end", "G end", "end(True)", "last step", "Columns", "", ("timeline",)),
     Key("t", "t", "chart", "a statistic of this tensor over all steps", "Tensors", "Chart", TENSOR),
-    Key("l,right", "l →", "tensor(1)", "next tensor of the row", "Tensors", "Tensor", TENSOR),
+    Key("l,right", "l →", "tensor(1)", "next tensor of the row", "Tensors", "", TENSOR),
     Key("h,left", "h ←", "tensor(-1)", "previous tensor of the row", "Tensors", "", TENSOR),
     Key("full_stop", ".", "line(1)", "next executed line", "Source", "Next", SOURCE),
     Key("comma", ",", "line(-1)", "previous executed line", "Source", "Previous", SOURCE),

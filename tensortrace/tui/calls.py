@@ -61,7 +61,9 @@ GIVES_WAY = (
     "type",
     "shape",
 )
-NAME_FROM = 12
+# Cells of the name: at least, if the user chose the columns; if nobody did; from which on the other
+# columns are wide.
+NAME_FROM, NAME_SHOWN, NAME_WIDE = 12, 20, 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +86,15 @@ def columns(width: int, chosen: frozenset[str] | None = None) -> Columns:
     held = [name for name, low in SHOWN_FROM.items() if width >= low]
     if chosen is not None:
         held = [name for name in MEANINGS if name in chosen]
-    wide = width >= 96
-    widths = {name: WIDTHS[name] if wide else NARROW.get(name, WIDTHS[name]) for name in held}
+    widths = {name: WIDTHS[name] for name in held}
+    if width < 96 or width - 2 - sum(widths.values()) < NAME_WIDE:
+        widths |= {name: cells for name, cells in NARROW.items() if name in widths}
     if "seq" in widths and width < 60:
         widths["seq"] = 4
-    for name in GIVES_WAY if chosen is not None else ():
-        if width - 2 - sum(widths.values()) < NAME_FROM:
+    # The name says most: what nobody asked for gives way before it is cut.
+    low = NAME_FROM if chosen is not None else NAME_SHOWN if width >= 72 else 0
+    for name in GIVES_WAY:
+        if width - 2 - sum(widths.values()) < low:
             widths.pop(name, None)
     return Columns(max(8, width - 2 - sum(widths.values())), widths)
 

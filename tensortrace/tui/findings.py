@@ -13,7 +13,7 @@ from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip
 
 LINES = 3
 # Lines of a message where there is room.
-MOST_MESSAGE = 3
+MOST_MESSAGE = 5
 
 
 def finding_line(
@@ -32,8 +32,8 @@ def finding_line(
         head = f"{SEVERITY_GLYPH[finding.severity]} {escape(finding.code)}"
         rank = finding.evidence.get(RANK)
         at = f" rank {rank}" if isinstance(rank, int) else ""
-        check = clip(escape(finding.check), max(0, width - len(head) - len(at) - 14), glyphs)
         place = f"{at} step {finding.step} "
+        check = clip(escape(finding.check), max(0, width - 1 - len(head) - len(place)), glyphs)
         return [(sign, ""), (head, finding.severity), (place, ""), (check, "op")]
     if part == 1:
         module = modules.get(finding.module) if finding.module is not None else None
@@ -57,7 +57,7 @@ def message_lines(finding: Finding, width: int) -> list[str]:
 
 
 def lines_each(findings: Sequence[Finding], width: int, height: int) -> int:
-    """How many lines each finding takes in a pane: up to three of its message if all have room."""
+    """How many lines each finding takes in a pane: up to five of its message if all have room."""
     room = height // max(1, len(findings))
     if room <= LINES:
         return LINES

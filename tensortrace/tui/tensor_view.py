@@ -30,6 +30,7 @@ from tensortrace.tui.theme import ASCII, Glyphs, Styled, fit
 from tensortrace.tui.view import View
 
 GUTTER, PLOT_LINES = 11, 6
+HINT = "  (l: the next one)"
 
 
 class TensorView(View):
@@ -188,6 +189,8 @@ class TensorView(View):
                 used_ = 0
             lines[-1].append((text, "section" if at == self.at else "faint"))
             used_ += len(text)
+        if len(self.held) > 1 and used_ + len(HINT) <= width:
+            lines[-1].append((HINT, "faint"))
         return lines
 
     def series_lines(self, at: int, held: Held, width: int) -> list[Styled]:
