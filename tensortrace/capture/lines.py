@@ -32,6 +32,7 @@ from tensortrace.capture.reader import Reader
 from tensortrace.capture.tensor_words import make_tensor_words
 from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD, TensorDraft, draft_of_head
 from tensortrace.capture.tracing import follow_thread, forget_thread
+from tensortrace.capture.variables import is_file
 from tensortrace.capture.watched import Watched
 
 if TYPE_CHECKING:
@@ -270,10 +271,11 @@ class LineTracer:
                 if self.thin and not is_taken(self.calls.count(code)):
                     self._miss(frame, depth)
                     return None
-            elif around is None or depth >= self.options.depth:
+            elif around is None:
                 return None
-            elif not around.recorded:
-                if depth + between < self.options.depth:
+            elif depth >= self.options.depth or not around.recorded:
+                # Deeper calls count only of functions that are shown for others.
+                if depth + between < self.options.depth or id(code) in self._statements:
                     self._miss(frame, depth + between)
                 return None
             trace = FrameTrace(self, code, depth, theirs)
@@ -305,7 +307,8 @@ class LineTracer:
             installed = any(part in _INSTALLED for part in Path(name).parts)
             followed = self.recorder.sources.is_user(code) and not generated and not installed
             self._followed[name] = followed
-        if not followed or not code.co_flags & CO_OPTIMIZED:
+        # A class has lines, too; a file that is imported is no call.
+        if not followed or is_file(code):
             return False
         return code.co_name not in _COMPREHENSIONS
 

@@ -15,7 +15,11 @@ NEW = object()
 # At module level everything that the file defines is a variable.
 _DEFINITIONS = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
 # Python changes these by itself.
-_PYTHONS = frozenset({"__annotations__", "__builtins__", "__conditional_annotations__"})
+_PYTHONS = frozenset({
+    "__annotations__", "__builtins__", "__conditional_annotations__", "__module__", "__qualname__",
+    "__firstlineno__", "__static_attributes__", "__classcell__", "__classdict__",
+    "__classdictcell__",
+})  # fmt: skip
 
 Change = tuple[str, Any, Any]
 
@@ -28,15 +32,19 @@ class Variables:
         code: of the frame; None for expressions.
     """
 
-    __slots__ = ("_found", "_order", "_reader", "_skips_definitions", "known")
+    __slots__ = ("_found", "_is_body", "_order", "_reader", "_skips_definitions", "known")
 
     def __init__(self, reader: Reader, code: types.CodeType | None) -> None:
         self._reader = reader
-        self._skips_definitions = code is not None and not code.co_flags & CO_OPTIMIZED
+        # Of a file or a class.
+        self._is_body = code is not None and not code.co_flags & CO_OPTIMIZED
+        self._skips_definitions = self._is_body and is_file(code)
         names: tuple[str, ...] = ()
         if code is not None:
             names = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
-        self._order = {name: i for i, name in enumerate(names)}
+        self._order: dict[str, int] = {}
+        for i, name in enumerate(names):
+            self._order.setdefault(name, i)
         self.known: dict[str, Any] = {}
         # Names such as `__file__` that were there before, and are no news while they stay.
         self._found: dict[str, Any] | None = None
@@ -44,7 +52,7 @@ class Variables:
     def look(self, found: Mapping[str, Any]) -> list[Change]:
         """The variables that are not what they were: name, value, what was known of it. Hot."""
         known, reader = self.known, self._reader
-        if self._skips_definitions:
+        if self._is_body:
             found = self._without_found(found)
         changes: list[Change] = []
         for name, value in found.items():
@@ -73,14 +81,17 @@ class Variables:
             changes.sort(key=self._place)
         return changes
 
-    def _without_found(self, found: Mapping[str, Any]) -> Mapping[str, Any]:
-        """At module level, what the user's code has put there."""
+    def _without_found(self, found: Any) -> dict[str, Any]:
+        """Of a file or a class, what the user's code has put there."""
+        if not issubclass(type(found), dict):
+            return {}  # a metaclass of the user's has a mapping of its own
+        names: dict[str, Any] = dict(dict.items(found))
         if self._found is None:
-            self._found = {name: value for name, value in found.items() if _is_special(name)}
+            self._found = {name: value for name, value in names.items() if _is_special(name)}
         there = self._found
         return {
             name: value
-            for name, value in found.items()
+            for name, value in names.items()
             if name not in _PYTHONS and (name not in there or there[name] is not value)
         }
 
@@ -91,6 +102,11 @@ class Variables:
 
     def _place(self, change: Change) -> int:
         return self._order.get(change[0], len(self._order))
+
+
+def is_file(code: types.CodeType | None) -> bool:
+    """Whether code is that of a whole file, and not of a class."""
+    return code is not None and code.co_name == "<module>"
 
 
 def _is_special(name: str) -> bool:

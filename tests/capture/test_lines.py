@@ -92,13 +92,19 @@ def test_statistics_of_what_calls_made_are_taken_once(monkeypatch: pytest.Monkey
     from tensortrace.capture.stats import StatsQueue
 
     added: list[int] = []
-    real = StatsQueue.add
+    real, real_look = StatsQueue.add, StatsQueue.look
 
     def add(self: StatsQueue, tensor: Tensor) -> Any:
         added.append(tensor.numel())
         return real(self, tensor)
 
+    def look(self: StatsQueue, tensor: Tensor, number: int) -> Any:
+        found = real_look(self, tensor, number)  # at once, or None for a tensor to be added
+        added.extend([] if found is None else [tensor.numel()])
+        return found
+
     monkeypatch.setattr(StatsQueue, "add", add)
+    monkeypatch.setattr(StatsQueue, "look", look)
 
     def function(x: Tensor) -> Tensor:
         y = x + 1

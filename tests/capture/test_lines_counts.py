@@ -153,6 +153,36 @@ def test_calls_made_by_executions_that_were_passed_over_are_counted(depth: int) 
     assert len({r.frame for r in inside if r.what == "line"}) == 8
 
 
+def test_calls_deeper_than_depth_are_counted_of_functions_that_are_followed() -> None:
+    def down(n: int) -> int:
+        return down(n - 1) + helper(n) if n else 0
+
+    def function() -> int:
+        return down(5)
+
+    seen = lines_of(function, lines=Lines(depth=2))
+    assert called(seen, "down") == 6
+    assert called(seen, "helper") == 0  # of which no line is shown
+
+
+def test_the_body_of_a_class_is_followed_as_pysnooper_does() -> None:
+    def function() -> int:
+        class Local:
+            a = 1
+            b = a + 1
+
+            def method(self) -> int:
+                return self.b
+
+        return Local().method()
+
+    seen = lines_of(function, lines=Lines(depth=2))
+    inside = [
+        v.name for r in seen.lines for v in r.changed if r.location.function.endswith("Local")
+    ]
+    assert inside == ["a", "b", "method"]
+
+
 def test_calls_of_a_decorated_function_within_one_step_are_counted() -> None:
     def down(n: int) -> int:
         return traced(n - 1) if n else 0
