@@ -641,7 +641,7 @@ static const char *const ATTRIBUTES[NAMES] = {
     "is_contiguous", "storage_offset", "untyped_storage", "nbytes", "data_ptr", "_is_view", "name"};
 
 static struct {
-    PyObject *names[NAMES], *tensor, *parameter, *keys_of, *dtypes, *cpu;
+    PyObject *names[NAMES], *tensor, *parameter, *keys_of, *dtypes, *cpu, *shapes;
     unsigned long long dense; /* the dispatch keys of an ordinary dense CPU tensor */
     int64_t small, least;
     Spacing sample; /* most elements as `runs`, and `run` */
@@ -735,14 +735,32 @@ static PyObject *node_name(PyObject *tensor) {
     return name;
 }
 
+#define MOST_SHAPES 1024
+
+/* A plain tuple of a shape, the same one each time: few shapes make all tensors of a step, and each
+   object that is kept is one more for the garbage collector to look at. */
+static PyObject *shape_of(PyObject *shape) {
+    PyObject *known = PyDict_GetItemWithError(torch.shapes, shape); /* borrowed */
+    if (known) {
+        Py_INCREF(known);
+        return known;
+    }
+    if (PyErr_Occurred()) return NULL;
+    PyObject *made = PyTuple_GetSlice(shape, 0, PyTuple_Size(shape));
+    if (PyDict_Size(torch.shapes) >= MOST_SHAPES) PyDict_Clear(torch.shapes);
+    if (made && PyDict_SetItem(torch.shapes, made, made) == 0) return made;
+    Py_XDECREF(made);
+    return NULL;
+}
+
 static PyObject *head_of(PyObject *tensor, PyObject *number, PyObject *shape, PyObject *dtype,
                          int64_t n) {
     PyObject *needs_grad = PyObject_GetAttr(tensor, torch.names[REQUIRES_GRAD]);
     PyObject *node = needs_grad == Py_True ? node_name(tensor) : none();
     Py_INCREF(number), Py_INCREF(dtype), Py_INCREF(torch.cpu), Py_INCREF(Py_None);
     PyObject *items[9] = {
-        number, PyTuple_GetSlice(shape, 0, PyTuple_Size(shape)), Py_None, dtype, torch.cpu,
-        needs_grad, PyObject_GetAttr(tensor, torch.names[IS_LEAF]), node, PyLong_FromLongLong(n)};
+        number, shape_of(shape), Py_None, dtype, torch.cpu, needs_grad,
+        PyObject_GetAttr(tensor, torch.names[IS_LEAF]), node, PyLong_FromLongLong(n)};
     return as_tuple(items, 9);
 }
 
@@ -798,6 +816,7 @@ static int start(PyObject *module) {
     for (int i = 0; i < NAMES; i++)
         if (!torch.names[i] && !(torch.names[i] = PyUnicode_InternFromString(ATTRIBUTES[i]))) return -1;
     if (!torch.cpu && !(torch.cpu = PyUnicode_InternFromString("cpu"))) return -1;
+    if (!torch.shapes && !(torch.shapes = PyDict_New())) return -1;
 
     choose_passes();
     for (int dtype = 0; dtype < DTYPES; dtype++) part_fields((Dtype)dtype);

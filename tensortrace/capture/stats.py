@@ -143,25 +143,33 @@ class StatsQueue:
         ways = self._kernels
         return self._add(tensor, LEAN if self.lean and ways is FULL else ways, self.light)
 
-    def look(self, tensor: torch.Tensor, number: int) -> tuple[Head, Any] | None:
-        """Describe and measure a tensor in one go, unseen by function modes. Hot.
+    def look(self, tensor: torch.Tensor, number: int) -> tuple[Head | None, Any] | None:
+        """Measure a tensor at once, and describe it too where that costs nothing more. Hot.
 
         Args:
             tensor: any; call it inside `DisableTorchFunction`.
             number: its id.
         Returns:
-            The fields of a `Tensor` before its statistics, and those of a `Stats`. None of all but
-            ordinary contiguous CPU tensors, and without the compiled kernel: those are described
-            and added one after the other.
+            The fields of a `Tensor` before its statistics, unless it has gaps or strides in an
+            order of their own, and those of a `Stats`. None of all but ordinary CPU tensors, and
+            without the compiled kernel: those are for `add`.
         """
         kernel = compiled.kernel
         if kernel is None or self._level == "none":
             return None
-        mode = _FULLY
-        if self._kernels is FULL:
+        mode, ways = _FULLY, self._kernels
+        if ways is FULL:
             mode = _LEANLY if self.lean else _CLOSELY if self.counts else _FULLY
-        found: tuple[Head, Any] | None = kernel.look(tensor, number, mode)
-        if found is not None and self._level == "minmax":
+        found: tuple[Head | None, Any] | None = kernel.look(tensor, number, mode)
+        if found is None:
+            try:
+                row = self._row(tensor, LEAN if mode == _LEANLY else ways)
+            except Exception:
+                return None  # `add` meets it again, and says so
+            if row is None:
+                return None
+            found = None, row if row[10] is None else _by_row(_make(Stats, row), tensor)
+        if self._level == "minmax":
             return found[0], _minmax(_make(Stats, found[1]))
         return found
 

@@ -232,11 +232,10 @@ class TensorTable:
             return TensorDraft(_finish(_head(tensor, number), _NOT_ASKED, tail))
         queue = self._queue
         found = queue.look(tensor, number)
+        head = (found and found[0]) or _head(tensor, number)
         if found is not None:
-            head, stats = found
-            draft = TensorDraft(_finish(head, stats, tail))
+            draft = TensorDraft(_finish(head, found[1], tail))
         else:
-            head = _head(tensor, number)
             draft = TensorDraft(None, (head, queue.add(tensor), tail))
         if not queue.lean:
             if head[7] in RECTIFIED:
