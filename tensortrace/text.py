@@ -6,6 +6,7 @@ visible, so that none of them reaches a terminal.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
@@ -40,6 +41,20 @@ def escape(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return _CONTROL.sub(_visible, text.replace("\t", "    "))
+
+
+def pasted(text: str) -> str:
+    r"""Make a text safe to paste into a terminal: controls as ``\u009b``, which JSON reads back.
+
+    Lines and tabs stay.
+    """
+    return _CONTROL.sub(_as_json, text)
+
+
+def _as_json(match: re.Match[str]) -> str:
+    if match[0] in "\n\t":
+        return match[0]
+    return json.dumps(match[0])[1:-1] if ord(match[0]) != 0x7F else "\\u007f"
 
 
 def _visible(match: re.Match[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 import pytest
@@ -16,6 +17,7 @@ from tensortrace.text import (
     location_text,
     module_text,
     number_text,
+    pasted,
     shape_text,
     short_dtype,
     without_address,
@@ -127,6 +129,17 @@ def test_names_have_a_form_when_there_is_nothing_to_name():
 def test_an_arrow_is_written_only_where_the_encoding_has_one(encoding, carried):
     assert carries(encoding, "→") is carried
     assert carries(encoding, "->") is (encoding != "no such")
+
+
+def test_what_is_pasted_into_a_terminal_is_no_command_to_it_and_the_same_json():
+    name = "a\x9b31m\x1b]52;c;x\x07\x7f\u202e\U000e0041é\n\tb"
+    told = pasted(json.dumps(name, ensure_ascii=False))
+    assert json.loads(told) == name
+    assert not dangerous(told)
+    assert "\\u009b31m" in told
+    assert "\\u007f" in told
+    assert "é" in told
+    assert pasted("two\n\tlines") == "two\n\tlines"
 
 
 def test_where_an_object_lies_in_memory_is_left_out():

@@ -30,12 +30,12 @@ def train_mode_in_evaluation(
     Threshold:  in `batches` steps running there is no backward and no optimizer step, and in the
                 last a network that an optimizer holds runs outermost, in train mode, with gradients
                 disabled, has a BatchNorm or a Dropout that acts inside, and a loss or the accuracy
-                is computed. Or F.dropout acts in a module in eval mode (a note if there is none).
-                A note: a BatchNorm whose weights are frozen and in no optimizer runs in train mode
-                inside a network that is trained, for `sustain` optimizer steps. Or inside a
-                network in eval mode a BatchNorm or a spectral norm has the statistics it was made
-                with: a warning if a loss or the accuracy is computed after an optimizer has
-                stepped, else a note
+                is computed. Or F.dropout acts in a module in eval mode (a note if neither is
+                computed). A note: a BatchNorm whose weights are frozen and in no optimizer runs in
+                train mode inside a network that is trained, for `sustain` optimizer steps. Or
+                inside a network in eval mode a BatchNorm or a spectral norm has the statistics it
+                was made with: a warning if a loss or the accuracy is computed after an optimizer
+                has stepped, else a note
     Source:     torch.nn.Module.eval, torch.nn.functional.dropout (training=True by default);
                 `batches` and `sustain` chosen here
     Fix:        model.eval() before the evaluation and model.train() behind it; F.dropout(x, p,

@@ -10,6 +10,9 @@ from tensortrace.export.markup import Child, Html, joined, tag
 
 # A run with more findings than this has a cause that the first ones tell.
 MOST_FINDINGS = 200
+# Nor is the page longer for what they say; of one finding so many links and lines are told.
+MOST_NBYTES = 1_000_000
+MOST_LINKS, MOST_LINES = 40, 40
 
 
 def show_findings(shown: Sequence[Shown], *, ranks: bool) -> Html:
@@ -17,8 +20,15 @@ def show_findings(shown: Sequence[Shown], *, ranks: bool) -> Html:
 
     Errors and warnings are open, notes are one line that opens.
     """
-    parts = [_show(number, one, ranks) for number, one in enumerate(shown[:MOST_FINDINGS], 1)]
-    left_out = len(shown) - MOST_FINDINGS
+    parts: list[Html] = []
+    nbytes = 0
+    for number, one in enumerate(shown[:MOST_FINDINGS], 1):
+        part = _show(number, one, ranks)
+        nbytes += len(part.encode("utf-8", "backslashreplace"))
+        if parts and nbytes > MOST_NBYTES:
+            break
+        parts.append(part)
+    left_out = len(shown) - len(parts)
     if left_out > 0:
         parts.append(tag("p", f"{left_out} more are in the log: `tensortrace report` lists them."))
     return joined(parts)
@@ -63,8 +73,8 @@ def _source(one: Shown) -> Child:
 
 def _evidence(one: Shown) -> Child:
     lines, profiles = words.evidence(one)
-    pieces: list[Child] = [tag("p", line) for line in lines]
-    for profile in profiles:
+    pieces: list[Child] = [tag("p", line) for line in lines[:MOST_LINES]]
+    for profile in profiles[:MOST_LINES]:
         cells: list[Html] = [tag("span", f"{profile.title} (bars: log scale)", class_="wide dim")]
         for i, (name, number, share) in enumerate(profile.rows):
             if profile.left_out and i == words.ENDS:
@@ -79,5 +89,7 @@ def _evidence(one: Shown) -> Child:
 def _chain(one: Shown) -> Child:
     links = words.chain_links(one.run, one.finding.chain)
     items = [tag("li", tag("code", what), tag("pre", code) if code else None)
-             for what, code in links]  # fmt: skip
+             for what, code in links[:MOST_LINKS]]  # fmt: skip
+    if len(links) > MOST_LINKS:
+        items.append(tag("li", f"and {len(links) - MOST_LINKS} more"))
     return tag("ol", items) if items else None

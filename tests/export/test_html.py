@@ -15,10 +15,10 @@ from tensortrace.export.html import POLICY, render_page
 from tensortrace.export.html_style import STYLE
 from tensortrace.export.markup import Html, tag, text
 from tensortrace.log import encode
-from tensortrace.records import ModuleColumns, Record, Step
+from tensortrace.records import ChainLink, Location, ModuleColumns, Record, Step
 from tensortrace.run import open_run
 from tensortrace.version import __version__
-from tests.builders import make_header, make_run
+from tests.builders import make_header, make_run, make_steps
 from tests.export.canonical import (
     make_calls,
     make_canonical,
@@ -266,8 +266,27 @@ def test_a_page_stays_small_whatever_the_log_holds() -> None:
 
     found = [make_finding(step=199, id=f"TT101-{i}", module=paths[i], explanation="why " * 900)
              for i in range(250)]  # fmt: skip
-    assert len(page_of(*steps()[:199], *found, steps()[199])) < 3_000_000
+    assert len(page_of(*steps()[:199], *found, steps()[199])) < 2_000_000
     assert len(page_of(*steps())) < 2_000_000
+
+
+def test_page_of_findings_that_are_very_long_stays_small() -> None:
+    long = "<é>" * 2000
+    place = Location(long, 1, long, long)
+    found = [
+        make_finding(id=f"TT101-{i}", message=long, explanation=long, fix=long, location=place,
+                     evidence={f"key {n}": [{long: 1}] for n in range(90)} if i == 0 else {},
+                     chain=[ChainLink(n, n, long, place) for n in range(90 if i == 0 else 0)])
+        for i in range(200)
+    ]  # fmt: skip
+    page = page_of(*make_steps(1)[:-1], *found, make_steps(1)[-1])
+    assert len(page.encode()) < 2_000_000
+    told = Page(page).text()
+    assert "and 50 more" in told
+    assert re.search(r"\d+ more are in the log", told)
+    short = [make_finding(id=f"TT101-{i}", explanation="why") for i in range(201)]
+    told = Page(page_of(*make_steps(1)[:-1], *short, make_steps(1)[-1])).text()
+    assert "1 more are in the log" in told
 
 
 # -- what is wanted
