@@ -30,13 +30,10 @@ WIDTH_LOG2: tl.constexpr = tl.constexpr(2)
 
 
 @triton.jit
-def _as_float(x):
+def _as_float(x, WIDE: tl.constexpr):
     """Any element as a float that holds it: f64 of f64 and of whole numbers of 32 bits or more."""
-    if x.dtype.primitive_bitwidth > 32 or (x.dtype.is_int() and x.dtype.primitive_bitwidth == 32):
-        y = x.to(tl.float64)
-    else:
-        y = x.to(tl.float32)
-    return y
+    # Not by x.dtype: Triton 3.2, which torch 2.6 has, cannot compare with that.
+    return x.to(tl.float64 if WIDE else tl.float32)
 
 
 @triton.jit(do_not_specialize=["n", "tiles", "first"])
@@ -59,12 +56,15 @@ def largest(source, rows, n, tiles, first, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _reduce(source, rows, n, tiles, first, parts, SCALED: tl.constexpr, BLOCK: tl.constexpr):
+def _reduce(
+    source, rows, n, tiles, first, parts,
+    WIDE: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     part = tl.program_id(0)
     begin = part.to(tl.int64) * tiles * BLOCK
     end = tl.minimum(begin + tiles * BLOCK, n)
     lane = tl.arange(0, BLOCK).to(tl.int64)
-    first_of_all = _as_float(tl.load(source))
+    first_of_all = _as_float(tl.load(source), WIDE)
     start = first_of_all.to(tl.float64)
     if SCALED:
         each = tl.arange(0, PARTS)
@@ -93,7 +93,7 @@ def _reduce(source, rows, n, tiles, first, parts, SCALED: tl.constexpr, BLOCK: t
             taken = tl.load(source + where)
         else:
             taken = tl.load(source + where, mask=inside, other=0)
-        x = _as_float(taken)
+        x = _as_float(taken, WIDE)
         finite = inside & (tl.abs(x) < INFINITY)
         nan += (inside & (x != x)).to(tl.int32)
         posinf += (inside & (x == INFINITY)).to(tl.int32)
@@ -126,7 +126,7 @@ def _reduce(source, rows, n, tiles, first, parts, SCALED: tl.constexpr, BLOCK: t
 
 
 @triton.jit
-def _count(source, row, pitch, sampled, BLOCK: tl.constexpr):
+def _count(source, row, pitch, sampled, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """Write how many elements of a sample lie in each range of exponents."""
     lane = tl.arange(0, BLOCK)
     each = tl.arange(0, ROW)
@@ -135,9 +135,9 @@ def _count(source, row, pitch, sampled, BLOCK: tl.constexpr):
         k = at + lane
         inside = k < sampled
         where = (k // RUN).to(tl.int64) * pitch + k % RUN
-        x = tl.abs(_as_float(tl.load(source + where, mask=inside, other=0)))
+        x = tl.abs(_as_float(tl.load(source + where, mask=inside, other=0), WIDE))
         inside = inside & (x > 0) & (x < INFINITY)
-        if x.dtype == tl.float64:
+        if WIDE:
             exponent = ((x.to(tl.int64, bitcast=True) >> 52) - 1023).to(tl.int32)
         else:
             exponent = (x.to(tl.int32, bitcast=True) >> 23) - 127
@@ -151,16 +151,17 @@ def _count(source, row, pitch, sampled, BLOCK: tl.constexpr):
 @triton.jit(do_not_specialize=["n", "tiles", "first", "parts", "pitch", "sampled"])
 def reduce(
     source, rows, n, tiles, first, parts, pitch, sampled,
-    SCALED: tl.constexpr, BLOCK: tl.constexpr,
+    WIDE: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Reduce a tensor that fills its memory: program i its i-th share, into row `first` + i.
 
     A program more than `parts` counts exponents, into the row after.
     """
     if tl.program_id(0) < parts:
-        _reduce(source, rows, n, tiles, first, parts, SCALED, BLOCK)
+        _reduce(source, rows, n, tiles, first, parts, WIDE, SCALED, BLOCK)
     else:
-        _count(source, rows + (first + parts).to(tl.int64) * ROW, pitch, sampled, BLOCK)
+        row = rows + (first + parts).to(tl.int64) * ROW
+        _count(source, row, pitch, sampled, WIDE, BLOCK)
 
 
 @triton.jit(do_not_specialize=["since"])

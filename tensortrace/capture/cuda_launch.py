@@ -36,6 +36,8 @@ _KINDS = {
     torch.int8: None, torch.uint8: None, torch.int16: None, torch.int32: None, torch.int64: None,
     torch.bool: torch.uint8,
 }  # fmt: skip
+# What an f32 does not hold.
+_WIDE = frozenset({torch.float64, torch.int32, torch.int64})
 
 
 def divide(n: int) -> tuple[int, int]:
@@ -116,13 +118,13 @@ class Launcher:
         n = tensor.numel()
         parts, tiles = divide(n)
         pitch, sampled = _spacing(n) if counts else (1, 0)
-        wide = tensor.dtype is torch.float64
+        scaled = tensor.dtype is torch.float64
         kernels = self._kernels
-        if wide:
+        if scaled:
             kernels.largest[(parts,)](tensor, rows, n, tiles, first, BLOCK=_BLOCK, num_warps=_WARPS)
         kernels.reduce[(parts + counts,)](
             tensor, rows, n, tiles, first, parts, pitch, sampled,
-            SCALED=wide, BLOCK=_BLOCK, num_warps=_WARPS,
+            WIDE=tensor.dtype in _WIDE, SCALED=scaled, BLOCK=_BLOCK, num_warps=_WARPS,
         )  # fmt: skip
 
     def combine(
