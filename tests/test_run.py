@@ -9,13 +9,14 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tensortrace.errors import LogError
 from tensortrace.log import encode
-from tensortrace.records import Line, Module, Record, Source, Step
+from tensortrace.records import Line, Module, ModuleColumns, Record, Source, Step
 from tensortrace.run import Run, newest_log, open_run, series
 from tests.builders import (
     HERE,
@@ -524,3 +525,42 @@ def test_records_of_some_kinds_and_steps_are_those_of_all_that_are(tmp_path: Pat
     assert list(run.records(7, 31, kinds=("step",))) == expected
     assert [record.step for record in expected] == list(range(7, 31))
     assert list(run.records(kinds=())) == []
+
+
+def test_heads_are_the_step_lines_without_modules(tmp_path):
+    columns = ModuleColumns(path=["a", ',"modules":{'], output_rms=[1.0, 2.0], flags=["", "n"])
+    steps = [Step(step=n, seq=1, loss=float(n), repeats={',"modules":{': n}, full=n % 2 == 0,
+                  modules=columns if n % 3 else ModuleColumns()) for n in range(40)]  # fmt: skip
+    path = write_log(tmp_path / "log.jsonl", [make_header(), *steps, make_end(39)])
+    run = open_run(path)
+    for _ in run.index():
+        pass
+    bare = [msgspec.structs.replace(step, modules=ModuleColumns()) for step in steps]
+    assert run.heads(0, 40) == bare
+    assert run.summaries(3, 31) == steps[3:31]
+    run.close()
+    # A tool that put the keys in another order is read as well.
+    head, *rest = path.read_bytes().splitlines()
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(b"\n".join([head, *map(reordered, rest), b""]))
+    run = open_run(other)
+    assert [head.loss for head in run.heads(0, 40)] == [step.loss for step in steps]
+
+
+def reordered(line: bytes) -> bytes:
+    """The same line with `modules` before the rest."""
+    held = json.loads(line)
+    first = {key: held.pop(key) for key in ("kind", "step", "modules") if key in held}
+    return json.dumps({**first, **held}, separators=(",", ":")).encode()
+
+
+def test_step_lines_of_any_length_are_read(tmp_path):
+    sizes = (1, 300, 3000, 20_000, 1)
+    steps = [Step(step=n, seq=1, modules=ModuleColumns(path=[f"module.{i}" for i in range(size)]))
+             for n, size in enumerate(sizes)]  # fmt: skip
+    run = open_run(write_log(tmp_path / "log.jsonl", [make_header(), *steps, make_end(4)]))
+    assert run.summaries(0, 5) == steps
+    for _ in run.index():
+        pass
+    assert run.summaries(0, 5) == steps
+    assert [len(step.modules.path) for step in run.heads(0, 5)] == [0] * 5

@@ -14,6 +14,7 @@ from tensortrace.log.codec import (
     Damaged,
     Unknown,
     decode,
+    decode_head,
     encode,
     unknown_keys,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "Sink",
     "Unknown",
     "decode",
+    "decode_head",
     "encode",
     "iterate",
     "open_log",

@@ -50,6 +50,7 @@ def _plain(value: Any) -> Any:
         return f"<{type(value).__name__}>"
 
 
+_MODULES = b',"modules":{'
 _ENCODER = msgspec.json.Encoder(enc_hook=_plain)
 _DECODER: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
 _ANY_DECODER = msgspec.json.Decoder(_Any)
@@ -100,6 +101,16 @@ def decode(line: bytes) -> Record | Unknown | Damaged:
     if not 0 <= record.step <= MAX_STEP:
         return Damaged(f"step {record.step}")
     return well_typed(record) if isinstance(record, Action) else record
+
+
+def decode_head(line: bytes) -> Record | Unknown | Damaged:
+    """Read a step line without its `modules`, the long part of it, if they come last."""
+    at = line.rfind(_MODULES)
+    if at > 0 and line.endswith(b"}}"):
+        record = decode(line[:at] + b"}")
+        if isinstance(record, Record):
+            return record
+    return decode(line)
 
 
 def _undecoded(line: bytes, err: Exception) -> Unknown | Damaged:

@@ -18,12 +18,14 @@ from tensortrace.log import (
     CHUNK,
     DAMAGED,
     KINDS,
+    MAX_LINE,
     MAX_STEP,
     Chunk,
     Damaged,
     LogFile,
     Unknown,
     decode,
+    decode_head,
     read_step,
     scan_chunk,
     seek_step,
@@ -45,6 +47,8 @@ from tensortrace.version import __version__
 
 HEAD, TAIL = 1 << 16, 1 << 18
 MAX_KEPT = 20_000
+# Bytes that are read for one step line, and for step lines that are close together.
+ONE, MANY = 1 << 13, 1 << 16
 _NOTED = [*(k in ("module", "source", "finding", "step", "end") for k in KINDS), True, True]
 _MODULE_KIND, _STEP_KIND = KINDS.index("module"), KINDS.index("step")
 _STEP_LINE = re.compile(rb'\n\{"kind": ?"step",')
@@ -204,14 +208,30 @@ class Run:
 
     def summaries(self, start: int, stop: int) -> list[Step]:
         """The step lines of steps `start` to `stop` (exclusive), for the timeline."""
-        found = []
-        for number, offset in self._step_lines(start, stop):
-            record = decode(self._line_at(offset))
+        return list(self._summaries(start, stop, decode))
+
+    def heads(self, start: int, stop: int) -> list[Step]:
+        """As `summaries`, but without `modules`, where they are last: in a fifth of the time."""
+        return list(self._summaries(start, stop, decode_head))
+
+    def _summaries(
+        self, start: int, stop: int, read: Callable[[bytes], Record | Unknown | Damaged]
+    ) -> Iterator[Step]:
+        places = list(self._step_lines(start, stop))
+        afters = [offset for _, offset in places[1:]] + [self._stop]
+        low, data = 0, b""
+        for (number, offset), after in zip(places, afters, strict=False):
+            end = data.find(b"\n", offset - low) if low <= offset < low + len(data) else -1
+            if end < 0:
+                # Thinned steps are little else than their step lines: many are read at once.
+                low, data = offset, self._file.read(offset, MANY if after - offset < MANY else ONE)
+                end = data.find(b"\n")
+            line = data[offset - low : end] if end >= 0 else self._line_at(offset)
+            record = read(line)
             if isinstance(record, Step) and start <= record.step < stop:
-                found.append(record)
+                yield record
             elif not isinstance(record, Step):
-                found.extend(s for s in (self.step(number).summary,) if s is not None)
-        return found
+                yield from (s for s in (self.step(number).summary,) if s is not None)
 
     def records(
         self, start: int = 0, stop: int = MAX_STEP, *, kinds: Collection[str] = KINDS
@@ -235,8 +255,15 @@ class Run:
         return seek_step(self._file, self._stop, number)
 
     def _line_at(self, offset: int) -> bytes:
-        chunk = scan_chunk(self._file, offset, self._stop, 1 << 14)
-        return chunk.line(0) if chunk else b""
+        length = 1 << 14
+        while True:
+            data = self._file.read(offset, min(length, self._stop - offset))
+            end = data.find(b"\n")
+            if end >= 0:
+                return data[:end]
+            if len(data) < length or length >= MAX_LINE:
+                return b""
+            length *= 8
 
     def _step_lines(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Where the step lines of a range of steps begin: from the index, or else by bisection."""

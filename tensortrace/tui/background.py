@@ -241,7 +241,7 @@ class Reader(Frame):
             numbers = range(block * SUMMARIES_AT_ONCE, (block + 1) * SUMMARIES_AT_ONCE)
             if log.indexed >= 1:
                 asked.update(numbers)
-            steps += map(bare, log.summaries(numbers.start, numbers.stop))
+            steps += map(bare, log.heads(numbers.start, numbers.stop))
             if time.monotonic() - told > TELL_EVERY_S:  # the nearest ones at once
                 told = time.monotonic()
                 self.from_thread(self.take_summaries, log, asked, steps)

@@ -121,6 +121,11 @@ class Grid:
         self._last = (paths, rows)
         return rows
 
+    @property
+    def modules(self) -> bool:
+        """It is all about them."""
+        return True
+
     def read_on(self, run: Run, cancelled: Callable[[], bool]) -> Iterator[float]:
         """Step lines say all of it."""
         return iter(())

@@ -127,7 +127,7 @@ def over_steps(
         for start in range(low, stop, 16):
             if cancelled():
                 return
-            kept = [s.step for s in run.summaries(start, min(stop, start + 16)) if s.full]
+            kept = [s.step for s in run.heads(start, min(stop, start + 16)) if s.full]
             if kept:
                 records = run.step(kept[0])
                 yield column, [tensor_in(records, one) for one in held]

@@ -111,9 +111,12 @@ def read_blocks(
     blocks: Iterator[range],
     take: Callable[[list[Step]], object],
     cancelled: Callable[[], bool],
+    *,
+    modules: bool = True,
 ) -> None:
     """Hand over the step lines of blocks of steps, one block after the other; for a thread."""
+    read = run.summaries if modules else run.heads
     for block in blocks:
         if cancelled():
             return
-        take(run.summaries(block.start, block.stop))
+        take(read(block.start, block.stop))

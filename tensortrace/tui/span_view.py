@@ -34,6 +34,10 @@ class Gathered(Protocol):
 
     span: Span
 
+    @property
+    def modules(self) -> bool:
+        """Whether it needs the numbers of modules, which take most of the reading."""
+
     def add(self, steps: list[Step]) -> None:
         """Take in step lines."""
 
@@ -150,7 +154,7 @@ class SpanView(View):
             time.sleep(BREATHE_S)
 
         log = self.viewer.log_
-        read_blocks(log, blocks, take, lambda: worker.is_cancelled)
+        read_blocks(log, blocks, take, lambda: worker.is_cancelled, modules=held.modules)
         for share in held.read_on(log, lambda: worker.is_cancelled):
             if time.monotonic() - told > TELL_EVERY_S:
                 told = time.monotonic()

@@ -89,6 +89,11 @@ class Tracks:
             self.bad[row, at] = step
 
     @property
+    def modules(self) -> bool:
+        """Whether any statistic is one of a module."""
+        return any(isinstance(one, Statistic) and one.path is not None for one in self.held)
+
+    @property
     def sites(self) -> list[tuple[int, SiteStatistic]]:
         """The statistics that only the calls of full steps have, by row."""
         return [(row, one) for row, one in enumerate(self.held) if isinstance(one, SiteStatistic)]
