@@ -50,6 +50,10 @@ _RESUMED = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 _INSTALLED = ("site-packages", "dist-packages")
 
 
+# Dynamo of torch 2.6 compiles trace functions too, and stumbles over their frames.
+_IS_COMPILED = hasattr(torch._C._dynamo.eval_frame, "skip_code")
+
+
 class _Thread(threading.local):
     """Of each thread: how often it entered, its blocks, and the trace function before ours."""
 
@@ -238,6 +242,8 @@ class LineTracer:
 
     def _on_call(self, frame: FrameType, event: str, arg: Any) -> Any:
         """Python calls this for each function that is called. Hot: torch calls many."""
+        if _IS_COMPILED and torch.compiler.is_compiling():
+            return None
         prior = self._thread.prior
         theirs = None
         if prior is not None:
