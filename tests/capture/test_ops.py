@@ -202,6 +202,10 @@ def test_gradient_given_for_a_tensor_that_is_no_scalar_has_no_value() -> None:
     assert detail == {"shape": [3], "dtype": "float32"}
 
 
+@pytest.mark.skipif(
+    "has_torch_function" not in inspect.getsource(torch.autograd.backward),
+    reason="this version of torch tells nobody of torch.autograd.backward",
+)
 def test_several_losses_given_to_autograd_backward_are_each_recorded() -> None:
     w = torch.ones(3, requires_grad=True)
     records = record(lambda t: torch.autograd.backward([w.sum(), (w * 2).sum()]))
