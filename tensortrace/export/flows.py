@@ -251,7 +251,9 @@ def value_text(flow: Flow, arrow: str = "→") -> str:
     if flow.first is None or flow.last is None:
         return ""
     last = [] if flow.texts[-1] == flow.last else [flow.last]
-    told = [escape(shorten(_rounded(text), LONGEST_TEXT)) for text in [*flow.texts, *last]]
+    texts = [escape(shorten(_rounded(text), LONGEST_TEXT)) for text in [*flow.texts, *last]]
+    # What differs beyond the digits that are shown is the same here.
+    told = [text for i, text in enumerate(texts) if not i or text != texts[i - 1]]
     if len(told) <= 2 or (
         len(flow.texts) <= LISTED and len(arrow.join(told)) <= LONGEST_TEXTS
     ):  # fmt: skip

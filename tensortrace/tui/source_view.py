@@ -33,6 +33,7 @@ from tensortrace.tui.view import View
 
 KINDS = ("line", "call", "action", "optimizer")
 NO_LINES = "Calls; trace(lines=True) records lines and variables"
+THINNED = "Calls; this step is not kept in full, so without lines: every=1 keeps all"
 
 
 class SourceView(View):
@@ -174,7 +175,8 @@ class SourceView(View):
 
         changed = sum(item.value is not None and item.value.changed for item in items)
         told = f"Variables, {changed} changed here" if changed else "Variables"
-        pane.set_title(told if executed.recorded else NO_LINES)
+        without = THINNED if self.viewer.log_.header.options.get("lines") else NO_LINES
+        pane.set_title(told if executed.recorded else without)
         first = next((i for i, item in enumerate(items) if item.value is not None), 0)
         pane.show(len(items), draw, first if follow else pane.cursor or 0)
 
@@ -183,7 +185,7 @@ class SourceView(View):
         told = [
             "No line of yours is in this step of the log.",
             "Steps that are not kept in full have none: ] and [ go to another step.",
-            "trace(lines=True) records every line and its variables.",
+            "trace(lines=True, every=1) records every line and its variables in every step.",
         ]
         self.function, self.told, self.items = None, {}, []
         glyphs = self.viewer.glyphs

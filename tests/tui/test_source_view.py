@@ -13,7 +13,7 @@ from tensortrace.records import Record, Source, Step
 from tensortrace.run import Run, open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.source_view import SourceView
-from tests.builders import make_end, write_log
+from tests.builders import make_end, make_header, write_log
 from tests.export.listed import FILE, make_listed, make_plain
 from tests.tui.samples import make_open_run
 from tests.tui.screen import settle, text_of, until
@@ -183,6 +183,15 @@ async def test_a_log_without_lines_walks_the_lines_that_made_calls(tmp_path: Pat
         assert line_of(app)[0] == 14
         await press(app, pilot, ">")
         assert re.search("▶ +15 +loss.backward\\(\\)", text_of(app))
+
+
+async def test_a_step_of_calls_in_a_run_with_lines_is_said_to_be_thinned(tmp_path: Path) -> None:
+    records = [make_header(cwd="", options={"lines": True}), *make_plain()[1:]]
+    app = Viewer(make_log(tmp_path, records), 0)
+    async with app.run_test(size=WIDE) as pilot:
+        await settle(app, pilot)
+        await press(app, pilot, "6")
+        assert "this step is not kept in full" in text_of(app)
 
 
 async def test_a_step_without_any_line_says_what_to_do(tmp_path: Path) -> None:
