@@ -186,6 +186,8 @@ def combine(rows, table, out, since, BLOCK: tl.constexpr):
         total += tl.sum(found, 0)
         low = tl.minimum(low, tl.min(tl.where(inside, found, INFINITY), 0))
         high = tl.maximum(high, tl.max(tl.where(inside, found, -INFINITY), 0))
-    lowest = (column == 4) | (column >= FIRST)
-    found = tl.where(lowest, low, tl.where(column == 5, high, total))
+    # The smallest and the largest of one NaN would be none.
+    several = count > 1
+    lowest = ((column == 4) | (column >= FIRST)) & several
+    found = tl.where(lowest, low, tl.where((column == 5) & several, high, total))
     tl.store(out + entry * ROW + column, found)

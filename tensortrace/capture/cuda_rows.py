@@ -19,13 +19,15 @@ from tensortrace.capture.cuda_driver import Driver
 from tensortrace.capture.cuda_launch import ROW, Launcher, divide
 from tensortrace.capture.kernels import Row
 
-__all__ = ["Entry", "Reducer"]
+__all__ = ["MOST_NUMBERS", "CapturingError", "Entry", "Number", "Reducer"]
 
 # Rows of parts that a stream holds before they are put together.
 _PARTS = 1 << 16
 # Tensors whose numbers travel in one copy.
 _TENSORS = 1 << 13
 _NOWHERE = 1 << 52
+# Single numbers that are taken over at once.
+MOST_NUMBERS = 1 << 12
 
 
 class _Sheet:
@@ -68,6 +70,32 @@ class Entry:
     def exponents(self) -> tuple[int, ...] | None:
         """Elements of a sample by magnitude, if they were counted."""
         return tuple(map(int, self._sheet.numbers[self._at + 1])) if self._counted else None
+
+
+class Number:
+    """Where one number is, once its page has come over."""
+
+    __slots__ = ("_at", "_sheet")
+
+    def __init__(self, sheet: _Sheet, at: int) -> None:
+        self._sheet, self._at = sheet, at
+
+    def row(self) -> Row:
+        """The row of one element.
+
+        Raises:
+            Exception: whatever kept it from coming over.
+        """
+        if self._sheet.error is not None:
+            raise self._sheet.error
+        x = float(self._sheet.numbers[self._at // ROW][self._at % ROW])
+        if math.isfinite(x):
+            return 0, 0, 0, int(x == 0), 1, x, x, x, 0.0, abs(x)
+        bad = int(math.isnan(x)), int(x == math.inf), int(x == -math.inf)
+        return *bad, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0
+
+    def exponents(self) -> None:
+        """One number has no distribution."""
 
 
 class _Page:
@@ -132,14 +160,16 @@ class _Lane:
         self.pages = [_Page(device, driver)]
         self.spare: _Page | None = None
 
-    def reserve(self, rows: int, device: torch.device, driver: Driver, launcher: Launcher) -> None:
-        """Make room for so many rows, of two results; on the lane's own stream."""
+    def reserve(self, rows: int, results: int, driver: Driver, launcher: Launcher) -> _Page:
+        """Make room for so many rows and results; on the lane's own stream."""
         page = self.pages[-1]
-        if self.used + rows > _PARTS or page.used + 2 > _TENSORS:
+        if self.used + rows > _PARTS or page.used + results > _TENSORS:
             page.fold(self.parts, launcher)
             self.used = 0
-        if page.used + 2 > _TENSORS:
-            self.pages.append(_Page(device, driver))
+        if page.used + results > _TENSORS:
+            page = _Page(self.parts.device, driver)
+            self.pages.append(page)
+        return page
 
 
 class Reducer:
@@ -156,6 +186,8 @@ class Reducer:
         self._lanes: dict[Any, _Lane] = {}
         # Two threads may share a stream: what is put together was all started before.
         self._lock = threading.RLock()
+        # What one gate has sent may be what another one is after.
+        self._gate = threading.RLock()
 
     def add(self, tensor: torch.Tensor, *, counts: bool) -> Entry | None:
         """Start to reduce a tensor whose elements lie side by side, in any order. Hot.
@@ -177,23 +209,51 @@ class Reducer:
         parts, _ = divide(n)
         with self._lock, driver.at(device):
             try:
-                lane = self._lanes.get(stream)
-                if lane is None:
-                    lane = _Lane(device, driver)
-                    lane.pages[0].prepare(lane.parts, launcher)
-                    self._lanes[stream] = lane
-                lane.reserve(parts + 1, device, driver, launcher)
+                lane = self._lane(stream, device)
+                page = lane.reserve(parts + 1, 2, driver, launcher)
                 launcher.reduce(tensor, lane.parts, lane.used, counts=counts)
                 driver.hold(tensor, stream)
             except Exception as error:
                 launcher.refuse(tensor.dtype, error)
                 return None
-            page = lane.pages[-1]
             at = page.put(lane.used, parts)
             if counts:
                 page.put(lane.used + parts, 1)
             lane.used += parts + counts
         return Entry(page.sheet, at, n, counts)
+
+    def add_numbers(self, values: list[torch.Tensor]) -> list[Number]:
+        """Take over tensors of one element, of one device and dtype, in a few launches for all.
+
+        Args:
+            values: at most `MOST_NUMBERS`; not modified, not kept.
+        Raises:
+            RuntimeError: there is no memory for the rows, or a kernel failed.
+        """
+        device, driver = values[0].device, self._driver
+        stream = driver.current(device)
+        count = len(values)
+        rows = -(-count // ROW)
+        with self._lock, driver.at(device):
+            lane = self._lane(stream, device)
+            page = lane.reserve(rows, rows, driver, self.launcher)
+            begin = lane.used * ROW
+            lane.parts.view(-1)[begin : begin + count].copy_(
+                torch.stack([value.reshape(()) for value in values])
+            )
+            at = page.used * ROW
+            for row in range(lane.used, lane.used + rows):
+                page.put(row, 1)
+            lane.used += rows
+            return [Number(page.sheet, at + i) for i in range(count)]
+
+    def _lane(self, stream: Any, device: torch.device) -> _Lane:
+        lane = self._lanes.get(stream)
+        if lane is None:
+            lane = _Lane(device, self._driver)
+            lane.pages[0].prepare(lane.parts, self.launcher)
+            self._lanes[stream] = lane
+        return lane
 
     def fetch(self, also: Iterable[Any] = ()) -> None:
         """Bring all numbers over: one copy for each stream and one wait for each device.
@@ -203,6 +263,10 @@ class Reducer:
         Args:
             also: streams that have something else on its way to the host.
         """
+        with self._gate:
+            self._fetch(also)
+
+    def _fetch(self, also: Iterable[Any]) -> None:
         with self._lock:
             used = [(stream, lane) for stream, lane in self._lanes.items() if lane.pages[0].used]
             # Then nobody may wait, for whichever stream.

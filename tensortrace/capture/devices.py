@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from tensortrace.capture.compiled import is_packed
-from tensortrace.capture.cuda_rows import CapturingError, Reducer
+from tensortrace.capture.cuda_rows import MOST_NUMBERS, CapturingError, Reducer
 from tensortrace.capture.exponents import LEAST, count_exponents
 from tensortrace.capture.kernels import Row, device_row, host_row, lean_device_row, lean_of
-from tensortrace.capture.unwrap import blocks
+from tensortrace.capture.unwrap import blocks, plain
 from tensortrace.records import BUCKETS
 
 __all__ = ["CapturingError", "Devices", "OnDevice", "first_bad_of"]
@@ -108,6 +108,29 @@ class Devices:
         if locates:
             result.first = first_bad_of(tensor)
         return result
+
+    def numbers(self, values: list[torch.Tensor]) -> list[OnDevice] | None:
+        """Begin to fetch several tensors of one element together; call it inside `quiet`.
+
+        Returns:
+            None if they are not alike, or not where the kernels are: each is measured by itself.
+        """
+        first = values[0]
+        device, dtype = first.device, first.dtype
+        if device.type not in self._served or len(values) > MOST_NUMBERS:
+            return None
+        for value in values:
+            alike = value.device == device and value.dtype is dtype and value.numel() == 1
+            if not alike or dtype.is_complex or plain(value) is not value:
+                return None
+        if not self.reducer.launcher.works():
+            return None
+        found = []
+        for number in self.reducer.add_numbers(values):
+            result = OnDevice(first, 1, False)
+            result.by_kernel, result.pieces, result.lengths = True, [number], [1]
+            found.append(result)
+        return found
 
     def _by_kernel(self, result: OnDevice, found: torch.Tensor, counts: bool, limit: int) -> bool:
         """Start the kernels, if they take it; what has gaps or another dtype is copied for them."""

@@ -175,6 +175,15 @@ class StatsQueue:
 
     def add_scalars(self, values: Iterable[torch.Tensor]) -> list[Ticket]:
         """Queue tensors of one element, at any level: `min` is the value, None if not finite."""
+        values = list(values)
+        if len(values) > 1 and not values[0].is_cpu:
+            try:
+                with torch._C.DisableTorchFunction(), quiet():
+                    found = self.devices.numbers(values)
+            except Exception:
+                found = None  # each is tried by itself, and says why it has none
+            if found is not None:
+                return [self._put(each) for each in found]
         return [self._add_scalar(value) for value in values]
 
     def _add_scalar(self, value: torch.Tensor) -> Ticket:

@@ -152,6 +152,21 @@ def test_the_memory_of_a_stream_is_used_again_when_it_is_full(
     assert len(lane.pages) == 1
 
 
+def test_single_numbers_come_over_as_they_are(queue: StatsQueue) -> None:
+    values = [torch.tensor(x) for x in (1.5, NAN, INF, -INF, 0.0, -2.0) * 5]
+    (first, *_), _ = results = queue.devices.numbers(values), queue.add(random(5000))
+    assert results[0] is not None
+    assert first.by_kernel
+    queue.resolve()
+    queue.devices.fetch(results[0])
+    for result, value in zip(results[0], values, strict=True):
+        want = oracle(value)
+        assert result.rows[0][:3] == want[:3]
+        assert result.rows[0][4:7] == (
+            (0, 0.0, 0.0) if want.min is None else (1, want.min, want.max)
+        )
+
+
 @pytest.mark.parametrize("index", range(12))
 def test_first_bad_element_is_found_row_by_row_whatever_lies_where_in_memory(
     queue: StatsQueue, index: int

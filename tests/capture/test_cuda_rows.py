@@ -91,6 +91,25 @@ def test_nothing_is_waited_for_until_the_gate(queue: StatsQueue, driver: OnHost)
     assert len(driver.waits) == 1
 
 
+def test_many_single_numbers_are_taken_over_together(
+    queue: StatsQueue, launcher: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On the host they are read at once: these are said to be elsewhere.
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    values = [1.5, math.nan, math.inf, -math.inf, 0.0, -2.0] * 7
+    numbers = [torch.tensor(value) for value in values]
+    for _ in range(2):
+        queue.add(random(40))
+        tickets = queue.add_scalars([*numbers[:-1], numbers[-1].reshape(1, 1)])
+        queue.resolve()
+        for ticket, number in zip(tickets, numbers, strict=True):
+            assert_same(stats_of(ticket), oracle(number))
+    assert launcher.launches == ["combine", *["reduce", "combine"] * 2]
+    mixed = queue.add_scalars([torch.tensor(1.0), torch.tensor(2), torch.tensor([3.0])])
+    queue.resolve()
+    assert [stats_of(ticket).min for ticket in mixed] == [1.0, 2.0, 3.0]
+
+
 def test_memory_is_bounded_and_used_again(
     queue: StatsQueue, launcher: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
