@@ -33,7 +33,7 @@ _OWN_REPR = {list.__repr__, tuple.__repr__, dict.__repr__, set.__repr__, frozens
 _UNOPENED = (Kind.REPR, Kind.CLOSED, Kind.ARRAY)
 _LONG = (Kind.LIST, Kind.DICT)
 _LONGEST_MEMBER = 60
-_DEEPEST = 4
+_DEEPEST = 8
 _MOST_NODES = 400
 _MOST_TYPES = 1000
 # A repr that has taken longer twice is not asked for again.

@@ -124,7 +124,8 @@ def brackets(value: Any, kind: Kind) -> tuple[str, str]:
     if kind is Kind.SET:
         return f"{name}({{", "})"
     if issubclass(cls, deque):
-        return f"{name}([", "])"
+        longest = deque.__dict__["maxlen"].__get__(value)
+        return f"{name}([", ("])" if longest is None else f"], maxlen={longest})")
     return f"{name}(", ")"
 
 

@@ -246,6 +246,9 @@ A = "tensor<(2,), float32, cpu>"
         (lambda a: ModelOutput(logits=a), f"ModelOutput({{'logits': {A}}})", ["['logits']"]),
         (lambda a: defaultdict(list, k=[a]), f"defaultdict({{'k': [{A}]}})", ["['k'][0]"]),
         (lambda a: deque([a]), f"deque([{A}])", ["[0]"]),
+        (lambda a: deque([a], 3), f"deque([{A}], maxlen=3)", ["[0]"]),
+        (lambda a: [[[[[a, 1]]]]], f"[[[[[{A}, 1]]]]]", ["[0][0][0][0][0]"]),
+        (lambda a: [[[[[1]]]]], "[[[[[1]]]]]", []),
     ],
 )
 def test_tensors_in_containers_are_told_and_linked(
@@ -311,9 +314,9 @@ def test_tensors_and_modules_deep_inside_are_never_asked(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Tensor, "__repr__", refuse)
     deep: Any = torch.ones(2)
-    for _ in range(8):
+    for _ in range(12):
         deep = [deep]
-    assert told(lambda: deep) == "[[[[<list>]]]]"
+    assert told(lambda: deep) == "[[[[[[[[<list>]]]]]]]]"
     assert "<Loud>" in told(lambda: OrderedDict(a=Loud()))
     assert "AssertionError" not in told(lambda: OrderedDict((i, deep) for i in range(200)))
 
