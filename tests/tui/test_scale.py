@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import closing
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from textual.widget import Widget
 from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tests.benchmarks.biglog import STEADY, write_big_log
+from tests.benchmarks.remote import Relay
 from tests.benchmarks.terminal import Terminal
-from tests.benchmarks.viewer import BYTES, bytes_of, jump, jumps_of, keys
+from tests.benchmarks.viewer import BYTES, bytes_of, jump, jumps_of, keys, packed_table
 from tests.builders import make_end, make_steps, write_log
 from tests.tui.screen import settle, text_of
 
@@ -67,6 +69,26 @@ def test_far_jumps_a_search_and_its_end_in_a_real_terminal(big: Path) -> None:
         jump(terminal, b"/no such text\r", "nowhere in this log")
         assert terminal.rss_mb() < 150
         assert terminal.close() == 0
+
+
+def test_the_relay_hands_on_what_it_is_given_both_ways() -> None:
+    (near, inner), (far, outer) = socket.socketpair(), socket.socketpair()
+    relay = Relay(inner.fileno(), outer.fileno(), 0.001)
+    relay.start()
+    near.sendall(b"keys")
+    far.sendall(b"screen")
+    assert (far.recv(10), near.recv(10)) == (b"keys", b"screen")
+    relay.over = True
+    relay.join()
+    for end in (near, inner, far, outer):
+        end.close()
+
+
+@pytest.mark.parametrize("ending", ["gz"])
+def test_a_packed_log_is_opened_for_the_benchmark(big: Path, ending: str) -> None:
+    told = packed_table(big, ending)
+    assert "first screen" in told
+    assert "all unpacked" in told
 
 
 # ---- growth, truncation, replacement: the cursor stays where it can
