@@ -1,8 +1,9 @@
 """The viewer's first screen: walk a run step by step, from a finding to its cause.
 
-Four classes, each what the one before it cannot know: `Frame` draws a place in a run, `Reader`
-reads the log beside it, `Walker` goes from a row to those that belong to it, `Viewer` does what the
-other keys say.
+Each class is what the one before it cannot know: `Frame` draws a place in a run, `Reader` reads the
+log beside it, `Seeker` looks for a text, `Walker` goes from a row to those that belong to it,
+`Switcher` shows other views, `Opener` finds the place to begin at, `Asker` asks for a line of text,
+`Viewer` does what the other keys say.
 """
 
 from __future__ import annotations
@@ -14,38 +15,34 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
-from textual.actions import SkipAction
 from textual.app import SystemCommand
 from textual.binding import BindingType
 from textual.screen import Screen
-from textual.widgets import Input
 
 from tensortrace.records import Severity
 from tensortrace.run import Ranks, Run, start_run
 from tensortrace.text import carries, pasted
-from tensortrace.tui import findings, places, save
+from tensortrace.tui import findings, places
+from tensortrace.tui.asking import Asker
 from tensortrace.tui.bindings import KEYS, Key, bindings
-from tensortrace.tui.header import program_of
 from tensortrace.tui.layout import PANES
-from tensortrace.tui.opening import Opener, Opening
+from tensortrace.tui.opening import Opening
 from tensortrace.tui.palette import Places
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.quick import answering_soon, keep_what_is_there
-from tensortrace.tui.screens import Help, Prompt
+from tensortrace.tui.screens import Help
 from tensortrace.tui.theme import ASCII, THEME, UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
 
 # What some call the same as writing a view to a file.
 EXPORT_TITLE = "Export, save"
-# Over a picture of the screen.
-TITLE = "tensortrace"
 
 
-class Viewer(Opener):
+class Viewer(Asker):
     """The program: one method for each action of the table in `bindings`."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings()
-    COMMANDS = Opener.COMMANDS | {Places}
+    COMMANDS = Asker.COMMANDS | {Places}
 
     def on_mount(self) -> None:
         """Open at the first error and start to read in the background."""
@@ -127,87 +124,6 @@ class Viewer(Opener):
         self.following = False
         self.remember()
         self.go_to_finding(found)
-
-    def action_ask_step(self) -> None:
-        """Ask for a step number."""
-        self.ask(":")
-
-    def action_ask_search(self) -> None:
-        """Ask for a text to search."""
-        self.ask("/")
-
-    def action_ask_save(self) -> None:
-        """Ask for the name of a file to write the view to."""
-        self.ask(">", save.free_name(self.log_, self.number, self.shown))
-
-    def ask(self, sign: str, text: str = "") -> None:
-        """Ask for something, unless something else is being typed or asked."""
-        if isinstance(self.focused, Input) or len(self.screen_stack) > 1:
-            raise SkipAction
-        self.untell()
-        self.query_one(Prompt).ask(sign, text)
-
-    def action_hit(self, direction: int) -> None:
-        """Go to the next or previous hit of the search."""
-        if self.term:
-            self.find(direction)
-        else:
-            self.action_ask_search()
-
-    def on_prompt_answered(self, message: Prompt.Answered) -> None:
-        """Go to the step, or start the search."""
-        self.active_or_table()
-        if message.sign == "/":
-            if message.text:
-                self.term, self.hit = message.text, None
-                self.find(1)
-            return
-        if message.sign == ">":
-            # The picture is that of the screen without the question.
-            self.call_after_refresh(self.save_view, message.text)
-            return
-        text = message.text.removeprefix("step").strip()
-        if not text:
-            return
-        if not (text.isascii() and text.isdigit()):
-            self.tell(f"{text} is not a step number", "warning")
-            return
-        self.following = False
-        number = int(text[:18])
-        first, last = self.log_.first_step(), self.log_.last_step()
-        if not first <= number <= last:
-            self.tell(f"this log has steps {first} to {last}", "warning")
-        self.remember()
-        self.go_to(number)
-
-    def save_view(self, name: str) -> None:
-        """Write what is shown to a new file, and say where it is."""
-        if not name:
-            return
-        within = self.screen_stack[0].query("#main" if self.view is None else f"#{self.view.id}")
-        panes = [p for p in within.first().query(Pane) if p.display and p.size.height]
-        head = f"{program_of(self.log_)}  step {self.number}/{self.log_.last_step()}  {self.shown}"
-        try:
-            text = (
-                self.export_screenshot(title=TITLE)
-                if name.lower().endswith(".svg")
-                else save.text_of(head, panes)
-            )
-            self.tell(f"written to {save.write_new(name, text)}")
-        except FileExistsError:
-            self.tell(f"{name} is there already: nothing was written", "warning")
-        except OSError as err:
-            self.tell(f"cannot be written: {err.strerror}: {name}", "warning")
-        except ValueError:  # a NUL in the name
-            self.tell("cannot be written: this is no name of a file", "warning")
-
-    def on_prompt_left(self) -> None:
-        """Give the focus back."""
-        self.active_or_table()
-
-    def active_or_table(self) -> None:
-        """Give the focus to the table, or to the pane that is shown alone."""
-        self.main_pane.focus()
 
     # ---- panes
 
