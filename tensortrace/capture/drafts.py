@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -173,3 +174,27 @@ def _value(s: Stats) -> float | None:
 
 def _is_bad(s: Tensor) -> bool:
     return bool(s.nan or s.posinf or s.neginf)
+
+
+@dataclass(slots=True)
+class Ready:
+    """A record that needs no statistics."""
+
+    step: int
+    seq: int
+    finished: Record
+
+    def record(self) -> Record:
+        """The record."""
+        return self.finished
+
+
+@dataclass(slots=True)
+class StepMark:
+    """Where a step ends among the drafts."""
+
+    step: int
+    seq: int
+    update: int
+    host_ns: int
+    passed_over: int

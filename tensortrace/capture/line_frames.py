@@ -249,7 +249,7 @@ class FrameTrace:
         reshaped = bool(changes) and thinning.reshapes(line, changes)
         if not self.recorded:
             if not reshaped:
-                seq, quiet = self._seq, self.tracer.recorder._seq == self._seq + 1
+                seq, quiet = self._seq, self.tracer.recorder.seq == self._seq + 1
                 thinning.pass_over(
                     line, changes, seq=seq, nth=self._nth, host_ns=now - self._since, quiet=quiet
                 )
@@ -364,7 +364,7 @@ class FrameTrace:
 
     def _pend(self, draft: LineDraft, end: int | None = None) -> None:
         recorder = self.tracer.recorder
-        draft.end = recorder._seq if end is None else end
+        draft.end = recorder.seq if end is None else end
         recorder.pend(draft)
 
     # ---- live text

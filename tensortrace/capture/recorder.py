@@ -13,7 +13,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +24,15 @@ from tensortrace.capture import ops
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.carried import Carried
 from tensortrace.capture.cuda_time import DeviceTimes
-from tensortrace.capture.drafts import ActionDraft, CallDraft, Draft, Unfinished
-from tensortrace.capture.gradients import Parameters, own_parameters
+from tensortrace.capture.described import Descriptions
+from tensortrace.capture.drafts import ActionDraft, CallDraft, Draft, Ready, StepMark
+from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.names import ModuleNames, unwrapped
-from tensortrace.capture.norms import is_untrained
 from tensortrace.capture.ops import leave_module
 from tensortrace.capture.optimizers import Optimizers, StepInFlight
+from tensortrace.capture.outbox import Outbox
 from tensortrace.capture.roots import Root, Roots
 from tensortrace.capture.source import SourceLines
 from tensortrace.capture.stats import StatsQueue
@@ -46,8 +46,6 @@ from tensortrace.records import (
     Finding,
     Location,
     Module,
-    ParameterInfo,
-    Record,
 )
 from tensortrace.text import shorten
 
@@ -64,29 +62,6 @@ _LOOKS = 8
 PARTS = (
     "modules", "gradients", "ops", "optimizers", "loop", "gate", "narrow", "exceptions", "lines",
 )  # fmt: skip
-
-
-@dataclass(slots=True)
-class _Ready:
-    """A record that needs no statistics."""
-
-    step: int
-    seq: int
-    finished: Record
-
-    def record(self) -> Record:
-        return self.finished
-
-
-@dataclass(slots=True)
-class _StepMark:
-    """Where a step ends among the drafts."""
-
-    step: int
-    seq: int
-    update: int
-    host_ns: int
-    passed_over: int
 
 
 class Recorder:
@@ -136,13 +111,13 @@ class Recorder:
         self._should_stop = should_stop
         self.warn = warn
         self._lock = threading.RLock()
-        self._pending: list[Draft | _StepMark] = []
+        self._pending: list[Draft | StepMark] = []
+        self._outbox = Outbox(journal, sources)
         self._threads: dict[int, int] = {}
         self._thread = threading.get_ident()
         self._times = DeviceTimes()
         self._troubled = False
-        self._described: dict[tuple[str, type], tuple[int, bool, tuple[bool, ...]]] = {}
-        self._said: dict[tuple[str, type], int] = {}
+        self._modules = Descriptions(names, sources)
         self._stop: Finding | None = None
         self.explained: tuple[Any, ...] | None = None
         self.op_level = op_level
@@ -154,7 +129,7 @@ class Recorder:
         self._undecided = self._gated = False
         self._shows_compiled = shows_compiled
         self.compiled_modules = 0
-        self.step = self.update = self._seq = 0
+        self.step = self.update = self.seq = 0
         self.manual = self.decorates = False
         self.loader_seen = self._module_seen = False
         self.stepping: StepInFlight | None = None
@@ -173,12 +148,10 @@ class Recorder:
         self._without_grad: set[int] = set()
         self._begin_step()
 
-    # ---- what hooks ask
-
     def next_seq(self) -> int:
         """The next number in the order of this step."""
-        seq = self._seq
-        self._seq = seq + 1
+        seq = self.seq
+        self.seq = seq + 1
         return seq
 
     def pend(self, draft: Draft) -> None:
@@ -257,8 +230,6 @@ class Recorder:
     def guard(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Only a replay minds what an op is given."""
 
-    # ---- what hooks tell
-
     def outermost_call(self, module: nn.Module) -> None:
         """A module is about to be called outside every other: maybe a gate, maybe a new step."""
         grad_enabled = torch.is_grad_enabled()
@@ -302,43 +273,11 @@ class Recorder:
 
     def module_called(self, module: nn.Module, path: str) -> None:
         """Describe a module at its first call and when it changes. Hot."""
-        own = own_parameters(module)
-        grads = tuple(p is not None and p.requires_grad for p in own.values()) if own else ()
-        state = (id(module), module.training, grads)
-        cls = type(module)
-        if self._described.get((path, cls)) == state:
-            return
-        first = (path, cls) not in self._described
-        self._described[path, cls] = state
+        record, first = self._modules.look(module, path, self.step)
         if first and not self._shows_compiled:
             self._note_compiled(module)
-        code = getattr(getattr(cls, "forward", None), "__code__", None)
-        record = Module(
-            step=self.step,
-            path=path,
-            cls=shorten(cls.__name__),
-            training=module.training,
-            registered=path not in self.names.unregistered,
-            untrained=is_untrained(module),
-            parameters=[
-                ParameterInfo(
-                    shorten(name),
-                    tuple(p.shape),
-                    dtype_name(p.dtype),
-                    str(p.device),
-                    p.requires_grad,
-                )
-                for name, p in own.items()
-                if p is not None and not nn.parameter.is_lazy(p)
-            ],
-            forward=self.sources.locate_code(code) if code is not None else None,
-        )
-        # Another module in the place of the last one (a criterion or a replica made anew in each
-        # step) is worth a line only if it differs.
-        said = hash((record.training, *record.parameters))
-        if self._said.get((path, cls)) != said:
-            self._said[path, cls] = said
-            self.pend(_Ready(self.step, self.next_seq(), record))
+        if record is not None:
+            self.pend(Ready(self.step, self.next_seq(), record))
 
     def _note_compiled(self, module: nn.Module) -> None:
         inner = unwrapped(module) if type(module).__name__ == "OptimizedModule" else None
@@ -357,7 +296,7 @@ class Recorder:
         """Write down better paths that were learnt."""
         for path, better in self.names.take_aliases():
             record = Module(step=self.step, path=path, cls="", alias=better)
-            self.pend(_Ready(self.step, self.next_seq(), record))
+            self.pend(Ready(self.step, self.next_seq(), record))
 
     def action(
         self,
@@ -474,13 +413,11 @@ class Recorder:
         text = "".join(traceback.format_exception(error))[-8000:]
         detail = {"where": part, "error": repr(error)[:500], "traceback": text}
         record = Action(step=self.step, seq=self.next_seq(), action="tracer_error", detail=detail)
-        self._pending.append(_Ready(self.step, record.seq, record))
+        self._pending.append(Ready(self.step, record.seq, record))
         self.warn(
             f"tracing of {part} stopped after an error of tensortrace's own; your program goes on "
             f"unchanged, the traceback is in the log: {error!r:.300}"
         )
-
-    # ---- steps and gates
 
     def _begin_step(self) -> None:
         self.full = self.journal.full if self.step == 0 else self.journal.is_full(self.step)
@@ -491,7 +428,7 @@ class Recorder:
         self._passed_over = 0
         self.on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self.device_times = self._times if self.on_cuda and self.full else None
-        self._seq = 0
+        self.seq = 0
         self._started_ns = time.perf_counter_ns()
         self.tensors.begin_step(self.step)
         self.parameters.forget_gradients()
@@ -516,7 +453,7 @@ class Recorder:
             self.narrow()
         with self._lock:
             elapsed = time.perf_counter_ns() - self._started_ns
-            mark = _StepMark(self.step, self.next_seq(), self.update, elapsed, self._passed_over)
+            mark = StepMark(self.step, self.next_seq(), self.update, elapsed, self._passed_over)
             self._pending.append(mark)
             if not travels:
                 self.hand_on()
@@ -544,7 +481,7 @@ class Recorder:
     def pend_replayed(self, call: Call, parent: int) -> None:
         """Take a record that a replay made."""
         call = structs.replace(call, replay=True, parent=parent)
-        self._pending.append(_Ready(self.step, call.seq, call))
+        self._pending.append(Ready(self.step, call.seq, call))
 
     def gate(self) -> None:
         """Decide, before the program goes on, at a place where no optimizer steps."""
@@ -591,31 +528,20 @@ class Recorder:
                 self.on = dict.fromkeys(PARTS, False)
                 ops.mode_off()
 
-    def _kept(self, item: Draft | _StepMark) -> _Ready | None:
+    def _kept(self, item: Draft | StepMark) -> Ready | None:
         """An error of the tracer's own that did not reach the log, for the next time."""
-        if not isinstance(item, _Ready) or not isinstance(item.finished, Action):
+        if not isinstance(item, Ready) or not isinstance(item.finished, Action):
             return None
         seq = self.next_seq()
         record = structs.replace(item.finished, step=self.step, seq=seq)
-        return _Ready(self.step, seq, record)
+        return Ready(self.step, seq, record)
 
-    def _hand_on(self, pending: list[Draft | _StepMark]) -> None:
+    def _hand_on(self, pending: list[Draft | StepMark]) -> None:
         self.tensors.forget_waiting()
         self.queue.resolve()
         self._times.read()
         self._note_kernels()
-        batch: list[Draft] = []
-        for item in pending:
-            if isinstance(item, _StepMark):
-                self._hand_on_batch(batch)
-                batch = []
-                self.journal.close_step(
-                    number=item.step, seq=item.seq, update=item.update, host_ns=item.host_ns,
-                    passed_over=item.passed_over,
-                )  # fmt: skip
-            else:
-                batch.append(item)
-        self._hand_on_batch(batch)
+        self._outbox.send(pending, self.lines)
 
     def _note_kernels(self) -> None:
         """Say which kernels for devices were compiled meanwhile, and whether they work."""
@@ -640,22 +566,6 @@ class Recorder:
         finally:
             here.rest()
 
-    def _hand_on_batch(self, batch: list[Draft]) -> None:
-        if not batch:
-            return
-        ended = list(batch) if self.lines is not None else []
-        batch.sort(key=_order)
-        step = batch[0].step
-        sources = self.sources.take_sources(step)
-        if self.lines is None and not self.journal.needs_finished(step):
-            thin = [d if isinstance(d, Unfinished) else d.record() for d in batch]
-            self.journal.take([*sources, *thin])
-            return
-        records = [draft.record() for draft in batch]
-        if self.lines is not None:
-            records = self.lines.mark(ended, batch, records)
-        self.journal.take([*sources, *records])
-
     def raise_if_stopped(self) -> None:
         """Raise what `stop_on` asked for, in the thread whose loop is followed. Hot."""
         if self._stop is not None and self.owns_thread():
@@ -666,13 +576,13 @@ class Recorder:
         """Close the step in flight, if anything happened in it, and hand on everything."""
         if not may_replay and self.roots is not None:
             self.roots.release()
-        if self.holds_call or (self.step == 0 and self._seq):
+        if self.holds_call or (self.step == 0 and self.seq):
             self.close_step()
         self.hand_on()
 
     def last_step(self) -> int:
         """The last step that has a record: what comes after a closed step may be a few ops."""
-        return self.step if self._seq else max(self.step - 1, 0)
+        return self.step if self.seq else max(self.step - 1, 0)
 
     def release(self) -> None:
         """Let go of every hook on tensors."""
@@ -680,7 +590,3 @@ class Recorder:
         self.stepping = None
         if slot.recorder is self:
             slot.recorder = None
-
-
-def _order(draft: Draft) -> int:
-    return draft.seq

@@ -1,0 +1,61 @@
+"""Which modules were described, and as what: a record each, and again when one changes."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tensortrace.capture.gradients import own_parameters
+from tensortrace.capture.names import ModuleNames
+from tensortrace.capture.norms import is_untrained
+from tensortrace.capture.source import SourceLines
+from tensortrace.capture.tensors import dtype_name
+from tensortrace.records import Module, ParameterInfo
+from tensortrace.text import shorten
+
+
+class Descriptions:
+    """By path and class: what a module was when it was last looked at, and last described."""
+
+    def __init__(self, names: ModuleNames, sources: SourceLines) -> None:
+        self._names, self._sources = names, sources
+        self._seen: dict[tuple[str, type], tuple[int, bool, tuple[bool, ...]]] = {}
+        self._said: dict[tuple[str, type], int] = {}
+
+    def look(self, module: nn.Module, path: str, step: int) -> tuple[Module | None, bool]:
+        """The record of a module that is called, if there is news; whether it is the first. Hot."""
+        own = own_parameters(module)
+        grads = tuple(p is not None and p.requires_grad for p in own.values()) if own else ()
+        state = (id(module), module.training, grads)
+        cls = type(module)
+        if self._seen.get((path, cls)) == state:
+            return None, False
+        first = (path, cls) not in self._seen
+        self._seen[path, cls] = state
+        code = getattr(getattr(cls, "forward", None), "__code__", None)
+        record = Module(
+            step=step,
+            path=path,
+            cls=shorten(cls.__name__),
+            training=module.training,
+            registered=path not in self._names.unregistered,
+            untrained=is_untrained(module),
+            parameters=[
+                ParameterInfo(
+                    shorten(name),
+                    tuple(p.shape),
+                    dtype_name(p.dtype),
+                    str(p.device),
+                    p.requires_grad,
+                )
+                for name, p in own.items()
+                if p is not None and not nn.parameter.is_lazy(p)
+            ],
+            forward=self._sources.locate_code(code) if code is not None else None,
+        )
+        # Another module in the place of the last one (a criterion or a replica made anew in each
+        # step) is worth a line only if it differs.
+        said = hash((record.training, *record.parameters))
+        if self._said.get((path, cls)) == said:
+            return None, first
+        self._said[path, cls] = said
+        return record, first
