@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tensortrace.records import Module, Severity
+from tensortrace.run import nonfinite_letter
 from tensortrace.text import escape, module_text, number_text
 from tensortrace.tui.columns import Columns
-from tensortrace.tui.grid import FLAGS, QUANTITIES, Grid
+from tensortrace.tui.grid import FLAGS, QUANTITIES, Grid, letters_of
 from tensortrace.tui.theme import HEAT, UNICODE, Glyphs, Styled, clip, fit
 
 LEVELS = len(HEAT)
@@ -64,12 +65,16 @@ class HeatMap:
 
     def cell(self, row: int, column: int) -> tuple[str, str]:
         """The glyph and style of a cell: a flag, else the level; ``0`` for exactly nothing."""
-        value = float(self.grid.values[self.name][row, column])
-        if self.grid.flags[row, column]:
-            letter = self.grid.nonfinite(row, column, self.name)
+        return self._cell(
+            float(self.grid.values[self.name][row, column]), int(self.grid.flags[row, column])
+        )
+
+    def _cell(self, value: float, flags: int) -> tuple[str, str]:
+        if flags:
+            letter = nonfinite_letter(letters_of(flags), self.name)
             if letter:
                 return letter, "flag"
-            if self.grid.flags[row, column] & FLAGS["f"]:
+            if flags & FLAGS["f"]:
                 return "f", "flagged"
         if not math.isfinite(value):
             return " ", ""
@@ -95,8 +100,10 @@ class HeatMap:
             (self.glyphs.cursor if here else " ", ""),
             (fit(told, room, self.glyphs), "name"),
         ]
-        for at in range(self.shown):
-            glyph, style = self.cell(row, at)
+        values = self.grid.values[self.name][row, : self.shown].tolist()
+        flags = self.grid.flags[row, : self.shown].tolist()
+        for at, (value, bits) in enumerate(zip(values, flags, strict=True)):
+            glyph, style = self._cell(value, bits)
             # Where a cell is several columns wide a letter stands once.
             text = glyph * self.wide if style in HEAT else glyph.ljust(self.wide)
             line.append((text, "here" if here and at == column else style))

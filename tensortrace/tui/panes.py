@@ -14,7 +14,16 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from tensortrace.text import escape
-from tensortrace.tui.theme import ASCII, CURSOR, CURSOR_BLURRED, STYLES, UNICODE, Styled, cut
+from tensortrace.tui.theme import (
+    ASCII,
+    CURSOR,
+    CURSOR_BLURRED,
+    STYLES,
+    UNICODE,
+    Styled,
+    cut,
+    joined,
+)
 
 # Makes line `part` of item `at` for a width, with the cursor on it or not.
 Draw = Callable[[int, int, int, bool], Styled]
@@ -182,7 +191,7 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
             pieces = [
                 # The rows are escaped where they are made; this is the last gate to the terminal.
                 Segment(escape(text), base + STYLES[style] + over if here else base + STYLES[style])
-                for text, style in cut(self._draw(at, part, width, here), width, glyphs)
+                for text, style in cut(joined(self._draw(at, part, width, here)), width, glyphs)
             ]
             strip = Strip(pieces).crop_extend(0, width, base + over if here else base)
             if not here:

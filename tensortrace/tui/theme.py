@@ -114,6 +114,17 @@ def clip(text: str, width: int, glyphs: Glyphs = UNICODE) -> str:
     return set_cell_size(text, max(0, width - 1)) + glyphs.more if width > 0 else ""
 
 
+def joined(line: Styled) -> Styled:
+    """Put neighbours of one style together: drawing a piece costs as much as a long one."""
+    held: Styled = []
+    for text, style in line:
+        if held and held[-1][1] == style:
+            held[-1] = (held[-1][0] + text, style)
+        else:
+            held.append((text, style))
+    return held
+
+
 def cut(line: Styled, width: int, glyphs: Glyphs = UNICODE) -> Styled:
     """Cut a line of pieces to a width, with a sign where something is missing."""
     held: Styled = []
