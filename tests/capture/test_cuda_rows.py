@@ -349,3 +349,22 @@ def test_a_training_run_on_a_device_says_what_it_says_on_the_host(
     assert "TT101" in codes[0]
     gates = len(on_host.of(Optimizer)) + len(on_host.actions("gate")) + len(on_host.steps())
     assert len(driver.waits) <= gates + 1
+
+
+def test_the_log_says_what_was_compiled_within_a_step(
+    monkeypatch: pytest.MonkeyPatch, driver: OnHost
+) -> None:
+    records = trained(monkeypatch, lambda level: queue_on_host(driver))
+    (told,) = records.actions("kernel")
+    assert told.detail["dtype"] == "float32"
+    assert told.detail["host_ns"] > 0
+
+
+def test_a_run_is_told_once_that_triton_failed(
+    monkeypatch: pytest.MonkeyPatch, driver: OnHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Broken(torch.float32, torch.int64)
+    records = trained(monkeypatch, lambda level: queue_on_host(driver, broken))
+    assert capsys.readouterr().err.count("Triton failed with RuntimeError: no C compiler") == 1
+    assert not records.actions("tracer_error")
+    assert all(t.unmeasured is None for call in records.of(Call) for t in call.tensors)
