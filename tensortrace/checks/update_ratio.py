@@ -10,6 +10,8 @@ from tensortrace.checks import Draft, StepView, check, rates_rise
 from tensortrace.records import Step
 from tensortrace.text import number_text
 
+_LOWER = "a learning rate 10 to 100 times lower (1e-3 is Adam's default), or a warm-up"
+
 
 @check("TT402", "update-ratio")
 def update_ratio(
@@ -61,7 +63,7 @@ def update_ratio(
             f"{running[worst]} optimizer steps running (limit {high:g} in {sustain}), in {len(far)}"
             f" of {len(ratios)} modules",
             cause="far", phase="optimizer", module=worst, value=ratios[worst], limit=high,
-            evidence={"modules": {path: ratios[path] for path in far[:20]}},
+            evidence={"modules": {path: ratios[path] for path in far[:20]}}, fix=_LOWER,
         )  # fmt: skip
     compared = {p: r for p, r in ratios.items() if "Embedding" not in step.modules[p].cls}
     middle = median(compared.values()) if len(compared) >= least else 0.0
@@ -71,7 +73,7 @@ def update_ratio(
             message=f"one step changes the weights by {number_text(middle)} times their norm, the "
             f"median of {len(compared)} modules (limit {rewritten:g}): nothing is left of what "
             "they were",
-            cause="far", phase="optimizer", module=worst, value=middle, limit=rewritten,
+            cause="far", phase="optimizer", module=worst, value=middle, limit=rewritten, fix=_LOWER,
             evidence={"modules": dict(list(compared.items())[:20])},
         )  # fmt: skip
     yield from _hardly(step, memory, compared, low, idle)
@@ -105,5 +107,6 @@ def _hardly(
             f"at most, in {len(compared)} modules and each of the first {memory['count']} optimizer"
             f" steps (limit {low:g}): a million steps would be needed to train them",
             cause="hardly", phase="optimizer", module=most, value=compared[most], limit=low,
+            fix="a learning rate 10 to 1000 times higher, and a loss that is not scaled down twice",
             evidence={"modules": dict(list(compared.items())[:20])},
         )  # fmt: skip

@@ -28,6 +28,7 @@ def test_rate_of_one_for_adam_rewrites_a_language_model_in_each_step():
     assert (found.severity, found.step, found.limit) == ("warning", 0, 1.0)
     assert found.value > 3
     assert "times their norm, the median of" in found.message
+    assert "lower" in found.fix and "higher" not in found.fix
     assert find_live(language(1e-3), "TT402") == []
 
 
