@@ -271,7 +271,7 @@ def breaks(name: str, owner: Any) -> Callable[[pytest.MonkeyPatch], None]:
     [
         (breaks("identify", TensorTable), "modules", [Optimizer, Param]),
         (breaks("known", ModuleNames), "modules", [Optimizer, Param]),
-        (breaks("add", StatsQueue), "modules", [Step]),
+        (breaks("look", StatsQueue), "modules", [Step]),
         (breaks("gradient", TensorTable), "gradients", [Call]),
         (breaks("resolve", StatsQueue), "gate", []),
         (breaks("take", Journal), "gate", []),
