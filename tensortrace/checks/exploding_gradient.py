@@ -73,10 +73,8 @@ def exploding_gradient(
         fresh = Series(deque(maxlen=window), deque(maxlen=window))
         series = memory.setdefault(key, fresh)
         usual = median(series.norms) if len(series.norms) >= least else 0.0
-        falling = loss is not None and series.losses and loss < median(series.losses)
-        # Near a minimum the norm falls by orders and Adam's comes back by some, for nothing.
-        small = bool(series.first) and norm <= converged * median(series.first)
-        if usual > 0 and norm > ratio * usual and not falling and not small:
+        # Asked of a large norm only: a median of each window in every step is most of the cost.
+        if usual > 0 and norm > ratio * usual and not _explained(series, norm, loss, converged):
             series.running += 1
             if series.running >= sustain:
                 yield _jump(summary, series, key, usual, ratio)
@@ -91,6 +89,14 @@ def exploding_gradient(
     memory["deep"] = memory.get("deep", 0) + 1 if deep else 0
     if memory["deep"] >= sustain:
         yield _with_depth(layers, depth_ratio, memory["deep"])
+
+
+def _explained(series: Series, norm: float, loss: float | None, converged: float) -> bool:
+    """Whether a norm that is large beside those before it is so for nothing."""
+    if loss is not None and series.losses and loss < median(series.losses):
+        return True
+    # Near a minimum the norm falls by orders and Adam's comes back by some, for nothing.
+    return bool(series.first) and norm <= converged * median(series.first)
 
 
 def _remember(summary: Step, series: Series, norm: float, loss: float | None, window: int) -> None:
