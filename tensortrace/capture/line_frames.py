@@ -223,7 +223,7 @@ class FrameTrace:
     def _begin(self, frame: FrameType) -> None:
         line = frame.f_lineno
         thinning, tracer = self._thinning, self.tracer
-        nth = thinning.begin(line, self._last)
+        nth = thinning.begin(line, self._last, frame.f_lasti)
         self._line = self._last = line
         self._nth = nth
         if nth == 0 and thinning.passed and thinning.is_first(nth):

@@ -39,8 +39,8 @@ class Thinning:
     """
 
     __slots__ = (
-        "_again", "_counts", "_leaving", "_met", "_shapes", "_statement", "_statements", "owed",
-        "passed",
+        "_again", "_counts", "_entries", "_leaving", "_met", "_shapes", "_statement", "_statements",
+        "owed", "passed",
     )  # fmt: skip
 
     def __init__(self, statements: Statements) -> None:
@@ -49,6 +49,8 @@ class Thinning:
         self._shapes: dict[tuple[int, str], Any] = {}
         # The statement over several lines that runs, or the `with` that is left; its lines so far.
         self._statement = self._leaving = 0
+        # By line of a `with` the instruction that it began at.
+        self._entries: dict[int, int] = {}
         self._met: set[int] = set()
         self._again = False
         # By line.
@@ -65,25 +67,27 @@ class Thinning:
         if line:
             self._counts[line] = 1 - self._again
 
-    def begin(self, line: int, last: int) -> int:
+    def begin(self, line: int, last: int, at: int) -> int:
         """Count a line that begins after another; returns which execution it is, from 0. Hot.
 
-        -1 is the rest of one that was counted in the step before.
+        `at` is its instruction, by which a `with` that begins is told from one that is left. The
+        rest of an execution that was counted in the step before is -1.
         """
         statement = self._statements.begun_by(line)
         if self._statements.leaves(last, line):
             self._statement, self._leaving = 0, statement
             self._again = True
-            self._met = {line}
-        elif statement and statement == self._leaving and line not in self._met:
+            self._met.clear()
+        elif statement and statement == self._leaving and at != self._entries.get(line):
             self._again = True  # the next part of a `with` that is left
-            self._met.add(line)
         else:
             if not statement or statement != self._statement:
                 self._met.clear()
             self._again = line in self._met
             self._statement, self._leaving = statement, 0
             self._met.add(line)
+            if not self._again and line in self._statements.withs:
+                self._entries[line] = at
         nth = self._counts.get(line, 0) - self._again
         self._counts[line] = nth + 1
         return nth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -70,6 +71,98 @@ def caught() -> str:
     except KeyError as error:
         message = str(error)
     return message
+
+
+def factorial(n: int) -> int:
+    if n <= 1:
+        return 1
+    below = factorial(n - 1)
+    return n * below
+
+
+def closure(n: int) -> tuple[int, list[int]]:
+    seen = []
+
+    def add(k: int) -> int:
+        nonlocal n
+        n += k
+        seen.append(n)
+        return n
+
+    for k in (1, 2):
+        got = add(k)
+    return got, seen
+
+
+def raises_again(x: int) -> str:
+    try:
+        y = 1 / x
+    except ZeroDivisionError as error:
+        kind = type(error).__name__
+        try:
+            raise ValueError(kind) from error
+        except ValueError as again:
+            text = str(again)
+            with contextlib.suppress(RuntimeError):
+                raise RuntimeError("inner") from None
+    else:
+        text = f"fine {y}"
+    finally:
+        end = 1
+    return text * end
+
+
+def matches(value: Any) -> Any:
+    match value:
+        case {"kind": kind, **rest}:
+            out = kind, rest
+        case [x, *others]:
+            out = x, others
+        case int() | float() as number:
+            out = number, None
+    return out
+
+
+def loops() -> int:
+    n = 0
+    for i in range(3):
+        if i == 1:
+            continue
+        for j in range(3):
+            if j == 2:
+                break
+            n += 1
+        else:
+            n = -1
+    while True:
+        n += 1
+        if n > 5:
+            break
+    return n
+
+
+def over_several_lines(a: int) -> str:
+    high = max(
+        a,
+        a + 1,
+    )
+    total = (high +
+             a)  # fmt: skip
+    text = f"""{high}
+    {total}"""
+    with contextlib.nullcontext(a) as b, \
+         contextlib.nullcontext():  # fmt: skip
+        first, *rest = [b, a, 3]
+    del high
+    return text * first * len(rest)
+
+
+def with_class() -> int:
+    class Local:
+        a = 1
+        b = a + 1
+
+    return Local().b
 
 
 def mask_loss(x: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,8 +81,7 @@ def test_a_with_runs_once_although_python_comes_back_to_it_at_its_end() -> None:
                     break
 
     counts = ran(lines_of(function))
-    if sys.version_info >= (3, 11):  # before, both ends of such a `with` are told at its first line
-        assert counts["with contextlib.nullcontext(), \\"] == 10
+    assert counts["with contextlib.nullcontext(), \\"] == 10
     assert counts["contextlib.suppress(ValueError):  # fmt: skip"] == 10
     assert counts["with contextlib.nullcontext():"] == 10
 

@@ -69,13 +69,23 @@ def theirs(snoop: Any, function: Callable[..., Any], *args: Any, drain: bool = F
         (snooped.spread, (), {}),
         (snooped.outer, (4,), {"depth": 2}),
         (snooped.caught, (), {}),
+        (snooped.factorial, (4,), {}),
+        (snooped.factorial, (4,), {"depth": 3}),
+        (snooped.closure, (5,), {"depth": 2, "normalize": True}),
+        (snooped.raises_again, (0,), {}),
+        (snooped.raises_again, (2,), {}),
+        (snooped.matches, ({"kind": 1, "z": 2},), {}),
+        (snooped.matches, ([1, 2],), {}),
+        (snooped.matches, (3,), {}),
+        (snooped.loops, (), {}),
+        (snooped.over_several_lines, (1,), {}),
     ],
 )
 def test_what_pysnooper_prints_of_a_function_is_printed_line_for_line(
     function: Any, args: Any, options: dict[str, Any]
 ) -> None:
     expected = information(theirs(pysnooper.snoop, function, *args, **options))
-    found = information(live(function, *args, **options))
+    found = information(live(function, *args, thin=False, **options))
     if function is snooped.spread and sys.version_info >= (3, 12):
         # There PySnooper prints each turn of the comprehension as one more execution of its line.
         told = [one for one in expected if not one[0].startswith("seed = ")]
@@ -83,6 +93,12 @@ def test_what_pysnooper_prints_of_a_function_is_printed_line_for_line(
         expected = list(dict.fromkeys(told))
     assert len(expected) > 3
     assert found == expected
+
+
+def test_what_pysnooper_prints_of_a_class_is_printed_but_for_what_python_puts_there() -> None:
+    expected = information(theirs(pysnooper.snoop, snooped.with_class, depth=2))
+    found = information(live(snooped.with_class, depth=2))
+    assert found == [said for said in expected if not said[0].startswith("__")]
 
 
 def test_what_pysnooper_prints_of_a_generator_is_printed_but_only_once() -> None:
