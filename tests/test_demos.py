@@ -45,10 +45,14 @@ def found(finding: Finding) -> str:
     return f"{finding.code} {place or '-'} step {finding.step}"
 
 
+# torch 2.6 leaves a temporary folder to the end of the process.
+TORCHS_OWN = "ignore:Implicitly cleaning up <TemporaryDirectory:ResourceWarning"
+
+
 def run(demo: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        [sys.executable, "-u", "-W", "error", demo, *arguments],
+        [sys.executable, "-u", "-W", "error", "-W", TORCHS_OWN, demo, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
