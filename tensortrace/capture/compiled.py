@@ -51,7 +51,8 @@ def _load() -> ModuleType | None:
         from tensortrace.capture import _statistics
     except ImportError:  # no C compiler when it was installed
         return None
-    return _statistics
+    # One that was built in place from other sources is as good as none.
+    return _statistics if hasattr(_statistics, "look") else None
 
 
 kernel = _load()
