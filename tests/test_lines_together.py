@@ -56,9 +56,11 @@ def train_step(net: nn.Module, rows: int) -> Tensor:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     path = tmp_path_factory.mktemp("lines") / "log.jsonl"
     net = nn.Linear(4, 2)
-    traced = trace(path, every=1, lines={"depth": 4})(train_step)
+    t = trace(path, every=1, lines={"depth": 4})
+    traced = t(train_step)
     for rows in (8, 8, 5):
         traced(net, rows)
+    t.close()  # its hooks go
     return open_run(path)
 
 

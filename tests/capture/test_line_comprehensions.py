@@ -16,6 +16,8 @@ from tensortrace import trace
 from tensortrace.capture.line_comprehensions import find_comprehensions, is_inside
 from tests.capture.lines_of import Seen, all_of
 
+pytestmark = pytest.mark.usefixtures("closing_folder")
+
 inlined = pytest.mark.skipif(sys.version_info < (3, 12), reason="each has a frame of its own")
 
 

@@ -10,6 +10,8 @@ import pytest
 from tensortrace import trace
 from tests.capture.lines_of import Seen
 
+pytestmark = pytest.mark.usefixtures("closing_folder")
+
 
 def traced(seen: Seen) -> Any:
     return trace(out=seen.take, lines=True, every=1)
