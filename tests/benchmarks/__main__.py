@@ -51,6 +51,9 @@ _ROWS: dict[str, tuple[str, Way]] = {
     "light": ('`trace(every=1, stats="light")`', tracing(every=1, stats="light")),
     "minmax": ('`trace(every=1, stats="minmax")`', tracing(every=1, stats="minmax")),
     "none": ('`trace(every=1, stats="none")`', tracing(every=1, stats="none")),
+    "every": ("`trace(every=10)`, after step 1000", tracing(every=10, after=1001)),
+    "steps": ("`trace(steps=range(100))`, after step 1000", tracing(steps=range(100), after=1001)),
+    "modules": ('`trace(every=1, modules="")`, the model alone', tracing(every=1, modules="")),
 }
 
 
