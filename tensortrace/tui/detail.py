@@ -124,13 +124,14 @@ def wrap(head: str, text: str, width: int) -> list[str]:
         text = text[:LONGEST] + f" … {len(text) - LONGEST} more characters"
     lines: list[str] = []
     for line in text.splitlines() or [""]:
+        indent = "       " if lines else head
         lines += textwrap.wrap(
-            ("       " if lines else head) + escape(line),
+            escape(line),
             max(20, width),
+            initial_indent=indent,
             subsequent_indent="       ",
-            drop_whitespace=False,
             break_on_hyphens=False,
-        )
+        ) or [indent]
     return lines
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import fcntl
 import os
 import pty
@@ -133,25 +132,12 @@ class Terminal:
         os.write(self.fd, keys)
 
     def answer(self, keys: bytes, seconds: float = 2.0) -> float | None:
-        """Send keys; seconds until the first byte comes back, None if none does.
-
-        What the viewer's main thread and we spent waiting for a processor, because other programs
-        had them all, is taken out.
-        """
+        """Send keys; seconds until the first byte comes back, None if none does."""
         while self.read(0):
             pass
-        began, waited = time.perf_counter(), self._waited_s()
+        began = time.perf_counter()
         self.press(keys)
-        if not self.read(seconds):
-            return None
-        return max(0.0, time.perf_counter() - began - (self._waited_s() - waited))
-
-    def _waited_s(self) -> float:
-        waited = 0
-        for pid in (self.pid, os.getpid()):
-            with contextlib.suppress(OSError, IndexError):  # a kernel without such counts
-                waited += int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
-        return waited / 1e9
+        return time.perf_counter() - began if self.read(seconds) else None
 
     @property
     def ended(self) -> bool:

@@ -157,7 +157,7 @@ def jump(terminal: Terminal, keys: bytes, expect: str) -> float:
     terminal.settle()
     began = time.perf_counter()
     terminal.press(keys[-1:])
-    assert terminal.wait(expect, 30) is not None, f"{keys!r} shows no {expect}"
+    assert terminal.wait(expect, 30) is not None, f"{keys!r}: no {expect} in\n{terminal.seen}"
     return time.perf_counter() - began
 
 

@@ -58,12 +58,14 @@ async def test_a_simple_move_is_few_bytes(tmp_path: Path) -> None:
     app = Watched(open_run(make_log(tmp_path)))
     async with app.run_test(size=SIZE) as pilot:
         await settle(app, pilot)
-        assert app.nbytes > 3000
+        whole = app.nbytes
+        assert whole > 10_000
         for key in ("j", "j", "k", "colon", "1", "escape"):
             app.nbytes = 0
             await pilot.press(key)
             await settle(app, pilot)
-            assert app.nbytes < 4000, key
+            # A few parts of the screen; on a busy machine some of them twice.
+            assert app.nbytes < whole / 2, key
 
 
 async def test_the_screen_is_drawn_again_where_another_program_wrote_on_it(tmp_path: Path) -> None:

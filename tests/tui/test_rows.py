@@ -199,6 +199,16 @@ def test_a_snippet_without_stored_source_is_the_line_itself() -> None:
     assert "loss = model(x)" in text(snippet(HERE, None, 3))
 
 
+def test_a_space_at_the_end_of_a_line_is_not_carried_to_the_next() -> None:
+    text = "softmax underflows to exact zeros when two scores are far apart"
+    for width in range(20, 60):
+        head, *rest = wrap("  why  ", text, width)
+        assert head.startswith("  why  softmax")
+        assert all(line[:7].isspace() and not line[7].isspace() for line in rest)
+        assert " ".join([head[7:], *(line[7:] for line in rest)]) == text
+    assert wrap("x ", "", 30) == ["x "]
+
+
 def test_a_message_without_end_is_cut_and_says_so() -> None:
     lines = wrap("x ", "word " * 5000, 80)
     assert len(lines) < 100
