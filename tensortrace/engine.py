@@ -240,11 +240,15 @@ def is_quiet(record: Record) -> bool:
     kind = type(record)
     if kind is Call:
         call: Call = record  # type: ignore[assignment]
-        return not call.replay and call.exception is None and not any(map(_is_bad, call.tensors))
+        return (
+            not call.replay
+            and call.exception is None
+            and not any(t.nonfinite for t in call.tensors)
+        )
     if kind is Param:
         param: Param = record  # type: ignore[assignment]
         tensors = [param.value] if param.grad is None else [param.value, param.grad]
-        return finite(param.update_norm) and not any(map(_is_bad, tensors))
+        return finite(param.update_norm) and not any(t.nonfinite for t in tensors)
     if kind is Action:
         action: Action = record  # type: ignore[assignment]
         values = (action.detail.get(key) for key in _VALUES)
@@ -277,13 +281,9 @@ def _file(step: StepView, record: Call | Param) -> None:
             _describe(step, tensor)
 
 
-def _is_bad(tensor: Tensor) -> bool:
-    return bool(tensor.nan or tensor.posinf or tensor.neginf)
-
-
 def _describe(step: StepView, tensor: Tensor) -> None:
     step.tensors[tensor.id] = tensor
-    if _is_bad(tensor):
+    if tensor.nonfinite:
         step.bad.append(tensor.id)
 
 

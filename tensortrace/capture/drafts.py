@@ -53,7 +53,7 @@ class CallDraft(msgspec.Struct, gc=False):
         """As `engine.is_quiet` of the finished call. Hot."""
         if "exception" in self.fields:
             return False
-        return not any(_is_bad(tensor.record()) for tensor in self.tensors)
+        return not any(tensor.record().nonfinite for tensor in self.tensors)
 
 
 class ActionDraft:
@@ -94,7 +94,7 @@ class ParamDraft:
 
     def is_quiet(self) -> bool:
         """As `engine.is_quiet` of the finished parameter. Hot."""
-        if _is_bad(self.value.record()) or _is_bad(self.grad.record()):
+        if self.value.record().nonfinite or self.grad.record().nonfinite:
             return False
         return all(norm is None or math.isfinite(norm) for norm in self.change())
 
@@ -153,7 +153,7 @@ def total_norm(grads: list[Tensor]) -> Scalar | None:
         return None
     if any(g.nan for g in grads):
         return "NaN"
-    if any(map(_is_bad, grads)):
+    if any(g.nonfinite for g in grads):
         return "Infinity"
     return to_scalar(math.hypot(*(g.norm or 0.0 for g in grads)))
 
@@ -170,10 +170,6 @@ def _value(s: Stats) -> float | None:
     if s.posinf:
         return math.inf
     return -math.inf if s.neginf else s.min
-
-
-def _is_bad(s: Tensor) -> bool:
-    return bool(s.nan or s.posinf or s.neginf)
 
 
 @dataclass(slots=True)

@@ -102,15 +102,20 @@ class Journal:
         self._summary = StepSummary()
         self._held: list[Record | Unfinished] = []
         self._before: list[Record | Unfinished] = []
-        # What the engine would put aside, unfinished; None once the step has turned out to be loud.
-        self._aside: list[Unfinished] | None = []
+        # What the engine puts aside, unfinished; None of a step whose calls it looks at.
+        self._aside: list[Unfinished] | None = None
         self._thinned_in_step = 0
         self._started_ns = time.perf_counter_ns()
         self._reported_problems = 0
 
-    def needs_finished(self, step: int) -> bool:
+    def begin_step(self, number: int) -> None:
+        """Say which step is in flight: its number decides who looks at it and what is written."""
+        self.full = self.is_full(number)
+        self._aside = None if self.engine.looks_at(number) else []
+
+    def needs_finished(self) -> bool:
         """Whether somebody looks at the calls and parameters of the step in flight for certain."""
-        return self._aside is None or self.full or self.engine.looks_at(step)
+        return self._aside is None or self.full
 
     def take(self, records: Sequence[Record | Unfinished]) -> None:
         """Take records of the step in flight, in order, all finished if it `needs_finished`."""
@@ -143,7 +148,7 @@ class Journal:
 
     def _show(self, finished: Record) -> list[Finding]:
         found: list[Finding] = []
-        if self._aside and not is_quiet(finished):
+        if self._aside is not None and not is_quiet(finished):
             aside, self._aside = self._aside, None
             for earlier in aside:
                 found += self.engine.feed(earlier.record())
@@ -171,9 +176,8 @@ class Journal:
         self.flush()
         self.steps += 1
         self._summary = StepSummary()
-        self._aside = []
         self._thinned_in_step = 0
-        self.full = self.is_full(number + 1)
+        self.begin_step(number + 1)
 
     def part(self) -> None:
         """Write what a very long step holds so far; only a thin step must let go of its calls."""

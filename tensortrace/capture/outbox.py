@@ -39,9 +39,8 @@ class Outbox:
             return
         ended = list(batch) if lines is not None else []
         batch.sort(key=_order)
-        step = batch[0].step
-        sources = self._sources.take_sources(step)
-        if lines is None and not self._journal.needs_finished(step):
+        sources = self._sources.take_sources(batch[0].step)
+        if lines is None and not self._journal.needs_finished():
             thin = [d if isinstance(d, Unfinished) else d.record() for d in batch]
             self._journal.take([*sources, *thin])
             return

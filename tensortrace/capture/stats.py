@@ -140,8 +140,17 @@ class StatsQueue:
         """
         if self._level == "none":
             return self._put(_OFF)
-        ways = self._kernels
-        return self._add(tensor, LEAN if self.lean and ways is FULL else ways, self.light)
+        return self._add(tensor, self._ways, self.light)
+
+    def add_other(self, tensor: torch.Tensor) -> Ticket:
+        """As `add`, of a tensor that `look` said nothing of."""
+        if self._level == "none":
+            return self._put(_OFF)
+        return self._add_other(tensor, self._ways, self.light)
+
+    @property
+    def _ways(self) -> Kernels:
+        return LEAN if self.lean and self._kernels is FULL else self._kernels
 
     def look(self, tensor: torch.Tensor, number: int) -> tuple[Head | None, Any] | None:
         """Measure a tensor at once, and describe it too where that costs nothing more. Hot.
@@ -152,20 +161,20 @@ class StatsQueue:
         Returns:
             The fields of a `Tensor` before its statistics, unless it has gaps or strides in an
             order of their own, and those of a `Stats`. None of all but ordinary CPU tensors, and
-            without the compiled kernel: those are for `add`.
+            without the compiled kernel: those are for `add_other`.
         """
         kernel = compiled.kernel
         if kernel is None or self._level == "none":
             return None
-        mode, ways = _FULLY, self._kernels
-        if ways is FULL:
+        mode = _FULLY
+        if self._kernels is FULL:
             mode = _LEANLY if self.lean else _CLOSELY if self.counts else _FULLY
         found: tuple[Head | None, Any] | None = kernel.look(tensor, number, mode)
         if found is None:
             try:
-                row = self._row(tensor, LEAN if mode == _LEANLY else ways)
+                row = self._row(tensor, self._ways)
             except Exception:
-                return None  # `add` meets it again, and says so
+                return None  # who measures it otherwise meets it again, and says so
             if row is None:
                 return None
             found = None, row if row[10] is None else _by_row(_make(Stats, row), tensor)
@@ -198,12 +207,20 @@ class StatsQueue:
         return self._add(value, FULL)
 
     def _add(self, tensor: torch.Tensor, ways: Kernels, light: bool = False) -> Ticket:
+        if compiled.kernel is not None:
+            try:
+                with torch._C.DisableTorchFunction():
+                    row = self._row(tensor, ways)
+                    if row is not None:
+                        stats = _make(Stats, row)
+                        return self._put(stats if row[10] is None else _by_row(stats, tensor))
+            except Exception as err:
+                return self._put(_failed(err))
+        return self._add_other(tensor, ways, light)
+
+    def _add_other(self, tensor: torch.Tensor, ways: Kernels, light: bool = False) -> Ticket:
         try:
             with torch._C.DisableTorchFunction():
-                row = self._row(tensor, ways) if compiled.kernel is not None else None
-                if row is not None:
-                    stats = _make(Stats, row)
-                    return self._put(stats if row[10] is None else _by_row(stats, tensor))
                 n = _gatherable(tensor)
                 if n:
                     return self._gather(tensor, n)

@@ -212,7 +212,7 @@ def _is_float(tensor: Tensor) -> bool:
 
 
 def _flag_nonfinite(row: _Row, tensor: Tensor, where: str) -> None:
-    if tensor.nan or tensor.posinf or tensor.neginf:
+    if tensor.nonfinite:
         _flag(row, "n" * bool(tensor.nan) + "i" * bool(tensor.posinf or tensor.neginf) + where)
 
 

@@ -13,7 +13,8 @@ import torch
 
 from tensortrace.capture.rows import row_spread
 from tensortrace.capture.stats import Head, Stats, StatsQueue, Ticket, stats_of
-from tensortrace.capture.units import CLOSELY, RECTIFIED, SELDOM, Tickets, Units
+from tensortrace.capture.units import RECTIFIED, Tickets, Units
+from tensortrace.engine import CLOSELY, SELDOM
 from tensortrace.records import Tensor
 
 _DTYPE_NAMES: dict[torch.dtype, str] = {}
@@ -236,7 +237,7 @@ class TensorTable:
         if found is not None:
             draft = TensorDraft(_finish(head, found[1], tail))
         else:
-            draft = TensorDraft(None, (head, queue.add(tensor), tail))
+            draft = TensorDraft(None, (head, queue.add_other(tensor), tail))
         if not queue.lean:
             if head[7] in RECTIFIED:
                 draft.units = self._units.look(tensor, self._step, queue)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from tensortrace.capture.unwrap import plain, quiet
+from tensortrace.engine import CLOSELY, SELDOM
 
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
@@ -35,9 +36,6 @@ _MOST_LAYERS = 4096
 # 300 it is active in less than 1 % of them at 95 % confidence (the rule of three).
 _STEPS = 8
 _ROWS = 300
-# After so many steps one in ten is looked at: a look reads the tensor once more.
-CLOSELY = 20
-SELDOM = 10
 _REMEMBERED = 128
 
 
@@ -72,7 +70,8 @@ class Units:
         Args:
             tensor: ``(N, units)``, ``(N, units, *)`` after a convolution or a norm of channels,
                 else ``(*, units)``; not modified, not kept.
-            step: its step; of many steps few are looked at.
+            step: its step; after the first, those are looked at that checks look at: a look reads
+                the tensor once more.
             queue: takes the two counts.
         Returns:
             None until enough was seen, and for what has no units: no layer above it, one dim.

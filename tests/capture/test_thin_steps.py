@@ -13,7 +13,10 @@ from torch import nn
 
 from tensortrace import trace
 from tensortrace.capture.drafts import CallDraft
-from tensortrace.records import Call, End, Step
+from tensortrace.checks import When, select
+from tensortrace.engine import Engine
+from tensortrace.records import Call, End, Finding, Step
+from tensortrace.step_view import StepView
 
 TIMES = 100
 # The first eight, then powers of two.
@@ -209,3 +212,31 @@ def test_records_of_a_thin_step_are_finished_only_if_somebody_looks() -> None:
     columns = [r.modules for r in records if isinstance(r, Step)]
     assert all(c.path == columns[0].path and all(c.grad_rms) for c in columns[:34])
     assert [c.flags[c.path.index("head")] for c in columns[33:35]] == ["", "nogf"]
+
+
+def test_checks_are_shown_the_same_live_and_saved_where_a_step_begins_with_a_nan() -> None:
+    shown: list[tuple[int, int]] = []
+    real = Engine._run
+
+    def watching(engine: Engine, step: StepView, when: When) -> list[Finding]:
+        shown.append((step.number, len(step.calls)))
+        return real(engine, step, when)
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    zeros, records = torch.zeros(3, 4), list[Any]()
+    with patch.object(Engine, "_run", watching):
+        with trace(out=records.append, every=3, checks="TT1", narrow=False) as t:
+            for step in range(26):
+                t.step()
+                # Of one step the first record is loud, and the calls of the second batch are quiet.
+                model(zeros.log() if step == 24 else zeros)
+                model(zeros)
+        live, shown = [*shown], []
+        engine = Engine(select(["TT1"]))
+        for record in records:
+            engine.feed(record)
+    (bad,) = {finding.step for finding in t.findings}
+    assert not engine.looks_at(bad)
+    loud = [item for item in live if item[0] == bad]
+    assert loud[-1][1] == sum(isinstance(r, Call) and r.step == bad for r in records) > 8
+    assert [item for item in shown if item[0] == bad] == loud
