@@ -92,9 +92,9 @@ def test_statistics_of_what_calls_made_are_taken_once(monkeypatch: pytest.Monkey
     from tensortrace.capture.stats import StatsQueue
 
     added: list[int] = []
-    real, real_look = StatsQueue.add, StatsQueue.look
+    real, real_look = StatsQueue.add_other, StatsQueue.look
 
-    def add(self: StatsQueue, tensor: Tensor) -> Any:
+    def add_other(self: StatsQueue, tensor: Tensor) -> Any:
         added.append(tensor.numel())
         return real(self, tensor)
 
@@ -103,7 +103,7 @@ def test_statistics_of_what_calls_made_are_taken_once(monkeypatch: pytest.Monkey
         added.extend([] if found is None else [tensor.numel()])
         return found
 
-    monkeypatch.setattr(StatsQueue, "add", add)
+    monkeypatch.setattr(StatsQueue, "add_other", add_other)
     monkeypatch.setattr(StatsQueue, "look", look)
 
     def function(x: Tensor) -> Tensor:
