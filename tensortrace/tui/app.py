@@ -31,7 +31,7 @@ from tensortrace.tui.palette import Places
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.quick import answering_soon, keep_what_is_there
 from tensortrace.tui.screens import Help
-from tensortrace.tui.theme import ASCII, THEME, UNICODE, Glyphs
+from tensortrace.tui.theme import ASCII, UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
 
 # What some call the same as writing a view to a file.
@@ -45,9 +45,7 @@ class Viewer(Asker):
     COMMANDS = Asker.COMMANDS | {Places}
 
     def on_mount(self) -> None:
-        """Open at the first error and start to read in the background."""
-        self.register_theme(THEME)
-        self.theme = THEME.name
+        """Open at the first error; what is read in threads begins once the screen stands."""
         self.set_class(self.glyphs is ASCII, "-ascii")
         # Another program had the terminal meanwhile.
         self.app_resume_signal.subscribe(self, lambda _: self.action_paint_anew())
@@ -55,7 +53,7 @@ class Viewer(Asker):
         self.open_at_place()
         self.take_findings()
         self.pane("calls").focus()
-        self.start_reading()
+        self.screen.call_after_refresh(self.call_after_refresh, self.start_reading)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Offer every key of the table by its name in the palette."""

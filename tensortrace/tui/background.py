@@ -42,12 +42,15 @@ class Reader(Frame):
         self.wanted: frozenset[int] = frozenset()
         self.absent: set[int] = set()
         self.changed_at, self.ticks = 0.0, 0
+        # Threads wait for the first screen, which they would hold up.
+        self.begun = False
         self.told_notices: dict[int, str | None] = {}
 
     def start_reading(self) -> None:
         """Read the whole log in a thread and look for growth from time to time."""
-        self.changed_at = time.monotonic()
+        self.changed_at, self.begun = time.monotonic(), True
         self.run_worker(self.read_all, thread=True, exclusive=True, group="index")
+        self.draw_top()
         self.set_interval(POLL_S, self.poll)
         self.tell_notice()
         self.offer_ranks()
@@ -220,7 +223,7 @@ class Reader(Frame):
         last = self.log_.last_step()
         missing = [n for n in shown if n not in self.summaries and (n < last or not self.log_.live)]
         wanted = frozenset(missing) - self.absent
-        if wanted and wanted != self.wanted:
+        if self.begun and wanted and wanted != self.wanted:
             self.wanted = wanted
             blocks = sorted(
                 {n // SUMMARIES_AT_ONCE for n in wanted},

@@ -31,7 +31,7 @@ from tensortrace.tui.panes import Pane
 from tensortrace.tui.rows import Row, StepRows
 from tensortrace.tui.screens import Prompt
 from tensortrace.tui.tabs import Tabs
-from tensortrace.tui.theme import UNICODE, Glyphs, Styled
+from tensortrace.tui.theme import THEME, UNICODE, Glyphs, Styled
 from tensortrace.tui.timeline import Timeline, window
 from tensortrace.tui.view import View
 from tensortrace.tui.views import NAMES
@@ -60,6 +60,10 @@ class Frame(App[int]):
 
     def __init__(self, log: Run, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
         super().__init__()
+        self.register_theme(THEME)
+        # As the default: set later, every rule would be read and every widget styled again.
+        self.set_reactive(Frame.theme, THEME.name)
+        self.stylesheet.set_variables(self.get_css_variables())
         self.log_, self.glyphs, self.start = log, glyphs, step
         self.number = log.first_step()
         self.opened = Opened()

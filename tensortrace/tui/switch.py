@@ -121,7 +121,7 @@ class Switcher(Walker):
         first, last = self.log_.first_step(), self.log_.last_step()
         header = self.log_.header
         key = f"{header.run_id} {header.rank}", first, last // max(1, trend_span(first, last).per)
-        if key != self.trends_of:
+        if self.begun and key != self.trends_of:
             self.trends_of = key
             self.run_worker(self.read_trends, thread=True, exclusive=True, group="trends")
 

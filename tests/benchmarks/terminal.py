@@ -14,7 +14,8 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -35,6 +36,8 @@ class Shown:
         self.columns = columns
         self.cells = [[" "] * columns for _ in range(lines)]
         self.y = self.x = 0
+        # Letters that were written, as against what places the cursor or chooses colours.
+        self.letters = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._rest = ""
 
@@ -57,6 +60,7 @@ class Shown:
                 self._write(piece)
 
     def _write(self, text: str) -> None:
+        self.letters += len(text)
         for letter in text:
             wide = cell_len(letter)
             if self.y < len(self.cells) and self.x + wide <= self.columns:
@@ -71,6 +75,14 @@ class Shown:
     def text(self) -> str:
         """The lines of the screen."""
         return "\n".join(map("".join, self.cells))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """When the screen showed what a key does, in seconds from the key: its begin, and all of it."""
+
+    first: float
+    whole: float
 
 
 class Terminal:
@@ -131,13 +143,42 @@ class Terminal:
         """Send keys."""
         os.write(self.fd, keys)
 
-    def answer(self, keys: bytes, seconds: float = 2.0) -> float | None:
-        """Send keys; seconds until the first byte comes back, None if none does."""
+    def answer(
+        self,
+        keys: bytes,
+        seconds: float = 1.0,
+        *,
+        part: Callable[[str], object] | None = None,
+        quiet: float = 0.15,
+    ) -> Answer | None:
+        """Send keys and wait until nothing more comes.
+
+        Args:
+            seconds: for so long the screen may stay as it is; then the answer is None.
+            part: what of the screen the keys change, where other parts change by themselves; its
+                change is the whole answer. By default whatever is written is one, but for codes
+                that only place the cursor.
+            quiet: after so long without a byte the answer is whole.
+        """
         while self.read(0):
             pass
+        before, letters = part and part(self.seen), self.shown.letters
+        first, whole = None, 0.0
         began = time.perf_counter()
         self.press(keys)
-        return time.perf_counter() - began if self.read(seconds) else None
+        while (now := time.perf_counter() - began) < seconds:
+            if not self.read(min(quiet, seconds - now)):
+                if first is not None or self.ended:
+                    break
+                continue
+            if letters == self.shown.letters:
+                continue
+            whole, letters = time.perf_counter() - began, self.shown.letters
+            if part is None:
+                first = whole if first is None else first
+            elif part(self.seen) != before:
+                return Answer(whole, whole)
+        return None if first is None else Answer(first, whole)
 
     @property
     def ended(self) -> bool:

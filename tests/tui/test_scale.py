@@ -13,9 +13,10 @@ from textual.widget import Widget
 from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tests.benchmarks.biglog import STEADY, write_big_log
+from tests.benchmarks.presses import BYTES, bytes_of, every_key, jump, keys
 from tests.benchmarks.remote import Relay
 from tests.benchmarks.terminal import Terminal
-from tests.benchmarks.viewer import BYTES, bytes_of, jump, jumps_of, keys, packed_table
+from tests.benchmarks.viewer import jumps_of, packed_table
 from tests.builders import make_end, make_steps, write_log
 from tests.tui.screen import settle, text_of
 
@@ -55,6 +56,12 @@ def test_every_key_of_the_viewer_has_its_bytes_for_the_benchmark() -> None:
     assert bytes_of("ctrl+p") == b"\x10"
     assert bytes_of("f24") is None
     assert all(isinstance(sent, bytes) for sent in BYTES.values())
+
+
+def test_the_benchmark_presses_the_own_keys_of_every_view() -> None:
+    pressed = [(view, name) for view, name, _ in every_key()]
+    assert {("layers", "+"), ("layers", "m"), ("timeline", "m"), ("tensor", "t")} <= {*pressed}
+    assert len(pressed) == len(set(pressed))
 
 
 def test_far_jumps_a_search_and_its_end_in_a_real_terminal(big: Path) -> None:
