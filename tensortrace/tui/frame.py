@@ -10,6 +10,7 @@ from textual import events
 from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.app import App, ComposeResult
 from textual.containers import Horizontal, Vertical
+from textual.driver import Driver
 from textual.geometry import Size
 from textual.screen import Screen
 from textual.timer import Timer
@@ -87,6 +88,15 @@ class Frame(App[int]):
         self.painted = Painted(0, 0)
         # Until the user does something, the screen goes to the first error as soon as it is read.
         self.touched = step is not None
+
+    def get_driver_class(self) -> type[Driver]:
+        """Read keys in our own way where Textual would read those of a terminal."""
+        found = super().get_driver_class()
+        if found.__name__ != "LinuxDriver":
+            return found
+        from tensortrace.tui.keyboard import Keyboard
+
+        return Keyboard
 
     # ---- building the screen
 

@@ -11,10 +11,9 @@ from tensortrace.tui.grid import Grid
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.span import read_blocks
 from tensortrace.tui.tabs import Tabs
-from tensortrace.tui.timeline_view import TimelineView
 from tensortrace.tui.toggle import Toggle
 from tensortrace.tui.trend import sample, trend_span
-from tensortrace.tui.views import VIEWS
+from tensortrace.tui.views import NAMES, kind_of
 from tensortrace.tui.walk import Stop, Walker
 
 
@@ -26,12 +25,11 @@ class Switcher(Walker):
 
     def show_view(self, name: str) -> None:
         """Show a view and give it the focus; a view is made when it is first asked for."""
-        kinds = {kind.NAME: kind for kind in VIEWS}
-        if name == self.shown or not (name == "step" or name in kinds):
+        if name == self.shown or name not in NAMES:
             return
         main, left = self.screen_stack[0], self.view
         if name != "step" and not main.query(f"#view-{name}"):
-            main.mount(kinds[name](), after="#main")
+            main.mount(kind_of(name)(), after="#main")
         self.shown = name
         if left is not None:
             left.leave()
@@ -73,6 +71,8 @@ class Switcher(Walker):
 
     def chart(self, statistic: object) -> None:
         """Draw a statistic over the steps in the timeline."""
+        from tensortrace.tui.timeline_view import TimelineView
+
         self.remember()
         self.show_view("timeline")
         view = self.screen_stack[0].query_one("#view-timeline", TimelineView)

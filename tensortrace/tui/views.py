@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from tensortrace.tui.findings_view import FindingsView
-from tensortrace.tui.flow_view import FlowView
-from tensortrace.tui.layers_view import LayersView
-from tensortrace.tui.source_view import SourceView
-from tensortrace.tui.tensor_view import TensorView
-from tensortrace.tui.timeline_view import TimelineView
+from importlib import import_module
+from typing import cast
+
+from tensortrace.tui.tabs import TABS
 from tensortrace.tui.view import View
 
-VIEWS: tuple[type[View], ...] = (
-    TimelineView,
-    LayersView,
-    TensorView,
-    FlowView,
-    SourceView,
-    FindingsView,
-)
 # The step comes first and is no `View`: its panes are those of the main screen.
-NAMES = ("step", *(view.NAME for view in VIEWS))
+NAMES = TABS
+
+
+def kind_of(name: str) -> type[View]:
+    """The class of a view; its module is loaded when it is first asked for.
+
+    The first screen needs none of them: together they take a tenth of the start.
+    """
+    module = import_module(f"tensortrace.tui.{name}_view")
+    return cast("type[View]", getattr(module, f"{name.capitalize()}View"))
