@@ -113,7 +113,7 @@ class Frame(App[int]):
                     yield Pane("detail", "Detail", cursor=False)
                     yield Pane("source", "Source", cursor=False)
         yield Prompt()
-        yield Keys(show_command_palette=False)
+        yield Keys()
 
     def pane(self, name: PaneName) -> Pane:
         """One of the four panes."""

@@ -11,9 +11,10 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Input, Static
 
 from tensortrace.tui.bindings import help_lines
+from tensortrace.tui.footer import Keys
 
 SIGNS = (
     ("x", "error, NaN or infinite"),
@@ -101,7 +102,7 @@ class Prompt(Input):
     def _show(self, shown: bool) -> None:
         """Take the place of the footer, or give it back."""
         self.display = shown
-        self.screen.query_one(Footer).display = not shown
+        self.screen.query_one(Keys).display = not shown
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Hand on the answer."""
