@@ -812,6 +812,40 @@ static PyObject *look(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return none();
 }
 
+/* Whether a tensor has this dtype (or this shape). */
+static int has(PyObject *tensor, int name, PyObject *wanted) {
+    PyObject *found = PyObject_GetAttr(tensor, torch.names[name]);
+    int same = found ? PyObject_RichCompareBool(found, wanted, Py_EQ) : -1;
+    Py_XDECREF(found);
+    return same == 1;
+}
+
+/* 1 or 0; -1 where an address would have to be asked of somebody who knows better. */
+static int quiet_at(PyObject *tensor, PyObject *shape, PyObject *dtype) {
+    PyObject *kind = (PyObject *)Py_TYPE(tensor);
+    if ((kind != torch.tensor && kind != torch.parameter) || !is_dense(tensor)) return -1;
+    PyObject *known = PyDict_GetItemWithError(torch.dtypes, dtype); /* borrowed */
+    if (!known || !PyTuple_Check(shape)) return -1;
+    if (!has(tensor, DTYPE, dtype) || !has(tensor, SHAPE, shape)) return 0;
+    if (is_true(PyObject_GetAttr(tensor, torch.names[REQUIRES_GRAD])) != 0) return 0;
+    Job job = {.rows = 1, .lean = 1, .dtype = (Dtype)PyLong_AsLong(PyTuple_GetItem(known, 0))};
+    job.n = job.pitch = elements_of(shape);
+    if (job.n <= 0 || is_true(ask(tensor, IS_CONTIGUOUS)) != 1 || !locate(tensor, &job)) return -1;
+    measure_and_release(&job);
+    return job.totals.first < 0;
+}
+
+static PyObject *is_quiet(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    if (!torch.tensor || nargs != 3) {
+        PyErr_SetString(PyExc_TypeError, "is_quiet(tensor, shape, dtype)");
+        return NULL;
+    }
+    int quiet = quiet_at(args[0], args[1], args[2]);
+    PyErr_Clear(); /* as in `look` */
+    return quiet < 0 ? none() : PyBool_FromLong(quiet);
+}
+
 static int start(PyObject *module) {
     for (int i = 0; i < NAMES; i++)
         if (!torch.names[i] && !(torch.names[i] = PyUnicode_InternFromString(ATTRIBUTES[i]))) return -1;
@@ -832,10 +866,13 @@ PyDoc_STRVAR(moved_doc, "Norms of how far the elements of a sample have moved, a
 
 PyDoc_STRVAR(prepare_doc, "Tell `look` what an ordinary tensor is, and how much of it to read.");
 PyDoc_STRVAR(look_doc, "Head and fields of a Stats of an ordinary contiguous CPU tensor, else None.");
+PyDoc_STRVAR(is_quiet_doc, "Whether an ordinary contiguous CPU tensor has this shape and dtype, requires "
+                           "no grad and is finite throughout; None of any other.");
 
 static PyMethodDef methods[] = {
     {"prepare", prepare, METH_VARARGS, prepare_doc},
     {"look", (PyCFunction)(void (*)(void))look, METH_FASTCALL, look_doc},
+    {"is_quiet", (PyCFunction)(void (*)(void))is_quiet, METH_FASTCALL, is_quiet_doc},
     {"measure", (PyCFunction)(void (*)(void))measure, METH_FASTCALL, measure_doc},
     {"measure_lean", (PyCFunction)(void (*)(void))measure_lean, METH_FASTCALL, measure_lean_doc},
     {"measure_rows", (PyCFunction)(void (*)(void))measure_rows, METH_FASTCALL, measure_rows_doc},

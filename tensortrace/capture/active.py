@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tensortrace.capture.line_frames import FrameTrace
     from tensortrace.capture.modules import OpenCall
     from tensortrace.capture.recorder import Recorder
 
@@ -35,15 +36,17 @@ class ThreadState(threading.local):
     """What one thread is inside of.
 
     `stack` are the module calls it is in. While `busy` is positive our own code runs and nothing is
-    recorded. `synced` counts, in one step of one recorder, the waits for a device. Between `rest`
-    and `go_on`, which are called around our own code, Python's trace function is not called; they
-    do nothing unless source lines are followed in this thread.
+    recorded. `synced` counts, in one step of one recorder, the waits for a device. `line` is the
+    innermost frame whose source lines are recorded. Between `rest` and `go_on`, which are called
+    around our own code, Python's trace function is not called; they do nothing unless source lines
+    are followed in this thread.
     """
 
     def __init__(self) -> None:
         self.stack: list[OpenCall] = []
         self.busy = 0
         self.synced = ((0, 0), 0)
+        self.line: FrameTrace | None = None
         # `bool` is the cheapest callable that does nothing.
         self.rest: Callable[[], object] = bool
         self.go_on: Callable[[], object] = bool

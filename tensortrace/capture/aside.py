@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.names import unwrapped
+from tensortrace.capture.op_places import writes
 from tensortrace.capture.roots import OWN, Alias, KeptGenerator, Root, UnkeptError
 from tensortrace.capture.tensors import version_of
 
@@ -40,12 +41,6 @@ _SHARED = (
     types.FunctionType, types.BuiltinFunctionType, type, torch.device, torch.dtype,
 )  # fmt: skip
 _SHARED_NAMES = frozenset({"ProcessGroup", "DeviceMesh"})
-
-
-_WRITES = frozenset((
-    "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ifloordiv__",
-    "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
-))  # fmt: skip
 
 
 class Stage:
@@ -131,9 +126,9 @@ class Stage:
         Raises:
             UnkeptError: it would.
         """
-        writes = name in _WRITES or (name.endswith("_") and not name.endswith("__"))
-        if writes or "out" in kwargs:
-            for target in (args[:1] if writes else (), kwargs.get("out")):
+        changes = writes(name)
+        if changes or "out" in kwargs:
+            for target in (args[:1] if changes else (), kwargs.get("out")):
                 if any(_memory(tensor) in self.weights for _, tensor in tensors_in(target, "")):
                     self.refused = "its forward writes into a parameter"
                     raise UnkeptError(self.refused)

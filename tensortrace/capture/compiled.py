@@ -52,7 +52,7 @@ def _load() -> ModuleType | None:
     except ImportError:  # no C compiler when it was installed
         return None
     # One that was built in place from other sources is as good as none.
-    return _statistics if hasattr(_statistics, "look") else None
+    return _statistics if hasattr(_statistics, "is_quiet") else None
 
 
 kernel = _load()

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
+_compiler = torch.compiler
+# Dynamo of torch 2.6 looks at trace functions, too.
+_IS_COMPILED = hasattr(torch._C._dynamo.eval_frame, "skip_code")
 
 
 class FrameTrace:
@@ -45,17 +48,19 @@ class FrameTrace:
         "_last",
         "_line",
         "_nth",
+        "_outer",
         "_parent",
         "_raised_at",
-        "_seq",
         "_since",
         "_step",
         "_suspended",
         "_thinning",
+        "began",
         "code",
         "depth",
         "expressions",
         "first",
+        "has_news",
         "local",
         "recorded",
         "theirs",
@@ -77,16 +82,19 @@ class FrameTrace:
         self._raised_at = -1  # the instruction, if an exception was the last that happened
         self._comprehensions = tracer.comprehensions(code)
         self._thinning = Thinning(tracer.statements(code))
-        self._line = self._last = self._nth = self._seq = 0
+        self.began = 0  # the seq of the line that runs
+        self.has_news = False  # whether an op in it has news, so that it is recorded after all
+        self._line = self._last = self._nth = 0
         self._parent: int | None = None
+        self._outer: FrameTrace | None = None
         self._entered_ns = self._since = _clock()
 
     # ---- what Python calls
 
     def event(self, frame: FrameType, event: str, arg: Any) -> Any:
         """Take a line, return or exception; Python's trace function. Hot."""
-        if torch.compiler.is_compiling():
-            return None  # Dynamo looks at us too
+        if _compiler._is_compiling_flag or (_IS_COMPILED and _compiler.is_compiling()):
+            return None
         now = _clock()
         tracer = self.tracer
         if self.theirs is not None:
@@ -100,7 +108,16 @@ class FrameTrace:
             here.busy += 1
             try:
                 with _no_functions():
-                    self._take(frame, event, arg, now)
+                    if event != "line":
+                        self._take(frame, event, arg, now)
+                    else:
+                        self._raised_at = -1
+                        changes = self._look(frame)
+                        if self._step != recorder.step:
+                            self._turn_over(frame, changes)
+                        if self._line:
+                            self._finish(frame, changes, now)
+                        self._begin(frame)
             except Exception as error:
                 recorder.fault("lines", error)
             finally:
@@ -109,18 +126,18 @@ class FrameTrace:
         return self.local
 
     def _take(self, frame: FrameType, event: str, arg: Any, now: int) -> None:
+        """The frame is left, for good or for a while, or an exception was raised in it."""
         thrown = event == "return" and arg is None and self._raised_at == frame.f_lasti
         self._raised_at = frame.f_lasti if event == "exception" else -1
+        if event == "return":
+            here.line, self._outer = self._outer, None
         if event == "return" and not thrown and is_await(frame, arg):
             self._suspended = True
             return  # in the middle of a line
         changes = self._look(frame)
         if self._step != self.tracer.recorder.step:
             self._turn_over(frame, changes)
-        if event == "line":
-            self._finish(frame, changes, now)
-            self._begin(frame)
-        elif event == "return":
+        if event == "return":
             self._finish(frame, changes, now)
             self._returns(frame, arg, thrown)
         elif event == "exception":
@@ -131,9 +148,8 @@ class FrameTrace:
         if self._comprehensions and is_inside(self._comprehensions, frame.f_lasti):
             return []  # its variables are not the function's
         changes = self.variables.look(frame.f_locals)
-        watched = self.tracer.watched
-        if watched is not None and self.recorded:
-            found = watched.values(frame).items()
+        if self.tracer.watched is not None and self.recorded:
+            found = self.tracer.watched.values(frame).items()
             # A name is a variable already.
             changes += self.expressions.look({k: v for k, v in found if k not in frame.f_locals})
         return changes
@@ -147,6 +163,7 @@ class FrameTrace:
             self.tracer.live.speak(self.tracer.recorder.step, self.depth)
         line = frame.f_lineno if block else self.tracer.definition_line(self.code)
         draft = self._draft("call", line, self._new_step())
+        self._outer, here.line = here.line, self
         if not block:
             draft.passed_over = self.tracer.calls.take(self.code)
         self._describe(draft, self._look(frame), sparing=block)
@@ -158,6 +175,7 @@ class FrameTrace:
     def resume(self, frame: FrameType) -> None:
         """A generator or coroutine goes on."""
         self.tracer.waiting.pop(self, None)
+        self._outer, here.line = here.line, self
         if self._suspended:
             self._suspended = False
             return  # from an await, which was no return
@@ -171,7 +189,7 @@ class FrameTrace:
         self._pend(draft)
         # The line of the yield goes on: what was sent is yet to be assigned.
         self._line, self._goes_on = frame.f_lineno, True
-        self._seq, self._since = self.tracer.recorder.next_seq(), _clock()
+        self.began, self._since = self.tracer.recorder.next_seq(), _clock()
 
     def wake(self, frame: FrameType) -> None:
         """Steps are followed again, from the middle of a line on."""
@@ -187,6 +205,7 @@ class FrameTrace:
             self._finish(frame, changes, _clock())
         self.settle(frame)
         self._line = 0
+        here.line, self._outer = self._outer, None
 
     def settle(self, frame: FrameType) -> None:
         """The step or the block ends: record the last executions that were passed over."""
@@ -215,21 +234,25 @@ class FrameTrace:
         self._pend(draft)
         if self._line:
             # What began in the step before ends in this one.
-            self._seq, self._nth = self.tracer.recorder.next_seq(), self._thinning.nth_in_flight
+            self.began, self._nth = self.tracer.recorder.next_seq(), self._thinning.nth_in_flight
             self.recorded = True
 
     # ---- lines
 
     def _begin(self, frame: FrameType) -> None:
+        """Hot."""
         line = frame.f_lineno
         thinning, tracer = self._thinning, self.tracer
-        nth = thinning.begin(line, self._last, frame.f_lasti)
+        nth = thinning.begin(line, self._last, frame)
         self._line = self._last = line
         self._nth = nth
         if nth == 0 and thinning.passed and thinning.is_first(nth):
             self._settle(frame)
-        self._seq = tracer.recorder.next_seq()
-        self._parent = None
+        recorder = tracer.recorder
+        self.began = seq = recorder.seq
+        recorder.seq = seq + 1
+        self.has_news = False
+        here.line = self
         self.recorded = not tracer.thin or is_taken(nth)
         if self.recorded:
             self._parent = tracer.parent()
@@ -242,21 +265,21 @@ class FrameTrace:
         if not line:
             return
         self._line = 0
-        goes_on, self._goes_on = self._goes_on, False
-        if goes_on and not changes:
-            return
+        if self._goes_on:
+            self._goes_on = False
+            if not changes:
+                return
         thinning = self._thinning
         reshaped = bool(changes) and thinning.reshapes(line, changes)
         if not self.recorded:
-            if not reshaped:
-                seq, quiet = self._seq, self.tracer.recorder.seq == self._seq + 1
-                thinning.pass_over(
-                    line, changes, seq=seq, nth=self._nth, host_ns=now - self._since, quiet=quiet
-                )
+            if not reshaped and not self.has_news:
+                seq = self.began
+                quiet = self.tracer.recorder.seq == seq + 1
+                thinning.pass_over(line, changes, (seq, self._nth, now - self._since, quiet))
                 return
             self._tell_line(frame, line, "line")
             self._parent = self.tracer.parent()
-        draft = self._draft("line", line, self._seq)
+        draft = self._draft("line", line, self.began)
         draft.parent, draft.nth = self._parent, self._nth
         draft.host_ns = now - self._since
         self._take_in(draft, frame, line, changes)

@@ -23,10 +23,12 @@ class Statements:
     Attributes:
         starts: of each line of a statement, or of the head of one, over several lines its first.
         withs: of each line of the head of a ``with`` the first and last line of its body.
+        special: the lines of these.
     """
 
     starts: dict[int, int] = field(default_factory=dict)
     withs: dict[int, tuple[int, int]] = field(default_factory=dict)
+    special: set[int] = field(default_factory=set)
 
     def begun_by(self, line: int) -> int:
         """The first line of the statement over several lines that holds a line; 0 for none."""
@@ -58,6 +60,7 @@ def read_statements(code: CodeType) -> Statements:
         if isinstance(node, (ast.With, ast.AsyncWith)):
             body = node.body[0].lineno + first - 1, (node.end_lineno or begin) + first - 1
             found.withs.update((n + first - 1, body) for n in range(begin, end + 1))
+    found.special.update(found.starts, found.withs)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,12 +40,14 @@ class Thinning:
     """
 
     __slots__ = (
-        "_again", "_counts", "_entries", "_leaving", "_met", "_shapes", "_statement", "_statements",
-        "owed", "passed",
+        "_again", "_counts", "_entries", "_leaving", "_met", "_shapes", "_special", "_statement",
+        "_statements", "owed", "passed",
     )  # fmt: skip
 
     def __init__(self, statements: Statements) -> None:
         self._statements = statements
+        # Other lines are a statement each, and no `with`.
+        self._special = statements.special
         self._counts: dict[int, int] = {}
         self._shapes: dict[tuple[int, str], Any] = {}
         # The statement over several lines that runs, or the `with` that is left; its lines so far.
@@ -67,12 +70,22 @@ class Thinning:
         if line:
             self._counts[line] = 1 - self._again
 
-    def begin(self, line: int, last: int, at: int) -> int:
+    def begin(self, line: int, last: int, frame: FrameType) -> int:
         """Count a line that begins after another; returns which execution it is, from 0. Hot.
 
-        `at` is its instruction, by which a `with` that begins is told from one that is left. The
-        rest of an execution that was counted in the step before is -1.
+        By its instruction a `with` that begins is told from one that is left. The rest of an
+        execution that was counted in the step before is -1.
         """
+        if line not in self._special:
+            self._statement = self._leaving = 0
+            self._again = False
+        else:
+            self._begin_statement(line, last, frame.f_lasti)
+        nth = self._counts.get(line, 0) - self._again
+        self._counts[line] = nth + 1
+        return nth
+
+    def _begin_statement(self, line: int, last: int, at: int) -> None:
         statement = self._statements.begun_by(line)
         if self._statements.leaves(last, line):
             self._statement, self._leaving = 0, statement
@@ -88,9 +101,6 @@ class Thinning:
             self._met.add(line)
             if not self._again and line in self._statements.withs:
                 self._entries[line] = at
-        nth = self._counts.get(line, 0) - self._again
-        self._counts[line] = nth + 1
-        return nth
 
     @property
     def nth_in_flight(self) -> int:
@@ -102,38 +112,42 @@ class Thinning:
         return nth == 0 and not self._again
 
     def reshapes(self, line: int, changes: list[Change]) -> bool:
-        """Whether something that a line changed has another shape than the last time it did.
+        """Whether something that a line changed has another shape than the last time it did. Hot.
 
         A number that is not finite any more, or is again, has another shape, too.
         """
         found = False
         for name, value, _ in changes:
-            key = line, name
-            if issubclass(type(value), torch.Tensor):
-                shape = _shape(value)
-                before = self._shapes.get(key, shape)
-            elif type(value) is float:
-                shape = value - value == 0
-                before = self._shapes.get(key, True)
+            kind = type(value)
+            if kind is float:
+                shape, known = value - value == 0, True
+            elif issubclass(kind, torch.Tensor):
+                shape = known = _shape(value)
             else:
                 continue
-            if before != shape:
+            key = line, name
+            if self._shapes.get(key, known) != shape:
                 found = True
             self._shapes[key] = shape
         return found
 
     def pass_over(
-        self, line: int, changes: list[Change], *, seq: int, nth: int, host_ns: int, quiet: bool
+        self, line: int, changes: list[Change], execution: tuple[int, int, int, bool]
     ) -> None:
-        """Count an execution, and keep what the next record of the line must make up for.
+        """Count an execution, and keep what the next record of the line must make up for. Hot.
 
-        One that changed nothing and is `quiet`, so that nothing was recorded in it, as at the end
-        of a loop, has no place of its own: the record stands where something was changed last.
+        Args:
+            line: that it is of.
+            changes: what it changed.
+            execution: its seq, which one it is, its time, and whether it is quiet: nothing was
+                recorded in it. If it changed nothing either, as at the end of a loop, it has no
+                place of its own: the record stands where something was changed last.
         """
+        seq, nth, host_ns, quiet = execution
         passed = self.passed.get(line)
         if passed is None:
             passed = self.passed[line] = Passed(seq)
-        if not passed.count or nth != passed.nth:
+        if nth != passed.nth or not passed.count:
             passed.count += 1
         if changes or not quiet or not passed.seq:
             passed.seq = seq
@@ -154,6 +168,8 @@ class Thinning:
 def _shape(tensor: torch.Tensor) -> Any:
     try:
         shape = tensor.shape
+        if type(tensor) is torch.Tensor:
+            return shape
     except RuntimeError:
         return None  # nested
     # A jagged dim is no number, and one to a batch.

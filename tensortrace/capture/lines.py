@@ -83,6 +83,8 @@ class LineTracer:
             recorder.names.known,
         )
         self._codes: dict[int, CodeType] = {}
+        # Whether only these are followed, and no other trace function is there to be told.
+        self._is_alone = options.depth == 1 and not _IS_COMPILED
         self._definitions: dict[int, int] = {}
         self._comprehensions: dict[int, Ranges] = {}
         self._statements: dict[int, Statements] = {}
@@ -101,6 +103,7 @@ class LineTracer:
         # One object, so that it can be recognised.
         self._global = self._on_call
         recorder.tensors.drafts = {}
+        recorder.thins_ops &= options.thin
 
     # ---- what `Trace` tells
 
@@ -220,6 +223,7 @@ class LineTracer:
     def _install(self) -> None:
         mine = self._thread
         mine.prior = sys.gettrace()
+        self._is_alone &= mine.prior is None
         mine.on = True
         sys.settrace(self._global)
         follow_thread()
@@ -227,6 +231,7 @@ class LineTracer:
     def _uninstall(self) -> None:
         mine = self._thread
         forget_thread()  # may put ours back
+        here.line = None
         # A debugger that was started inside is left where it is. Python takes off what an interrupt
         # came out of.
         if mine.on and sys.gettrace() in (self._global, None):
@@ -238,10 +243,13 @@ class LineTracer:
         now = sys.gettrace()
         if self._thread.on and now is not self._global:
             self._thread.prior = now
+            self._is_alone = False
             sys.settrace(self._global)
 
     def _on_call(self, frame: FrameType, event: str, arg: Any) -> Any:
         """Python calls this for each function that is called. Hot: torch calls many."""
+        if self._is_alone and id(frame.f_code) not in self._codes:
+            return None
         if _IS_COMPILED and torch.compiler.is_compiling():
             return None
         prior = self._thread.prior

@@ -4,15 +4,20 @@ One stateless function mode, which is off the stack from the entry of the outerm
 exit and while an optimizer steps: inside it would cost a microsecond a call and turn the fused
 transformer paths off. It goes to the bottom of the stack, so that a mode of the user's that spans
 a module call still pops itself.
+
+Hot: loops of tensor ops come through here 100,000 times a second. Of those that are passed over
+(`op_places`) nothing is done before that is known, and Python's trace function rests throughout.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch._C import (
@@ -28,8 +33,9 @@ from tensortrace.capture.active import here, slot
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import next_sequence_nr, watch_nodes
+from tensortrace.capture.op_places import Place, outputs_of, versions_of
 from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD
-from tensortrace.records import to_scalar
+from tensortrace.records import Location, to_scalar
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
@@ -37,6 +43,10 @@ if TYPE_CHECKING:
 
 _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
+# The two parts of `torch.compiler.is_compiling`: of the first Dynamo knows that it is true.
+_compiler = torch.compiler
+_is_compiling = torch.compiler.is_dynamo_compiling
+_tracing_state = torch._C._get_tracing_state
 # Calls that compute nothing worth a record, by name.
 _SILENT = frozenset({
     "__get__", "__set__", "__len__", "__repr__", "__str__", "__format__", "__hash__", "__bool__",
@@ -100,27 +110,122 @@ class OutsideMode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Call `func` and report it."""
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        # While source lines are followed each bytecode here costs 45 ns, unless Python rests.
+        if _is_compiling():
             return func(*args, **(kwargs or {}))
-        recorder = slot.recorder
+        here.rest()
+        try:
+            turn = _turn(func, kwargs, sys._getframe(1))
+        finally:
+            here.go_on()
+        if turn is None:
+            return func(*args, **(kwargs or {}))
+        if isinstance(turn, _Turn):
+            return turn.way(turn, func, args, kwargs or {})
+        try:
+            result = func(*args, **kwargs) if kwargs else func(*args)
+        except Exception as error:
+            _raise_late(turn, args, kwargs or {}, error)
+            raise
+        here.rest()
+        try:
+            news = _has_news(turn, result)
+        finally:
+            here.go_on()
+        if news:
+            _record_late(turn, args, kwargs or {}, result)
+        return result
+
+
+Way: TypeAlias = Callable[["_Turn", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+# Of an op that is to be passed over: the recorder, what it is called in a record, where it is
+# called, its seq, the number of the first node that it can make, and when it began.
+_Passed: TypeAlias = "tuple[Recorder, str, Place, int, int, int]"
+
+
+class _Turn:
+    """One call of a function of torch's that there is something to do about.
+
+    `way` is how it runs, `op` what it is called in a record, and `place` where it is called.
+    """
+
+    __slots__ = ("name", "op", "place", "recorder", "way")
+
+    def __init__(
+        self, recorder: Recorder, name: str, op: str, place: Place | None, way: Way
+    ) -> None:
+        self.recorder, self.name, self.op, self.place, self.way = recorder, name, op, place, way
+
+
+def _turn(
+    func: Callable[..., Any], kwargs: dict[str, Any] | None, frame: FrameType
+) -> _Turn | _Passed | None:
+    """What is to be done about a call; None for nothing. Hot."""
+    recorder = slot.recorder
+    if (
+        recorder is None
+        or here.busy
+        or _compiler._is_compiling_flag
+        or _tracing_state() is not None
+    ):
+        return None
+    try:
         name = getattr(func, "__name__", "")
-        if (
-            recorder is None
-            or here.busy
-            or name in _SILENT
-            or name.startswith(_SILENT_PREFIXES)
-            or not recorder.on["ops"]
-        ):
-            if name in _HOOKS and recorder is not None and recorder.replaying and not here.busy:
-                return RemovableHandle(OrderedDict())  # a hook of the user's must not run twice
-            if name in _SYNCS and recorder is not None and not here.busy:
-                _sync(recorder, name, args)
-            return func(*args, **(kwargs or {}))
-        if recorder.replaying:
-            recorder.guard(name, args, kwargs or {})
-        if name in _BACKWARD and getattr(func, "__module__", "").startswith("torch."):
-            return _run_backward(recorder, name, func, args, kwargs or {})
-        return _run(recorder, _OPERATORS.get(name, name), func, args, kwargs or {})
+        op = _op_of(name)
+        if op is None or not recorder.on["ops"] or name in _BACKWARD or recorder.replaying:
+            return _other_turn(recorder, func, name, op)
+        place = recorder.places.find(name, frame)
+        if here.stack or not recorder.thins_ops:
+            return _Turn(recorder, name, op, place, _run)
+        if recorder.stepped:
+            _op_called(recorder)
+        taken = place.takes(recorder.step, here.line)
+        if taken or (kwargs and (kwargs.get("out") is not None or kwargs.get("inplace"))):
+            return _Turn(recorder, name, op, place, _run)
+        seq = recorder.seq
+        recorder.seq = seq + 1
+        return recorder, op, place, seq, next_sequence_nr(), _clock()
+    except Exception as error:
+        recorder.fault("ops", error)
+        return None
+
+
+def _other_turn(
+    recorder: Recorder, func: Callable[..., Any], name: str, op: str | None
+) -> _Turn | None:
+    if op is None or not recorder.on["ops"]:
+        asked = name in _SYNCS or (name in _HOOKS and recorder.replaying)
+        return _Turn(recorder, name, name, None, _ask) if asked else None
+    if name in _BACKWARD and getattr(func, "__module__", "").startswith("torch."):
+        return _Turn(recorder, name, op, None, _run_backward)
+    return _Turn(recorder, name, op, None, _run)
+
+
+def _op_called(recorder: Recorder) -> None:
+    """A step may end here."""
+    here.busy += 1
+    try:
+        recorder.op_called()
+    finally:
+        here.busy -= 1
+
+
+@functools.lru_cache(4096)
+def _op_of(name: str) -> str | None:
+    """What an op is called in a record, by the name of its function; None if it gets none."""
+    if name in _SILENT or name.startswith(_SILENT_PREFIXES):
+        return None
+    return _OPERATORS.get(name, name)
+
+
+def _ask(
+    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call what is no op."""
+    if turn.name in _HOOKS:
+        return RemovableHandle(OrderedDict())  # a hook of the user's must not run twice
+    _sync(turn.recorder, turn.name, args)
+    return func(*args, **kwargs)
 
 
 def _sync(recorder: Recorder, name: str, args: tuple[Any, ...]) -> None:
@@ -139,7 +244,7 @@ def _sync(recorder: Recorder, name: str, args: tuple[Any, ...]) -> None:
         here.rest()
         try:
             detail = {"device": str(tensor.device)}
-            recorder.action("sync", of=name, frame=sys._getframe(2), detail=detail)
+            recorder.action("sync", of=name, frame=sys._getframe(3), detail=detail)
         except Exception as error:
             recorder.fault("ops", error)
         finally:
@@ -204,15 +309,25 @@ def mode_off() -> None:
 
 
 def _run(
-    recorder: Recorder, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
+    """Run an op and record it."""
+    recorder, place = turn.recorder, turn.place
+    if recorder.replaying:
+        recorder.guard(turn.name, args, kwargs)
     draft = None
+    before: list[int] | None = None
     with _no_functions():
         here.busy += 1
         here.rest()
         try:
-            draft = _begin(recorder, name, args, kwargs)
+            location = (
+                recorder.sources.locate_frame(sys._getframe(2)) if place is None else place.location
+            )
+            draft = _begin(recorder, turn.op, location, args, kwargs)
             since = next_sequence_nr()
+            if place is not None and place.runs > 1 and not place.checked:
+                before = versions_of(args, kwargs)
         except Exception as error:
             recorder.fault("ops", error)
         finally:
@@ -223,9 +338,7 @@ def _run(
         result = func(*args, **kwargs)
     except Exception as error:
         if draft is not None:
-            draft.fields["host_ns"] = _clock() - started_ns
-            draft.fields["exception"] = shorten(type(error).__name__)
-            recorder.pend(draft)
+            _raised(recorder, draft, error, _clock() - started_ns)
         raise
     if draft is not None:
         draft.fields["host_ns"] = _clock() - started_ns
@@ -233,7 +346,9 @@ def _run(
             here.busy += 1
             here.rest()
             try:
-                _end(recorder, draft, result, since)
+                if place is not None and before is not None:
+                    place.checked, place.writes = True, before != versions_of(args, kwargs)
+                _end(recorder, draft, result, since, place)
             except Exception as error:
                 recorder.fault("ops", error)
             finally:
@@ -243,8 +358,85 @@ def _run(
     return result
 
 
+def _has_news(passed: _Passed, result: Any) -> bool:
+    """Whether something came out of an op that cannot be passed over. Hot."""
+    recorder, _, place, _, _, _ = passed
+    try:
+        if _len_torch_function_stack():  # torch puts one of its own below ours
+            with _no_functions():
+                repeats = place.repeats(result, recorder.queue)
+        else:
+            repeats = place.repeats(result, recorder.queue)
+    except Exception as error:
+        recorder.fault("ops", error)
+        return False
+    if repeats:
+        recorder.passed_over += 1
+    return not repeats
+
+
+def _record_late(
+    passed: _Passed, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Record an op that has run, and has changed none of its inputs."""
+    recorder, _, place, _, since, started_ns = passed
+    host_ns = _clock() - started_ns
+    with _no_functions():
+        here.busy += 1
+        here.rest()
+        try:
+            draft = _begin_late(passed, args, kwargs)
+            draft.fields["host_ns"] = host_ns
+            _end(recorder, draft, result, since, place)
+            if place.has_turned and here.line is not None:
+                here.line.has_news = True
+        except Exception as error:
+            recorder.fault("ops", error)
+        finally:
+            here.busy -= 1
+            here.go_on()
+    recorder.raise_if_stopped()
+
+
+def _raise_late(
+    passed: _Passed, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
+) -> None:
+    """Record an op that has raised."""
+    recorder, started_ns = passed[0], passed[5]
+    host_ns = _clock() - started_ns
+    with _no_functions():
+        here.busy += 1
+        here.rest()
+        try:
+            _raised(recorder, _begin_late(passed, args, kwargs), error, host_ns)
+        except Exception as own:
+            recorder.fault("ops", own)
+        finally:
+            here.busy -= 1
+            here.go_on()
+
+
+def _begin_late(passed: _Passed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallDraft:
+    recorder, op, place, seq, _, _ = passed
+    draft = _begin(recorder, op, place.location, args, kwargs, seq=seq)
+    assert draft is not None  # it is in no module
+    return draft
+
+
+def _raised(recorder: Recorder, draft: CallDraft, error: Exception, host_ns: int) -> None:
+    draft.fields["host_ns"] = host_ns
+    draft.fields["exception"] = shorten(type(error).__name__)
+    recorder.pend(draft)
+
+
 def _begin(
-    recorder: Recorder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    recorder: Recorder,
+    name: str,
+    location: Location | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    seq: int | None = None,
 ) -> CallDraft | None:
     inside = here.stack[-1] if here.stack else None
     if inside is None:
@@ -257,7 +449,7 @@ def _begin(
         "op": name,
         "arguments": _arguments(name, args, kwargs),
         "grad_enabled": grad_enabled,
-        "location": recorder.sources.locate_frame(sys._getframe(3)),
+        "location": location,
     }
     if inside is not None:
         fields["module"] = inside.path
@@ -270,7 +462,7 @@ def _begin(
         fields["autocast"] = autocast_text()
     if not recorder.owns_thread():
         fields["thread"] = recorder.thread_number()
-    draft = CallDraft(recorder.step, recorder.next_seq(), fields)
+    draft = CallDraft(recorder.step, recorder.next_seq() if seq is None else seq, fields)
     # Inputs are measured before the call: an in-place op overwrites them.
     fields["inputs"] = _identify(
         recorder, draft, tensors_in((*args, *kwargs.values()), "input"), grad_enabled
@@ -278,9 +470,13 @@ def _begin(
     return draft
 
 
-def _end(recorder: Recorder, draft: CallDraft, result: Any, since: int) -> None:
+def _end(
+    recorder: Recorder, draft: CallDraft, result: Any, since: int, place: Place | None
+) -> None:
     fields = draft.fields
-    outputs = tensors_in(result if isinstance(result, (tuple, list)) else (result,), "output")
+    outputs = outputs_of(result)
+    if place is not None:
+        place.learn(outputs, recorder.queue)
     if not outputs and not fields["inputs"]:
         return  # nothing with tensors: a setting, a seed, a dtype query
     for _, tensor in outputs:
@@ -364,8 +560,11 @@ def _is_small(tensor: torch.Tensor) -> bool:
 
 
 def _run_backward(
-    recorder: Recorder, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
+    recorder, name = turn.recorder, turn.name
+    if recorder.replaying:
+        recorder.guard(name, args, kwargs)
     with _no_functions():
         here.busy += 1
         here.rest()

@@ -30,6 +30,7 @@ from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.names import ModuleNames, unwrapped
+from tensortrace.capture.op_places import Places
 from tensortrace.capture.ops import leave_module
 from tensortrace.capture.optimizers import Optimizers, StepInFlight
 from tensortrace.capture.outbox import Outbox
@@ -120,6 +121,9 @@ class Recorder:
         self._modules = Descriptions(names, sources)
         self._stop: Finding | None = None
         self.explained: tuple[Any, ...] | None = None
+        # Where ops outside modules are called, and whether those of loops are recorded thinly.
+        self.places = Places(sources)
+        self.thins_ops = not op_level
         self.op_level = op_level
         self.replaying = False
         self.roots: Roots | None = Roots() if narrow and not op_level else None
@@ -137,7 +141,7 @@ class Recorder:
         self.full = True
         self.sampling = False
         self._turns: dict[int, int] = {}
-        self._passed_over = 0
+        self.passed_over = 0
         self.device_times: DeviceTimes | None = None
         self.holds_call = self.stepped = self.clipped = self._loss_scaled = False
         self.backward_seen = self.backward_done = self.on_cuda = False
@@ -207,7 +211,7 @@ class Recorder:
         # Of a module that calls itself every call is seen: its exits could not be told apart.
         if any(call.module is module for call in here.stack):
             return False
-        self._passed_over += 1
+        self.passed_over += 1
         return True
 
     def turn_of(self, module: nn.Module, seen: int) -> int:
@@ -425,7 +429,7 @@ class Recorder:
         self.queue.counts = not self.queue.lean
         self.sampling = not self.full and not self.op_level
         self._turns.clear()
-        self._passed_over = 0
+        self.passed_over = 0
         self.on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self.device_times = self._times if self.on_cuda and self.full else None
         self.seq = 0
@@ -453,7 +457,7 @@ class Recorder:
             self.narrow()
         with self._lock:
             elapsed = time.perf_counter_ns() - self._started_ns
-            mark = StepMark(self.step, self.next_seq(), self.update, elapsed, self._passed_over)
+            mark = StepMark(self.step, self.next_seq(), self.update, elapsed, self.passed_over)
             self._pending.append(mark)
             if not travels:
                 self.hand_on()

@@ -27,6 +27,21 @@ _NAMELESS = "<string>"
 _LONGEST_SOURCE = 100_000
 
 
+# A program that makes functions anew in each step would fill memory with them.
+_MOST_CODES = 10_000
+
+
+class _Code:
+    """The lines of some code that were met, by number and by instruction."""
+
+    __slots__ = ("at", "code", "lines")
+
+    def __init__(self, code: CodeType) -> None:
+        self.code = code  # so that its id stays its own
+        self.lines: dict[int | None, Location] = {}
+        self.at: dict[int, Location] = {}
+
+
 class SourceLines:
     """Find the user's frame fast, and collect the text of each function met once.
 
@@ -36,7 +51,8 @@ class SourceLines:
 
     def __init__(self, keep_text: bool = True) -> None:
         self._foreign: dict[str, bool] = {}
-        self._locations: dict[tuple[CodeType, int], Location] = {}
+        # By id: to hash code takes a microsecond.
+        self._codes: dict[int, _Code] = {}
         self._met: set[CodeType] = set()
         self._fresh: list[CodeType] = []
         self.keep_text = keep_text
@@ -48,18 +64,28 @@ class SourceLines:
             foreign = self._foreign[code.co_filename] = _is_foreign(code.co_filename)
         return not foreign
 
-    def locate_frame(self, frame: FrameType | None) -> Location | None:
-        """The location of the nearest user frame, from this frame upwards. Hot."""
+    def user_frame(self, frame: FrameType | None) -> FrameType | None:
+        """The nearest user frame, from this frame upwards. Hot."""
         foreign = self._foreign
         while frame is not None:
             code = frame.f_code
             known = foreign.get(code.co_filename)
             if known is False or (known is None and self.is_user(code)):
-                key = (code, frame.f_lineno)
-                location = self._locations.get(key)
-                return location if location is not None else self._meet(key)
+                return frame
             frame = frame.f_back
         return None
+
+    def locate_frame(self, frame: FrameType | None) -> Location | None:
+        """The location of the nearest user frame, from this frame upwards. Hot."""
+        frame = self.user_frame(frame)
+        if frame is None:
+            return None
+        known = self._known(frame.f_code)
+        # What line it is takes Python longer to find than all of this.
+        location = known.at.get(frame.f_lasti)
+        if location is None:
+            location = known.at[frame.f_lasti] = self._locate(known, frame.f_lineno)
+        return location
 
     def locate_traceback(self, traceback: TracebackType | None) -> Location | None:
         """The innermost user line of a traceback, with its text."""
@@ -70,7 +96,8 @@ class SourceLines:
             traceback = traceback.tb_next
         if found is None:
             return None
-        return with_code(self._locations.get(found) or self._meet(found))
+        code, line = found
+        return with_code(self._locate(self._known(code), line))
 
     def locate_code(self, code: CodeType) -> Location | None:
         """Where a function of the user's is defined."""
@@ -80,16 +107,25 @@ class SourceLines:
 
     def locate_line(self, code: CodeType, line: int) -> Location:
         """A line of a function, whoever wrote it. Hot."""
-        key = (code, line)
-        return self._locations.get(key) or self._meet(key)
+        return self._locate(self._known(code), line)
 
-    def _meet(self, key: tuple[CodeType, int]) -> Location:
-        code, line = key
-        location = Location(code.co_filename, line or code.co_firstlineno, _name(code))
-        self._locations[key] = location
-        if self.keep_text and code not in self._met:
-            self._met.add(code)
-            self._fresh.append(code)
+    def _known(self, code: CodeType) -> _Code:
+        known = self._codes.get(id(code))
+        if known is None:
+            if len(self._codes) >= _MOST_CODES:
+                self._codes.clear()
+            known = self._codes[id(code)] = _Code(code)
+        return known
+
+    def _locate(self, known: _Code, line: int | None) -> Location:
+        location = known.lines.get(line)
+        if location is None:
+            code = known.code
+            location = Location(code.co_filename, line or code.co_firstlineno, _name(code))
+            known.lines[line] = location
+            if self.keep_text and code not in self._met:
+                self._met.add(code)
+                self._fresh.append(code)
         return location
 
     def take_sources(self, step: int) -> list[Source]:

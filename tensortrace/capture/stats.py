@@ -149,6 +149,11 @@ class StatsQueue:
         return self._add_other(tensor, self._ways, self.light)
 
     @property
+    def measures(self) -> bool:
+        """Whether anything is measured at all."""
+        return self._level != "none"
+
+    @property
     def _ways(self) -> Kernels:
         return LEAN if self.lean and self._kernels is FULL else self._kernels
 

@@ -49,7 +49,7 @@ class Variables:
         # Names such as `__file__` that were there before, and are no news while they stay.
         self._found: dict[str, Any] | None = None
 
-    def look(self, found: Mapping[str, Any]) -> list[Change]:
+    def look(self, found: Mapping[str, Any]) -> list[Change]:  # noqa: PLR0912 one by one
         """The variables that are not what they were: name, value, what was known of it. Hot."""
         known, reader = self.known, self._reader
         if self._is_body:
@@ -59,6 +59,18 @@ class Variables:
             old = known.get(name, NEW)
             if old is value:
                 continue
+            if type(old) is Held:
+                # Most of what a function holds are tensors: asked here, without a call.
+                ref = old.ref
+                if ref is not None and value is not None and ref() is value:
+                    try:
+                        version = value._version  # type: ignore[union-attr] # no None
+                    except RuntimeError:
+                        version = 0
+                    if old.version == version:
+                        continue
+                elif reader.is_same(old, value):
+                    continue
             kind = type(value)
             if kind in ATOMS:
                 if type(old) is kind and (old == value or (kind is float and _are_nan(old, value))):
@@ -66,8 +78,6 @@ class Variables:
                     continue
                 known[name] = value
                 changes.append((name, value, old))
-                continue
-            if type(old) is Held and reader.is_same(old, value):
                 continue
             if self._skips(name, value):
                 continue

@@ -275,7 +275,7 @@ def test_after_an_interrupt_in_our_own_code_the_one_before_is_put_back(
 
     def function() -> None:
         with trace(out=Seen().take, lines=True):
-            monkeypatch.setattr(FrameTrace, "_take", interrupt)
+            monkeypatch.setattr(FrameTrace, "_look", interrupt)
             torch.ones(2)
 
     before = sys.gettrace()
