@@ -52,7 +52,7 @@ class Viewer(Asker):
         self.arrange()
         self.open_at_place()
         self.take_findings()
-        self.pane("calls").focus()
+        self.give_focus(self.pane("calls"))
         self.screen.call_after_refresh(self.call_after_refresh, self.start_reading)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
@@ -141,7 +141,7 @@ class Viewer(Asker):
                 self.zoom = "detail"
                 self.arrange()
                 self.call_after_refresh(self.want_detail)
-            self.pane("detail").focus()
+            self.give_focus(self.pane("detail"))
 
     def action_leave(self) -> None:
         """Cancel a search, leave a pane that is alone, go to the table, go to the call around."""
@@ -154,7 +154,7 @@ class Viewer(Asker):
             elif self.active is self.main_pane:
                 self.show_view("step")
             else:
-                self.main_pane.focus()
+                self.give_focus(self.main_pane)
             return
         if self.zoom is None and self.active.id == "calls" and self.focused is not None:
             self.action_fold()
@@ -163,14 +163,14 @@ class Viewer(Asker):
             self.zoom = None
             self.arrange()
             self.call_after_refresh(self.redraw)
-        self.pane("calls").focus()
+        self.give_focus(self.pane("calls"))
 
     def action_pane(self, direction: int) -> None:
         """Give the focus to the next visible pane."""
         within = [self.pane(name) for name in PANES] if self.view is None else self.view.query(Pane)
         shown = [pane for pane in within if pane.display]
         at = next((i for i, pane in enumerate(shown) if pane is self.active), 0)
-        shown[(at + direction) % len(shown)].focus()
+        self.give_focus(shown[(at + direction) % len(shown)])
 
     def action_source(self) -> None:
         """Show the source pane, or hide it."""
@@ -234,7 +234,7 @@ class Viewer(Asker):
         if at < len(self.found):
             self.remember()
             self.go_to_finding(self.found[at])
-            self.pane("calls").focus()
+            self.give_focus(self.pane("calls"))
 
     def on_timeline_picked(self, message: Timeline.Picked) -> None:
         """Go to the step that was clicked."""

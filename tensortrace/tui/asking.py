@@ -97,4 +97,4 @@ class Asker(Opener):
 
     def active_or_table(self) -> None:
         """Give the focus to the table, or to the pane that is shown alone."""
-        self.main_pane.focus()
+        self.give_focus(self.main_pane)

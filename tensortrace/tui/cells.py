@@ -23,7 +23,7 @@ from tensortrace.records import (
     Tensor,
 )
 from tensortrace.text import escape, location_text, number_text, shape_text, short_dtype
-from tensortrace.tui.rows import Lookup, Row
+from tensortrace.tui.row import Lookup, Row
 from tensortrace.tui.theme import SEVERITY_GLYPH
 
 # The largest finite numbers of the narrow floats: half of it is worth a word (TT501 decides).

@@ -33,7 +33,8 @@ from tensortrace.text import (
 from tensortrace.tui.cells import duration_text, health, name_of, short_place
 from tensortrace.tui.distribution import distribution_lines
 from tensortrace.tui.profile import profile_lines
-from tensortrace.tui.rows import Row, StepRows
+from tensortrace.tui.row import Row
+from tensortrace.tui.rows import StepRows
 from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, cut, fit
 
 # A message or text of the log is shown up to here; the whole of it is in the log.

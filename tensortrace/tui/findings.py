@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tensortrace.records import Finding, Module, Severity
 from tensortrace.run.ranks import RANK
 from tensortrace.text import escape, module_text
-from tensortrace.tui.rows import SEVERITIES
+from tensortrace.tui.row import SEVERITIES
 from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip
 
 LINES = 3

@@ -20,7 +20,8 @@ from tensortrace.tui.bindings import bindings_of
 from tensortrace.tui.cells import health, name_of, short_place
 from tensortrace.tui.flow import Flow, Link, Way
 from tensortrace.tui.panes import Pane
-from tensortrace.tui.rows import Row, StepRows
+from tensortrace.tui.row import Row
+from tensortrace.tui.rows import StepRows
 from tensortrace.tui.theme import Styled, clip, fit
 from tensortrace.tui.view import View
 

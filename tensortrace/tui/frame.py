@@ -29,7 +29,8 @@ from tensortrace.tui.header import Headline, headline, program_of, state_of
 from tensortrace.tui.layout import FINDINGS_FROM, PANES, PaneName, arrange
 from tensortrace.tui.painting import Changes, Painted
 from tensortrace.tui.panes import Pane
-from tensortrace.tui.rows import Row, StepRows
+from tensortrace.tui.row import Row
+from tensortrace.tui.rows import StepRows
 from tensortrace.tui.screens import Prompt
 from tensortrace.tui.tabs import Tabs
 from tensortrace.tui.theme import THEME, UNICODE, Glyphs, Styled
@@ -148,6 +149,15 @@ class Frame(App[int]):
         focused = self.focused.id if isinstance(self.focused, Pane) else None
         if view is None and focused in PANES and focused not in held.visible:
             main.set_focus(self.pane(next(name for name in PANES if name in held.visible)))
+
+    def give_focus(self, pane: Pane) -> None:
+        """Give a pane the focus at once, but take it from no question that is being typed.
+
+        `Widget.focus` does so some turns later: a question that was asked meanwhile would be gone.
+        """
+        main = self.screen_stack[0]
+        if not main.query_one(Prompt).display:
+            main.set_focus(pane)
 
     def on_resize(self, event: events.Resize) -> None:
         """Choose the panes again and fill them for the new width."""

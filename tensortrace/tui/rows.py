@@ -7,89 +7,22 @@ slot, its place in the log; the ops inside a call have a row only where `folds` 
 
 from __future__ import annotations
 
-import re
 from array import array
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import overload
 
-import msgspec
 from textual.cache import LRUCache
 
-from tensortrace.records import (
-    Action,
-    Call,
-    Finding,
-    Line,
-    Optimizer,
-    Param,
-    Record,
-    Severity,
-    Step,
-    Tensor,
-)
+from tensortrace.records import Call, Finding, Record, Severity
 from tensortrace.run import StepRecords
 from tensortrace.tui.folds import Folds, Opened
+from tensortrace.tui.row import SEVERITIES, Row, site_of, worst
+from tensortrace.tui.slots import LOOK_AROUND, Slots
 
-# The kinds of lines that are rows.
-SHOWN = ("call", "param", "optimizer", "action", "line", "step")
 KEPT_ROWS = 4000
-# Rows from which on the data flow of a step is not read as a whole: it takes 18 ms and 2 MB of
-# memory a thousand calls (measured on a step of 100,000). Lines are looked through instead.
-LARGE = 2000
-# Bounds on looking for a section, a place or a root, so that no step takes long.
-LOOK_BACK, LOOK_AROUND, DEEPEST, NEAR = 50, 600, 200, 24
-_SEQ = re.compile(rb'"seq":\s*(\d{1,18})')
-Lookup = Callable[[int | None], Tensor | None]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One record of the step, where it stands: `section` is its phase word, `depth` its nesting."""
-
-    record: Record | None
-    section: str
-    depth: int = 0
-    inside: str | None = None
-    findings: tuple[Finding, ...] = ()
-
-    @property
-    def seq(self) -> int | None:
-        """The number of the record within its step; None for a finding."""
-        return getattr(self.record, "seq", None)
-
-    @property
-    def severity(self) -> Severity | None:
-        """The worst severity among the findings here."""
-        return worst(self.findings)
-
-
-def site_of(record: Record | None) -> tuple[object, ...]:
-    """What stays the same from step to step, so that the cursor can stay on it."""
-    match record:
-        case Call():
-            place = ("call", record.phase, record.module, record.op, record.nth)
-            return (*place, record.node, record.replay)
-        case Param():
-            return ("param", record.name)
-        case Optimizer():
-            return ("optimizer", record.index)
-        case Action():
-            return ("action", record.action, record.of)
-        case Line():
-            return ("line", record.location)
-    return (type(record).__name__,)
-
-
-def worst(findings: Sequence[Finding]) -> Severity | None:
-    """The worst severity among findings."""
-    found = {finding.severity for finding in findings}
-    return next((severity for severity in SEVERITIES if severity in found), None)
-
-
-class StepRows(Sequence[Row]):
+class StepRows(Slots, Sequence[Row]):
     """The rows of a step; a row is decoded when it is asked for.
 
     Findings that have no record of their own in the step come last, as rows themselves. What is
@@ -101,17 +34,13 @@ class StepRows(Sequence[Row]):
     """
 
     def __init__(self, step: StepRecords, opened: Opened | None = None) -> None:
-        self.step = step
+        super().__init__(step)
         self.opened = opened if opened is not None else Opened()
-        self._lines: list[int] = step.indices(*SHOWN).tolist()
         self._rows: LRUCache[int, Row] = LRUCache(KEPT_ROWS)
-        self._records: LRUCache[int, Record | None] = LRUCache(KEPT_ROWS)
-        self._tensors: LRUCache[int, Tensor | None] = LRUCache(KEPT_ROWS)
-        self._backward: dict[int, list[Call]] = {}
         self._places: dict[int, list[Finding]] = {}
         self._loose: list[Finding] = []
         for finding in step.findings:
-            at = self._place(finding)
+            at = self.place_of(finding)
             if at is None:
                 self._loose.append(finding)
             else:
@@ -271,145 +200,12 @@ class StepRows(Sequence[Row]):
         """Whether any call has calls inside."""
         return self.folds is not None and bool(self.folds.sites or self.folds.trees)
 
-    # ---- lines, by slot
-
-    def record(self, at: int) -> Record | None:
-        """Decode the record of a slot, None if its line is damaged."""
-        if at not in self._records:
-            record = self._records[at] = self.step.record(self._lines[at])
-            for tensor in record.tensors if isinstance(record, Call | Line) else ():
-                self._tensors[tensor.id] = tensor
-        return self._records[at]
+    # ---- where something is
 
     def offset(self, at: int) -> int:
         """Where the line of a row begins in the log, in bytes."""
         line = self._lines[min(self.slot(at), len(self._lines) - 1)] if self._lines else 0
         return int(self.step.raw[line])
-
-    def at_offset(self, offset: int) -> int | None:
-        """The slot whose line begins at a byte of the log."""
-        line = int(self.step.raw.searchsorted(offset))
-        at = bisect_left(self._lines, line)
-        return at if at < len(self._lines) and self._lines[at] == line else None
-
-    def at_seq(self, seq: int | None, near: int | None = None) -> int | None:
-        """The slot of a seq, looked for beside `near` first: a step is written in seq order."""
-        if seq is None:
-            return None
-        # Seqs are dense, so a seq is nearly always this far from its neighbour.
-        if near is not None:
-            guess = near - self._seq(near) + seq
-            if 0 <= guess < len(self._lines) and self._seq(guess) == seq:
-                return guess
-        at = bisect_left(range(len(self._lines)), seq, key=self._seq)
-        return at if at < len(self._lines) and self._seq(at) == seq else None
-
-    def _seq(self, at: int) -> int:
-        found = _SEQ.search(self.step.line(self._lines[at]))
-        return int(found[1]) if found else 0
-
-    @property
-    def large(self) -> bool:
-        """Whether the data flow of the step takes long to read."""
-        return len(self._lines) > LARGE
-
-    def backward_of(self, seq: int) -> list[Call]:
-        """The backward calls of a forward call; in a large step, once `gather` has found them."""
-        if self.large:
-            return self._backward.get(seq, [])
-        return [call for call in self.step.backward_of(seq) if call.phase == "backward"]
-
-    def gather(self, row: Row, cancelled: Callable[[], bool]) -> None:
-        """Look through the lines of a large step for what belongs to a row; made for a thread."""
-        call = row.record
-        if not isinstance(call, Call) or call.seq in self._backward:
-            return
-        wanted = {rb'"forward":\s*%d\b' % call.seq}
-        for _, number in (*call.inputs, *call.outputs):
-            if number not in self._tensors:
-                wanted.add(rb'"id":\s*%d\b' % number)
-        pattern = re.compile(b"|".join(sorted(wanted)))
-        backward: list[Call] = []
-        for at, line in enumerate(self._lines):
-            if at % 1000 == 0 and cancelled():
-                return
-            if pattern.search(self.step.line(line)):
-                record = self.record(at)
-                if isinstance(record, Call) and record.forward == call.seq:
-                    backward.append(record)
-        self._backward[call.seq] = backward
-
-    def tensor(self, number: int | None) -> Tensor | None:
-        """The tensor of an id."""
-        if number is None:
-            return None
-        if number not in self._tensors:
-            self._tensors[number] = self.step.tensor(number)
-        return self._tensors[number]
-
-    def tensor_near(self, at: int, number: int | None) -> Tensor | None:
-        """The tensor of an id, looked for around a slot: cheap, for rows on the screen.
-
-        The data flow of a whole step costs 10 ms a thousand calls; nearly always a neighbour or an
-        outer call describes the tensor. In a large step nothing else is asked.
-        """
-        if number is None:
-            return None
-        if number in self._tensors:
-            return self._tensors.get(number)
-        for i in range(max(0, at - NEAR), min(len(self._lines), at + 1)):
-            self.record(i)
-        if number in self._tensors or self.large:
-            return self._tensors.get(number)
-        return self.tensor(number)
-
-    def _place(self, finding: Finding) -> int | None:
-        at = self.at_seq(finding.seq)
-        if at is None and finding.param is not None:
-            for i in range(len(self._lines)):
-                if self.step.kind(self._lines[i]) == "param":
-                    record = self.record(i)
-                    if isinstance(record, Param) and record.name == finding.param:
-                        return i
-        if at is None and finding.module is not None and finding.param is None:
-            return self._module_call(finding.module, finding.phase)
-        return at
-
-    def _module_call(self, path: str, phase: str | None) -> int | None:
-        """The slot of a module's backward call if a finding is of that pass, else its forward."""
-        lines = [i for i, line in enumerate(self._lines) if self.step.kind(line) == "call"]
-        if self.large:
-            wanted = b'"module":' + msgspec.json.encode(path)
-            lines = [i for i in lines if wanted in self.step.line(self._lines[i])]
-        calls = [(i, r) for i in lines if isinstance(r := self.record(i), Call)
-                 and r.module == path and r.op is None and not r.replay]  # fmt: skip
-        passes = ("backward", "forward") if phase in (None, "backward") else ("forward",)
-        for one in passes:
-            # A backward call of its own has the gradient that arrived; parameters come after it.
-            found = [(i, r) for i, r in calls if r.phase == one]
-            found.sort(key=lambda pair: pair[1].forward is None)
-            if found:
-                return found[0][0]
-        return None
-
-    def _section(self, at: int) -> str:
-        for i in range(at, max(-1, at - LOOK_BACK), -1):
-            section = section_of(self.record(i))
-            if section is not None:
-                return section
-        return "forward"
-
-    def _nesting(self, record: Record | None, at: int | None) -> tuple[int, str | None]:
-        """How deep a call is, and the path of the module that it ran inside."""
-        depth, inside = 0, None
-        while isinstance(record, Call) and record.parent is not None and depth < DEEPEST:
-            at = self.at_seq(record.parent, at)
-            record = None if at is None else self.record(at)
-            if not isinstance(record, Call):
-                break
-            depth += 1
-            inside = record.module if inside is None else inside
-        return depth, inside
 
     def find(self, row: Row | None, near: int) -> int:
         """The row at the same place as one of another step: the nearest to a position."""
@@ -428,15 +224,6 @@ class StepRows(Sequence[Row]):
         slot = self.slot(at)
         return self.record(slot) if slot < len(self._lines) else self[at].record
 
-    def same_place(self, row: Row, near: int) -> int | None:
-        """The slot at the same place as a row of another step, shown or not, near a slot."""
-        for away in range(LOOK_AROUND):
-            for slot in (near + away, near - away):
-                known = 0 <= slot < len(self._lines)
-                if known and site_of(self.record(slot)) == site_of(row.record):
-                    return slot
-        return None
-
     def find_finding(self, finding: Finding) -> int:
         """The slot of the row that shows a finding; 0 if none does."""
         for at, held in self._places.items():
@@ -444,28 +231,3 @@ class StepRows(Sequence[Row]):
                 return at
         loose = [other.id for other in self._loose]
         return len(self._lines) + loose.index(finding.id) if finding.id in loose else 0
-
-    def find_module(self, path: str) -> int:
-        """The slot of the first call of a module; 0 if there is none."""
-        for at, line in enumerate(self._lines):
-            if self.step.kind(line) == "call":
-                record = self.record(at)
-                if isinstance(record, Call) and record.module == path and record.op is None:
-                    return at
-        return 0
-
-
-def section_of(record: Record | None) -> str | None:
-    """The phase word of a record, None if it belongs to whatever it stands in."""
-    match record:
-        case Call(phase=phase):
-            return phase
-        case Param() | Optimizer():
-            return "optimizer"
-        case Action(action="loss"):
-            return "loss"
-        case Action(action="clip" | "unscale"):
-            return "optimizer"
-        case Step():
-            return "step"
-    return None

@@ -72,8 +72,6 @@ class Prompt(Input):
     would be taken for keys of the viewer.
     """
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Cancel", show=False)]
-
     class Answered(Message):
         """The user pressed Enter: what was asked (":", "/" or ">"), and the text."""
 
@@ -102,13 +100,26 @@ class Prompt(Input):
     def _show(self, shown: bool) -> None:
         """Take the place of the footer, or give it back."""
         self.display = shown
+        if not shown:
+            self.screen.set_focus(None)
         self.screen.query_one(Keys).display = not shown
 
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Hand on the answer."""
+    def on_key(self, event: events.Key) -> None:
+        """End the question at once: a binding is looked up after the keys that came with it."""
+        ends = {"escape": self.cancel, "enter": self.answer}
+        if self.display and event.key not in ends:
+            return
         event.stop()
+        event.prevent_default()
+        if self.display:
+            ends[event.key]()
+        else:  # typed after the end of the question
+            self.app.simulate_key(event.key)
+
+    def answer(self) -> None:
+        """Hand on the answer."""
         self._show(False)
-        self.post_message(self.Answered(self.sign, event.value.removeprefix(self.sign).strip()))
+        self.post_message(self.Answered(self.sign, self.value.removeprefix(self.sign).strip()))
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """The sign stays in front, whatever is rubbed out."""
@@ -124,12 +135,17 @@ class Prompt(Input):
             self.cursor_position = at
         self.held = self.value
 
-    def action_cancel(self) -> None:
+    def cancel(self) -> None:
         """Give up."""
         self._show(False)
         self.post_message(self.Left())
 
     def on_blur(self, event: events.Blur) -> None:
-        """A click elsewhere gives up too."""
+        """A click elsewhere gives up too; what is told late of the last question does not."""
+        if self.display and self.screen.focused is not self:
+            self.cancel()
+
+    def on_hide(self, event: events.Hide) -> None:
+        """Keep the focus where the next question was asked before this was told."""
         if self.display:
-            self.action_cancel()
+            event.prevent_default()

@@ -10,7 +10,7 @@ from tensortrace.log import CHUNK, MAX_LINE, LogFile, decode
 from tensortrace.records import Call, Finding, Module, Record
 from tensortrace.text import escape, location_text
 from tensortrace.tui.cells import name_of
-from tensortrace.tui.rows import Row
+from tensortrace.tui.row import Row
 
 # Every chunk asks this, so that a search ends soon after the user gave it up.
 Cancelled = Callable[[], bool]

@@ -12,7 +12,7 @@ from tensortrace.records import Finding, Module
 from tensortrace.run import Ranks, Run
 from tensortrace.tui import search
 from tensortrace.tui.background import TELL_EVERY_S, Reader
-from tensortrace.tui.rows import Row
+from tensortrace.tui.row import Row
 from tensortrace.tui.theme import UNICODE, Glyphs
 
 SEARCHING = "searching for"

@@ -12,7 +12,8 @@ import msgspec
 from tensortrace.records import Call, Param, Record, Tensor
 from tensortrace.run import Run, StepRecords
 from tensortrace.tui.flow import Flow, described_tensor
-from tensortrace.tui.rows import Row, StepRows, site_of
+from tensortrace.tui.row import Row, site_of
+from tensortrace.tui.rows import StepRows
 from tensortrace.tui.span import Span
 
 Side = Literal["inputs", "outputs", "value", "grad"]

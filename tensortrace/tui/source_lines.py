@@ -17,7 +17,7 @@ from tensortrace.text import escape, number_text, shape_text, short_dtype, short
 from tensortrace.tui.cells import duration_text, health
 from tensortrace.tui.executed import Executed
 from tensortrace.tui.findings import in_order
-from tensortrace.tui.rows import worst
+from tensortrace.tui.row import worst
 from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
 
 LONGEST_CODE, LONGEST_NAME = 1000, 60

@@ -51,8 +51,7 @@ class Switcher(Walker):
             view.draw()
         else:
             self.redraw()
-        if not isinstance(self.focused, Input):  # what is being typed stays a text
-            self.main_pane.focus()
+        self.give_focus(self.main_pane)
         self.refresh_bindings()
 
     @property

@@ -21,7 +21,8 @@ from tensortrace.tui.choose import Choice, choose
 from tensortrace.tui.distribution import distribution_lines
 from tensortrace.tui.flow import Flow, Way
 from tensortrace.tui.panes import Pane
-from tensortrace.tui.rows import Row, StepRows
+from tensortrace.tui.row import Row
+from tensortrace.tui.rows import StepRows
 from tensortrace.tui.site import Held, beside, held_of, over_steps
 from tensortrace.tui.site_track import of_site
 from tensortrace.tui.span import WIDEST, Span, fitting, span_of, used

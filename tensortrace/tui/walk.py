@@ -23,7 +23,8 @@ from tensortrace.tui.cells import name_of, short_place
 from tensortrace.tui.flow import Flow, Link, Way
 from tensortrace.tui.folds import Opened
 from tensortrace.tui.pick import Pick
-from tensortrace.tui.rows import Row, StepRows
+from tensortrace.tui.row import Row
+from tensortrace.tui.rows import StepRows
 from tensortrace.tui.seek import Seeker
 from tensortrace.tui.theme import UNICODE, Glyphs, Styled, fit
 

@@ -17,6 +17,7 @@ from tensortrace.records import Call, End, Finding, Step
 from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.bindings import KEYS
+from tensortrace.tui.screens import Prompt
 from tensortrace.tui.views import NAMES
 from tests.builders import write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_log, make_open_run, records
@@ -120,6 +121,20 @@ async def test_escape_in_the_prompt_gives_the_focus_back(opened: Any) -> None:
         await pilot.press("colon", "5", "escape")
         assert app.number == BAD_STEP
         assert app.focused is app.pane("calls")
+
+
+@pytest.mark.parametrize("leave", ["escape", "enter"])
+async def test_a_question_asked_before_the_last_was_done_with_stays(
+    opened: Any, leave: str
+) -> None:
+    async with opened() as (app, pilot):
+        await pilot.press("colon", "5")
+        for key in (leave, "colon", "3"):  # as fast as a terminal may send them
+            app.simulate_key(key)
+        await settle(app, pilot)
+        prompt = app.query_one(Prompt)
+        assert prompt.display
+        assert (prompt.has_focus, prompt.value) == (True, ":3")
 
 
 @pytest.mark.parametrize("keys", [["ctrl+u"], ["home", "delete", "ctrl+k"], ["backspace"] * 60])

@@ -12,7 +12,8 @@ from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.calls import row_line
 from tensortrace.tui.folds import Opened
-from tensortrace.tui.rows import LARGE, StepRows
+from tensortrace.tui.rows import StepRows
+from tensortrace.tui.slots import LARGE
 from tensortrace.tui.theme import ASCII
 from tests.builders import make_call, write_log
 from tests.tui.nets import make_op_run

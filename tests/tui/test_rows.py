@@ -14,7 +14,8 @@ from tensortrace.run import open_run
 from tensortrace.tui.calls import columns, head_line, row_line
 from tensortrace.tui.cells import cells, duration_text, health, worst_health
 from tensortrace.tui.detail import detail_lines, snippet, wrap
-from tensortrace.tui.rows import NEAR, StepRows
+from tensortrace.tui.rows import StepRows
+from tensortrace.tui.slots import NEAR
 from tensortrace.tui.theme import ASCII, Styled
 from tests.builders import HERE, make_call, make_tensor, write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_open_run

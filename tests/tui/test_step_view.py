@@ -12,7 +12,7 @@ from tensortrace.tui.app import Viewer
 from tensortrace.tui.calls import MEANINGS, SHOWN_FROM, WIDTHS, columns, head_line
 from tensortrace.tui.cells import cells
 from tensortrace.tui.grid import Grid
-from tensortrace.tui.rows import Row
+from tensortrace.tui.row import Row
 from tensortrace.tui.span import Span
 from tensortrace.tui.theme import ASCII
 from tensortrace.tui.trend import sample, trend_span, trend_text
