@@ -401,6 +401,8 @@ def view(arguments: argparse.Namespace) -> int:
         ranks = opened.enter_context(closing(start_ranks(arguments.log)))
         # How long to wait whether an Esc begins the code of another key: 100 ms unless told.
         os.environ.setdefault("ESCDELAY", "25")
+        # How often the screen may change: a key waits for the next time.
+        os.environ.setdefault("TEXTUAL_FPS", "120")
         from tensortrace.tui.app import view as open_viewer
         from tensortrace.tui.opening import Opening
 

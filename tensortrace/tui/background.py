@@ -18,10 +18,8 @@ from tensortrace.tui.timeline import Timeline
 POLL_S, IDLE_AFTER_S, IDLE_EVERY = 0.2, 10.0, 5
 # The screen is told of progress ten times a second at most.
 TELL_EVERY_S = 0.1
-# Between two megabytes the reader's lock is free for a moment, or a key would wait for the end:
-# a lock that is released and taken again at once is not handed to the thread that waits.
-BREATHE_S = 0.0005
-SUMMARIES_AT_ONCE = 16
+# Until the log is indexed each step line is looked for by bisection, 2 ms.
+SUMMARIES_AT_ONCE, BISECTED_AT_ONCE = 16, 2
 KEPT_SUMMARIES = 4096
 NO_MODULES = ModuleColumns()
 
@@ -63,7 +61,7 @@ class Reader(Frame):
             if time.monotonic() - told > TELL_EVERY_S:
                 told = time.monotonic()
                 self.from_thread(self.take_findings)
-            time.sleep(BREATHE_S)
+            self.turns.breathe()
         if not worker.is_cancelled:
             self.from_thread(self.take_findings)
 
@@ -244,7 +242,9 @@ class Reader(Frame):
             numbers = range(block * SUMMARIES_AT_ONCE, (block + 1) * SUMMARIES_AT_ONCE)
             if log.indexed >= 1:
                 asked.update(numbers)
-            steps += map(bare, log.heads(numbers.start, numbers.stop))
+            for low in range(numbers.start, numbers.stop, BISECTED_AT_ONCE):
+                steps += map(bare, log.heads(low, low + BISECTED_AT_ONCE))
+                self.turns.breathe()
             if time.monotonic() - told > TELL_EVERY_S:  # the nearest ones at once
                 told = time.monotonic()
                 self.from_thread(self.take_summaries, log, asked, steps)

@@ -29,6 +29,7 @@ from tensortrace.tui.header import Headline, headline, program_of, state_of
 from tensortrace.tui.layout import FINDINGS_FROM, PANES, PaneName, arrange
 from tensortrace.tui.painting import Changes, Painted
 from tensortrace.tui.panes import Pane
+from tensortrace.tui.quick import Turns
 from tensortrace.tui.row import Row
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.screens import Prompt
@@ -87,6 +88,7 @@ class Frame(App[int]):
         self.following = False
         self.detail_timer: Timer | None = None
         self.painted = Painted(0, 0)
+        self.turns = Turns()
         # Until the user does something, the screen goes to the first error as soon as it is read.
         self.touched = step is not None
 
@@ -192,6 +194,7 @@ class Frame(App[int]):
             self.painted = Painted(0, 0)
         if isinstance(event, events.Key | events.MouseDown | events.MouseScrollDown):
             self.touched = True
+            self.turns.asked()
         await super().on_event(event)
 
     def from_thread(self, callback: Callable[..., object], *args: object) -> None:

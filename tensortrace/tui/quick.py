@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,30 @@ from contextlib import contextmanager
 SWITCH_S = 0.0005
 # Objects between two collections: a row is a hundred, and a walk through all of them takes 40 ms.
 THRESHOLD = (20_000, 20, 50)
+# Between two pieces of work of a thread the interpreter's lock is free for a moment: one that is
+# released and taken again at once is not handed to the thread that waits.
+BREATHE_S = 0.0005
+# What a key brings to the screen is there by then; threads stand still so long, but not for ever
+# where a key is held down.
+ANSWERED_S, LONGEST_S, LOOK_EVERY_S = 0.05, 0.15, 0.005
+
+
+class Turns:
+    """Who may use the interpreter: threads that read give way to a key that was just pressed."""
+
+    def __init__(self) -> None:
+        self.asked_at = 0.0
+
+    def asked(self) -> None:
+        """A key was pressed."""
+        self.asked_at = time.monotonic()
+
+    def breathe(self) -> None:
+        """Give way; a thread calls this between two pieces of work, a few milliseconds each."""
+        time.sleep(BREATHE_S)
+        longest = time.monotonic() + LONGEST_S
+        while time.monotonic() < min(longest, self.asked_at + ANSWERED_S):
+            time.sleep(LOOK_EVERY_S)
 
 
 @contextmanager

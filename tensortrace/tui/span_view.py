@@ -25,8 +25,8 @@ from tensortrace.tui.span import (
 )
 from tensortrace.tui.view import View
 
-# Drawn four times a second while it is read, and the lock is free between two reads.
-TELL_EVERY_S, BREATHE_S = 0.25, 0.0002
+# Drawn four times a second while it is read.
+TELL_EVERY_S = 0.25
 
 
 class Gathered(Protocol):
@@ -151,7 +151,7 @@ class SpanView(View):
             if time.monotonic() - told > TELL_EVERY_S:
                 told = time.monotonic()
                 self.viewer.from_thread(self.took, held, min(0.99, done / total), last)
-            time.sleep(BREATHE_S)
+            self.viewer.turns.breathe()
 
         log = self.viewer.log_
         read_blocks(log, blocks, take, lambda: worker.is_cancelled, modules=held.modules)
@@ -159,7 +159,7 @@ class SpanView(View):
             if time.monotonic() - told > TELL_EVERY_S:
                 told = time.monotonic()
                 self.viewer.from_thread(self.took, held, min(0.99, share), last, True)
-            time.sleep(BREATHE_S)
+            self.viewer.turns.breathe()
         if not worker.is_cancelled:
             self.viewer.from_thread(self.took, held, 1.0, last)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from textual.widgets import Input
 from textual.worker import get_current_worker
 
+from tensortrace.records import Step
 from tensortrace.tui.bindings import in_view
 from tensortrace.tui.calls import MEANINGS, columns
 from tensortrace.tui.grid import Grid
@@ -129,7 +130,12 @@ class Switcher(Walker):
         worker, log = get_current_worker(), self.log_
         first, last = log.first_step(), log.last_step()
         grid = Grid(trend_span(first, last))
-        read_blocks(log, sample(grid.span, first, last), grid.add, lambda: worker.is_cancelled)
+
+        def take(steps: list[Step]) -> None:
+            grid.add(steps)
+            self.turns.breathe()
+
+        read_blocks(log, sample(grid.span, first, last), take, lambda: worker.is_cancelled)
         if not worker.is_cancelled:
             self.from_thread(self.take_trends, grid)
 

@@ -26,7 +26,7 @@ from tensortrace.tui.rows import StepRows
 from tensortrace.tui.site import Held, beside, held_of, over_steps
 from tensortrace.tui.site_track import of_site
 from tensortrace.tui.span import WIDEST, Span, fitting, span_of, used
-from tensortrace.tui.span_view import BREATHE_S, TELL_EVERY_S
+from tensortrace.tui.span_view import TELL_EVERY_S
 from tensortrace.tui.theme import ASCII, Glyphs, Styled, fit
 from tensortrace.tui.view import View
 
@@ -129,7 +129,7 @@ class TensorView(View):
                 told = time.monotonic()
                 self.viewer.from_thread(self.took, asked, found, False)
                 found = {}
-            time.sleep(BREATHE_S)
+            self.viewer.turns.breathe()
         if not worker.is_cancelled:
             self.viewer.from_thread(self.took, asked, found, True)
 

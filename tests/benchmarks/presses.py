@@ -159,7 +159,7 @@ def while_reading(log: Path, presses: int) -> Times:
             terminal.wait(r"% read", 20)
             for name, sent in itertools.cycle(WALK.items()):
                 answer = terminal.answer(sent, 0.5, part=place)
-                terminal.settle(0.02, 0.2)
+                terminal.settle(0.04, 0.2)
                 if INDEXED.search(terminal.seen):
                     break  # the key may have been pressed after the end
                 times.add(name, answer)
