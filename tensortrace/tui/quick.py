@@ -19,13 +19,19 @@ BREATHE_S = 0.0005
 # What a key brings to the screen is there by then; threads stand still so long, but not for ever
 # where a key is held down.
 ANSWERED_S, LONGEST_S, LOOK_EVERY_S = 0.05, 0.15, 0.005
+STILL_S = 1.0
 
 
 class Turns:
     """Who may use the interpreter: threads that read give way to a key that was just pressed."""
 
     def __init__(self) -> None:
-        self.asked_at = 0.0
+        self.asked_at = time.monotonic()
+
+    @property
+    def still(self) -> bool:
+        """Whether no key was pressed for a while: what is made ahead may take a moment."""
+        return time.monotonic() - self.asked_at > STILL_S
 
     def asked(self) -> None:
         """A key was pressed."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from textual.timer import Timer
 from textual.widgets import Input
 from textual.worker import get_current_worker
 
@@ -17,20 +20,23 @@ from tensortrace.tui.trend import sample, trend_span
 from tensortrace.tui.views import NAMES, kind_of
 from tensortrace.tui.walk import Stop, Walker
 
+# Views are made ahead this far apart.
+AHEAD_S = 0.25
+
 
 class Switcher(Walker):
     """The part of the viewer that knows which view is shown."""
 
     # The run and how much of it the trends of the rows were read for.
     trends_of: tuple[str, int, int] | None = None
+    ahead: Timer
 
     def show_view(self, name: str) -> None:
         """Show a view and give it the focus; a view is made when it is first asked for."""
         if name == self.shown or name not in NAMES:
             return
         main, left = self.screen_stack[0], self.view
-        if name != "step" and not main.query(f"#view-{name}"):
-            main.mount(kind_of(name)(), after="#main")
+        self.make(name)
         self.shown = name
         if left is not None:
             left.leave()
@@ -40,6 +46,34 @@ class Switcher(Walker):
             main.set_focus(self.main_pane if self.view is None or self.view.ready else None)
         main.query_one(Tabs).show(name)
         self.call_after_refresh(self.focus_view)
+
+    def make(self, name: str) -> None:
+        """Make a view, unless it is there."""
+        main = self.screen_stack[0]
+        if name != "step" and not main.query(f"#view-{name}"):
+            main.mount(kind_of(name)(), after="#main")
+
+    def start_reading(self) -> None:
+        """Make the views ahead, once the log is read."""
+        super().start_reading()
+        self.ahead = self.set_interval(AHEAD_S, self.make_ahead)
+
+    def make_ahead(self) -> None:
+        """Make a view that was not asked for yet while nothing happens: its key is quick then."""
+        if not self.drawable or self.ranks.indexed < 1 or not self.turns.still:
+            return
+        main = self.screen_stack[0]
+        name = next((name for name in NAMES[1:] if not main.query(f"#view-{name}")), None)
+        if name is None:
+            self.ahead.stop()
+        else:
+            load = partial(self.load_ahead, name)
+            self.run_worker(load, thread=True, exclusive=True, group="ahead")
+
+    def load_ahead(self, name: str) -> None:
+        """Load the module of a view, then have it made; runs in a thread."""
+        kind_of(name)
+        self.from_thread(self.make, name)
 
     def focus_view(self) -> None:
         """Draw the view that is shown now and give its main pane the focus."""

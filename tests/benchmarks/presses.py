@@ -30,6 +30,7 @@ BYTES = {
     "left_curly_bracket": b"{", "right_curly_bracket": b"}",
 }  # fmt: skip
 PAGE_DOWN, ESCAPE = b"\x1b[6~", b"\x1b"
+QUIET_S = 0.3
 INDEXED = re.compile(r"(?:Findings \d+|No findings) [^,]")
 # Pressed in turn while the index is read; each of them always changes the place.
 WALK = {"]": b"]", "j": b"j", "space": PAGE_DOWN, "e": b"e", "k": b"k", "G": b"G", "[": b"[",
@@ -98,12 +99,15 @@ def place(seen: str) -> object:
 
 
 def rest(terminal: Terminal) -> None:
-    """Wait until the screen would stay as it is, but for what a key does."""
-    terminal.settle(0.1)
+    """Wait until the screen would stay as it is, but for what a key does.
+
+    What is read in threads is drawn four times a second.
+    """
+    terminal.settle(QUIET_S)
     until = time.perf_counter() + 5
     while _MESSAGE in terminal.seen and time.perf_counter() < until:
         terminal.read(0.1)
-    terminal.settle(0.1)
+    terminal.settle(QUIET_S)
 
 
 def jump(terminal: Terminal, keys: bytes, expect: str) -> float:
