@@ -512,7 +512,7 @@ def test_a_folder_without_logs_says_so(tmp_path):
 
 
 def test_what_is_kept_of_a_hostile_log_is_bounded_and_said(tmp_path, monkeypatch):
-    monkeypatch.setattr("tensortrace.run.run.MAX_KEPT", 10)
+    monkeypatch.setattr("tensortrace.run.seen.MAX_KEPT", 10)
     findings = [make_finding(f"f{i}") for i in range(50)]
     run = exhaust(open_run(write_log(tmp_path / "log.jsonl", findings)))
     assert len(run.findings) == 10

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import threading
 import time
-from array import array
 from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
@@ -16,9 +14,7 @@ from pathlib import Path
 from tensortrace.errors import LogError
 from tensortrace.log import (
     CHUNK,
-    DAMAGED,
     KINDS,
-    MAX_LINE,
     MAX_STEP,
     Chunk,
     Damaged,
@@ -30,7 +26,6 @@ from tensortrace.log import (
     scan_chunk,
     seek_step,
     start_log,
-    unknown_keys,
 )
 from tensortrace.records import (
     End,
@@ -41,17 +36,12 @@ from tensortrace.records import (
     Source,
     Step,
 )
+from tensortrace.run.seen import Seen
 from tensortrace.run.step import STEP_NBYTES, StepRecords
+from tensortrace.run.step_lines import last_before, line_at, read_lines
 from tensortrace.text import escape
-from tensortrace.version import __version__
 
 HEAD, TAIL = 1 << 16, 1 << 18
-MAX_KEPT = 20_000
-# Bytes that are read for one step line, and for step lines that are close together.
-ONE, MANY = 1 << 13, 1 << 16
-_NOTED = [*(k in ("module", "source", "finding", "step", "end") for k in KINDS), True, True]
-_MODULE_KIND, _STEP_KIND = KINDS.index("module"), KINDS.index("step")
-_STEP_LINE = re.compile(rb'\n\{"kind": ?"step",')
 
 
 class Run:
@@ -63,10 +53,6 @@ class Run:
     Attributes:
         path: the file; `ranks` maps each rank whose log lies beside it to its path.
         header: the first line.
-        end: the last line, None while the run is live or if it was killed.
-        lost_bytes: length of a last line without newline, which is not counted.
-        skipped: unknown kinds ("kind") and keys ("kind.key") by name, as far as indexed.
-        unreadable: how many lines are no records, as far as indexed.
         notice: one sentence for the user (truncated, replaced, damaged in unpacking), or None.
     """
 
@@ -81,29 +67,34 @@ class Run:
         self._file, self.header = file, header
         self.notice = file.notice or self.notice
         self._told = (file.unpacked, file.notice)
-        self.end: End | None = None
-        self._end_at, self._end_bytes = 0, b""
-        self.skipped: Counter[str] = Counter()
-        self.unreadable = 0
+        self._seen = Seen(self.path.name, header)
+        self._end_bytes = b""
         self._size = file.size()
         self._stop = file.complete(self._size)
         self._scanned = 0
-        # With the offsets of the first and of the last line of that path.
-        self._modules: dict[str, tuple[int, int, Module]] = {}
-        self._sources: dict[tuple[str, int], Source] = {}
-        self._findings: dict[int, Finding] = {}
-        self._sorted: list[Finding] | None = None
-        self._step_numbers, self._step_offsets = array("q"), array("q")
         self._steps: OrderedDict[int, StepRecords] = OrderedDict()
-        self._first: int | None = None
-        self._last: int | None = None
         self._start = file.read(0, 512)
         self._scan(HEAD)
-        if self._first is None:  # a long header, or nothing but a header yet
+        if self._seen.first is None:  # a long header, or nothing but a header yet
             self._scan(CHUNK)
         self._read_tail(self._scanned)
 
     # -- what was seen so far
+
+    @property
+    def end(self) -> End | None:
+        """The last line, None while the run is live or if it was killed."""
+        return self._seen.end
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Unknown kinds ("kind") and keys ("kind.key") by name, as far as indexed."""
+        return self._seen.skipped
+
+    @property
+    def unreadable(self) -> int:
+        """How many lines are no records, as far as indexed."""
+        return self._seen.unreadable
 
     @property
     def lost_bytes(self) -> int:
@@ -124,22 +115,20 @@ class Run:
     def findings(self) -> list[Finding]:
         """Findings in log order."""
         with self._lock:
-            if self._sorted is None:
-                self._sorted = [f for _, f in sorted(self._findings.items())]
-            return self._sorted
+            return self._seen.in_order
 
     @property
     def modules(self) -> dict[str, Module]:
         """Modules by path, in order of first call, each as it was written last."""
         with self._lock:
-            in_order = sorted(self._modules.items(), key=lambda kept: kept[1][0])
+            in_order = sorted(self._seen.modules.items(), key=lambda kept: kept[1][0])
             return {path: module for path, (_, _, module) in in_order}
 
     @property
     def sources(self) -> list[Source]:
         """Stored functions of the user's."""
         with self._lock:
-            return list(self._sources.values())
+            return list(self._seen.sources.values())
 
     def source(self, file: str, line: int) -> Source | None:
         """The innermost stored function that contains a line."""
@@ -180,17 +169,17 @@ class Run:
     @property
     def steps(self) -> range:
         """The step numbers from the first to the last in the log; empty if there is none yet."""
-        if self._first is None or self._last is None:
+        if self._seen.first is None or self._seen.last is None:
             return range(0)
-        return range(self._first, self._last + 1)
+        return range(self._seen.first, self._seen.last + 1)
 
     def first_step(self) -> int:
         """The first step number; 0 if there is none."""
-        return self._first or 0
+        return self._seen.first or 0
 
     def last_step(self) -> int:
         """The last step number; 0 if there is none."""
-        return self._last or 0
+        return self._seen.last or 0
 
     def step(self, number: int) -> StepRecords:
         """All records of a step, empty if it has none; found by bisecting bytes."""
@@ -218,15 +207,7 @@ class Run:
         self, start: int, stop: int, read: Callable[[bytes], Record | Unknown | Damaged]
     ) -> Iterator[Step]:
         places = list(self._step_lines(start, stop))
-        afters = [offset for _, offset in places[1:]] + [self._stop]
-        low, data = 0, b""
-        for (number, offset), after in zip(places, afters, strict=False):
-            end = data.find(b"\n", offset - low) if low <= offset < low + len(data) else -1
-            if end < 0:
-                # Thinned steps are little else than their step lines: many are read at once.
-                low, data = offset, self._file.read(offset, MANY if after - offset < MANY else ONE)
-                end = data.find(b"\n")
-            line = data[offset - low : end] if end >= 0 else self._line_at(offset)
+        for number, line in read_lines(self._file, places, self._stop):
             record = read(line)
             if isinstance(record, Step) and start <= record.step < stop:
                 yield record
@@ -254,52 +235,33 @@ class Run:
     def _seek(self, number: int) -> int:
         return seek_step(self._file, self._stop, number)
 
-    def _line_at(self, offset: int) -> bytes:
-        length = 1 << 14
-        while True:
-            data = self._file.read(offset, min(length, self._stop - offset))
-            end = data.find(b"\n")
-            if end >= 0:
-                return data[:end]
-            if len(data) < length or length >= MAX_LINE:
-                return b""
-            length *= 8
-
     def _step_lines(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Where the step lines of a range of steps begin: from the index, or else by bisection."""
         number = max(start, self.first_step())
         stop = min(stop, self.last_step() + 1)
         with self._lock:
-            low = bisect_left(self._step_numbers, number)
-            high = bisect_left(self._step_numbers, stop)
+            low = bisect_left(self._seen.step_numbers, number)
+            high = bisect_left(self._seen.step_numbers, stop)
             known = list(
-                zip(self._step_numbers[low:high], self._step_offsets[low:high], strict=True)
+                zip(
+                    self._seen.step_numbers[low:high],
+                    self._seen.step_offsets[low:high],
+                    strict=True,
+                )
             )
         for step, offset in known:
             yield step, offset
             number = step + 1
         while number < stop and self.indexed < 1:
             offset = self._seek(number)
-            line = self._line_at(offset)
+            line = line_at(self._file, offset, self._stop)
             found = read_step(line)
             if found is None or found >= stop or found < number:
                 return
-            closing = self._last_line_before(self._seek(found + 1), offset)
+            closing = last_before(self._file, self._seek(found + 1), offset)
             if closing is not None:
                 yield found, closing
             number = found + 1
-
-    def _last_line_before(self, stop: int, start: int) -> int | None:
-        """Find the last step line in a range, looking backwards."""
-        high = stop
-        while high > start:
-            low = max(start, high - (1 << 16))
-            data = self._file.read(low, min(high + 20, stop) - low)
-            found = [match.start() for match in _STEP_LINE.finditer(data)]
-            if found:
-                return low + found[-1] + 1
-            high = low
-        return start if _STEP_LINE.match(b"\n" + self._file.read(start, 20)) else None
 
     # -- reading on
 
@@ -352,13 +314,13 @@ class Run:
 
     def _take_back_end(self, size: int) -> bool:
         """Forget the end line where its run goes on: a block that is entered again cuts it off."""
-        if self.end is None or size < self._end_at:
+        if self.end is None or size < self._seen.end_at:
             return False
-        if self._file.read(self._end_at, len(self._end_bytes)) == self._end_bytes:
+        if self._file.read(self._seen.end_at, len(self._end_bytes)) == self._end_bytes:
             return False
-        self.end = None
-        self._size = self._stop = self._end_at
-        self._scanned = min(self._scanned, self._end_at)
+        self._seen.end = None
+        self._size = self._stop = self._seen.end_at
+        self._scanned = min(self._scanned, self._seen.end_at)
         self._steps.clear()
         return True
 
@@ -389,7 +351,7 @@ class Run:
             chunk = scan_chunk(self._file, self._scanned, self._stop, length)
             if chunk is None:
                 return False
-            self._note_chunk(chunk, counting=True)
+            self._note(chunk, counting=True)
             self._scanned = chunk.end
             return True
 
@@ -399,79 +361,17 @@ class Run:
             data = self._file.read(start, self._stop - start)
             start += data.find(b"\n") + 1
         while (chunk := scan_chunk(self._file, start, self._stop)) is not None:
-            self._note_chunk(chunk, counting=False)
+            self._note(chunk, counting=False)
             start = chunk.end
 
-    def _note_chunk(self, chunk: Chunk, *, counting: bool) -> None:
-        """Take from a chunk what is kept of the whole log."""
-        import numpy as np
-
-        # Indexing by `kinds` picks the few lines that are looked at; the rest costs no Python.
-        for i in np.flatnonzero(np.array(_NOTED)[chunk.kinds]).tolist():
-            kind, offset = int(chunk.kinds[i]), int(chunk.starts[i])
-            if kind == _STEP_KIND:
-                number = read_step(chunk.line(i))
-                if counting and number is not None and number > self._last_indexed():
-                    self._step_numbers.append(number)
-                    self._step_offsets.append(offset)
-            else:
-                found = Damaged("") if kind == DAMAGED else decode(chunk.line(i))
-                self._note(offset, found, counting)
-        if counting and self.header.tensortrace != __version__:
-            self._count_unknown_keys(chunk)
-        self._note_steps(chunk, counting)
-
-    def _count_unknown_keys(self, chunk: Chunk) -> None:
-        for i in range(len(chunk.starts)):
-            line = chunk.line(i)
-            record = decode(line)
-            if isinstance(record, Record):
-                self.skipped.update(unknown_keys(line, record))
-
-    def _last_indexed(self) -> int:
-        return self._step_numbers[-1] if self._step_numbers else -1
-
-    def _note(self, offset: int, record: Record | Unknown | Damaged, counting: bool) -> None:
-        match record:
-            case Finding() if self._room(self._findings, offset, "findings"):
-                self._findings[offset] = record
-                self._sorted = None
-            case Module() if self._room(self._modules, record.path, "modules"):
-                first, last, module = self._modules.get(record.path, (offset, offset, record))
-                newest = record if offset >= last else module  # the tail is read before the middle
-                self._modules[record.path] = (min(first, offset), max(last, offset), newest)
-            case Source() if self._room(self._sources, key := _key(record), "functions"):
-                self._sources[key] = record
-            case End():
-                self.end, self._end_at = record, offset
-                self._end_bytes = self._file.read(offset, min(self._stop - offset, 256))
-            case Unknown() if counting:
-                self.skipped[record.kind] += 1
-            case Damaged() if counting:
-                self.unreadable += 1
-
-    def _room(self, kept: Collection[object], key: object, what: str) -> bool:
-        if key in kept or len(kept) < MAX_KEPT:
-            return True
-        self.notice = f"{escape(self.path.name)}: of its {what} only {MAX_KEPT} are kept"
-        return False
-
-    def _note_steps(self, chunk: Chunk, counting: bool) -> None:
-        """Learn the first and the last step, of all lines but the header and the end."""
-        import numpy as np
-
-        real = np.flatnonzero((chunk.kinds >= _MODULE_KIND) & (chunk.kinds <= _STEP_KIND)).tolist()
-        if self._first is None and counting:
-            numbers = (read_step(chunk.line(i)) for i in real)
-            self._first = next((n for n in numbers if n is not None), None)
-        numbers = (read_step(chunk.line(i)) for i in reversed(real))
-        last = next((n for n in numbers if n is not None), None)
-        if last is not None:
-            self._last = max(last, self._last or 0)
-
-
-def _key(source: Source) -> tuple[str, int]:
-    return source.file, source.first_line
+    def _note(self, chunk: Chunk, *, counting: bool) -> None:
+        """Take in a chunk."""
+        seen, end, crowded = self._seen, self._seen.end, self._seen.crowded
+        seen.note(chunk, counting=counting)
+        if seen.crowded is not crowded:
+            self.notice = seen.crowded
+        if seen.end is not None and seen.end is not end:
+            self._end_bytes = self._file.read(seen.end_at, min(self._stop - seen.end_at, 256))
 
 
 def _alive(header: Header) -> bool | None:
