@@ -52,6 +52,8 @@ class Viewer(Asker):
         self.arrange()
         self.open_at_place()
         self.take_findings()
+        self.tell_notice()
+        self.offer_ranks()
         self.give_focus(self.pane("calls"))
         self.screen.call_after_refresh(self.call_after_refresh, self.start_reading)
 

@@ -50,8 +50,6 @@ class Reader(Frame):
         self.run_worker(self.read_all, thread=True, exclusive=True, group="index")
         self.draw_top()
         self.set_interval(POLL_S, self.poll)
-        self.tell_notice()
-        self.offer_ranks()
 
     def read_all(self) -> None:
         """Index the log; runs in a thread."""
