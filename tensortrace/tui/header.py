@@ -25,8 +25,9 @@ class Headline(Widget):
 
     def show(self, line: Styled) -> None:
         """Draw another line."""
-        self._line = line
-        self.refresh()
+        if line != self._line:
+            self._line = line
+            self.refresh()
 
     def render_line(self, y: int) -> Strip:
         """Draw the line."""

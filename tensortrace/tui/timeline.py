@@ -145,10 +145,10 @@ class Timeline(Widget):
         """Draw the steps of a range."""
         self.shown = shown
         self.wide = cell_width(len(shown), self.size.width - 2)
-        self._lines = timeline_lines(
-            steps, marks, current, shown, self.glyphs, wide=self.wide, rank=rank
-        )
-        self.refresh()
+        lines = timeline_lines(steps, marks, current, shown, self.glyphs, wide=self.wide, rank=rank)
+        if lines != self._lines:
+            self._lines = lines
+            self.refresh()
 
     def column_of(self, number: int) -> int:
         """The first column of the cell of a step."""
