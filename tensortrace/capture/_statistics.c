@@ -635,10 +635,11 @@ static PyObject *moved(PyObject *module, PyObject *const *args, Py_ssize_t nargs
    ops their dozen Python functions are cold each time, and cost twice this. */
 
 enum { DTYPE, SHAPE, REQUIRES_GRAD, IS_LEAF, GRAD_FN, VERSION, RAW_REPR, IS_CONTIGUOUS,
-       STORAGE_OFFSET, UNTYPED_STORAGE, NBYTES, DATA_PTR, IS_VIEW, NAME, NAMES };
+       STORAGE_OFFSET, UNTYPED_STORAGE, NBYTES, DATA_PTR, IS_VIEW, NAME, IS_CPU, NAMES };
 static const char *const ATTRIBUTES[NAMES] = {
     "dtype", "shape", "requires_grad", "is_leaf", "grad_fn", "_version", "raw_repr",
-    "is_contiguous", "storage_offset", "untyped_storage", "nbytes", "data_ptr", "_is_view", "name"};
+    "is_contiguous", "storage_offset", "untyped_storage", "nbytes", "data_ptr", "_is_view", "name",
+    "is_cpu"};
 
 static struct {
     PyObject *names[NAMES], *tensor, *parameter, *keys_of, *dtypes, *cpu, *shapes;
@@ -823,7 +824,11 @@ static int has(PyObject *tensor, int name, PyObject *wanted) {
 /* 1 or 0; -1 where an address would have to be asked of somebody who knows better. */
 static int quiet_at(PyObject *tensor, PyObject *shape, PyObject *dtype) {
     PyObject *kind = (PyObject *)Py_TYPE(tensor);
-    if ((kind != torch.tensor && kind != torch.parameter) || !is_dense(tensor)) return -1;
+    if (kind != torch.tensor && kind != torch.parameter) return -1;
+    /* Half the time of asking for dispatch keys. Of what is wrapped around other memory `locate`
+       finds no address: torch raises, or gives none. A sign that is still to be changed, and a
+       conjugate, is as finite as its memory. */
+    if (is_true(PyObject_GetAttr(tensor, torch.names[IS_CPU])) != 1) return -1;
     PyObject *known = PyDict_GetItemWithError(torch.dtypes, dtype); /* borrowed */
     if (!known || !PyTuple_Check(shape)) return -1;
     if (!has(tensor, DTYPE, dtype) || !has(tensor, SHAPE, shape)) return 0;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from inspect import CO_OPTIMIZED
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import torch
 
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.line_comprehensions import is_inside
+from tensortrace.capture.line_deferred import Deferred, Execution
 from tensortrace.capture.line_drafts import LineDraft, VariableDraft
 from tensortrace.capture.line_events import ends_a_loop, exception_text, is_await, is_left, yields
 from tensortrace.capture.line_thinning import Thinning, is_taken
@@ -23,6 +25,7 @@ from tensortrace.capture.variables import NEW, Change, Variables
 
 if TYPE_CHECKING:
     from tensortrace.capture.lines import LineTracer
+    from tensortrace.capture.recorder import Recorder
 
 _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
@@ -42,7 +45,10 @@ class FrameTrace:
     """
 
     __slots__ = (
+        "_can_defer",
+        "_closures",
         "_comprehensions",
+        "_deferred",
         "_entered_ns",
         "_goes_on",
         "_last",
@@ -55,6 +61,7 @@ class FrameTrace:
         "_step",
         "_suspended",
         "_thinning",
+        "_undisturbed",
         "began",
         "code",
         "depth",
@@ -82,6 +89,11 @@ class FrameTrace:
         self._raised_at = -1  # the instruction, if an exception was the last that happened
         self._comprehensions = tracer.comprehensions(code)
         self._thinning = Thinning(tracer.statements(code))
+        # Not of a file or class, where other code may store, nor of inlined comprehensions.
+        optimized = code.co_flags & CO_OPTIMIZED and not self._comprehensions
+        self._can_defer = bool(optimized) and tracer.watched is None
+        self._deferred: Deferred | None = None
+        self._undisturbed = self._closures = 0
         self.began = 0  # the seq of the line that runs
         self.has_news = False  # whether an op in it has news, so that it is recorded after all
         self._line = self._last = self._nth = 0
@@ -105,6 +117,15 @@ class FrameTrace:
             return self.local  # in the middle of a line
         recorder = tracer.recorder
         if slot.recorder is recorder and recorder.full and not here.busy and recorder.on["lines"]:
+            if (
+                not self.recorded
+                and event == "line"
+                and recorder.seq - recorder.plain == self._undisturbed
+                and self._may_wait(recorder)
+            ):
+                self._defer(frame, now, recorder)
+                self._since = _clock()
+                return self.local
             here.busy += 1
             try:
                 with _no_functions():
@@ -117,7 +138,8 @@ class FrameTrace:
                             self._turn_over(frame, changes)
                         if self._line:
                             self._finish(frame, changes, now)
-                        self._begin(frame)
+                        line = frame.f_lineno
+                        self._begin(frame, line, self._thinning.begin(line, self._last, frame))
             except Exception as error:
                 recorder.fault("lines", error)
             finally:
@@ -143,8 +165,65 @@ class FrameTrace:
         elif event == "exception":
             self._raises(frame, changes, arg, now)
 
+    def _may_wait(self, recorder: Recorder) -> bool:
+        """Whether the look at the line that ends, which is passed over, can be put off. Hot."""
+        return (
+            self._deferred is not None
+            and self._step == recorder.step
+            and self._line != 0
+            and not self.has_news
+            and not self._goes_on
+            and not self.variables.has_containers
+            and self._closures == self.tracer.closures
+        )
+
+    def _defer(self, frame: FrameType, now: int, recorder: Recorder) -> None:
+        """Begin a line without a look at what the one before it has changed. Hot."""
+        deferred = self._deferred
+        assert deferred is not None
+        last, line = self._line, frame.f_lineno
+        execution = self.began, self._nth, now - self._since, recorder.seq
+        is_due = deferred.add(last, execution, line)
+        if deferred.disturbed:
+            deferred.disturbed.discard(last)
+        self._raised_at = -1
+        nth = self._thinning.begin(line, self._last, frame)
+        if not is_due and not is_taken(nth):
+            self._line = self._last = line
+            self._nth = nth
+            self._start(recorder)
+            return
+        here.busy += 1
+        try:
+            with _no_functions():
+                self._catch_up(frame)
+                self._begin(frame, line, nth)
+        except Exception as error:
+            recorder.fault("lines", error)
+        finally:
+            here.busy -= 1
+
+    def _catch_up(self, frame: FrameType) -> None:
+        """Look at what was put off."""
+        assert self._deferred is not None
+        waiting = self._deferred.take()
+        if self._step != self.tracer.recorder.step:
+            return  # a frame that was not there when its step ended
+        found, thinning = frame.f_locals, self._thinning
+        for line, (names, execution) in waiting.items():
+            changes = self.variables.look_at(found, names) if names else []
+            if changes and thinning.reshapes(line, changes):
+                self._tell_line(frame, line, "line")
+                self._parent = self.tracer.parent()
+                self._record(frame, line, execution, changes)
+            else:
+                seq, nth, host_ns, end = execution
+                thinning.pass_over(line, changes, (seq, nth, host_ns, end == seq + 1))
+
     def _look(self, frame: FrameType) -> list[Change]:
         """What changed since the last look. Hot."""
+        if self._deferred is not None and self._deferred.lines:
+            self._catch_up(frame)
         if self._comprehensions and is_inside(self._comprehensions, frame.f_lasti):
             return []  # its variables are not the function's
         changes = self.variables.look(frame.f_locals)
@@ -209,8 +288,11 @@ class FrameTrace:
 
     def settle(self, frame: FrameType) -> None:
         """The step or the block ends: record the last executions that were passed over."""
-        if self._thinning.passed and self._step == self.tracer.recorder.step:
-            self._settle(frame)
+        if self._step == self.tracer.recorder.step:
+            if self._deferred is not None and self._deferred.lines:
+                self._catch_up(frame)
+            if self._thinning.passed:
+                self._settle(frame)
 
     def _new_step(self) -> int:
         recorder = self.tracer.recorder
@@ -239,18 +321,14 @@ class FrameTrace:
 
     # ---- lines
 
-    def _begin(self, frame: FrameType) -> None:
+    def _begin(self, frame: FrameType, line: int, nth: int) -> None:
         """Hot."""
-        line = frame.f_lineno
         thinning, tracer = self._thinning, self.tracer
-        nth = thinning.begin(line, self._last, frame)
         self._line = self._last = line
         self._nth = nth
         if nth == 0 and thinning.passed and thinning.is_first(nth):
             self._settle(frame)
-        recorder = tracer.recorder
-        self.began = seq = recorder.seq
-        recorder.seq = seq + 1
+        self._start(tracer.recorder)
         self.has_news = False
         here.line = self
         self.recorded = not tracer.thin or is_taken(nth)
@@ -258,9 +336,18 @@ class FrameTrace:
             self._parent = tracer.parent()
             if tracer.live is not None and line != self.with_line:
                 self._tell_line(frame, line, "line")
+        elif self._deferred is None and self._can_defer:
+            self._deferred = Deferred(tracer.stores(self.code))
+
+    def _start(self, recorder: Recorder) -> None:
+        """Give the line that begins its number. Hot."""
+        self.began = seq = recorder.seq
+        recorder.seq = seq + 1
+        self._undisturbed = seq + 1 - recorder.plain
+        self._closures = self.tracer.closures
 
     def _finish(self, frame: FrameType, changes: list[Change], now: int) -> None:
-        """The line in flight is over. Hot: most of those passed over end here."""
+        """The line in flight is over. Hot."""
         line = self._line
         if not line:
             return
@@ -269,23 +356,32 @@ class FrameTrace:
             self._goes_on = False
             if not changes:
                 return
-        thinning = self._thinning
+        thinning, recorder = self._thinning, self.tracer.recorder
+        if self._deferred is not None:
+            if recorder.seq - recorder.plain != self._undisturbed:
+                self._deferred.disturbed.add(line)
+            else:
+                self._deferred.disturbed.discard(line)
         reshaped = bool(changes) and thinning.reshapes(line, changes)
+        seq, nth, host_ns = self.began, self._nth, now - self._since
         if not self.recorded:
             if not reshaped and not self.has_news:
-                seq = self.began
-                quiet = self.tracer.recorder.seq == seq + 1
-                thinning.pass_over(line, changes, (seq, self._nth, now - self._since, quiet))
+                thinning.pass_over(line, changes, (seq, nth, host_ns, recorder.seq == seq + 1))
                 return
             self._tell_line(frame, line, "line")
             self._parent = self.tracer.parent()
-        draft = self._draft("line", line, self.began)
-        draft.parent, draft.nth = self._parent, self._nth
-        draft.host_ns = now - self._since
+        self._record(frame, line, (seq, nth, host_ns, recorder.seq), changes)
+
+    def _record(
+        self, frame: FrameType, line: int, execution: Execution, changes: list[Change]
+    ) -> None:
+        seq, nth, host_ns, end = execution
+        draft = self._draft("line", line, seq)
+        draft.parent, draft.nth, draft.host_ns = self._parent, nth, host_ns
         self._take_in(draft, frame, line, changes)
         self._describe(draft, changes)
         self._tell_changes(frame, draft)
-        self._pend(draft)
+        self._pend(draft, end)
 
     def _take_in(
         self, draft: LineDraft, frame: FrameType, line: int, changes: list[Change]
@@ -370,12 +466,12 @@ class FrameTrace:
         describe = self._describer(draft, sparing)
         for name, value, old in changes:
             words = self.tracer.reader.words(value, describe)
-            kept = self.variables.known.get(name) or self.expressions.known.get(name)
-            if isinstance(kept, Held):
-                kept.words = words
             was = None
             if old is not NEW:
                 was = old.words if isinstance(old, Held) else self._atom(old)
+            kept = self.variables.known.get(name) or self.expressions.known.get(name)
+            if isinstance(kept, Held):
+                kept.words = words  # which may be what was there before, too
             draft.changed.append(VariableDraft(name, words, was))
 
     def _atom(self, value: Any) -> Words:

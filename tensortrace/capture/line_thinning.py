@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # A line that runs over and over is recorded so many times, then at powers of two.
 _FIRST = 3
+_NONE = object()
 
 
 def is_taken(nth: int) -> bool:
@@ -116,19 +117,22 @@ class Thinning:
 
         A number that is not finite any more, or is again, has another shape, too.
         """
-        found = False
+        found, shapes = False, self._shapes
         for name, value, _ in changes:
             kind = type(value)
+            shape: Any
+            first: Any
             if kind is float:
-                shape, known = value - value == 0, True
+                shape, first = value - value == 0, True
             elif issubclass(kind, torch.Tensor):
-                shape = known = _shape(value)
+                shape, first = _shape(value), _NONE
             else:
                 continue
             key = line, name
-            if self._shapes.get(key, known) != shape:
-                found = True
-            self._shapes[key] = shape
+            before = shapes.get(key, first)
+            if before is not shape:
+                found |= before is not _NONE and before != shape
+                shapes[key] = shape
         return found
 
     def pass_over(

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_OPTIMIZED
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_NESTED, CO_OPTIMIZED
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ import torch
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.line_calls import Calls
 from tensortrace.capture.line_comprehensions import Ranges, find_comprehensions
+from tensortrace.capture.line_deferred import Stores, find_stores
 from tensortrace.capture.line_frames import FrameTrace
 from tensortrace.capture.line_marks import Marks
 from tensortrace.capture.line_statements import Statements, read_statements
@@ -83,8 +84,12 @@ class LineTracer:
             recorder.names.known,
         )
         self._codes: dict[int, CodeType] = {}
+        self._names: set[str] = set()
         # Whether only these are followed, and no other trace function is there to be told.
         self._is_alone = options.depth == 1 and not _IS_COMPILED
+        # How often a function was called that may change variables of one around it.
+        self.closures = 0
+        self._stores: dict[int, Stores] = {}
         self._definitions: dict[int, int] = {}
         self._comprehensions: dict[int, Ranges] = {}
         self._statements: dict[int, Statements] = {}
@@ -112,6 +117,7 @@ class LineTracer:
         code = getattr(function, "__code__", None)
         if isinstance(code, CodeType):
             self._codes[id(code)] = code
+            self._names.add(code.co_name)
 
     def enter(self, frame: FrameType | None) -> None:
         """Begin to trace in this thread; `frame` is that of a block."""
@@ -248,7 +254,10 @@ class LineTracer:
 
     def _on_call(self, frame: FrameType, event: str, arg: Any) -> Any:
         """Python calls this for each function that is called. Hot: torch calls many."""
-        if self._is_alone and id(frame.f_code) not in self._codes:
+        code = frame.f_code
+        if code.co_flags & CO_NESTED:
+            self.closures += 1
+        if self._is_alone and code.co_name not in self._names:
             return None
         if _IS_COMPILED and torch.compiler.is_compiling():
             return None
@@ -257,7 +266,6 @@ class LineTracer:
         if prior is not None:
             theirs = prior(frame, event, arg)
             self.stay()
-        code = frame.f_code
         if id(code) not in self._codes and (self.options.depth == 1 or not self._is_followed(code)):
             return theirs
         if torch.compiler.is_compiling() or not self.is_listening():
@@ -404,6 +412,14 @@ class LineTracer:
         found = self._comprehensions.get(id(code))
         if found is None:
             found = self._comprehensions[id(code)] = find_comprehensions(code)
+            self._codes_met.append(code)
+        return found
+
+    def stores(self, code: CodeType) -> Stores:
+        """The names that each line of a function stores."""
+        found = self._stores.get(id(code))
+        if found is None:
+            found = self._stores[id(code)] = find_stores(code)
             self._codes_met.append(code)
         return found
 

@@ -32,6 +32,8 @@ _WRITES = frozenset((
     "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ifloordiv__",
     "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
 ))  # fmt: skip
+# These change running statistics, which no version tells.
+_WRITES_UNSEEN = ("batch_norm", "instance_norm")
 # Code that is made anew in each step would fill memory.
 _MOST = 10_000
 
@@ -164,7 +166,8 @@ class Places:
             self._known.clear()
             self._last, self._count = (None, {}), 0
         location = self._sources.locate_frame(user)
-        place = places[key] = Place(location, writes(key[0]), user.f_code)
+        changes = writes(key[0]) or any(part in key[0] for part in _WRITES_UNSEEN)
+        place = places[key] = Place(location, changes, user.f_code)
         return place
 
 

@@ -32,8 +32,8 @@ from torch.utils.hooks import RemovableHandle
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
-from tensortrace.capture.gradients import next_sequence_nr, watch_nodes
-from tensortrace.capture.op_places import Place, outputs_of, versions_of
+from tensortrace.capture.gradients import watch_nodes
+from tensortrace.capture.op_places import Place, outputs_of, versions_of, writes
 from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD
 from tensortrace.records import Location, to_scalar
 from tensortrace.text import shorten
@@ -47,6 +47,8 @@ _clock = time.perf_counter_ns
 _compiler = torch.compiler
 _is_compiling = torch.compiler.is_dynamo_compiling
 _tracing_state = torch._C._get_tracing_state
+# The number that the next autograd node of this thread gets.
+_next_node = torch._C._autograd._get_sequence_nr
 # Calls that compute nothing worth a record, by name.
 _SILENT = frozenset({
     "__get__", "__set__", "__len__", "__repr__", "__str__", "__format__", "__hash__", "__bool__",
@@ -180,11 +182,12 @@ def _turn(
         if recorder.stepped:
             _op_called(recorder)
         taken = place.takes(recorder.step, here.line)
-        if taken or (kwargs and (kwargs.get("out") is not None or kwargs.get("inplace"))):
+        if taken or (kwargs and _writes(kwargs)):
             return _Turn(recorder, name, op, place, _run)
         seq = recorder.seq
         recorder.seq = seq + 1
-        return recorder, op, place, seq, next_sequence_nr(), _clock()
+        recorder.plain += 1
+        return recorder, op, place, seq, _next_node(), _clock()
     except Exception as error:
         recorder.fault("ops", error)
         return None
@@ -193,12 +196,18 @@ def _turn(
 def _other_turn(
     recorder: Recorder, func: Callable[..., Any], name: str, op: str | None
 ) -> _Turn | None:
+    if op is None and writes(name) and not recorder.replaying:
+        recorder.next_seq()  # so that whoever counts knows that something happened
     if op is None or not recorder.on["ops"]:
         asked = name in _SYNCS or (name in _HOOKS and recorder.replaying)
         return _Turn(recorder, name, name, None, _ask) if asked else None
     if name in _BACKWARD and getattr(func, "__module__", "").startswith("torch."):
         return _Turn(recorder, name, op, None, _run_backward)
     return _Turn(recorder, name, op, None, _run)
+
+
+def _writes(kwargs: dict[str, Any]) -> bool:
+    return kwargs.get("out") is not None or bool(kwargs.get("inplace"))
 
 
 def _op_called(recorder: Recorder) -> None:
@@ -325,9 +334,12 @@ def _run(
                 recorder.sources.locate_frame(sys._getframe(2)) if place is None else place.location
             )
             draft = _begin(recorder, turn.op, location, args, kwargs)
-            since = next_sequence_nr()
-            if place is not None and place.runs > 1 and not place.checked:
-                before = versions_of(args, kwargs)
+            since = _next_node()
+            if place is not None and draft is not None:
+                if place.checked:
+                    recorder.plain += not (place.writes or _writes(kwargs))
+                elif place.runs > 1:
+                    before = versions_of(args, kwargs)
         except Exception as error:
             recorder.fault("ops", error)
         finally:
@@ -360,18 +372,17 @@ def _run(
 
 def _has_news(passed: _Passed, result: Any) -> bool:
     """Whether something came out of an op that cannot be passed over. Hot."""
-    recorder, _, place, _, _, _ = passed
+    recorder, place = passed[0], passed[2]
     try:
-        if _len_torch_function_stack():  # torch puts one of its own below ours
+        if not _len_torch_function_stack():
+            repeats = place.repeats(result, recorder.queue)
+        else:  # torch puts one of its own below ours
             with _no_functions():
                 repeats = place.repeats(result, recorder.queue)
-        else:
-            repeats = place.repeats(result, recorder.queue)
+        recorder.passed_over += repeats
     except Exception as error:
         recorder.fault("ops", error)
         return False
-    if repeats:
-        recorder.passed_over += 1
     return not repeats
 
 

@@ -134,6 +134,8 @@ class Recorder:
         self._shows_compiled = shows_compiled
         self.compiled_modules = 0
         self.step = self.update = self.seq = 0
+        # How many of the numbers of this step ops have that write nothing.
+        self.plain = 0
         self.manual = self.decorates = False
         self.loader_seen = self._module_seen = False
         self.stepping: StepInFlight | None = None
@@ -432,7 +434,7 @@ class Recorder:
         self.passed_over = 0
         self.on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self.device_times = self._times if self.on_cuda and self.full else None
-        self.seq = 0
+        self.seq = self.plain = 0
         self._started_ns = time.perf_counter_ns()
         self.tensors.begin_step(self.step)
         self.parameters.forget_gradients()

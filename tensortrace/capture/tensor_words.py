@@ -83,19 +83,43 @@ def make_tensor_words(statistics: bool) -> TensorWords:
 
     properties = ("shape", "dtype", "device", "requires_grad", "has_nan", "has_inf", "unmeasured")
     words = Format(properties=(*properties, "statistics") if statistics else properties)
-    return TensorWords(words)
+    return TensorWords(words, statistics)
+
+
+# Words for tensors that are not worth to be kept for their own sake.
+_MOST = 1000
 
 
 class TensorWords:
-    """Puts described tensors into words."""
+    """Puts described tensors into words.
 
-    def __init__(self, format: Callable[[Tensor], str]) -> None:
-        self._format = format
+    Args:
+        format: makes the words.
+        statistics: whether they hold numbers, so that few tensors share them.
+    """
+
+    def __init__(self, format: Callable[[Tensor], str], statistics: bool = False) -> None:
+        self._format, self._statistics = format, statistics
+        self._words: dict[tuple[Any, ...], str] = {}
 
     def say(self, draft: TensorDraft) -> str:
         """Words for a tensor whose description is finished with this."""
-        return self._format(draft.record())
+        return self._say(draft.record())
 
     def say_now(self, draft: TensorDraft) -> str:
         """The same while its description may still grow."""
-        return self._format(draft.peek())
+        return self._say(draft.peek())
+
+    def _say(self, tensor: Tensor) -> str:
+        if self._statistics:
+            return self._format(tensor)
+        known_by = (
+            tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, tensor.nan > 0,
+            tensor.posinf > 0, tensor.neginf > 0, tensor.unmeasured,
+        )  # fmt: skip
+        words = self._words.get(known_by)
+        if words is None:
+            if len(self._words) >= _MOST:
+                self._words.clear()
+            words = self._words[known_by] = self._format(tensor)
+        return words

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterable, Mapping
 from inspect import CO_OPTIMIZED
 from typing import Any
 
+import torch
+
 from tensortrace.capture.reader import Held, Reader
+from tensortrace.capture.tensors import version_of
 from tensortrace.capture.values import ATOMS
 
 # What was there before a variable that is new.
@@ -32,7 +36,9 @@ class Variables:
         code: of the frame; None for expressions.
     """
 
-    __slots__ = ("_found", "_is_body", "_order", "_reader", "_skips_definitions", "known")
+    __slots__ = (
+        "_found", "_is_body", "_order", "_reader", "_skips_definitions", "has_containers", "known",
+    )  # fmt: skip
 
     def __init__(self, reader: Reader, code: types.CodeType | None) -> None:
         self._reader = reader
@@ -46,15 +52,18 @@ class Variables:
         for i, name in enumerate(names):
             self._order.setdefault(name, i)
         self.known: dict[str, Any] = {}
+        # Whether one of them may change without being stored: a list, an object.
+        self.has_containers = False
         # Names such as `__file__` that were there before, and are no news while they stay.
         self._found: dict[str, Any] | None = None
 
-    def look(self, found: Mapping[str, Any]) -> list[Change]:  # noqa: PLR0912 one by one
+    def look(self, found: Mapping[str, Any]) -> list[Change]:
         """The variables that are not what they were: name, value, what was known of it. Hot."""
         known, reader = self.known, self._reader
         if self._is_body:
             found = self._without_found(found)
         changes: list[Change] = []
+        self.has_containers = False
         for name, value in found.items():
             old = known.get(name, NEW)
             if old is value:
@@ -70,26 +79,52 @@ class Variables:
                     if old.version == version:
                         continue
                 elif reader.is_same(old, value):
+                    self.has_containers |= ref is None and not old.opaque
                     continue
-            kind = type(value)
-            if kind in ATOMS:
-                if type(old) is kind and (old == value or (kind is float and _are_nan(old, value))):
-                    known[name] = value
-                    continue
-                known[name] = value
-                changes.append((name, value, old))
-                continue
-            if self._skips(name, value):
-                continue
-            held = known[name] = reader.hold(value)
-            if type(old) is Held:
-                held.words = old.words
-            changes.append((name, value, old))
+            self._take(name, value, old, changes)
         if len(known) > len(found) or (self._skips_definitions and changes):
             self.known = {name: kept for name, kept in known.items() if name in found}
         if len(changes) > 1:
             changes.sort(key=self._place)
         return changes
+
+    def look_at(self, found: Mapping[str, Any], names: Iterable[str]) -> list[Change]:
+        """The same of some variables of a function only, which were stored. Hot."""
+        known = self.known
+        changes: list[Change] = []
+        for name in names:
+            value = found.get(name, NEW)
+            old = known.get(name, NEW)
+            if old is value or value is NEW:
+                continue
+            if type(old) is Held and self._reader.is_same(old, value):
+                continue
+            self._take(name, value, old, changes)
+        if len(changes) > 1:
+            changes.sort(key=self._place)
+        return changes
+
+    def _take(self, name: str, value: Any, old: Any, changes: list[Change]) -> None:
+        """Remember a value that is another object than before, or has changed. Hot."""
+        kind = type(value)
+        if kind in ATOMS:
+            self.known[name] = value
+            if type(old) is kind and (old == value or (kind is float and _are_nan(old, value))):
+                return
+            changes.append((name, value, old))
+            return
+        if kind is torch.Tensor and type(old) is Held and old.ref is not None:
+            # What it was is told by its words only.
+            old.address, old.version, old.ref = id(value), version_of(value), weakref.ref(value)
+            changes.append((name, value, old))
+            return
+        if self._skips(name, value):
+            return
+        held = self.known[name] = self._reader.hold(value)
+        self.has_containers |= held.ref is None and not held.opaque
+        if type(old) is Held:
+            held.words = old.words
+        changes.append((name, value, old))
 
     def _without_found(self, found: Any) -> dict[str, Any]:
         """Of a file or a class, what the user's code has put there."""
