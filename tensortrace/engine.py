@@ -158,14 +158,16 @@ class Engine:
             return found
         else:
             step.summary, self._step = record, None
-            found = self._run(step, "gate") + self._run(step, "step")
+            found = self._run(step, "gate")
+            found += self._run(step, "step", "full") if record.full else self._run(step, "step")
             written = [f.id for f in found if f.code == "TT104" and f.severity == "error"]
             self._poisoned = self._poisoned or (written[0] if written else None)
             return found
         return self._gate(step) if gate else []
 
     def _gate(self, step: StepView) -> list[Finding]:
-        found = self._run(step, "gate")
+        # Of a step that is put aside all is finite so far: nothing that cannot wait for its end.
+        found = self._run(step, "gate") if self._aside is None else []
         if len(step.calls) > HELD:
             step.calls.clear()
         for records in (step.params, step.actions, step.optimizers, step.bad, step.replayed):
@@ -176,9 +178,9 @@ class Engine:
         step.fresh = len(step.calls)
         return found
 
-    def _run(self, step: StepView, when: When) -> list[Finding]:
+    def _run(self, step: StepView, *when: When) -> list[Finding]:
         found: list[Finding] = []
-        for one in [c for c in self._checks if c.when == when]:
+        for one in [c for c in self._checks if c.when in when]:
             try:
                 for draft in one.rule(step, self._memory[one.code], **self._thresholds[one.code]):
                     found += self._judge(one, step, draft)

@@ -470,7 +470,7 @@ class Recorder:
         """Hand on what is known and replay the call that the checks would ask about."""
         if self.roots is None:
             return
-        if self.look is not None and self.on["narrow"] and self._undecided:
+        if self.look is not None and self.on["narrow"] and self._undecided and not self._can_wait():
             self.hand_on()
             view = self.journal.engine.step_in_flight
             if view is not None and view.number == self.step:
@@ -499,8 +499,14 @@ class Recorder:
         """Hand on all that is known; the checks decide at the optimizer or gate record in it."""
         self.backward_seen = self._undecided = False
         self._gated = True
-        if self.on["gate"]:
+        if self.on["gate"] and not self._can_wait():
             self.hand_on()
+
+    def _can_wait(self) -> bool:
+        """Whether no check would speak before the step ends: all in a thin step is finite. Hot."""
+        if self.queue.alarmed or self.lines is not None or self.on_cuda:
+            return False
+        return not self.journal.needs_finished()
 
     def gate_safely(self) -> None:
         """A gate from user code, where nothing of ours may raise."""

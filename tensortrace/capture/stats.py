@@ -111,11 +111,13 @@ class StatsQueue:
         counts: whether `exponents` are counted, at level "full" and if not lean, of floats of at
             least 64 elements: by our own kernels, and without them of float16 and bfloat16 only,
             at a dozen kernels each.
+        alarmed: whether anything since the last `resolve` is not finite, or not known before the
+            next one.
     """
 
     __slots__ = (
-        "_gathered", "_kernels", "_level", "_lock", "_results", "counts", "devices", "lean",
-        "light", "locates",
+        "_gathered", "_kernels", "_level", "_lock", "_results", "alarmed", "counts", "devices",
+        "lean", "light", "locates",
     )  # fmt: skip
 
     def __init__(self, level: Level = "full", devices: Devices | None = None) -> None:
@@ -123,7 +125,7 @@ class StatsQueue:
         self._level = level
         self._kernels = FULL if level in ("full", "light") else BOUNDS
         self.light = self.lean = level == "light"
-        self.locates = self.counts = False
+        self.locates = self.counts = self.alarmed = False
         self._lock = threading.Lock()
         self._results: list[Stats | OnDevice] = []
         self._gathered = Gathered()
@@ -183,6 +185,8 @@ class StatsQueue:
             if row is None:
                 return None
             found = None, row if row[10] is None else _by_row(_make(Stats, row), tensor)
+        if found[1][10] is not None:
+            self.alarmed = True
         if self._level == "minmax":
             return found[0], _minmax(_make(Stats, found[1]))
         return found
@@ -272,6 +276,7 @@ class StatsQueue:
             )  # fmt: skip
 
     def _gather(self, tensor: torch.Tensor, n: int) -> Ticket:
+        self.alarmed = True
         with self._lock:
             if not self._gathered.fits(n):
                 self._reduce_gathered()
@@ -300,6 +305,8 @@ class StatsQueue:
         return prepared, launcher.trouble
 
     def _put(self, result: Stats | OnDevice) -> Ticket:
+        if not isinstance(result, Stats) or _is_bad(result):
+            self.alarmed = True
         with self._lock:
             results = self._results
             results.append(result)
@@ -314,6 +321,7 @@ class StatsQueue:
         with self._lock:
             self._reduce_gathered()
             results, self._results = self._results, []
+            self.alarmed = False
         pending = [result for result in results if isinstance(result, OnDevice)]
         if pending:
             with quiet():

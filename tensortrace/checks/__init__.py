@@ -68,7 +68,8 @@ class Draft:
     fix: str | None = None
 
 
-When = Literal["gate", "step"]
+# At each gate and when a step ends, when a step ends, when a full step ends.
+When = Literal["gate", "step", "full"]
 # A check gets the step, a dict of its own that lives as long as the run, and its thresholds.
 Rule = Callable[..., Iterator[Draft]]
 

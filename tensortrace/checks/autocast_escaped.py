@@ -17,7 +17,7 @@ _OPS = frozenset(("linear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm",
                   "scaled_dot_product_attention", "einsum"))  # fmt: skip
 
 
-@check("TT507", "autocast-escaped")
+@check("TT507", "autocast-escaped", when="full")
 def autocast_escaped(
     step: StepView, memory: dict[str, Any], *, sustain: int = 2
 ) -> Iterator[Draft]:
@@ -41,8 +41,7 @@ def autocast_escaped(
                 with torch.autocast("cuda"):
                     loss = F.cross_entropy(model(x), y)
     """
-    summary = step.summary
-    if summary is None or not summary.full or not any(a.action == "loss" for a in step.actions):
+    if not any(a.action == "loss" for a in step.actions):
         return
     forward = [c for c in step.calls if c.phase == "forward" and not c.replay]
     running: dict[str, int] = memory.setdefault("running", {})

@@ -33,7 +33,7 @@ class Weight:
         return self.rms * math.sqrt(self.fan)
 
 
-@check("TT403", "bad-initialisation")
+@check("TT403", "bad-initialisation", when="full")
 def bad_initialisation(
     step: StepView,
     memory: dict[str, Any],
@@ -85,7 +85,7 @@ def bad_initialisation(
             else:
                 nn.init.zeros_(p)
     """
-    if step.summary is None or not step.summary.full or not step.params:
+    if not step.params:
         return
     yield from _stuck(step, memory.setdefault("streaks", {}), sustain)
     yield from _alike(step, alike)

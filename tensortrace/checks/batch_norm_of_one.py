@@ -12,7 +12,7 @@ from tensortrace.text import module_text, shape_text
 _CLASSES = ("BatchNorm", "SyncBatchNorm", "LazyBatchNorm")
 
 
-@check("TT707", "batch-norm-of-one")
+@check("TT707", "batch-norm-of-one", when="full")
 def batch_norm_of_one(
     step: StepView, memory: dict[str, Any], *, values: int = 2, sustain: int = 3
 ) -> Iterator[Draft]:
@@ -35,8 +35,6 @@ def batch_norm_of_one(
     Fixed:      loader = DataLoader(data, batch_size=1)
                 model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.ReLU())
     """
-    if step.summary is None or not step.summary.full:
-        return
     reached = {c.forward for c in step.calls if c.phase == "backward"}
     running: dict[str, int] = memory.setdefault("running", {})
     larger: set[str] = memory.setdefault("larger", set())

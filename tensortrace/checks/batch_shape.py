@@ -13,7 +13,7 @@ from tensortrace.records import Tensor
 from tensortrace.text import module_text, shape_text
 
 
-@check("TT610", "batch-shape-outlier", severity="note")
+@check("TT610", "batch-shape-outlier", when="full", severity="note")
 def batch_shape_outlier(
     step: StepView,
     memory: dict[str, Any],
@@ -39,8 +39,6 @@ def batch_shape_outlier(
     Example:    batch = pad_sequence(sentences, batch_first=True)
     Fixed:      batch = pad_sequence([s[:512] for s in sentences], batch_first=True)
     """
-    if step.summary is None or not step.summary.full:
-        return
     if not any(a.action == "loss" for a in step.actions):
         return
     nbytes = _nbytes(step.tensors.get(id) for c in step.calls if c.phase == "forward"

@@ -24,7 +24,7 @@ class Pair:
     since: int
 
 
-@check("TT407", "broken-tie")
+@check("TT407", "broken-tie", when="full")
 def broken_tie(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     """Two weights that began with the same elements drift apart: they were meant to be one.
 
@@ -50,8 +50,6 @@ def broken_tie(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     Fixed:
         model.head.weight = model.embed.weight
     """
-    if step.summary is None or not step.summary.full:
-        return
     here = {p.name: p for p in step.params if len(p.value.shape or ()) > 1 and p.value.norm}
     pairs: list[Pair] = memory.setdefault("pairs", [])
     for pair in list(pairs):

@@ -14,7 +14,7 @@ from tensortrace.text import module_text, number_text, shape_text
 _CAUSES = ("TT301", "TT403")
 
 
-@check("TT304", "collapsed", after=_CAUSES)
+@check("TT304", "collapsed", when="full", after=_CAUSES)
 def collapsed(
     step: StepView,
     memory: dict[str, Any],
@@ -54,8 +54,6 @@ def collapsed(
     Fixed:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     """
-    if step.summary is None or not step.summary.full:
-        return
     if step.update < warm or all(optimizer.skipped for optimizer in step.optimizers):
         return
     series: dict[str, deque[bool]] = memory.setdefault("series", {})

@@ -11,7 +11,7 @@ from tensortrace.records import Call, Tensor
 from tensortrace.text import module_text, number_text
 
 
-@check("TT305", "far-from-centred", severity="note")
+@check("TT305", "far-from-centred", when="full", severity="note")
 def far_from_centred(
     step: StepView,
     memory: dict[str, Any],
@@ -43,8 +43,6 @@ def far_from_centred(
     Fixed:
         nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 64), ...)
     """
-    if step.summary is None or not step.summary.full:
-        return
     if not any(not optimizer.skipped for optimizer in step.optimizers):
         return
     seen: dict[str, tuple[float, Call, Tensor]] = {}

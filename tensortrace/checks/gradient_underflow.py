@@ -17,7 +17,7 @@ _SMALLEST = 2.0**-24
 _CASTS = frozenset(("to", "float", "half", "type"))
 
 
-@check("TT502", "gradient-underflow")
+@check("TT502", "gradient-underflow", when="full")
 def gradient_underflow(
     step: StepView,
     memory: dict[str, Any],
@@ -59,11 +59,9 @@ def gradient_underflow(
                 scaler.step(optimizer)
                 scaler.update()
     """
-    if step.summary is None or not step.summary.full:
-        return
     backward = sorted((c for c in step.calls if c.phase == "backward" and not c.replay),
                       key=lambda c: c.seq)  # fmt: skip
-    loss = from_scalar(step.summary.loss)
+    loss = from_scalar(step.summary.loss) if step.summary is not None else None
     if not backward or loss is None:
         return
     first = memory.setdefault("first", abs(loss))

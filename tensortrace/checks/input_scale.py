@@ -14,7 +14,7 @@ from tensortrace.text import module_text, number_text
 _FLOATS = ("float", "bfloat")
 
 
-@check("TT601", "input-scale")
+@check("TT601", "input-scale", when="full")
 def input_scale(
     step: StepView,
     memory: dict[str, Any],
@@ -49,8 +49,6 @@ def input_scale(
     Fixed:      both = Compose([ToTensor(), Normalize(mean, std)])
                 train, valid = ImageFolder("train", both), ImageFolder("valid", both)
     """
-    if step.summary is None or not step.summary.full:
-        return
     forward = (c for c in step.calls if c.phase == "forward" and c.op is None and not c.replay)
     calls = sorted(forward, key=lambda c: c.seq)
     trains = any(not o.skipped for o in step.optimizers)

@@ -10,7 +10,7 @@ from tensortrace.records import Call, Severity
 from tensortrace.text import module_text, shape_text
 
 
-@check("TT609", "mostly-padding")
+@check("TT609", "mostly-padding", when="full")
 def mostly_padding(
     step: StepView,
     memory: dict[str, Any],
@@ -39,8 +39,6 @@ def mostly_padding(
     Example:    tokens = tokenizer(texts, padding="max_length", max_length=512)
     Fixed:      tokens = tokenizer(texts, padding="longest", truncation=True, max_length=512)
     """
-    if step.summary is None or not step.summary.full:
-        return
     if not any(a.action == "loss" for a in step.actions):
         return
     running: dict[str, int] = memory.setdefault("running", {})

@@ -15,7 +15,7 @@ _KINDS = frozenset(("sigmoid", "tanh", "softmax"))
 Site = tuple[str, str]
 
 
-@check("TT302", "saturated")
+@check("TT302", "saturated", when="full")
 def saturated(
     step: StepView,
     memory: dict[str, Any],
@@ -49,8 +49,6 @@ def saturated(
     Fixed:
         scores = self.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]))
     """
-    if step.summary is None or not step.summary.full:
-        return
     if not any(not optimizer.skipped for optimizer in step.optimizers):
         return
     seen = _slopes(step)

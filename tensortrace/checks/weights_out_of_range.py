@@ -21,7 +21,7 @@ class Start:
     running: dict[str, int] = field(default_factory=dict)
 
 
-@check("TT404", "weights-out-of-range", after=("TT402",))
+@check("TT404", "weights-out-of-range", when="full", after=("TT402",))
 def weights_out_of_range(
     step: StepView,
     memory: dict[str, Any],
@@ -57,8 +57,6 @@ def weights_out_of_range(
     Fixed:
         loss = criterion(model(x), y) + 1e-2 * sum(p.pow(2).sum() for p in model.parameters())
     """
-    if step.summary is None or not step.summary.full:
-        return
     first: dict[str, Start] = memory.setdefault("first", {})
     if any(action.action == "load_state_dict" for action in step.actions):
         first.clear()

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import textwrap
 
-from tensortrace.checks import CODE, SECTIONS, Check
+from tensortrace.checks import CODE, SECTIONS, Check, When
+
+
+_MOMENTS: dict[When, str] = {
+    "gate": "before the optimizer steps",
+    "step": "when a step ends",
+    "full": "when a full step ends",
+}
 
 
 def explain(one: Check) -> str:
     """Write a check's page as plain text: what it says, when, why, and its settings."""
     page = one.doc
-    moment = "before the optimizer steps" if one.when == "gate" else "when a step ends"
-    lines = [f"{one.code} {one.name} ({one.severity}, decided {moment})", page.summary]
+    lines = [f"{one.code} {one.name} ({one.severity}, decided {_MOMENTS[one.when]})", page.summary]
     for name in SECTIONS:
         text = getattr(page, name.lower())
         lines += ["", name, *textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="  ")]

@@ -218,9 +218,9 @@ def test_checks_are_shown_all_of_a_step_that_begins_with_an_infinity() -> None:
     shown: dict[int, int] = {}
     real = Engine._run
 
-    def watching(engine: Engine, step: StepView, when: When) -> list[Finding]:
+    def watching(engine: Engine, step: StepView, *when: When) -> list[Finding]:
         shown[step.number] = len(step.calls)
-        return real(engine, step, when)
+        return real(engine, step, *when)
 
     model, zeros = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.zeros(3, 4)
     with patch.object(Engine, "_run", watching), trace(out=[].append, every=3) as t:
