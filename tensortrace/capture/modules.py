@@ -145,10 +145,8 @@ def _after(*hook_args: Any) -> None:
     recorder = slot.recorder
     if recorder is None or here.busy or not here.stack:
         return
-    if recorder.sampling and len(hook_args) == 4:
-        module = hook_args[0]
-        if not any(call.module is module for call in here.stack):
-            return  # passed over
+    if recorder.sampling and len(hook_args) == 4 and _place(here.stack, hook_args[0]) < 0:
+        return  # passed over
     with _no_functions():
         here.busy += 1
         here.rest()
@@ -249,15 +247,23 @@ def _drop_stale(stack: list[OpenCall], frame: FrameType) -> None:
         ops.leave_module(stack.pop().mode)
 
 
+def _place(stack: list[OpenCall], module: nn.Module) -> int:
+    """Where the innermost open call of a module is on the stack; -1 if it has none. Hot."""
+    i = len(stack) - 1
+    while i >= 0 and stack[i].module is not module:
+        i -= 1
+    return i
+
+
 def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
     module, stack = hook_args[0], here.stack
-    i = next((i for i in range(len(stack) - 1, -1, -1) if stack[i].module is module), None)
+    i = _place(stack, module)
     failed = len(hook_args) != 4
-    if i is None and failed and recorder.sampling:
+    if i < 0 and failed and recorder.sampling:
         # A call that was passed over: what failed is looked at after all.
         _enter(recorder, module, hook_args[1], sys._getframe(2))
         i = len(stack) - 1
-    if i is None:
+    if i < 0:
         return  # passed over, or entered before the trace began
     call = stack[i]
     error = sys.exc_info()[1] if failed else None

@@ -29,6 +29,7 @@ from tensortrace.capture.drafts import ActionDraft, CallDraft, Draft, Ready, Ste
 from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
+from tensortrace.capture.line_thinning import is_taken
 from tensortrace.capture.names import ModuleNames, unwrapped
 from tensortrace.capture.op_places import Places
 from tensortrace.capture.ops import leave_module
@@ -56,10 +57,6 @@ if TYPE_CHECKING:
 # A step is handed on in parts of this many records, so that nothing is held without bound.
 PART = 20_000
 _MODULE_CALL = nn.Module._call_impl.__code__
-# In a step of which the log keeps the step line only, a module that is called over and over (a cell
-# unrolled over time) is looked at so many times, then at powers of two. A NaN between two looks
-# is met at the next one or in the loss, and a replay finds its op all the same.
-_LOOKS = 8
 PARTS = (
     "modules", "gradients", "ops", "optimizers", "loop", "gate", "narrow", "exceptions", "lines",
 )  # fmt: skip
@@ -205,14 +202,20 @@ class Recorder:
         ]
 
     def passes_over(self, module: nn.Module) -> bool:
-        """Whether a thin step leaves out this call of an inner module. Hot."""
+        """Whether a thin step leaves out this call of an inner module. Hot.
+
+        One that is called over and over (a cell unrolled over time) is looked at as often as a line
+        of a loop. A NaN between two looks is met at the next one or in the loss, and a replay finds
+        its op all the same.
+        """
         turn = self._turns.get(id(module), 0)
         self._turns[id(module)] = turn + 1
-        if turn < _LOOKS or turn & (turn - 1) == 0:
+        if is_taken(turn):
             return False
         # Of a module that calls itself every call is seen: its exits could not be told apart.
-        if any(call.module is module for call in here.stack):
-            return False
+        for call in here.stack:
+            if call.module is module:
+                return False
         self.passed_over += 1
         return True
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tensortrace.capture.gradients import own_parameters
-from tensortrace.capture.names import unwrapped, walk
+from tensortrace.capture.names import unwrapped
 from tensortrace.capture.tensors import version_of
 from tensortrace.capture.unwrap import quiet
 
@@ -73,13 +73,27 @@ class Tree:
     def __init__(self, root: nn.Module) -> None:
         self.is_wrapper = is_wrapper(root)
         # By identity: modules may be unhashable, parameters may be shared.
-        self.modules = [module for _, module in walk(root, "")]
+        self.modules = _below(root)
         self.parameters = _distinct(p for m in self.modules for p in own_parameters(m).values())
         self.buffers = _distinct(b for m in self.modules for b in own_buffers(m))
-        held = (*self.parameters, *self.buffers)
-        self.devices = {t.device.index for t in held if t.device.type == "cuda"}
+        self.devices: set[int] = set()
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            held = (*self.parameters, *self.buffers)
+            self.devices = {t.device.index for t in held if t.device.type == "cuda"}
         # Those whose plain attributes may change in a call: torch's own layers have none.
         self.own = [m for m in self.modules if not type(m).__module__.startswith("torch.nn.mod")]
+
+
+def _below(root: nn.Module) -> list[nn.Module]:
+    """The module and all below it, each once; `names.walk` would write a path for each. Hot."""
+    found = {id(root): root}
+    todo = [root]
+    for module in todo:
+        for _, child in module._modules.items():  # a scripted module's table has no values()
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                todo.append(child)
+    return todo
 
 
 def own_buffers(module: nn.Module) -> Iterator[torch.Tensor | None]:

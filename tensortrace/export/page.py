@@ -6,7 +6,6 @@ import textwrap
 
 from tensortrace.checks import CODE, SECTIONS, Check, When
 
-
 _MOMENTS: dict[When, str] = {
     "gate": "before the optimizer steps",
     "step": "when a step ends",
