@@ -71,6 +71,7 @@ class Engine:
         self.problems: list[str] = []
         self._thresholds = _configure(chosen, settings or {})
         self._checks = _in_order(chosen)
+        self._running: dict[tuple[When, ...], list[Check]] = {}
         self._memory: dict[str, dict[str, Any]] = {c.code: {} for c in self._checks}
         self._modules: dict[str, Module] = {}
         self._sources: dict[str, list[Source]] = {}
@@ -180,12 +181,16 @@ class Engine:
 
     def _run(self, step: StepView, *when: When) -> list[Finding]:
         found: list[Finding] = []
-        for one in [c for c in self._checks if c.when in when]:
+        running = self._running.get(when)
+        if running is None:
+            running = self._running[when] = [c for c in self._checks if c.when in when]
+        for one in running:
             try:
                 for draft in one.rule(step, self._memory[one.code], **self._thresholds[one.code]):
                     found += self._judge(one, step, draft)
             except Exception as error:
                 self._checks.remove(one)
+                self._running = {}
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 self.problems.append(
                     f"check {one.code} {one.name} stopped at step {step.number}: "

@@ -20,6 +20,8 @@ from tensortrace.records import (
     Tensor,
 )
 
+Column = Literal["param_grad_rms", "output_rms"]
+
 
 @dataclass(slots=True)
 class StepView:
@@ -50,6 +52,7 @@ class StepView:
     findings: list[Finding] = field(default_factory=list)
     causes: list[Finding] = field(default_factory=list)
     poisoned: str | None = None
+    _profiles: dict[Column, list[tuple[str, float]]] = field(default_factory=dict)
 
     def blamed(self) -> str | None:
         """Name the finding that a non-finite value of this step follows from, if one is known."""
@@ -149,22 +152,24 @@ class StepView:
             return "gradient"
         return None if losses or backward else self._unhealed()
 
-    def profile(self) -> list[tuple[str, float]]:
-        """List the layers of the commonest class with the rms of their parameter gradients.
+    def profile(self, column: Column) -> list[tuple[str, float]]:
+        """List the layers of the commonest class with their rms in a column of the step line.
 
         In order of first call, so from input to output. One class only, since an embedding, a
         convolution and a norm do not compare; layers without weights of two dims, and those
-        without gradient or with none but zeros, are left out.
+        without an rms (no gradient) or with none but zeros, are left out.
         """
         if self.summary is None:
             return []
-        columns = self.summary.modules
-        families: dict[str, list[tuple[str, float]]] = {}
-        for path, rms in zip(columns.path, columns.param_grad_rms, strict=False):
-            module = self.modules.get(path)
-            if module and rms and any(len(p.shape) > 1 for p in module.parameters):
-                families.setdefault(module.cls, []).append((path, rms))
-        return max(families.values(), key=len, default=[])
+        if column not in self._profiles:
+            columns = self.summary.modules
+            families: dict[str, list[tuple[str, float]]] = {}
+            for path, rms in zip(columns.path, getattr(columns, column), strict=False):
+                module = self.modules.get(path) if rms else None
+                if module is not None and has_matrix(module):
+                    families.setdefault(module.cls, []).append((path, rms))
+            self._profiles[column] = max(families.values(), key=len, default=[])
+        return self._profiles[column]
 
     def carried(self) -> Iterator[tuple[Call, str, Tensor]]:
         """List what modules got from earlier steps with a graph, outermost modules first.
@@ -210,6 +215,14 @@ class StepView:
     def hurt(self, names: Iterable[tuple[str, int]]) -> list[Tensor]:
         """Pick those of a call's tensors that have NaN or +inf; -inf alone is a mask."""
         return [t for t in self.nonfinite(names) if t.nan or t.posinf]
+
+
+def has_matrix(module: Module) -> bool:
+    """Whether a parameter of a module's own has two dims or more. Hot."""
+    for parameter in module.parameters:  # noqa: SIM110 any() takes three times as long
+        if len(parameter.shape) > 1:
+            return True
+    return False
 
 
 def completion_order(calls: Iterable[Call]) -> list[Call]:

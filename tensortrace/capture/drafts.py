@@ -53,7 +53,10 @@ class CallDraft(msgspec.Struct, gc=False):
         """As `engine.is_quiet` of the finished call. Hot."""
         if "exception" in self.fields:
             return False
-        return not any(tensor.record().nonfinite for tensor in self.tensors)
+        for tensor in self.tensors:  # noqa: SIM110 any() takes twice as long
+            if tensor.record().nonfinite:
+                return False
+        return True
 
 
 class ActionDraft:
@@ -96,7 +99,10 @@ class ParamDraft:
         """As `engine.is_quiet` of the finished parameter. Hot."""
         if self.value.record().nonfinite or self.grad.record().nonfinite:
             return False
-        return all(norm is None or math.isfinite(norm) for norm in self.change())
+        change, weight = self.change()
+        return (change is None or math.isfinite(change)) and (
+            weight is None or math.isfinite(weight)
+        )
 
     def change(self) -> tuple[float | None, float | None]:
         """Norms of the sampled change and of the sampled value; None where they are not known."""
@@ -126,6 +132,7 @@ class ParamDraft:
 
 # What a thin step need not finish, as long as nobody looks at it.
 Unfinished: TypeAlias = CallDraft | ParamDraft
+UNFINISHED = (CallDraft, ParamDraft)
 
 
 class OptimizerDraft:

@@ -27,6 +27,8 @@ def tensors_in(value: Any, name: str) -> list[tuple[str, torch.Tensor]]:
     """
     if isinstance(value, torch.Tensor):
         return [(name, value)]
+    if type(value) is tuple and len(value) == 1 and isinstance(value[0], torch.Tensor):
+        return [(f"{name}[0]", value[0])]  # what most modules are given
     found: list[tuple[str, torch.Tensor]] = []
     _collect(value, name, found, _DEEPEST, set())
     return found

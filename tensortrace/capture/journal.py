@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from tensortrace.capture.drafts import Unfinished
+from tensortrace.capture.drafts import UNFINISHED, Unfinished
 from tensortrace.capture.summary import StepSummary
 from tensortrace.engine import Engine, is_quiet
 from tensortrace.errors import LogError
@@ -32,7 +32,7 @@ from tensortrace.records import (
     Step,
 )
 
-_LEAN = (Header, Module, Source, Action, Optimizer, Finding, Step, End)
+_LEAN = frozenset({Header, Module, Source, Action, Optimizer, Finding, Step, End})
 _FIRST_FULL = 20
 # Shares of max_bytes after which full steps stop, then everything but findings and the end, and
 # what findings and the end have to themselves in a small log, in bytes.
@@ -139,7 +139,7 @@ class Journal:
 
     def _feed(self, record: Record | Unfinished) -> list[Finding]:
         """Show a record to the checks, or put aside what they would."""
-        if isinstance(record, Unfinished):
+        if isinstance(record, UNFINISHED):
             if self._aside is not None and record.is_quiet():
                 self._aside.append(record)
                 return []
@@ -263,7 +263,7 @@ class Journal:
         held, self._held = self._held, []
         rest: list[Record | Unfinished] = []
         for record in held:
-            if isinstance(record, _LEAN):
+            if type(record) in _LEAN:
                 self._write(record)
             else:
                 rest.append(record)
@@ -274,10 +274,10 @@ class Journal:
         """How many records of this step its tier leaves out."""
         if self.full:
             return self._thinned_in_step
-        return sum(not isinstance(record, _LEAN) for record in self._held)
+        return sum(type(record) not in _LEAN for record in self._held)
 
     def _write(self, made: Record | Unfinished) -> None:
-        record = made.record() if isinstance(made, Unfinished) else made
+        record = made.record() if isinstance(made, UNFINISHED) else made
         if not self.writable:
             self.dropped += 1
             return
@@ -296,7 +296,7 @@ class Journal:
     def _fits(self, record: Record) -> bool:
         if isinstance(record, (Header, End)):
             return True
-        limit = self._lean_limit if isinstance(record, _LEAN) else self._full_limit
+        limit = self._lean_limit if type(record) in _LEAN else self._full_limit
         if isinstance(record, Finding):
             limit = self._max_bytes - _FOR_END
         if self.sink.nbytes + len(encode(record)) <= limit:

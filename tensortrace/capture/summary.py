@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from tensortrace.capture.drafts import CallDraft, ParamDraft, Unfinished
+from tensortrace.capture.drafts import UNFINISHED, CallDraft, ParamDraft, Unfinished
 from tensortrace.records import (
     Action,
     Call,
@@ -62,14 +62,14 @@ class StepSummary:
             if isinstance(record, CallDraft):
                 for draft in record.tensors:
                     known[draft.id] = draft.record()
-            elif isinstance(record, Call | Line):
+            elif isinstance(record, (Call, Line)):
                 for tensor in record.tensors:
                     known[tensor.id] = tensor
 
     def add(self, record: Record | Unfinished) -> None:
         """Take in the next record of the step. Hot."""
         self.records += 1
-        if isinstance(record, Unfinished):
+        if isinstance(record, UNFINISHED):
             self._add_unfinished(record)
         elif isinstance(record, Call):
             if record.module is not None and record.op is None:

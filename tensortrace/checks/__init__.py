@@ -25,13 +25,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tensortrace.errors import UsageError
-from tensortrace.records import ChainLink, Location, Phase, Scalar, Severity, Tensor
-from tensortrace.step_view import StepView, completion_order, finite
+from tensortrace.records import ChainLink, Location, Module, Phase, Scalar, Severity, Tensor
+from tensortrace.step_view import StepView, completion_order, finite, has_matrix
 
 __all__ = [
     "CODE", "SECTIONS", "Check", "Draft", "Page", "StepView", "all_checks", "check", "closest",
-    "completion_order", "count_text", "finite", "plain_op", "rates_rise", "select", "steadiness",
-    "unheld",
+    "completion_order", "count_text", "finite", "has_matrix", "plain_op", "rates_rise", "select",
+    "steadiness", "unheld",
 ]  # fmt: skip
 
 # What a docstring of a check tells in prose; and what is code, and keeps its lines.
@@ -178,7 +178,11 @@ def unheld(step: StepView, memory: dict[str, Any]) -> dict[str, tuple[int, list[
     held.update((o.index, set(o.parameters)) for o in taken if o.parameters is not None)
     if step.summary is None or not taken or not held:
         return {}
-    everything = set().union(*held.values())
+    # What a module has that nobody holds is asked again when it or what is held has changed.
+    missing: dict[str, tuple[Module, list[str]]] = memory.setdefault("missing", {})
+    if any(o.parameters is not None for o in taken):
+        missing.clear()
+    everything: set[str] | None = None
     streaks: dict[str, int] = memory.setdefault("unheld", {})
     found: dict[str, tuple[int, list[str]]] = {}
     columns = step.summary.modules
@@ -186,9 +190,11 @@ def unheld(step: StepView, memory: dict[str, Any]) -> dict[str, tuple[int, list[
         module = step.modules.get(path)
         if not rms or module is None or not module.training:
             continue
-        own = ((f"{path}.{p.name}" if path else p.name) for p in module.parameters
-               if p.requires_grad)  # fmt: skip
-        names = [name for name in own if name not in everything]
+        known, names = missing.get(path, (None, []))
+        if known is not module:
+            everything = set().union(*held.values()) if everything is None else everything
+            names = [name for name in step.trainable(path) if name not in everything]
+            missing[path] = (module, names)
         streaks[path] = streaks.get(path, 0) + 1 if names else 0
         if names:
             found[path] = (streaks[path], names)

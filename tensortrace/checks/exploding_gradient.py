@@ -70,8 +70,9 @@ def exploding_gradient(
     if norm is not None and math.isfinite(norm):
         # Steps of different optimizers are different losses: a GAN has two series.
         key = f"time {sorted({o.index for o in step.optimizers})}"
-        fresh = Series(deque(maxlen=window), deque(maxlen=window))
-        series = memory.setdefault(key, fresh)
+        series = memory.get(key)
+        if series is None:
+            series = memory[key] = Series(deque(maxlen=window), deque(maxlen=window))
         usual = median(series.norms) if len(series.norms) >= least else 0.0
         # Asked of a large norm only: a median of each window in every step is most of the cost.
         if usual > 0 and norm > ratio * usual and not _explained(series, norm, loss, converged):
@@ -80,7 +81,7 @@ def exploding_gradient(
                 yield _jump(summary, series, key, usual, ratio)
         else:
             _remember(summary, series, norm, loss, window)
-    layers = step.profile()
+    layers = step.profile("param_grad_rms")
     if len(layers) < 2:
         return
     rise, jump = steadiness([rms for _, rms in reversed(layers)])
@@ -109,7 +110,10 @@ def _remember(summary: Step, series: Series, norm: float, loss: float | None, wi
     columns = summary.modules
     for path, rms in zip(columns.path, columns.param_grad_rms, strict=False):
         if rms:
-            series.modules.setdefault(path, deque(maxlen=window)).append(rms)
+            known = series.modules.get(path)
+            if known is None:
+                known = series.modules[path] = deque(maxlen=window)
+            known.append(rms)
 
 
 def _jump(summary: Step, series: Series, key: str, usual: float, ratio: float) -> Draft:

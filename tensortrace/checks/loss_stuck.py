@@ -104,8 +104,10 @@ def loss_stuck(
         if value is None or not math.isfinite(value):
             continue
         place = location_text(action.location)
-        fresh = Series(value, deque(maxlen=stay))
-        series = memory.setdefault("series", {}).setdefault(place, fresh)
+        known = memory.setdefault("series", {})
+        if place not in known:
+            known[place] = Series(value, deque(maxlen=stay))
+        series = known[place]
         yield from _flat(action, series, value, constant, moves)
         _remember(series, value, moves)
         # The losses of two networks against each other rise by nature.

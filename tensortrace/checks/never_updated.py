@@ -87,9 +87,8 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
         module = step.modules.get(path)
         if not rms or module is None or not module.training:
             continue
-        names = step.trainable(path)
-        still = moving and moved == 0 and path not in ever
-        unmoved = bool(names) and still and stepping.issuperset(names)
+        names = step.trainable(path) if moving and moved == 0 and path not in ever else []
+        unmoved = bool(names) and stepping.issuperset(names)
         streaks[path] = streaks.get(path, 0) + 1 if unmoved else 0
         if streaks[path] >= updates:
             # The ratio is that of the weights, where there are any: a bias beside them may move.

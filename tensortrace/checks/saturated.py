@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check, plain_op
+from tensortrace.checks import Draft, StepView, check, has_matrix, plain_op
 from tensortrace.records import Call, Tensor
 from tensortrace.text import module_text, number_text
 
@@ -87,7 +87,7 @@ def _slopes(step: StepView) -> dict[Site, tuple[float, Call]]:
         above = by_seq.get(call.parent) if call.parent is not None else None
         outermost[call.seq] = outermost.get(above.seq, above.seq) if above else call.seq
         module = step.modules.get(call.module) if call.module is not None else None
-        if call.op is None and module and any(len(p.shape) > 1 for p in module.parameters):
+        if call.op is None and module and has_matrix(module):
             last[outermost[call.seq]] = call.seq
     found: dict[Site, tuple[float, Call]] = {}
     for call in calls:

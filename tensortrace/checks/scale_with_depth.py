@@ -42,7 +42,7 @@ def scale_with_depth(
     """
     if step.summary is None or not any(not o.skipped for o in step.optimizers):
         return
-    layers = _profile(step)
+    layers = step.profile("output_rms")
     recent = memory.setdefault("recent", deque(maxlen=window))
     shift = layers[-1][1] / layers[0][1] if len(layers) >= depth else 1.0
     grows = shift > 1
@@ -62,15 +62,3 @@ def scale_with_depth(
         limit=ratio if grows else 1 / ratio,
         evidence={"profile": [list(layer) for layer in layers], "steps": sum(recent)},
     )  # fmt: skip
-
-
-def _profile(step: StepView) -> list[tuple[str, float]]:
-    """List the layers of the commonest class that has weights, with the rms of their output."""
-    assert step.summary is not None
-    columns = step.summary.modules
-    families: dict[str, list[tuple[str, float]]] = {}
-    for path, rms in zip(columns.path, columns.output_rms, strict=False):
-        module = step.modules.get(path)
-        if module and rms and any(len(p.shape) > 1 for p in module.parameters):
-            families.setdefault(module.cls, []).append((path, rms))
-    return max(families.values(), key=len, default=[])

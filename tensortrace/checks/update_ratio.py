@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check, rates_rise
+from tensortrace.checks import Draft, StepView, check, has_matrix, rates_rise
 from tensortrace.records import Step
 from tensortrace.text import number_text
 
@@ -84,8 +84,8 @@ def _ratios(step: StepView, summary: Step) -> dict[str, float]:
     found: dict[str, float] = {}
     columns = summary.modules
     for path, ratio in zip(columns.path, columns.update_ratio, strict=False):
-        module = step.modules.get(path)
-        if ratio is not None and module and any(len(p.shape) > 1 for p in module.parameters):
+        module = step.modules.get(path) if ratio is not None else None
+        if ratio is not None and module is not None and has_matrix(module):
             found[path] = ratio
     return found
 

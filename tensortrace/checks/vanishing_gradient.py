@@ -44,7 +44,7 @@ def vanishing_gradient(
     """
     if step.summary is None:
         return
-    layers = step.profile()
+    layers = step.profile("param_grad_rms")
     if not layers:
         return
     first, last = layers[0], layers[-1]
