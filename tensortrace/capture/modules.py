@@ -184,14 +184,15 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
         return
     call.step = recorder.step
     call.seq = recorder.next_seq()
-    call.location = recorder.sources.locate_frame(frame)
-    _link(recorder, call, stack[-2] if len(stack) > 1 else None)
+    above = stack[-2] if len(stack) > 1 else None
+    call.location = _locate(recorder, frame, above)
+    _link(recorder, call, above)
     call.grad_enabled = torch.is_grad_enabled()
     if torch._C._is_any_autocast_enabled():
         call.autocast = ops.autocast_text()
     recorder.module_called(module, path)
     if recorder.roots is not None:
-        _find_root(recorder.roots, call, stack[-2] if len(stack) > 1 else None, args)
+        _find_root(recorder.roots, call, above, args)
     for name, tensor in tensors_in(args, "input"):
         number, draft = recorder.tensors.identify(tensor)
         call.inputs.append((name, number))
@@ -200,6 +201,12 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
     times = recorder.device_times
     call.began = times.begin(tensors_in(args, "input")) if times is not None else None
     call.started_ns = _clock()
+
+
+def _locate(recorder: Recorder, frame: FrameType, above: OpenCall | None) -> Location | None:
+    if above is None or not above.wanted:
+        return recorder.sources.locate_frame(frame)
+    return recorder.sources.locate_below(frame, above.frame, above.location)
 
 
 def _find_root(roots: Roots, call: OpenCall, above: OpenCall | None, args: tuple[Any, ...]) -> None:

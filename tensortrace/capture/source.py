@@ -87,6 +87,19 @@ class SourceLines:
             location = known.at[frame.f_lasti] = self._locate(known, frame.f_lineno)
         return location
 
+    def locate_below(
+        self, frame: FrameType | None, outer: FrameType, known: Location | None
+    ) -> Location | None:
+        """As `locate_frame`, where the location of an outer frame is known already. Hot."""
+        foreign = self._foreign
+        while frame is not None:
+            if frame is outer:
+                return known
+            if foreign.get(frame.f_code.co_filename) is not True:
+                return self.locate_frame(frame)
+            frame = frame.f_back
+        return None
+
     def locate_traceback(self, traceback: TracebackType | None) -> Location | None:
         """The innermost user line of a traceback, with its text."""
         found = None
