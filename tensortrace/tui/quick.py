@@ -40,6 +40,10 @@ class Turns:
     def breathe(self) -> None:
         """Give way; a thread calls this between two pieces of work, a few milliseconds each."""
         time.sleep(BREATHE_S)
+        self.give_way()
+
+    def give_way(self) -> None:
+        """Give way to a key alone; for work that lets go of the lock by itself."""
         longest = time.monotonic() + LONGEST_S
         while time.monotonic() < min(longest, self.asked_at + ANSWERED_S):
             time.sleep(LOOK_EVERY_S)

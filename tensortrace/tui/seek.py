@@ -72,7 +72,7 @@ class Seeker(Reader):
             if time.monotonic() - told > TELL_EVERY_S:
                 told = time.monotonic()
                 self.from_thread(self.take_progress, worker, min(done / max(total, 1), 0.99))
-            self.turns.breathe()
+            self.turns.give_way()
             return worker.is_cancelled
 
         for at, (held, low, high) in enumerate(pieces):
