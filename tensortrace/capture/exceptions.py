@@ -65,11 +65,13 @@ def explain(recorder: Recorder, error: BaseException, traceback: TracebackType |
         return
     message = _message(error)
     location = with_code(recorder.sources.locate_traceback(traceback))
-    # Neither the exception nor its frames may be held: they hold the user's tensors.
-    key = (id(error), message, location)
-    if recorder.explained == key:
+    # Neither the exception nor its frames may be held: they hold the user's tensors. An exception
+    # that is raised again has a longer traceback; another one at its address begins anew.
+    key, length = (id(error), message, location), _length(traceback)
+    known, before = recorder.explained
+    recorder.explained = key, length
+    if known == key and length > before:
         return
-    recorder.explained = key
     entries = _entries(traceback)
     detail: dict[str, Any] = {"type": shorten(type(error).__name__), "message": message}
     inner = [i for i, tb in enumerate(entries) if recorder.sources.is_user(tb.tb_frame.f_code)]
@@ -101,6 +103,13 @@ def _message(error: BaseException) -> str:
     if len(text) <= _MESSAGE:
         return text
     return f"{text[: _MESSAGE - 1000]} ... {text[-1000:]}"
+
+
+def _length(traceback: TracebackType | None) -> int:
+    count = 0
+    while traceback is not None:
+        traceback, count = traceback.tb_next, count + 1
+    return count
 
 
 def _entries(traceback: TracebackType | None) -> list[TracebackType]:

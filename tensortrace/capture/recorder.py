@@ -117,7 +117,8 @@ class Recorder:
         self._troubled = False
         self._modules = Descriptions(names, sources)
         self._stop: Finding | None = None
-        self.explained: tuple[Any, ...] | None = None
+        # What the last exception is known again by, and how long its traceback was.
+        self.explained: tuple[tuple[Any, ...], int] = ((), 0)
         # Where ops outside modules are called, and whether those of loops are recorded thinly.
         self.places = Places(sources)
         self.thins_ops = not op_level

@@ -530,6 +530,25 @@ def test_an_exception_that_leaves_twice_is_recorded_once() -> None:
     assert len(records.actions("exception")) == 1
 
 
+def test_another_exception_at_the_same_address_is_another() -> None:
+    records = Recorded()
+    tracer = trace(out=records.append, every=1)
+    numbers = []
+
+    @tracer
+    def fail() -> None:
+        raise ValueError("mine")
+
+    for _ in range(20):
+        try:
+            fail()
+        except ValueError as error:
+            numbers.append(id(error))
+    tracer.close()
+    assert len(set(numbers)) < 20  # else nothing is tested
+    assert len(records.actions("exception")) == 20
+
+
 def test_it_is_told_once_on_stderr(capsys: Any) -> None:
     finding = explained(lambda: Net()(torch.ones(2, 5)))
     err = capsys.readouterr().err
