@@ -74,6 +74,9 @@ def test_far_jumps_a_search_and_its_end_in_a_real_terminal(big: Path) -> None:
         for _, sent, expect in jumps_of(steps, 0):
             jump(terminal, sent, expect)
         jump(terminal, b"/no such text\r", "nowhere in this log")
+        # A question, given up, and the next one, all at once: as over a slow line.
+        terminal.press(b":9\x1b:3\r")
+        assert terminal.wait(r"Step 3\b") is not None
         assert terminal.rss_mb() < 150
         assert terminal.close() == 0
 
