@@ -33,6 +33,7 @@ from tensortrace.capture import optimizers
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.batches import Batches
 from tensortrace.capture.flatten import tensors_in
+from tensortrace.capture.losses import record_clip, record_scale
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
@@ -281,7 +282,8 @@ def _clip_norm(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
         max_norm = kwargs.get("max_norm", args[1] if len(args) > 1 else None)
         total = kwargs.get("total_norm", args[2] if len(args) > 2 else None)
         parameters = args[0] if args else kwargs.get("parameters")
-        recorder.clipped_by(
+        record_clip(
+            recorder,
             # A generator would be used up by looking at it.
             parameters if isinstance(parameters, (list, tuple)) else [],
             float(max_norm) if isinstance(max_norm, (int, float)) else None,
@@ -307,7 +309,7 @@ def _scale(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     if scaler.is_enabled():
         with _Ours(recorder):
             outputs = args[1] if len(args) > 1 else kwargs.get("outputs")
-            recorder.loss_scaled(tensors_in(outputs, "loss"), scaler, sys._getframe(2))
+            record_scale(recorder, tensors_in(outputs, "loss"), scaler, sys._getframe(2))
     return _quietly(call) if scaler.is_enabled() else call()
 
 

@@ -28,7 +28,7 @@ class Notices:
 
     def goodbye(self, recorder: Recorder, path: Path | None, decorates: bool) -> None:
         """Say what a run came to, and how to open its log."""
-        for pattern in recorder.matched_nothing():
+        for pattern in recorder.wanted.matched_nothing():
             self.warn(
                 f"modules={pattern!r} matches no module that ran, so it recorded none; "
                 "`tensortrace report` lists the paths of a run without modules="

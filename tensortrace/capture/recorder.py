@@ -7,12 +7,11 @@ checks run, while the weights are still what they were.
 
 from __future__ import annotations
 
-import fnmatch
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.line_thinning import is_taken
+from tensortrace.capture.losses import record_losses
 from tensortrace.capture.names import ModuleNames, unwrapped
 from tensortrace.capture.op_places import Places
 from tensortrace.capture.ops import leave_module
@@ -38,7 +38,8 @@ from tensortrace.capture.outbox import Outbox
 from tensortrace.capture.roots import Root, Roots
 from tensortrace.capture.source import SourceLines
 from tensortrace.capture.stats import StatsQueue
-from tensortrace.capture.tensors import TensorTable, dtype_name
+from tensortrace.capture.tensors import TensorTable
+from tensortrace.capture.wanted import Wanted
 from tensortrace.checks import StepView
 from tensortrace.errors import TraceStoppedError
 from tensortrace.records import (
@@ -104,8 +105,7 @@ class Recorder:
         self.carried = Carried(self.optimizers)
         self.graphs = LossGraphs()
         self.on = dict.fromkeys(PARTS, True)
-        self._patterns = None if wanted is None else list(wanted)
-        self._wanted: dict[str, bool] = {}
+        self.wanted = Wanted(wanted)
         self._should_stop = should_stop
         self.warn = warn
         self._lock = threading.RLock()
@@ -143,7 +143,7 @@ class Recorder:
         self._turns: dict[int, int] = {}
         self.passed_over = 0
         self.device_times: DeviceTimes | None = None
-        self.holds_call = self.stepped = self.clipped = self._loss_scaled = False
+        self.holds_call = self.stepped = self.clipped = self.loss_scaled = False
         self.backward_seen = self.backward_done = self.on_cuda = False
         # By path and class, since a wrapper shares the path of what it wraps: the seqs of all
         # forward calls, and (seq, nth) of those that no checkpoint has recomputed yet.
@@ -184,23 +184,7 @@ class Recorder:
 
     def wants(self, path: str) -> bool:
         """Whether the calls of a module are recorded. Hot."""
-        if self._patterns is None:
-            return True
-        wanted = self._wanted.get(path)
-        if wanted is None:
-            wanted = any(fnmatch.fnmatchcase(path, pattern) for pattern in self._patterns)
-            self._wanted[path] = wanted
-        return wanted
-
-    def matched_nothing(self) -> list[str]:
-        """Those patterns of `wanted` that no module which ran has a path for."""
-        if not self._wanted:
-            return []
-        return [
-            pattern
-            for pattern in self._patterns or ()
-            if not any(fnmatch.fnmatchcase(path, pattern) for path in self._wanted)
-        ]
+        return self.wanted.has(path)
 
     def passes_over(self, module: nn.Module) -> bool:
         """Whether a thin step leaves out this call of an inner module. Hot.
@@ -337,63 +321,15 @@ class Recorder:
 
     def loss_seen(self, losses: list[tuple[str, torch.Tensor]], location: Location | None) -> None:
         """Backward is about to run on these tensors."""
-        if self._loss_scaled:
-            self._loss_scaled = False  # what entered the scaler is the loss; this is a multiple
+        if self.loss_scaled:
+            self.loss_scaled = False  # what entered the scaler is the loss; this is a multiple
             return
-        self._record_losses(losses, location)
-
-    def loss_scaled(
-        self, losses: list[tuple[str, torch.Tensor]], scaler: Any, frame: FrameType
-    ) -> None:
-        """A GradScaler is about to scale these tensors."""
-        self._record_losses(losses, self.sources.locate_frame(frame))
-        self._loss_scaled = True
-        scale = self.action("scale", frame=frame)
-        if isinstance(scaler._scale, torch.Tensor):
-            scale.scalars["scale"] = self.queue.add_scalars([scaler._scale])[0]
-        else:
-            scale.fields["detail"] = {"scale": float(scaler._init_scale)}
-
-    def _record_losses(
-        self, losses: list[tuple[str, torch.Tensor]], location: Location | None
-    ) -> None:
-        gradients = self.carried.since_step()
-        for _, tensor in losses:
-            detail: dict[str, Any] = {"shape": list(tensor.shape)}
-            detail["dtype"] = dtype_name(tensor.dtype)
-            if gradients:
-                detail["gradients"] = gradients
-            graph = self.graphs.nodes(tensor, location)
-            if graph:
-                detail["graph"] = graph
-            if self.tensors.kept:
-                detail["kept"], self.tensors.kept = self.tensors.kept, None
-            known = self.tensors.id_of(tensor)
-            action = self.action("loss", location=location, tensor=known, detail=detail)
-            if tensor.numel() == 1:
-                action.scalars["value"] = self.queue.add_scalars([tensor])[0]
+        record_losses(self, losses, location)
 
     def backward_finished(self) -> None:
         """A call of backward() has returned."""
         self.backward_done = self.holds_call = True
         self.backward_seen = True
-
-    def clipped_by(
-        self,
-        parameters: Sequence[torch.Tensor],
-        max_norm: float | None,
-        total_norm: torch.Tensor | None,
-        frame: FrameType,
-    ) -> None:
-        """The gradients of some parameters are about to be clipped by their total norm."""
-        detail: dict[str, Any] = {"max_norm": max_norm}
-        if self.carried.grown:
-            detail["outside"] = self.carried.outside(parameters)
-        owner = self.carried.owner(parameters)
-        clip = self.action("clip", frame=frame, optimizer=owner, detail=detail)
-        if total_norm is not None and total_norm.numel() == 1:
-            clip.scalars["total_norm"] = self.queue.add_scalars([total_norm])[0]
-        self.clipped = True
 
     def scaler_begins(self) -> None:
         """A GradScaler is about to decide whether its optimizer steps."""
@@ -448,7 +384,7 @@ class Recorder:
         self.calls_of_step.clear()
         self.to_recompute.clear()
         self._without_grad.clear()
-        self.holds_call = self.stepped = self.clipped = self._loss_scaled = False
+        self.holds_call = self.stepped = self.clipped = self.loss_scaled = False
         self.backward_seen = self.backward_done = False
         if self.lines is not None:
             self.lines.step_began()

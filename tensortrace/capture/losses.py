@@ -1,0 +1,66 @@
+"""What backward starts from: the losses of a step, and what the loop does to their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tensortrace.capture.tensors import dtype_name
+from tensortrace.records import Location
+
+if TYPE_CHECKING:
+    from tensortrace.capture.recorder import Recorder
+
+
+def record_losses(
+    recorder: Recorder, losses: list[tuple[str, torch.Tensor]], location: Location | None
+) -> None:
+    """Record what backward is about to run on, with the nodes of its graph nearest to it."""
+    gradients = recorder.carried.since_step()
+    for _, tensor in losses:
+        detail: dict[str, Any] = {"shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype)}
+        if gradients:
+            detail["gradients"] = gradients
+        graph = recorder.graphs.nodes(tensor, location)
+        if graph:
+            detail["graph"] = graph
+        if recorder.tensors.kept:
+            detail["kept"], recorder.tensors.kept = recorder.tensors.kept, None
+        known = recorder.tensors.id_of(tensor)
+        action = recorder.action("loss", location=location, tensor=known, detail=detail)
+        if tensor.numel() == 1:
+            action.scalars["value"] = recorder.queue.add_scalars([tensor])[0]
+
+
+def record_scale(
+    recorder: Recorder, losses: list[tuple[str, torch.Tensor]], scaler: Any, frame: FrameType
+) -> None:
+    """Record the losses that a GradScaler is about to scale, and by how much."""
+    record_losses(recorder, losses, recorder.sources.locate_frame(frame))
+    recorder.loss_scaled = True
+    scale = recorder.action("scale", frame=frame)
+    if isinstance(scaler._scale, torch.Tensor):
+        scale.scalars["scale"] = recorder.queue.add_scalars([scaler._scale])[0]
+    else:
+        scale.fields["detail"] = {"scale": float(scaler._init_scale)}
+
+
+def record_clip(
+    recorder: Recorder,
+    parameters: Sequence[torch.Tensor],
+    max_norm: float | None,
+    total_norm: torch.Tensor | None,
+    frame: FrameType,
+) -> None:
+    """Record that the gradients of some parameters are about to be clipped by their total norm."""
+    detail: dict[str, Any] = {"max_norm": max_norm}
+    if recorder.carried.grown:
+        detail["outside"] = recorder.carried.outside(parameters)
+    owner = recorder.carried.owner(parameters)
+    clip = recorder.action("clip", frame=frame, optimizer=owner, detail=detail)
+    if total_norm is not None and total_norm.numel() == 1:
+        clip.scalars["total_norm"] = recorder.queue.add_scalars([total_norm])[0]
+    recorder.clipped = True
