@@ -52,6 +52,8 @@ class StepView:
     findings: list[Finding] = field(default_factory=list)
     causes: list[Finding] = field(default_factory=list)
     poisoned: str | None = None
+    _forward: list[Call] = field(default_factory=list)
+    _sorted: tuple[int, int] = (0, 0)
     _profiles: dict[Column, list[tuple[str, float]]] = field(default_factory=dict)
 
     def blamed(self) -> str | None:
@@ -87,6 +89,15 @@ class StepView:
     def happened(self) -> list[Action | Optimizer]:
         """List actions and optimizer steps in the order in which they happened."""
         return sorted([*self.actions, *self.optimizers], key=lambda record: record.seq)
+
+    def forward(self) -> list[Call]:
+        """List the forward calls so far in the order in which they began. Hot."""
+        now = len(self.calls), self.calls[-1].seq if self.calls else 0
+        if now != self._sorted:
+            # Records come so but for a call that spans a gate.
+            forward = [call for call in self.calls if call.phase == "forward"]
+            self._forward, self._sorted = sorted(forward, key=lambda call: call.seq), now
+        return self._forward
 
     def module_of(self, call: Call) -> Module | None:
         """The module whose own call it is; None for an op."""

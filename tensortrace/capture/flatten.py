@@ -49,7 +49,10 @@ def _collect(
     try:
         if kind is tuple or kind is list:
             for i, part in enumerate(value):
-                _collect(part, f"{name}[{i}]", found, depth - 1, open_)
+                if isinstance(part, torch.Tensor):
+                    found.append((f"{name}[{i}]", part))
+                else:
+                    _collect(part, f"{name}[{i}]", found, depth - 1, open_)
             return
         for label, part in _parts(value, depth):
             _collect(part, name + shorten(label), found, depth - 1, open_)

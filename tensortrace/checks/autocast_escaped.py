@@ -43,7 +43,7 @@ def autocast_escaped(
     """
     if not any(a.action == "loss" for a in step.actions):
         return
-    forward = [c for c in step.calls if c.phase == "forward" and not c.replay]
+    forward = step.forward()
     running: dict[str, int] = memory.setdefault("running", {})
     escaped: dict[str, Call] = {}
     for call in forward:

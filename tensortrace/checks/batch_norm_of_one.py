@@ -39,11 +39,11 @@ def batch_norm_of_one(
     running: dict[str, int] = memory.setdefault("running", {})
     larger: set[str] = memory.setdefault("larger", set())
     met: set[str] = set()
-    for call in step.calls:
+    for call in step.forward():
         module = step.module_of(call)
         if module is None or not call.training or call.module in met:
             continue
-        if not module.cls.startswith(_CLASSES) or call.phase != "forward" or not call.inputs:
+        if not module.cls.startswith(_CLASSES) or not call.inputs:
             continue
         given, path = step.tensors.get(call.inputs[0][1]), call.module or ""
         if given is None or not (call.seq in reached or call.exception):

@@ -41,11 +41,10 @@ def batch_shape_outlier(
     """
     if not any(a.action == "loss" for a in step.actions):
         return
-    nbytes = _nbytes(step.tensors.get(id) for c in step.calls if c.phase == "forward"
-                     and not c.replay for _, id in c.outputs)  # fmt: skip
+    nbytes = _nbytes(step.tensors.get(id) for c in step.forward() for _, id in c.outputs)
     met: set[str] = set()
-    for call in sorted(step.calls, key=lambda c: c.seq):
-        if call.parent is not None or call.op or call.phase != "forward" or not call.grad_enabled:
+    for call in step.forward():
+        if call.parent is not None or call.op or not call.grad_enabled:
             continue
         given = [step.tensors[id] for _, id in call.inputs if id in step.tensors]
         data = max((t for t in given if not t.requires_grad), key=lambda t: t.numel, default=None)

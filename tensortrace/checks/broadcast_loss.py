@@ -36,11 +36,11 @@ def broadcast_in_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]
     """
     if step.summary is None:
         return
-    shaped = {id for c in step.calls if c.op is not None and c.module is None
-              and c.phase == "forward" for _, id in c.outputs}  # fmt: skip
-    losses = {c.seq for c in step.calls if _is_loss(step, c) and c.op is None}
-    for call in step.calls:
-        if call.phase != "forward" or call.replay or call.parent in losses:
+    shaped = {id for c in step.forward() if c.op is not None and c.module is None
+              for _, id in c.outputs}  # fmt: skip
+    losses = {c.seq for c in step.forward() if c.op is None and _is_loss(step, c)}
+    for call in step.forward():
+        if call.parent in losses:
             continue
         if not _is_loss(step, call) and not (call.op == "sub" and call.module is None):
             continue

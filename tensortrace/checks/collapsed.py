@@ -81,8 +81,8 @@ def collapsed(
 def _outputs(step: StepView, rows: int) -> dict[str, tuple[Call, Tensor]]:
     """By outermost module, what it returned and how far the rows differ: the least alike."""
     found: dict[str, tuple[Call, Tensor]] = {}
-    for call in step.calls:
-        if call.parent is not None or call.op is not None or call.phase != "forward":
+    for call in step.forward():
+        if call.parent is not None or call.op is not None:
             continue
         if call.module is None or not call.training or not _varies(step, call):
             continue

@@ -42,9 +42,9 @@ def dead_units(
         return
     counted = {id for id, tensor in step.tensors.items() if tensor.dead is not None}
     told: dict[tuple[int | None, int, int, int | None], tuple[Call, str, Tensor]] = {}
-    for call in sorted(step.calls if counted else (), key=lambda c: c.seq):
+    for call in step.forward() if counted else ():
         # What made it names it better than what was given it, which comes after it.
-        for name, id in (*call.outputs, *call.inputs) if call.phase == "forward" else ():
+        for name, id in (*call.outputs, *call.inputs):
             tensor = step.tensors.get(id)
             if tensor is not None and tensor.units and tensor.dead is not None:
                 source = id if tensor.grad_fn in _SOURCES else None

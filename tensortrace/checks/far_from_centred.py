@@ -46,7 +46,7 @@ def far_from_centred(
     if not any(not optimizer.skipped for optimizer in step.optimizers):
         return
     seen: dict[str, tuple[float, Call, Tensor]] = {}
-    for call in step.calls:
+    for call in step.forward():
         given = _given(step, call, features)
         if given is None or call.module is None or not given.std:
             continue
@@ -76,7 +76,7 @@ def far_from_centred(
 
 def _given(step: StepView, call: Call, features: int) -> Tensor | None:
     """What earlier layers give to a layer with weights in training; None for all other calls."""
-    if call.phase != "forward" or call.op is not None or not call.training or not call.inputs:
+    if call.op is not None or not call.training or not call.inputs:
         return None
     module = step.modules.get(call.module) if call.module is not None else None
     widths = [p.shape[1] for p in module.parameters if len(p.shape) > 1] if module else []

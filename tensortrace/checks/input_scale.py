@@ -49,8 +49,7 @@ def input_scale(
     Fixed:      both = Compose([ToTensor(), Normalize(mean, std)])
                 train, valid = ImageFolder("train", both), ImageFolder("valid", both)
     """
-    forward = (c for c in step.calls if c.phase == "forward" and c.op is None and not c.replay)
-    calls = sorted(forward, key=lambda c: c.seq)
+    calls = [c for c in step.forward() if c.op is None]
     trains = any(not o.skipped for o in step.optimizers)
     inputs = {id for c in calls if c.parent is None for _, id in c.inputs}
     reached = {c.forward for c in step.calls if c.phase == "backward"}

@@ -42,8 +42,8 @@ def label_out_of_range(
     """
     if step.summary is None or any(a.action == "exception" for a in step.actions):
         return
-    for call in step.calls:
-        if call.phase != "forward" or call.replay or len(call.inputs) < 1:
+    for call in step.forward():
+        if len(call.inputs) < 1:
             continue
         kind = step.kind_of(call)
         if kind not in _KINDS:

@@ -41,7 +41,7 @@ def all_labels_ignored(
         memory["running"] = memory.get("running", 0) + 1 if loss == 0 else 0
     if loss is None or memory["running"] < sustain:
         return
-    for call in step.calls:
+    for call in step.forward():
         count = _ignored(step, call)
         if count:
             yield Draft(
@@ -56,7 +56,7 @@ def all_labels_ignored(
 
 def _ignored(step: StepView, call: Call) -> int:
     """Count the labels of a call if it ignores all of them, else 0."""
-    if call.phase != "forward" or call.replay or len(call.inputs) < 2:
+    if len(call.inputs) < 2:
         return 0
     if step.kind_of(call) not in (_MODULES if call.op is None else _OPS):
         return 0

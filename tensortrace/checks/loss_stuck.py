@@ -159,7 +159,7 @@ def _guessing(
 ) -> Iterator[Draft]:
     known: dict[str, deque[float]] = memory.setdefault("known", {})
     since: dict[str, int] = memory.setdefault("since", {})
-    for call in step.calls:
+    for call in step.forward():
         level = _level(step, call)
         if level is None or not call.outputs:
             continue
@@ -190,7 +190,7 @@ def _guessing(
 
 def _level(step: StepView, call: Call) -> float | None:
     """What a network that ignores its input gets from a loss at best, None if that is not known."""
-    if call.phase != "forward" or call.replay or len(call.inputs) < 2:
+    if len(call.inputs) < 2:
         return None
     kind = step.kind_of(call)
     if kind not in _CLASSES and kind not in _SQUARES:
@@ -209,8 +209,8 @@ def _level(step: StepView, call: Call) -> float | None:
 def _negative(step: StepView, negative: float) -> Iterator[Draft]:
     if any(f.code in ("TT603", "TT605") for f in step.findings):
         return  # says the same, and why
-    for call in step.calls:
-        why = _NEVER_NEGATIVE.get(step.kind_of(call)) if call.phase == "forward" else None
+    for call in step.forward():
+        why = _NEVER_NEGATIVE.get(step.kind_of(call))
         made = step.tensors.get(call.outputs[0][1]) if why and call.outputs else None
         if made is not None and made.min is not None and made.min < -negative:
             yield Draft(

@@ -43,8 +43,8 @@ def mostly_padding(
         return
     running: dict[str, int] = memory.setdefault("running", {})
     told = set()
-    for call in sorted(step.calls, key=lambda c: c.seq):
-        if call.phase != "forward" or call.op is not None or call.replay or not call.grad_enabled:
+    for call in step.forward():
+        if call.op is not None or not call.grad_enabled:
             continue
         for severity, id, padding in _padding(step, call, rows, least):
             key = f"{call.module} {severity}"

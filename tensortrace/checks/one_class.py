@@ -50,7 +50,7 @@ def one_class_batches(
             memory["shuffled"] = action.detail.get("shuffled")
     if step.summary is None or not step.summary.full:
         return
-    for call in step.calls:
+    for call in step.forward():
         labels = _labels(step, call)
         if labels is None or labels.numel < least:
             continue
@@ -80,7 +80,7 @@ def one_class_batches(
 def _labels(step: StepView, call: Call) -> Tensor | None:
     """Pick the labels of a loss that is trained on."""
     kind = step.kind_of(call)
-    if kind not in _LOSSES or call.phase != "forward" or call.replay or len(call.inputs) < 2:
+    if kind not in _LOSSES or len(call.inputs) < 2:
         return None
     made, labels = (step.tensors.get(id) for _, id in call.inputs[:2])
     if made is None or labels is None or not made.requires_grad:
@@ -97,7 +97,7 @@ def _labels(step: StepView, call: Call) -> Tensor | None:
 
 def _is_data(step: StepView, id: int) -> bool:
     """Tell whether labels come from outside and are chosen anew in this step."""
-    makers = {out: c for c in step.calls if c.phase == "forward" and c.op is not None
+    makers = {out: c for c in step.forward() if c.op is not None
               for _, out in c.outputs}  # fmt: skip
     chosen = False
     while (maker := makers.pop(id, None)) is not None:

@@ -66,9 +66,7 @@ def _data(step: StepView) -> list[Tensor]:
     """List the tensors that come into outermost calls, and that nothing in the step has made."""
     made: set[int] = set()
     found: dict[int, Tensor] = {}
-    for call in sorted(step.calls, key=lambda c: c.seq):
-        if call.phase != "forward" or call.replay:
-            continue
+    for call in step.forward():
         if call.parent is None:
             for _, id in call.inputs:
                 tensor = step.tensors.get(id)

@@ -78,7 +78,7 @@ def saturated(
 
 def _slopes(step: StepView) -> dict[Site, tuple[float, Call]]:
     """The largest relative slope of each site of the step, in order of call."""
-    calls = sorted((c for c in step.calls if c.phase == "forward"), key=lambda call: call.seq)
+    calls = step.forward()
     by_seq = {call.seq: call for call in calls}
     # By outermost call: the last call inside it of a module with weights.
     last: dict[int, int] = {}

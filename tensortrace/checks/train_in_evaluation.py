@@ -66,8 +66,8 @@ def train_mode_in_evaluation(
     judging = memory["idle"] >= batches and _judged(step)
     if not held or not (judging or (step.optimizers and memory["updates"] >= sustain)):
         return
-    for root in step.calls:
-        if root.phase != "forward" or root.op or root.parent is not None or not root.training:
+    for root in step.forward():
+        if root.op or root.parent is not None or not root.training:
             continue
         inside = step.inside(root)
         if held.isdisjoint(name for c in inside for name in step.trainable(c.module)):
@@ -96,8 +96,8 @@ def train_mode_in_evaluation(
 
 
 def _left_on(step: StepView) -> Iterator[Draft]:
-    for call in step.calls:
-        if call.op not in _DROPOUT_OPS or call.phase != "forward" or call.training is not False:
+    for call in step.forward():
+        if call.op not in _DROPOUT_OPS or call.training is not False:
             continue
         if call.arguments.get("training") is not True or call.arguments.get("p") == 0:
             continue
@@ -115,7 +115,7 @@ def _left_on(step: StepView) -> Iterator[Draft]:
 def _never_fed(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     """Find norms that are evaluated with the statistics they were made with."""
     fresh: dict[str, Call] = {}
-    roots = (c for c in step.calls if c.parent is None and c.op is None and c.phase == "forward")
+    roots = (c for c in step.forward() if c.parent is None and c.op is None)
     for root in roots if any(module.untrained for module in step.modules.values()) else ():
         for call in step.inside(root) if not root.training else ():
             module = step.module_of(call)
@@ -137,8 +137,8 @@ def _never_fed(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
 def _judged(step: StepView) -> bool:
     """Tell whether a loss, or how many classes were guessed right, is computed outside modules."""
     guesses: set[int] = set()
-    for call in step.calls:
-        if call.phase != "forward" or (call.parent is not None and call.op is None):
+    for call in step.forward():
+        if call.parent is not None and call.op is None:
             continue
         if call.op in _LOSSES or (call.op is None and step.kind_of(call).endswith("Loss")):
             return True

@@ -47,9 +47,7 @@ def truncated_targets(
         return
     # The cast that each tensor has been through, by id, with what it was given.
     cut: dict[int, tuple[Call, Tensor, Tensor]] = {}
-    for call in sorted(step.calls, key=lambda c: c.seq):
-        if call.phase != "forward" or call.replay:
-            continue
+    for call in step.forward():
         kind = step.kind_of(call)
         if kind in _THROUGH and call.inputs and call.outputs:
             given, made = call.inputs[0][1], call.outputs[0][1]
