@@ -170,7 +170,8 @@ class Call(Record, frozen=True, kw_only=True, tag="call"):
     beginning and the end on a GPU, our statistics of the calls inside included. A backward call has
     the gradients that arrived as `inputs` (named "output[0]" after the output they belong to) and
     those it made as `outputs` (named after the input or parameter they belong to); `node` is the
-    autograd node, for ops.
+    autograd node, for ops. An op of a loop that was passed over, but whose output something else
+    took, has no `inputs`.
     """
 
     seq: int

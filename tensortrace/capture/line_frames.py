@@ -121,10 +121,12 @@ class FrameTrace:
                 not self.recorded
                 and event == "line"
                 and recorder.seq - recorder.plain == self._undisturbed
+                and not self.has_news
+                and not self.variables.has_containers
                 and self._may_wait(recorder)
             ):
                 self._defer(frame, now, recorder)
-                self._since = _clock()
+                self._since = _clock() if self.recorded else now
                 return self.local
             here.busy += 1
             try:
@@ -171,9 +173,7 @@ class FrameTrace:
             self._deferred is not None
             and self._step == recorder.step
             and self._line != 0
-            and not self.has_news
             and not self._goes_on
-            and not self.variables.has_containers
             and self._closures == self.tracer.closures
         )
 
@@ -191,7 +191,10 @@ class FrameTrace:
         if not is_due and not is_taken(nth):
             self._line = self._last = line
             self._nth = nth
-            self._start(recorder)
+            self.began = seq = recorder.seq
+            recorder.seq = seq + 1
+            self._undisturbed = seq + 1 - recorder.plain
+            self._closures = self.tracer.closures
             return
         here.busy += 1
         try:
@@ -328,7 +331,10 @@ class FrameTrace:
         self._nth = nth
         if nth == 0 and thinning.passed and thinning.is_first(nth):
             self._settle(frame)
-        self._start(tracer.recorder)
+        recorder = tracer.recorder
+        self.began = seq = recorder.next_seq()
+        self._undisturbed = seq + 1 - recorder.plain
+        self._closures = tracer.closures
         self.has_news = False
         here.line = self
         self.recorded = not tracer.thin or is_taken(nth)
@@ -338,13 +344,6 @@ class FrameTrace:
                 self._tell_line(frame, line, "line")
         elif self._deferred is None and self._can_defer:
             self._deferred = Deferred(tracer.stores(self.code))
-
-    def _start(self, recorder: Recorder) -> None:
-        """Give the line that begins its number. Hot."""
-        self.began = seq = recorder.seq
-        recorder.seq = seq + 1
-        self._undisturbed = seq + 1 - recorder.plain
-        self._closures = self.tracer.closures
 
     def _finish(self, frame: FrameType, changes: list[Change], now: int) -> None:
         """The line in flight is over. Hot."""

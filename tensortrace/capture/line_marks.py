@@ -59,12 +59,13 @@ class Marks:
             record = records[id(draft)]
             if record.step != self._step:
                 self._begin(record.step)
-            if isinstance(record, (Call, Line)):
+            if isinstance(record, Call):
                 self._learn(record.tensors)
-            if isinstance(record, Call) and not record.replay:
-                self._look(record)
-            elif isinstance(record, Line) and isinstance(draft, LineDraft):
-                flags = self._flags(record, draft)
+                if not record.replay:
+                    self._look(record)
+            elif isinstance(record, Line):
+                self._learn(record.tensors)
+                flags = self._flags(record, draft) if isinstance(draft, LineDraft) else []
                 if flags:
                     flagged[id(draft)] = structs.replace(record, flags=flags)
         return flagged
@@ -82,6 +83,15 @@ class Marks:
     def _look(self, call: Call) -> None:
         """What a call made that was bad, and out of what."""
         fresh = {tensor.id for tensor in call.tensors if tensor.nonfinite}
+        if fresh:
+            self._look_at_bad(call, fresh)
+        if call.op is None or call.module is not None or call.phase != "forward":
+            return
+        if self._spreads(call):
+            self._spread.append(call)
+        self._shaped.update([number for _, number in call.outputs])
+
+    def _look_at_bad(self, call: Call, fresh: set[int]) -> None:
         given = {number for _, number in call.inputs}
         made = {number for _, number in call.outputs} & fresh
         # Memory from `empty` holds whatever was there, and a mask of -inf is meant.
@@ -90,11 +100,6 @@ class Marks:
             self._found = True
             self._spoilt = call
         self._bad |= fresh
-        if call.op is None or call.module is not None or call.phase != "forward":
-            return
-        if self._spreads(call):
-            self._spread.append(call)
-        self._shaped.update(number for _, number in call.outputs)
 
     def _spreads(self, call: Call) -> bool:
         """Whether [N] meets [N, 1], so that every element meets every other one."""
@@ -108,6 +113,10 @@ class Marks:
         return call.op in _LOSSES or high not in self._shaped
 
     def _flags(self, line: Line, draft: LineDraft) -> list[Any]:
+        fresh = {tensor.id for tensor in line.tensors if tensor.nonfinite}
+        if not fresh and self._spoilt is None and not self._spread:
+            return []
+
         def inside(call: Call) -> bool:
             if line.what != "line" or line.thread != call.thread:
                 return False
@@ -117,7 +126,6 @@ class Marks:
             return draft.since <= call.seq < line.seq and call.location == line.location
 
         flags: list[Any] = []
-        fresh = {tensor.id for tensor in line.tensors if tensor.nonfinite}
         if self._spoilt is not None and inside(self._spoilt):
             self._spoilt = None
             flags.append("nonfinite")

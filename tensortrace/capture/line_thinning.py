@@ -121,11 +121,16 @@ class Thinning:
         for name, value, _ in changes:
             kind = type(value)
             shape: Any
-            first: Any
-            if kind is float:
+            first: Any = _NONE
+            if kind is torch.Tensor:
+                try:
+                    shape = value.shape
+                except RuntimeError:
+                    shape = None  # nested
+            elif kind is float:
                 shape, first = value - value == 0, True
             elif issubclass(kind, torch.Tensor):
-                shape, first = _shape(value), _NONE
+                shape = _shape(value)
             else:
                 continue
             key = line, name
@@ -171,10 +176,7 @@ class Thinning:
 
 def _shape(tensor: torch.Tensor) -> Any:
     try:
-        shape = tensor.shape
-        if type(tensor) is torch.Tensor:
-            return shape
+        # A jagged dim is no number, and one to a batch.
+        return tensor.shape if tensor.layout is not torch.jagged else None
     except RuntimeError:
-        return None  # nested
-    # A jagged dim is no number, and one to a batch.
-    return shape if tensor.layout is not torch.jagged else None
+        return None

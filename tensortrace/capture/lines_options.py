@@ -66,7 +66,8 @@ class Lines:
         color: whether text has colours; None for on a terminal.
         statistics: whether the text of a tensor has its mean and std. The log has them anyway.
         thin: whether a line that runs over and over is recorded at its first three executions, then
-            at powers of two and wherever a shape changes. False records them all.
+            at powers of two and wherever a shape changes. False records them all, and with them
+            all ops outside modules, which are thinned alike.
 
     Raises:
         UsageError: an option that does not exist or makes no sense.

@@ -87,15 +87,13 @@ class Place:
             self._step, self._line, self.runs, self._turns = step, -1, 0, 0
             self._outline = self._shape = None
             self._is_bad = False
-        turn = self._turns
         self.runs += 1
-        if line is None:
-            self._turns = turn + 1
-            return self._outline is None or is_taken(turn)
-        if self._line != line.began:
-            self._line, turn = line.began, 0
-        self._turns = turn + 1
-        return self._outline is None or (line.recorded and is_taken(turn))
+        if line is not None and self._line != line.began:
+            self._line, self._turns = line.began, 0
+        self._turns = turn = self._turns + 1
+        if self._outline is None:
+            return True
+        return (line is None or line.recorded) and is_taken(turn - 1)
 
     def learn(self, outputs: list[tuple[str, torch.Tensor]], queue: StatsQueue) -> None:
         """Remember what came out of an execution that is recorded."""

@@ -6,7 +6,7 @@ A tensor is recognised by weak reference and version, so no tensor is kept alive
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
@@ -79,6 +79,7 @@ class TensorDraft(msgspec.Struct, gc=False):
 
 # Outputs whose rows are compared, in one step.
 _COMPARED = 4
+_MOST_PASSED = 10_000
 # So many descriptions are kept for source lines, be their tensors alive or not.
 _FEW = 1000
 _NOT_ASKED = Stats(unmeasured="not asked")
@@ -103,6 +104,13 @@ def _with_units(tensor: Tensor, units: Tickets) -> Tensor:
     return msgspec.structs.replace(
         tensor, units=units.units, dead=int(dead), dead_since=int(since) if dead else None
     )
+
+
+class Made(Protocol):
+    """What an op made that was passed over."""
+
+    def met(self, number: int, draft: TensorDraft) -> None:
+        """Take the description of it, which is the op's to give."""
 
 
 class _Known(msgspec.Struct, gc=False):
@@ -130,9 +138,18 @@ class TensorTable:
         self.kept: dict[str, Any] | None = None
         # The descriptions of this step by id, while source lines ask for them.
         self.drafts: dict[int, TensorDraft] | None = None
+        # By their address, what ops of loops have made that were passed over: they are recorded
+        # after all when it is met, or it would be taken for data that came in.
+        self.passed: dict[int, tuple[weakref.ref[torch.Tensor], Made]] = {}
+        self.most_passed = _MOST_PASSED
 
     def begin_step(self, step: int) -> None:
         """Start the ids again; remember only what is still alive."""
+        for key, (ref, _) in self.passed.items():
+            tensor = ref()
+            if tensor is not None and key not in self._known:
+                self._known[key] = _Known(ref, version_of(tensor), -1, self._step)
+        self.passed = {}
         self._step = step
         self._next = self._compared = 0
         if self.drafts:
@@ -210,7 +227,17 @@ class TensorTable:
         draft = self._draft(tensor, number, tail, measure)
         if self.drafts is not None:
             self.drafts[number] = draft
+        if self.passed and previous is None:
+            passed = self.passed.pop(id(tensor), None)
+            if passed is not None and passed[0]() is tensor:
+                passed[1].met(number, draft)
+                return number, None
         return number, draft
+
+    def forget_passed(self) -> None:
+        """Let go of what was passed over and is gone; called when there is much of it."""
+        self.passed = {k: e for k, e in list(self.passed.items()) if e[0]() is not None}
+        self.most_passed = _MOST_PASSED + 2 * len(self.passed)
 
     def id_of(self, tensor: torch.Tensor) -> int | None:
         """The id of a tensor that was described in this step and has not changed since."""

@@ -443,7 +443,8 @@ def trace(*positional: Any, **options: Any) -> Any:
     Args:
         out: the log's path, a binary file, or (by keyword) a callable that gets each record.
         model: the module whose paths are plain; otherwise the first one called.
-        level: "module" records calls of modules and ops outside them; "op" every op inside, too.
+        level: "module" records calls of modules and ops outside them, of those that a loop runs
+            without grad few, and every one with news; "op" every op, inside and in loops, too.
         lines: whether each executed source line of the decorated function or block is recorded,
             with the variables that it changed; ``Lines(depth=2, ...)`` or a dict says how.
         every: which steps write all their records: "auto" (0 to 19, then 1 in 10, 1 in 100, ...)

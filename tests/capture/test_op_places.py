@@ -319,12 +319,81 @@ def test_lines_and_their_ops_are_recorded_together() -> None:
     for text, op in (("y = x * 0.5", "mul"), ("x = torch.cat", "add")):
         lines = [r for r in records.of(Line) if r.what == "line" and text_of(r).startswith(text)]
         calls = {c.seq: c for c in records.ops()}
-        # The last of a loop is known to be the last when it is over: its line stands alone.
         assert lines[-1].nth == N - 1
-        for line in lines[:-1]:
+        for line in lines:
             made = [calls[s].op for s in range(line.seq, line.seq + 3) if s in calls]
             assert made[0] == ("cat" if (op, line.nth) == ("add", 150) else op)
-        assert len(lines) - 1 == sum(text_of(c) == text_of(lines[0]) for c in records.ops())
+        # That of the last execution is known to be needed when it has run.
+        made = [c for c in records.ops() if text_of(c) == text_of(lines[0]) and c.inputs]
+        assert len(lines) - 1 == len(made)
+
+
+def test_what_is_used_after_a_loop_has_its_maker() -> None:
+    def program(t: Any) -> None:
+        found, halves = [], []
+        for x in each():
+            found.append(x * 2)
+            halves.append((x + torch.ones(2)).chunk(2))
+        torch.stack(found)
+        nn.Identity()(halves[100][1])
+
+    records = record(program)
+    (stack,) = records.ops(op="stack")
+    assert len(stack.inputs) == N
+    makers = {number: c for c in records.ops() for _, number in c.outputs}
+    made = [makers[number] for _, number in stack.inputs]
+    assert [call.op for call in made] == ["mul"] * N
+    assert [call.seq for call in made] == sorted(call.seq for call in made)
+    assert {text_of(call) for call in made} == {"found.append(x * 2)"}
+    module = records.module("")
+    half = makers[module.inputs[0][1]]
+    assert (half.op, [name for name, _ in half.outputs]) == ("chunk", ["output[0]", "output[1]"])
+    assert half.outputs[1][1] == module.inputs[0][1]
+    written = len(records.ops())
+    assert records.steps()[0].dropped == N * 4 + 3 - written  # each() is two
+
+
+def test_what_is_gone_is_forgotten_within_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tensortrace.capture.tensors._MOST_PASSED", 10)
+    held: list[int] = []
+
+    def program(t: Any) -> None:
+        kept = []
+        for x in each():
+            y = x * 2
+            if len(kept) < 30:
+                kept.append(y)
+            held.append(len(t._recorder.tensors.passed))
+        torch.stack(kept)
+
+    records = record(program)
+    (stack,) = records.ops(op="stack")
+    makers = {number for c in records.ops(op="mul") for _, number in c.outputs}
+    assert makers >= {number for _, number in stack.inputs}
+    assert max(held) <= 10 + 2 * 30 + 1
+
+
+def test_a_tensor_that_an_earlier_step_made_is_known_as_that() -> None:
+    def program(t: Any) -> None:
+        batches = [x * 2 for x in each()]
+        t.step()
+        nn.Identity()(batches[100])
+
+    records = record(program)
+    assert records.input(records.module("")).from_step == 0
+
+
+def test_targets_that_a_loop_shaped_on_purpose_are_no_accident() -> None:
+    w = torch.ones(4, requires_grad=True)
+    found: list[Any] = []
+    with trace(out=found.append, every=1):
+        loss = torch.zeros(())
+        for i in range(20):
+            target = torch.full((4,), float(i)).unsqueeze(1)
+            loss = loss + (w * 2 - target).square().mean()
+        loss.backward()
+        nn.Identity()(w)
+    assert [one.code for one in found if isinstance(one, Finding)] == []
 
 
 def test_another_mode_below_ours_sees_no_question_of_ours() -> None:
