@@ -16,7 +16,7 @@ import sys
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -35,7 +35,7 @@ from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import watch_nodes
 from tensortrace.capture.op_places import Place, outputs_of, versions_of, writes
-from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD, TensorDraft
+from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD, Passed, TensorDraft
 from tensortrace.records import Location, to_scalar
 from tensortrace.text import shorten
 
@@ -384,12 +384,12 @@ def _has_news(passed: _Passed, result: Any) -> bool:
             recorder.passed_over += 1
             table = recorder.tensors
             if type(result) is torch.Tensor:
-                ref = weakref.ref(result)
-                table.passed[id(result)] = ref, _Made(passed, (("output[0]", ref),))
+                table.passed[id(result)] = weakref.ref(result), _is_met, (passed, None)
             else:
                 outputs = [(name, weakref.ref(tensor)) for name, tensor in outputs_of(result)]
-                made = _Made(passed, outputs)
-                table.passed.update((id(ref()), (ref, made)) for _, ref in outputs)
+                table.passed.update(
+                    (id(ref()), (ref, _is_met, (passed, outputs))) for _, ref in outputs
+                )
             if len(table.passed) > table.most_passed:
                 table.forget_passed()
     except Exception as error:
@@ -398,34 +398,28 @@ def _has_news(passed: _Passed, result: Any) -> bool:
     return not repeats
 
 
-class _Made:
-    """What an op made that was passed over, until something that is recorded takes it."""
-
-    __slots__ = ("_outputs", "_passed")
-
-    def __init__(
-        self, passed: _Passed, outputs: Sequence[tuple[str, weakref.ref[torch.Tensor]]]
-    ) -> None:
-        self._passed, self._outputs = passed, outputs
-
-    def met(self, number: int, draft: TensorDraft) -> None:
-        """Record the op after all, without its inputs: they may be others now."""
-        recorder, op, place, seq, _, _ = self._passed
-        grad_enabled = torch.is_grad_enabled()
-        fields: dict[str, Any] = {
-            "update": recorder.update, "op": op, "grad_enabled": grad_enabled,
-            "location": place.location,
-        }  # fmt: skip
-        if not recorder.owns_thread():
-            fields["thread"] = recorder.thread_number()
-        call = CallDraft(recorder.step, seq, fields)
-        call.tensors.append(draft)
-        alive = [(name, tensor) for name, ref in self._outputs if (tensor := ref()) is not None]
+def _is_met(made: Passed, number: int, draft: TensorDraft) -> None:
+    """Record an op after all whose output is taken, without its inputs: they may be others now."""
+    passed, outputs = made[2]
+    recorder, op, place, seq, _, _ = passed
+    grad_enabled = torch.is_grad_enabled()
+    fields: dict[str, Any] = {
+        "update": recorder.update, "op": op, "grad_enabled": grad_enabled,
+        "location": place.location,
+    }  # fmt: skip
+    if not recorder.owns_thread():
+        fields["thread"] = recorder.thread_number()
+    call = CallDraft(recorder.step, seq, fields)
+    call.tensors.append(draft)
+    if outputs is None:
+        fields["outputs"] = [("output[0]", number)]
+    else:
+        alive = [(name, tensor) for name, ref in outputs if (tensor := ref()) is not None]
         for _, tensor in alive:
             recorder.tensors.passed.pop(id(tensor), None)
         fields["outputs"] = _identify(recorder, call, alive, grad_enabled)
-        recorder.pend(call)
-        recorder.passed_over -= 1
+    recorder.pend(call)
+    recorder.passed_over -= 1
 
 
 def _record_late(

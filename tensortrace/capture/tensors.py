@@ -6,7 +6,8 @@ A tensor is recognised by weak reference and version, so no tensor is kept alive
 from __future__ import annotations
 
 import weakref
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import msgspec
 import torch
@@ -106,11 +107,11 @@ def _with_units(tensor: Tensor, units: Tickets) -> Tensor:
     )
 
 
-class Made(Protocol):
-    """What an op made that was passed over."""
-
-    def met(self, number: int, draft: TensorDraft) -> None:
-        """Take the description of it, which is the op's to give."""
+# A tensor that an op made which was passed over, and who is told its id and description when it is
+# met, with what he needs to know of it.
+Passed: TypeAlias = tuple[
+    weakref.ref[torch.Tensor], Callable[["Passed", int, TensorDraft], None], Any
+]
 
 
 class _Known(msgspec.Struct, gc=False):
@@ -140,12 +141,12 @@ class TensorTable:
         self.drafts: dict[int, TensorDraft] | None = None
         # By their address, what ops of loops have made that were passed over: they are recorded
         # after all when it is met, or it would be taken for data that came in.
-        self.passed: dict[int, tuple[weakref.ref[torch.Tensor], Made]] = {}
+        self.passed: dict[int, Passed] = {}
         self.most_passed = _MOST_PASSED
 
     def begin_step(self, step: int) -> None:
         """Start the ids again; remember only what is still alive."""
-        for key, (ref, _) in self.passed.items():
+        for key, (ref, _, _) in self.passed.items():
             tensor = ref()
             if tensor is not None and key not in self._known:
                 self._known[key] = _Known(ref, version_of(tensor), -1, self._step)
@@ -230,7 +231,7 @@ class TensorTable:
         if self.passed and previous is None:
             passed = self.passed.pop(id(tensor), None)
             if passed is not None and passed[0]() is tensor:
-                passed[1].met(number, draft)
+                passed[1](passed, number, draft)
                 return number, None
         return number, draft
 
