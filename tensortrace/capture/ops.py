@@ -113,7 +113,8 @@ class OutsideMode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Call `func` and report it."""
-        # While source lines are followed each bytecode here costs 45 ns, unless Python rests.
+        # While source lines are followed each function that is called costs 0.3 us more, unless
+        # Python's trace function rests: so all that is done here is done in two rests.
         if _is_compiling():
             return func(*args, **(kwargs or {}))
         here.rest()
@@ -213,11 +214,12 @@ def _writes(kwargs: dict[str, Any]) -> bool:
 
 def _op_called(recorder: Recorder) -> None:
     """A step may end here."""
-    here.busy += 1
-    try:
-        recorder.op_called()
-    finally:
-        here.busy -= 1
+    with _no_functions():
+        here.busy += 1
+        try:
+            recorder.op_called()
+        finally:
+            here.busy -= 1
 
 
 @functools.lru_cache(4096)
