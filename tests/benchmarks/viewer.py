@@ -91,6 +91,7 @@ def measure(log: Path, steps: int, *, turns: int = 3, idle_s: float = 10.0) -> R
                 jumps.setdefault(name, []).append(jump(terminal, sent, expect))
         tell("search")
         rest(terminal)
+        keep_in_memory(log)
         search_s = jump(terminal, b"/no such text anywhere\r", "nowhere in this log")
         cancels = [cancel(terminal) for _ in range(turns)]
         tell("idle")
@@ -100,6 +101,13 @@ def measure(log: Path, steps: int, *, turns: int = 3, idle_s: float = 10.0) -> R
     size = log.stat().st_size
     return Result(size, steps, screens, reading, after, jumps, index_s, search_s, cancels,
                   rss, peak, idle)  # fmt: skip
+
+
+def keep_in_memory(log: Path) -> None:
+    """Read a log once: minutes after the last reading it may be on the disk alone."""
+    with log.open("rb") as file:
+        while file.read(1 << 24):
+            pass
 
 
 def cancel(terminal: Terminal) -> float:
