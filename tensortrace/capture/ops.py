@@ -11,7 +11,6 @@ Hot: loops of tensor ops come through here 100,000 times a second. Of those that
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 import weakref
@@ -34,9 +33,10 @@ from tensortrace.capture.active import here, slot
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import watch_nodes
+from tensortrace.capture.op_names import BACKWARD, HOOKS, SYNCS, arguments_of, op_of
 from tensortrace.capture.op_places import Place, outputs_of, versions_of, writes
 from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD, Passed, TensorDraft
-from tensortrace.records import Location, to_scalar
+from tensortrace.records import Location
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
@@ -50,56 +50,9 @@ _is_compiling = torch.compiler.is_dynamo_compiling
 _tracing_state = torch._C._get_tracing_state
 # The number that the next autograd node of this thread gets.
 _next_node = torch._C._autograd._get_sequence_nr
-# Calls that compute nothing worth a record, by name.
-_SILENT = frozenset({
-    "__get__", "__set__", "__len__", "__repr__", "__str__", "__format__", "__hash__", "__bool__",
-    "__int__", "__float__", "__index__", "__iter__", "__deepcopy__", "__reduce_ex__", "__dir__",
-    "__contains__", "__array__", "__dlpack__", "__dlpack_device__", "__setstate__", "size", "dim",
-    "ndimension", "stride", "numel", "nelement", "is_floating_point", "is_complex",
-    "is_contiguous", "is_same_size", "is_pinned", "is_inference", "is_shared", "is_tensor",
-    "is_storage", "requires_grad_", "data_ptr", "get_device", "item", "tolist", "numpy",
-    "storage", "storage_offset", "untyped_storage", "element_size", "detach", "detach_",
-    "register_hook", "retain_grad", "_is_view", "_set_grad_enabled", "has_names",
-    "register_post_accumulate_grad_hook", "_is_zerotensor", "is_conj", "is_neg", "is_set_to",
-    "type_as", "share_memory_", "pin_memory", "record_stream", "manual_seed", "set_printoptions",
-    "broadcast_shapes", "result_type", "can_cast", "promote_types", "is_grad_enabled",
-    "get_default_dtype",
-})  # fmt: skip
-# Of these, those that wait until a device has computed what is asked for.
-_SYNCS = frozenset({
-    "item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__repr__",
-    "__format__", "__array__", "__contains__",
-})  # fmt: skip
 _HOSTS = frozenset({"cpu", "meta"})
 # In each step so many are recorded: a loop over single elements would fill the log.
 _SYNCS_PER_STEP = 20
-_SILENT_PREFIXES = ("_foreach", "_amp", "_record_function", "_fused", "__torch", "is_autocast")
-_HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
-_BACKWARD = frozenset({"backward", "grad"})
-# Python's operators under the names of the functions that they call.
-_OPERATORS = {
-    "__rdiv__": "div", "__rtruediv__": "div", "__truediv__": "div", "__rsub__": "sub",
-    "__rpow__": "pow", "__pow__": "pow", "__rmatmul__": "matmul", "__matmul__": "matmul",
-    "__radd__": "add", "__rmul__": "mul", "__getitem__": "getitem", "__setitem__": "setitem",
-    "__eq__": "eq", "__ne__": "ne", "__lt__": "lt", "__gt__": "gt", "__le__": "le", "__ge__": "ge",
-    "__and__": "and", "__or__": "or", "__xor__": "xor", "__invert__": "invert",
-    "__rfloordiv__": "floor_divide", "__floordiv__": "floor_divide", "__rmod__": "remainder",
-    "__lshift__": "bitwise_left_shift", "__rshift__": "bitwise_right_shift", "__iand__": "and_",
-    "__ior__": "or_", "__ixor__": "xor_", "linalg_vector_norm": "norm",
-}  # fmt: skip
-# How the arguments after the first are called, where Python gives positions only.
-_POSITIONS = {
-    "softmax": ("dim", "dtype"), "log_softmax": ("dim", "dtype"), "sum": ("dim", "keepdim"),
-    "mean": ("dim", "keepdim"), "std": ("dim", "correction"), "var": ("dim", "correction"),
-    "norm": ("p", "dim"), "pow": ("exponent",), "clamp": ("min", "max"), "clip": ("min", "max"),
-    "clamp_min": ("min",), "clamp_max": ("max",), "masked_fill": ("mask", "value"),
-    "view": ("shape",), "reshape": ("shape",), "transpose": ("dim0", "dim1"), "permute": ("dims",),
-    "unsqueeze": ("dim",), "squeeze": ("dim",), "max": ("dim",), "min": ("dim",),
-    "argmax": ("dim",), "prod": ("dim",), "cumsum": ("dim",), "cumprod": ("dim",),
-    "logsumexp": ("dim",), "chunk": ("chunks", "dim"), "split": ("split_size", "dim"),
-    "normalize": ("p", "dim", "eps"), "add": ("other",), "sub": ("other",), "mul": ("other",),
-    "div": ("other",), "to": ("dtype",), "dropout": ("p", "training"),
-}  # fmt: skip
 
 
 class OutsideMode(TorchFunctionMode):
@@ -175,8 +128,8 @@ def _turn(
         return None
     try:
         name = getattr(func, "__name__", "")
-        op = _op_of(name)
-        if op is None or not recorder.on["ops"] or name in _BACKWARD or recorder.replaying:
+        op = op_of(name)
+        if op is None or not recorder.on["ops"] or name in BACKWARD or recorder.replaying:
             return _other_turn(recorder, func, name, op)
         place = recorder.places.find(name, frame)
         if here.stack or not recorder.thins_ops:
@@ -201,9 +154,9 @@ def _other_turn(
     if op is None and writes(name) and not recorder.replaying:
         recorder.next_seq()  # so that whoever counts knows that something happened
     if op is None or not recorder.on["ops"]:
-        asked = name in _SYNCS or (name in _HOOKS and recorder.replaying)
+        asked = name in SYNCS or (name in HOOKS and recorder.replaying)
         return _Turn(recorder, name, name, None, _ask) if asked else None
-    if name in _BACKWARD and getattr(func, "__module__", "").startswith("torch."):
+    if name in BACKWARD and getattr(func, "__module__", "").startswith("torch."):
         return _Turn(recorder, name, op, None, _run_backward)
     return _Turn(recorder, name, op, None, _run)
 
@@ -222,19 +175,11 @@ def _op_called(recorder: Recorder) -> None:
             here.busy -= 1
 
 
-@functools.lru_cache(4096)
-def _op_of(name: str) -> str | None:
-    """What an op is called in a record, by the name of its function; None if it gets none."""
-    if name in _SILENT or name.startswith(_SILENT_PREFIXES):
-        return None
-    return _OPERATORS.get(name, name)
-
-
 def _ask(
     turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Call what is no op."""
-    if turn.name in _HOOKS:
+    if turn.name in HOOKS:
         return RemovableHandle(OrderedDict())  # a hook of the user's must not run twice
     _sync(turn.recorder, turn.name, args)
     return func(*args, **kwargs)
@@ -496,7 +441,7 @@ def _begin(
     fields: dict[str, Any] = {
         "update": recorder.update,
         "op": name,
-        "arguments": _arguments(name, args, kwargs),
+        "arguments": arguments_of(name, args, kwargs),
         "grad_enabled": grad_enabled,
         "location": location,
     }
@@ -559,36 +504,6 @@ def _identify(
         if described is not None:
             draft.tensors.append(described)
     return named
-
-
-def _arguments(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that are no tensors and say what an op does: dim, eps, p, dtype, alpha."""
-    found: dict[str, Any] = {}
-    names = _POSITIONS.get(name.rstrip("_"), ())
-    for i, value in enumerate(args[1:]):
-        if value is not None and not isinstance(value, torch.Tensor):
-            text = _argument(value)
-            if text is not None:
-                found[names[i] if i < len(names) else str(i + 1)] = text
-    for key, value in kwargs.items():
-        if value is not None and not isinstance(value, torch.Tensor):
-            text = _argument(value)
-            if text is not None:
-                found[shorten(key)] = text
-    return found
-
-
-def _argument(value: Any) -> Any:
-    if isinstance(value, float):
-        return to_scalar(value)
-    if isinstance(value, (bool, int, str)):
-        return value if not isinstance(value, str) else value[:80]
-    if isinstance(value, (torch.dtype, torch.device)):
-        return str(value).removeprefix("torch.")
-    if isinstance(value, (tuple, list)) and len(value) <= 8:
-        parts = [_argument(part) for part in value]
-        return parts if all(part is not None for part in parts) else None
-    return None
 
 
 def autocast_text() -> str | None:
