@@ -34,12 +34,9 @@ _WRITES = frozenset((
 ))  # fmt: skip
 # These change running statistics, which no version tells.
 _WRITES_UNSEEN = ("batch_norm", "instance_norm")
-# Code that is made anew in each step would fill memory.
-_MOST = 10_000
 
 Outline = tuple[tuple[torch.Size, torch.dtype], ...]
-_Key = tuple[str, int, Any]
-_Places = dict[_Key, "Place"]
+_Key = tuple[str, int, "int | None"]
 
 
 def writes(name: str) -> bool:
@@ -53,16 +50,15 @@ class Place:
     Args:
         location: its line.
         writes: whether what is called there changes what it is given.
-        code: that it lies in, which keeps its id meanwhile.
     """
 
     __slots__ = (
-        "_code", "_dtype", "_is_bad", "_line", "_outline", "_shape", "_step", "_turns", "checked",
+        "_dtype", "_is_bad", "_line", "_outline", "_shape", "_step", "_turns", "checked",
         "has_turned", "location", "runs", "writes",
     )  # fmt: skip
 
-    def __init__(self, location: Location | None, writes: bool, code: CodeType) -> None:
-        self.location, self.writes, self._code = location, writes, code
+    def __init__(self, location: Location | None, writes: bool) -> None:
+        self.location, self.writes = location, writes
         # Whether its inputs were compared, before and after, so that `writes` is right.
         self.checked = writes
         self._step = self._line = -1
@@ -133,11 +129,8 @@ class Places:
 
     def __init__(self, sources: SourceLines) -> None:
         self._sources = sources
-        # By the id of their code, which they keep.
-        self._known: dict[int, _Places] = {}
-        self._count = 0
         # Those of the function that was met last: in a loop it is the next one, too.
-        self._last: tuple[CodeType | None, _Places] = (None, {})
+        self._last: tuple[CodeType | None, dict[_Key, Place]] = (None, {})
 
     def find(self, name: str, frame: FrameType) -> Place:
         """The place that calls a function of torch's of this name. Hot.
@@ -150,22 +143,18 @@ class Places:
         if frame.f_code is not code:
             frame = self._sources.user_frame(frame) or frame
             code = frame.f_code
-            places = self._known.setdefault(id(code), {})
+            places = self._sources.code_of(code).places
             self._last = code, places
         # What a function of the user's does is told apart by where it was called, too: a helper
         # that many lines call is no loop.
         around = frame.f_back
-        key = name, frame.f_lasti, around and around.f_lasti
+        key = name, frame.f_lasti, around.f_lasti if around is not None else None
         return places.get(key) or self._meet(places, key, frame)
 
-    def _meet(self, places: _Places, key: _Key, user: FrameType) -> Place:
-        self._count += 1
-        if self._count > _MOST:
-            self._known.clear()
-            self._last, self._count = (None, {}), 0
+    def _meet(self, places: dict[_Key, Place], key: _Key, user: FrameType) -> Place:
         location = self._sources.locate_frame(user)
         changes = writes(key[0]) or any(part in key[0] for part in _WRITES_UNSEEN)
-        place = places[key] = Place(location, changes, user.f_code)
+        place = places[key] = Place(location, changes)
         return place
 
 

@@ -8,12 +8,16 @@ import sysconfig
 import warnings
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
+from typing import TYPE_CHECKING
 
 import executing
 import torch
 
 from tensortrace.records import Location, Source
 from tensortrace.text import shorten
+
+if TYPE_CHECKING:
+    from tensortrace.capture.op_places import Place
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # Frames of these are never the user's; the demo lives in our package but plays the user.
@@ -25,21 +29,20 @@ _TYPED_IN = ("<stdin>", "<string>", "<ipython", "<doctest", "<console>", "<input
 # What `exec` runs has no text. Python 3.13 shows that of ``python -c`` in its place.
 _NAMELESS = "<string>"
 _LONGEST_SOURCE = 100_000
-
-
-# A program that makes functions anew in each step would fill memory with them.
+# A program that makes other functions in each step would fill memory with them.
 _MOST_CODES = 10_000
 
 
-class _Code:
-    """The lines of some code that were met, by number and by instruction."""
+class Code:
+    """What was met in some code: its lines, by number and by instruction, and its calls of ops."""
 
-    __slots__ = ("at", "code", "lines")
+    __slots__ = ("at", "code", "lines", "places")
 
     def __init__(self, code: CodeType) -> None:
         self.code = code  # so that its id stays its own
         self.lines: dict[int | None, Location] = {}
         self.at: dict[int, Location] = {}
+        self.places: dict[tuple[str, int, int | None], Place] = {}
 
 
 class SourceLines:
@@ -51,9 +54,11 @@ class SourceLines:
 
     def __init__(self, keep_text: bool = True) -> None:
         self._foreign: dict[str, bool] = {}
-        # By id: to hash code takes a microsecond.
-        self._codes: dict[int, _Code] = {}
-        self._met: set[CodeType] = set()
+        # By id, since to hash code takes a microsecond, and by what it is: a function that is made
+        # anew in each step is one. Code does not compare its file.
+        self._codes: dict[int, Code] = {}
+        self._same: dict[tuple[str, CodeType], Code] = {}
+        self._met: set[tuple[str, CodeType]] = set()
         self._fresh: list[CodeType] = []
         self.keep_text = keep_text
 
@@ -80,7 +85,7 @@ class SourceLines:
         frame = self.user_frame(frame)
         if frame is None:
             return None
-        known = self._known(frame.f_code)
+        known = self.code_of(frame.f_code)
         # What line it is takes Python longer to find than all of this.
         location = known.at.get(frame.f_lasti)
         if location is None:
@@ -110,7 +115,7 @@ class SourceLines:
         if found is None:
             return None
         code, line = found
-        return with_code(self._locate(self._known(code), line))
+        return with_code(self._locate(self.code_of(code), line))
 
     def locate_code(self, code: CodeType) -> Location | None:
         """Where a function of the user's is defined."""
@@ -120,24 +125,29 @@ class SourceLines:
 
     def locate_line(self, code: CodeType, line: int) -> Location:
         """A line of a function, whoever wrote it. Hot."""
-        return self._locate(self._known(code), line)
+        return self._locate(self.code_of(code), line)
 
-    def _known(self, code: CodeType) -> _Code:
+    def code_of(self, code: CodeType) -> Code:
+        """What was met in some code, or in code of the same file that is equal to it. Hot."""
         known = self._codes.get(id(code))
         if known is None:
-            if len(self._codes) >= _MOST_CODES:
-                self._codes.clear()
-            known = self._codes[id(code)] = _Code(code)
+            key = code.co_filename, code
+            known = self._same.get(key)
+            if known is None:
+                if len(self._codes) >= _MOST_CODES:
+                    self._codes.clear()
+                    self._same.clear()
+                known = self._codes[id(code)] = self._same[key] = Code(code)
         return known
 
-    def _locate(self, known: _Code, line: int | None) -> Location:
+    def _locate(self, known: Code, line: int | None) -> Location:
         location = known.lines.get(line)
         if location is None:
             code = known.code
             location = Location(code.co_filename, line or code.co_firstlineno, _name(code))
             known.lines[line] = location
-            if self.keep_text and code not in self._met:
-                self._met.add(code)
+            if self.keep_text and (code.co_filename, code) not in self._met:
+                self._met.add((code.co_filename, code))
                 self._fresh.append(code)
         return location
 

@@ -428,15 +428,29 @@ def test_without_the_kernel_the_same_executions_are_recorded(
 
 
 def test_places_of_code_that_is_made_anew_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tensortrace.capture.op_places._MOST", 10)
-    places = Places(SourceLines())
+    monkeypatch.setattr("tensortrace.capture.source._MOST_CODES", 10)
+    sources = SourceLines()
+    places = Places(sources)
     made = []
     for i in range(30):
         space: dict[str, Any] = {"places": places, "frame": inspect.currentframe}
         exec(compile(f"place = places.find('op{i}', frame())", f"file{i}.py", "exec"), space)
         made.append(space["place"])
-    assert len(places._known) <= 10
+    assert len(sources._codes) == len(sources._same) <= 10
     assert len(set(map(id, made))) == 30
+
+
+def test_equal_code_has_the_same_places_and_lines_unless_it_is_of_another_file() -> None:
+    sources = SourceLines()
+    places = Places(sources)
+    made = []
+    for file in ("a.py", "a.py", "b.py"):
+        space: dict[str, Any] = {"places": places, "frame": inspect.currentframe}
+        exec(compile("place = places.find('op', frame())", file, "exec"), space)
+        made.append(space["place"])
+    assert made[0] is made[1] is not made[2]
+    assert [place.location.file for place in made] == ["a.py", "a.py", "b.py"]
+    assert len(sources._codes) == 2
 
 
 # ---- the kernel's question
