@@ -10,11 +10,12 @@ import select
 import struct
 import sys
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.terminal import Shown
+from tests.benchmarks.terminal import Shown, Terminal
 from tests.builders import write_log
 from tests.tui.samples import make_log
 from tests.tui.test_hostile import PAYLOADS, hostile_records
@@ -89,3 +90,21 @@ def test_without_colour_the_signs_still_speak(tmp_path: Path) -> None:
     assert "x TT101" in text
     assert "x nan" in text
     assert "▶" in text
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    opened = Terminal(["view", str(make_log(tmp_path))])
+    yield opened
+    opened.close()
+
+
+def test_a_key_is_answered_before_the_next_one_comes(terminal: Terminal) -> None:
+    assert terminal.wait("use log_softmax") is not None
+    walk = [
+        (b"g", "▶    0 fwd"), (b"j", "▶    1 "), (b"\x1b[B", "▶    2 "), (b"k", "▶    1 "),
+        (b"2", r"\[2 Timeline\]"), (b"1", r"\[1 Step\]"), (b"?", "Keys"), (b"\x1b", "▶    1 "),
+    ]  # fmt: skip
+    for key, pattern in walk:
+        terminal.press(key)
+        assert terminal.wait(pattern, 20) is not None, (key, terminal.seen)
