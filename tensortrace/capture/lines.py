@@ -15,7 +15,7 @@ from collections.abc import Callable
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_NESTED, CO_OPTIMIZED
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from tensortrace.capture.reader import Words
     from tensortrace.capture.recorder import Recorder
     from tensortrace.records import Record
+
+T = TypeVar("T")
 
 # Called inside a line, and no function of its own to the reader.
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
@@ -393,33 +395,24 @@ class LineTracer:
 
     def definition_line(self, code: CodeType) -> int:
         """Where the ``def`` of a function is, below its decorators."""
-        line = self._definitions.get(id(code))
-        if line is None:
-            line = self._definitions[id(code)] = _definition_line(code)
-            self._codes_met.append(code)
-        return line
+        return self._once(self._definitions, code, _definition_line)
 
     def statements(self, code: CodeType) -> Statements:
         """Which lines of a function are one statement."""
-        found = self._statements.get(id(code))
-        if found is None:
-            found = self._statements[id(code)] = read_statements(code)
-            self._codes_met.append(code)
-        return found
+        return self._once(self._statements, code, read_statements)
 
     def comprehensions(self, code: CodeType) -> Ranges:
         """The instructions of a function that are turns of its comprehensions."""
-        found = self._comprehensions.get(id(code))
-        if found is None:
-            found = self._comprehensions[id(code)] = find_comprehensions(code)
-            self._codes_met.append(code)
-        return found
+        return self._once(self._comprehensions, code, find_comprehensions)
 
     def stores(self, code: CodeType) -> Stores:
         """The names that each line of a function stores."""
-        found = self._stores.get(id(code))
+        return self._once(self._stores, code, find_stores)
+
+    def _once(self, known: dict[int, T], code: CodeType, read: Callable[[CodeType], T]) -> T:
+        found = known.get(id(code))
         if found is None:
-            found = self._stores[id(code)] = find_stores(code)
+            found = known[id(code)] = read(code)
             self._codes_met.append(code)
         return found
 

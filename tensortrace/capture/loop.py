@@ -11,7 +11,6 @@ import functools
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +29,7 @@ from torch.utils.data import (
 )
 
 from tensortrace.capture import optimizers
-from tensortrace.capture.active import here, slot
+from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.batches import Batches
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.losses import record_clip, record_scale
@@ -39,7 +38,6 @@ from tensortrace.text import shorten
 if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
 
-_no_functions = torch._C.DisableTorchFunction
 # So many names are enough to look for a prefix with.
 _EXAMPLES = 5
 # Those whose length is arithmetic.
@@ -106,35 +104,6 @@ def _wrap(original: Callable[..., Any], report: _Report) -> Callable[..., Any]:
     return wrapper
 
 
-class _Ours:
-    """Our own code runs: nothing in it is recorded, and its failure is a fault, not the user's."""
-
-    __slots__ = ("guard", "recorder")
-
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-
-    def __enter__(self) -> None:
-        self.guard = _no_functions()
-        self.guard.__enter__()
-        here.busy += 1
-        here.rest()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        here.busy -= 1
-        here.go_on()
-        self.guard.__exit__(None, None, None)
-        if isinstance(error, Exception):
-            self.recorder.fault("loop", error)
-            return True
-        return False
-
-
 def _quietly(call: _Call) -> Any:
     """Call torch without recording the ops it makes."""
     here.busy += 1
@@ -155,7 +124,7 @@ def _loader(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     batches = _quietly(call)  # with workers, that is where they start
     outside = not here.stack and torch._C._current_graph_task_id() == -1
     if recorder.owns_thread() and outside:
-        with _Ours(recorder):
+        with Ours(recorder, "loop"):
             loader = args[0]
             detail = {
                 "host_ns": time.perf_counter_ns() - started,
@@ -186,7 +155,7 @@ def _fetch(given: Batches, recorder: Recorder, args: Any, kwargs: Any, call: _Ca
     batch = _quietly(call)  # collating and the dataset's own ops are no ops of the step
     outside = not here.stack and torch._C._current_graph_task_id() == -1
     if recorder.owns_thread() and outside:
-        with _Ours(recorder):
+        with Ours(recorder, "loop"):
             recorder.fetched(time.perf_counter_ns() - started, sys._getframe(2))
             repeated = given.repeated(args[0], batch) if recorder.full else None
             if repeated is not None:
@@ -197,7 +166,7 @@ def _fetch(given: Batches, recorder: Recorder, args: Any, kwargs: Any, call: _Ca
 
 def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     result = _quietly(call)
-    with _Ours(recorder):
+    with Ours(recorder, "loop"):
         owner = args[0]
         set_to_none = kwargs.get("set_to_none", args[1] if len(args) > 1 else True)
         optimizer = None
@@ -229,7 +198,7 @@ def _train(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     result = _quietly(call)  # the children's own calls of train() are part of this one
     mode = kwargs.get("mode", args[1] if len(args) > 1 else True)
     if before != mode:
-        with _Ours(recorder):
+        with Ours(recorder, "loop"):
             recorder.action(
                 "train" if mode else "eval",
                 of=recorder.names.known(module) or shorten(type(module).__name__),
@@ -241,7 +210,7 @@ def _train(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
 
 def _load_state_dict(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     result = _quietly(call)
-    with _Ours(recorder):
+    with Ours(recorder, "loop"):
         given = len(args[1]) if len(args) > 1 else len(kwargs.get("state_dict", ()))
         missing = list(getattr(result, "missing_keys", ()))
         unexpected = list(getattr(result, "unexpected_keys", ()))
@@ -278,7 +247,7 @@ def _common_prefix(long: list[str], short: list[str]) -> str | None:
 
 
 def _clip_norm(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
-    with _Ours(recorder):
+    with Ours(recorder, "loop"):
         max_norm = kwargs.get("max_norm", args[1] if len(args) > 1 else None)
         total = kwargs.get("total_norm", args[2] if len(args) > 2 else None)
         parameters = args[0] if args else kwargs.get("parameters")
@@ -296,7 +265,7 @@ def _clip_norm(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
 def _clip_value(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     frame = sys._getframe(2)
     if frame.f_code.co_name == "clip_grad_value_":
-        with _Ours(recorder):
+        with Ours(recorder, "loop"):
             value = frame.f_locals.get("clip_value")
             owner = recorder.carried.owner(args[0][0])
             recorder.action("clip", frame=frame, optimizer=owner, detail={"value": value})
@@ -307,7 +276,7 @@ def _clip_value(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
 def _scale(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     scaler = args[0]
     if scaler.is_enabled():
-        with _Ours(recorder):
+        with Ours(recorder, "loop"):
             outputs = args[1] if len(args) > 1 else kwargs.get("outputs")
             record_scale(recorder, tensors_in(outputs, "loss"), scaler, sys._getframe(2))
     return _quietly(call) if scaler.is_enabled() else call()
@@ -317,7 +286,7 @@ def _unscale(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     result = _quietly(call)
     scaler = args[0]
     if scaler.is_enabled():
-        with _Ours(recorder):
+        with Ours(recorder, "loop"):
             # The kernel that unscales leaves the version as it was.
             recorder.parameters.forget_gradients()
             optimizer = args[1] if len(args) > 1 else kwargs.get("optimizer")
@@ -338,13 +307,13 @@ def _scaler_step(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any
     if not scaler.is_enabled() or not isinstance(optimizer, torch.optim.Optimizer):
         return call()
     frame = sys._getframe(2)
-    with _Ours(recorder):
+    with Ours(recorder, "loop"):
         recorder.scaler_begins()
     before = recorder.update
     # Not quietly: the optimizer's own hooks must fire inside.
     result = call()
     if recorder.update == before and recorder.on["optimizers"]:
-        with _Ours(recorder):
+        with Ours(recorder, "loop"):
             optimizers.begin_step(recorder, optimizer, frame, skipped=True)
             recorder.carried.stepped(recorder.optimizers.index_of(optimizer), optimizer)
             recorder.stepped = True

@@ -29,7 +29,7 @@ from torch._C import (
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from tensortrace.capture.active import here, slot
+from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import watch_nodes
@@ -375,20 +375,12 @@ def _record_late(
     """Record an op that has run, and has changed none of its inputs."""
     recorder, _, place, _, since, started_ns = passed
     host_ns = _clock() - started_ns
-    with _no_functions():
-        here.busy += 1
-        here.rest()
-        try:
-            draft = _begin_late(passed, args, kwargs)
-            draft.fields["host_ns"] = host_ns
-            _end(recorder, draft, result, since, place)
-            if place.has_turned and here.line is not None:
-                here.line.has_news = True
-        except Exception as error:
-            recorder.fault("ops", error)
-        finally:
-            here.busy -= 1
-            here.go_on()
+    with Ours(recorder, "ops"):
+        draft = _begin_late(passed, args, kwargs)
+        draft.fields["host_ns"] = host_ns
+        _end(recorder, draft, result, since, place)
+        if place.has_turned and here.line is not None:
+            here.line.has_news = True
     recorder.raise_if_stopped()
 
 
@@ -398,16 +390,8 @@ def _raise_late(
     """Record an op that has raised."""
     recorder, started_ns = passed[0], passed[5]
     host_ns = _clock() - started_ns
-    with _no_functions():
-        here.busy += 1
-        here.rest()
-        try:
-            _raised(recorder, _begin_late(passed, args, kwargs), error, host_ns)
-        except Exception as own:
-            recorder.fault("ops", own)
-        finally:
-            here.busy -= 1
-            here.go_on()
+    with Ours(recorder, "ops"):
+        _raised(recorder, _begin_late(passed, args, kwargs), error, host_ns)
 
 
 def _begin_late(passed: _Passed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallDraft:

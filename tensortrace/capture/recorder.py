@@ -20,7 +20,7 @@ from msgspec import structs
 from torch import nn
 
 from tensortrace.capture import ops
-from tensortrace.capture.active import here, slot
+from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.carried import Carried
 from tensortrace.capture.cuda_time import DeviceTimes
 from tensortrace.capture.described import Descriptions
@@ -450,16 +450,8 @@ class Recorder:
 
     def gate_safely(self) -> None:
         """A gate from user code, where nothing of ours may raise."""
-        here.busy += 1
-        here.rest()
-        try:
-            with torch._C.DisableTorchFunction():
-                self.gate()
-        except Exception as error:
-            self.fault("gate", error)
-        finally:
-            here.busy -= 1
-            here.go_on()
+        with Ours(self, "gate"):
+            self.gate()
 
     def hand_on(self) -> None:
         """Turn drafts into records and give them to the journal."""

@@ -16,7 +16,6 @@ import sys
 from collections.abc import (
     Callable,
     Container,
-    Generator,
     Iterable,
     Mapping,
 )
@@ -29,7 +28,7 @@ import torch
 from torch import nn
 
 from tensortrace.capture import exceptions, ops
-from tensortrace.capture.active import here, slot
+from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.driven import Turns, driven, is_ours
 from tensortrace.capture.header import make_header
 from tensortrace.capture.journal import Journal, is_full
@@ -44,7 +43,7 @@ from tensortrace.capture.recorder import Recorder
 from tensortrace.capture.source import SourceLines, with_code
 from tensortrace.capture.stats import Level, StatsQueue
 from tensortrace.engine import Engine
-from tensortrace.errors import LogError, TraceStoppedError, UsageError
+from tensortrace.errors import LogError, UsageError
 from tensortrace.log import LogWriter, open_sink
 from tensortrace.records import Failure, Finding
 from tensortrace.text import shorten
@@ -82,7 +81,7 @@ class Trace:
             self._joined.step()
         elif self._recorder is not None and slot.recorder is self._recorder:
             self._recorder.manual = True
-            with self._ours("gate"):
+            with Ours(self._recorder, "gate"):
                 self._recorder.close_step()
             self._recorder.raise_if_stopped()
 
@@ -117,7 +116,7 @@ class Trace:
         from tensortrace.run import open_run
 
         if slot.recorder is self._recorder:
-            with self._ours("gate"):
+            with Ours(self._recorder, "gate"):
                 self._recorder.hand_on()
         self._recorder.journal.flush()
         return render_report(open_run(path))
@@ -136,7 +135,7 @@ class Trace:
             if path is None:
                 raise UsageError("the records go to out=, which is no path, so there is no log")
             if slot.recorder is self._recorder:
-                with self._ours("gate"):
+                with Ours(self._recorder, "gate"):
                     self._recorder.hand_on()
             self._recorder.journal.flush()
             return show_run(path)
@@ -193,7 +192,7 @@ class Trace:
         traceback: TracebackType | None,
     ) -> None:
         if self._lines is not None:
-            with self._ours("lines"):
+            with Ours(self._recorder, "lines"):
                 self._lines.leave(_outside(sys._getframe(1)))
         # Blocks may end in any order (two generators): the last one out closes the run.
         (self if self._joined is None else self._joined)._leave(error, traceback)
@@ -224,7 +223,7 @@ class Trace:
         recorder = (self if self._joined is None else self._joined)._recorder
         if recorder is None or (self._options.lines is None and recorder.lines is None):
             return
-        with self._ours("lines"):
+        with Ours(self._recorder, "lines"):
             if recorder.lines is None and self._options.lines is not None:
                 from tensortrace.capture.lines import LineTracer
 
@@ -258,7 +257,7 @@ class Trace:
         recorder = self._recorder
         if recorder is not None and self._depth == 1 and slot.recorder is recorder:
             recorder.manual = True
-            with self._ours("gate"):
+            with Ours(self._recorder, "gate"):
                 recorder.close_step()
             recorder.raise_if_stopped()
 
@@ -338,7 +337,7 @@ class Trace:
         if recorder is not None:
             # Not while memory is short, and not what the user has just interrupted.
             fatal = error is not None and not isinstance(error, Exception)
-            with self._ours("gate"):
+            with Ours(self._recorder, "gate"):
                 recorder.settle(not fatal and not isinstance(error, torch.OutOfMemoryError))
             here.stack.clear()
 
@@ -349,7 +348,7 @@ class Trace:
         if recorder is None or self._end_mark is not None:
             return
         self._end_mark = -1
-        with self._ours("gate"):
+        with Ours(self._recorder, "gate"):
             self._end_mark = recorder.journal.end(
                 step=recorder.last_step(), update=recorder.update, why=why, failure=failure
             )
@@ -395,26 +394,8 @@ class Trace:
     def _explain(self, error: BaseException, traceback: TracebackType | None) -> None:
         recorder = self._recorder
         if recorder is not None and recorder.on["exceptions"]:
-            with self._ours("exceptions"):
+            with Ours(self._recorder, "exceptions"):
                 exceptions.explain(recorder, error, traceback)
-
-    @contextlib.contextmanager
-    def _ours(self, part: str) -> Generator[None, None, None]:
-        """Our own code runs: nothing in it is recorded, and its failure is never the user's."""
-        recorder = self._recorder
-        here.busy += 1
-        here.rest()
-        try:
-            with torch._C.DisableTorchFunction():
-                yield
-        except TraceStoppedError:
-            raise
-        except Exception as error:
-            if recorder is not None:
-                recorder.fault(part, error)
-        finally:
-            here.busy -= 1
-            here.go_on()
 
 
 @overload

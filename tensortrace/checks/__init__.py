@@ -176,12 +176,12 @@ def unheld(step: StepView, memory: dict[str, Any]) -> dict[str, tuple[int, list[
     held: dict[int, set[str]] = memory.setdefault("held", {})
     taken = [o for o in step.optimizers if not o.skipped]
     held.update((o.index, set(o.parameters)) for o in taken if o.parameters is not None)
-    if step.summary is None or not taken or not held:
-        return {}
     # What a module has that nobody holds is asked again when it or what is held has changed.
     missing: dict[str, tuple[Module, list[str]]] = memory.setdefault("missing", {})
     if any(o.parameters is not None for o in taken):
         missing.clear()
+    if step.summary is None or not taken or not held:
+        return {}
     everything: set[str] | None = None
     streaks: dict[str, int] = memory.setdefault("unheld", {})
     found: dict[str, tuple[int, list[str]]] = {}

@@ -24,7 +24,7 @@ IDLE_S = 0.1
 _MOST_NBYTES = 4096
 
 
-class Keys(XTermParser):
+class KeyParser(XTermParser):
     """Makes keys of what a terminal sends; Esc and a letter that come at once are both keys.
 
     Textual makes ``Alt`` and the letter of them, or the letter that a Macintosh writes for both
@@ -44,7 +44,7 @@ class Keyboard(LinuxDriver):
 
     def run_input_thread(self) -> None:
         """Hand on keys until the program ends."""
-        parser, decode = Keys(), getincrementaldecoder("utf-8")("replace").decode
+        parser, decode = KeyParser(), getincrementaldecoder("utf-8")("replace").decode
         with selectors.SelectSelector() as selector:
             selector.register(self.fileno, selectors.EVENT_READ)
             wait = IDLE_S
