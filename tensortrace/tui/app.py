@@ -25,6 +25,7 @@ from tensortrace.text import carries, pasted
 from tensortrace.tui import findings, places
 from tensortrace.tui.asking import Asker
 from tensortrace.tui.bindings import KEYS, Key, bindings
+from tensortrace.tui.choose import Palette
 from tensortrace.tui.layout import PANES
 from tensortrace.tui.opening import Opening
 from tensortrace.tui.palette import Places
@@ -66,6 +67,11 @@ class Viewer(Asker):
                 if key.action == "ask_save":
                     more = f"{EXPORT_TITLE}: {key.help}"
                     yield SystemCommand(more, f"key {key.shown}", self.runner(key))
+
+    def action_command_palette(self) -> None:
+        """Open the palette, unless it is open."""
+        if not isinstance(self.screen, Palette):
+            self.push_screen(Palette(id="--command-palette"))
 
     def runner(self, key: Key) -> Callable[[], object]:
         """Make a callable that does what a key does, for the palette."""

@@ -129,6 +129,18 @@ KEYS = (
 )
 
 
+def _views_of() -> dict[str, frozenset[str]]:
+    """The views in which each action does something: asked for every binding at every change."""
+    held: dict[str, frozenset[str]] = {}
+    for key in KEYS:
+        name = key.action.partition("(")[0]
+        held[name] = held.get(name, frozenset()) | frozenset(key.views or TABS)
+    return held
+
+
+VIEWS_OF = _views_of()
+
+
 def bindings() -> list[BindingType]:
     """Make Textual's bindings of the program: what holds in all views, or in that of the step."""
     return [_binding(key) for key in KEYS if not key.views or "step" in key.views]
@@ -153,8 +165,7 @@ def _binding(key: Key) -> Binding:
 
 def in_view(action: str, view: str) -> bool:
     """Whether an action does something in a view; one that has no key always does."""
-    held = [key.views for key in KEYS if key.action.partition("(")[0] == action]
-    return not held or any(not views or view in views for views in held)
+    return view in VIEWS_OF.get(action, TABS)
 
 
 def help_lines(view: str = "step") -> list[tuple[str, str]]:

@@ -13,10 +13,15 @@ from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
 
 from tensortrace.text import escape
+from tensortrace.tui.over import Over
 
 # So many names are compared before the screen may draw again.
 AT_ONCE = 200
 MOST_SHOWN = 200
+
+
+class Palette(CommandPalette, Over[None]):
+    """Textual's palette, over the screen as all that stands over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,4 +85,4 @@ def choose(
         def take(self, choice: Choice) -> object:
             return take(choice.value)
 
-    app.push_screen(CommandPalette(providers=[Asked], placeholder=question))
+    app.push_screen(Palette(providers=[Asked], placeholder=question))

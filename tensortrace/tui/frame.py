@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -42,7 +43,7 @@ from tensortrace.tui.views import NAMES
 # Source lines above and below the marked one in the source pane.
 AROUND = 200
 BREAKPOINTS = [(0, "-narrow"), (FINDINGS_FROM, "-wide")]
-DETAIL_AFTER_S = 0.03
+DETAIL_AFTER_S, SOON_S = 0.03, 0.001
 # Messages stand over the data: so many at once, for so long.
 MOST_TOLD, TOLD_S = 2, 2.5
 
@@ -87,6 +88,7 @@ class Frame(App[int]):
         self.source_wanted: bool | None = None
         self.following = False
         self.detail_timer: Timer | None = None
+        self.detail_at = 0.0
         self.painted = Painted(0, 0)
         self.turns = Turns()
         # Until the user does something, the screen goes to the first error as soon as it is read.
@@ -288,9 +290,8 @@ class Frame(App[int]):
         def draw(at: int, part: int, width: int, here: bool) -> Styled:
             if at < 0:
                 return head_line(width, self.glyphs, self.columns)
-            top = at == round(table.scroll_y)
             return row_line(
-                held, at, modules, width, here=here, first=top, glyphs=self.glyphs,
+                held, at, modules, width, here=here, first=at == table.topmost, glyphs=self.glyphs,
                 chosen=self.columns, trends=self.trends,
             )  # fmt: skip
 
@@ -360,12 +361,18 @@ class Frame(App[int]):
         timeline.show(self.summaries, self.marks, self.number, shown, rank=self.rank_told)
 
     def want_detail(self) -> None:
-        """Draw the detail soon: after the table, so that a key that is held down stays quick."""
+        """Draw the detail soon: after the table, so that a key that is held down stays quick.
+
+        A view has no table before it: it is drawn at once, if it was not a moment ago.
+        """
         if self.detail_timer is None:
-            self.detail_timer = self.set_timer(DETAIL_AFTER_S, self._draw_wanted_detail)
+            after = DETAIL_AFTER_S
+            if self.view is not None:
+                after = max(SOON_S, self.detail_at + DETAIL_AFTER_S - time.monotonic())
+            self.detail_timer = self.set_timer(after, self._draw_wanted_detail)
 
     def _draw_wanted_detail(self) -> None:
-        self.detail_timer = None
+        self.detail_timer, self.detail_at = None, time.monotonic()
         if not self.drawable:
             return
         self.draw_detail()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from rich.segment import Segment
+from rich.style import Style
 from textual import events
 from textual.cache import LRUCache
 from textual.content import Content
@@ -77,7 +78,9 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
         self.cursor: int | None = 0 if cursor else None
         self.count = 0
         self._draw: Draw = lambda at, part, width, here: []
-        self._strips: LRUCache[tuple[int, int, int, bool], Strip] = LRUCache(KEPT_STRIPS)
+        # By item, part, width, focus, and whether it is the topmost item.
+        self._strips: LRUCache[tuple[int, int, int, bool, bool], Strip] = LRUCache(KEPT_STRIPS)
+        self._base: Style | None = None
 
     def set_title(self, text: str) -> None:
         """Name the pane; the text is escaped and is never markup."""
@@ -102,7 +105,6 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
 
     def on_resize(self) -> None:
         """Draw for the new width; the cursor stays in sight."""
-        self._strips.clear()
         self._resize_content()
         self.call_after_refresh(self._reveal)
         self.post_message(self.Resized(self))
@@ -170,6 +172,14 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
             top = y - around if y < top + around else y + height + around - page
         self.scroll_to(y=max(0, min(top, self.count * height - page)), animate=False, force=True)
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Draw the visible lines, all in one style: to ask for it costs as much as a line."""
+        self._base = self.rich_style
+        try:
+            return super().render_lines(crop)
+        finally:
+            self._base = None
+
     def render_line(self, y: int) -> Strip:
         """Draw one visible line."""
         width = self.size.width
@@ -181,9 +191,14 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
             return Strip.blank(width, self.rich_style)
         return self._strip(at, part, width, at == self.cursor)
 
+    @property
+    def topmost(self) -> int:
+        """The item of the first line that scrolls."""
+        return round(self.scroll_y) // self.item_height
+
     def _strip(self, at: int, part: int, width: int, here: bool) -> Strip:
-        base = self.rich_style
-        key = (at, part, width, here and self.has_focus)
+        base = self._base or self.rich_style
+        key = (at, part, width, here and self.has_focus, at == self.topmost)
         strip = self._strips.get(key) if not here else None
         if strip is None:
             glyphs = ASCII if self.app.has_class("-ascii") else UNICODE

@@ -10,13 +10,14 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import ModalScreen
 
+from tensortrace.tui.over import Over
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.theme import UNICODE, Glyphs, Styled
 
 MOST_LINES = 12
 
 
-class Pick(ModalScreen[int | None]):
+class Pick(ModalScreen[int | None], Over[int | None]):
     """Choose one of some lines: Enter gives its number, Esc None.
 
     Args:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import ClassVar
 
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
-from textual.content import Content
 from textual.message import Message
 from textual.screen import ModalScreen
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from tensortrace.tui.bindings import help_lines
 from tensortrace.tui.footer import Keys
+from tensortrace.tui.over import Over
+from tensortrace.tui.panes import Pane
+from tensortrace.tui.theme import Styled
 
 SIGNS = (
     ("x", "error, NaN or infinite"),
@@ -26,43 +28,86 @@ SIGNS = (
 )
 
 
-def help_text(view: str = "step") -> Content:
-    """Write the help page from the table of keys, those of a view first."""
-    parts: list[Content | str | tuple[str, str]] = []
-    for shown, told in help_lines(view):
-        parts.append((f"{shown}\n", "bold") if not told else f"  {shown:<18}{told}\n")
-    parts.append(("Signs\n", "bold"))
-    parts += [f"  {sign:<18}{told}\n" for sign, told in SIGNS]
-    parts.append(
-        "\nThe viewer reads the log alone: no network, no pickle, no other file of yours. It writes"
-        " what x asks for, and the place that you leave."
-    )
-    return Content.assemble(*parts)
+PROMISE = (
+    "The viewer reads the log alone: no network, no pickle, no other file of yours. It writes what"
+    " x asks for, and the place that you leave."
+)
+# Cells of the column of keys, and of a page that has room.
+KEY_WIDTH, HELP_WIDTH = 20, 78
 
 
-class Help(ModalScreen[None]):
+def help_page(view: str, width: int) -> list[Styled]:
+    """Write the help page from the table of keys, those of a view first; long lines are wrapped."""
+    lines: list[Styled] = []
+    signs = [("Signs", ""), *SIGNS]
+    for shown, told in [*help_lines(view), *signs]:
+        if not told:
+            lines.append([(f" {shown}", "strong")])
+            continue
+        head = f"   {shown:<{KEY_WIDTH - 2}}"
+        rest = textwrap.wrap(told, max(12, width - len(head) - 1))
+        lines += [
+            [(head if at == 0 else " " * len(head), ""), (part, "")] for at, part in enumerate(rest)
+        ]
+    lines.append([])
+    return lines + [[(f" {line}", "")] for line in textwrap.wrap(PROMISE, max(20, width - 2))]
+
+
+class Help(ModalScreen[None], Over[None]):
     """All keys and signs; any of the closing keys goes back."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q,escape,question_mark,f1,enter", "dismiss", "Close", show=False),
-        Binding("j,space", "turn(1)", "Down", show=False),
-        Binding("k,b", "turn(-1)", "Up", show=False),
+        Binding("j,space,pagedown", "turn(0.5)", "Down", show=False),
+        Binding("k,b,pageup", "turn(-0.5)", "Up", show=False),
+        Binding("down", "line(1)", "Next line", show=False),
+        Binding("up", "line(-1)", "Previous line", show=False),
+        Binding("g,home", "end(False)", "First line", show=False),
+        Binding("G,end", "end(True)", "Last line", show=False),
     ]
 
     def __init__(self, view: str = "step") -> None:
         super().__init__()
-        self.view = view
+        self.view, self.width = view, 0
 
     def compose(self) -> ComposeResult:
         """One scrolling page."""
-        with VerticalScroll(id="help") as page:
-            page.border_title = Content(f"Keys in {self.view}: j and k scroll, esc closes")
-            yield Static(help_text(self.view))
+        yield Pane("help", f"Keys in {self.view}: j and k scroll, esc closes", cursor=False)
 
-    def action_turn(self, pages: int) -> None:
+    @property
+    def page(self) -> Pane:
+        """The page."""
+        return self.query_one("#help", Pane)
+
+    def on_mount(self) -> None:
+        """Show the page, at once as wide as it will be."""
+        # Beside the lines are the frame and the scrollbar.
+        self.draw(min(HELP_WIDTH, self.app.size.width) - 3)
+        self.set_focus(self.page)
+
+    def on_pane_resized(self, message: Pane.Resized) -> None:
+        """Wrap the lines to another width."""
+        message.stop()
+        if message.pane.size.width != self.width:
+            self.draw(message.pane.size.width)
+
+    def draw(self, width: int) -> None:
+        """Show the lines, wrapped to a width."""
+        self.width, lines = width, help_page(self.view, width)
+        self.page.styles.height = len(lines) + 2
+        self.page.show(len(lines), lambda at, part, width, here: lines[at], keep=True)
+
+    def action_turn(self, pages: float) -> None:
         """Scroll where the screen is too small for the page."""
-        page = self.query_one("#help")
-        page.scroll_relative(y=pages * page.size.height // 2, animate=False)
+        self.page.move_page(pages)
+
+    def action_line(self, lines: int) -> None:
+        """Scroll by lines."""
+        self.page.move_by(lines)
+
+    def action_end(self, last: bool) -> None:
+        """Go to the first or the last line."""
+        self.page.move_end(last)
 
 
 class Prompt(Input):

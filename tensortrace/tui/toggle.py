@@ -9,11 +9,14 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
 
+from tensortrace.tui.over import Over
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.theme import UNICODE, Glyphs, Styled
 
+Answer = tuple[frozenset[str] | None]
 
-class Toggle(ModalScreen[tuple[frozenset[str] | None] | None]):
+
+class Toggle(ModalScreen[Answer | None], Over[Answer | None]):
     """Switch names on and off: Enter gives those that are on, Esc changes nothing.
 
     The answer is in a tuple, as it may itself be None: what fits, by the width of the screen.

@@ -78,6 +78,24 @@ async def test_the_trend_is_in_the_rows_where_there_is_room(tmp_path: Path) -> N
         assert "████x█" in row
 
 
+async def test_the_topmost_row_says_its_phase_wherever_one_scrolls(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path), step=0)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        table, rows = app.pane("calls"), app.rows
+        begins = {i for i in range(1, len(rows)) if rows[i - 1].section != rows[i].section}
+        tops = set()
+        for _ in rows:
+            await pilot.press("j")
+            await settle(app, pilot)
+            top, height = table.topmost, table.size.height - 1
+            tops.add(top)
+            shown = [table.render_line(1 + y).text[6:10].strip() for y in range(height)]
+            told = {top + y for y, word in enumerate(shown) if word}
+            assert told == {top, *(at for at in begins if top < at < top + height)}
+        assert len(tops) > 3
+
+
 async def test_columns_are_switched_on_and_off_with_space(tmp_path: Path) -> None:
     app = Viewer(make_open_run(tmp_path), step=0)
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
