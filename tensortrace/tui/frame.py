@@ -88,7 +88,7 @@ class Frame(App[int]):
         self.source_wanted: bool | None = None
         self.following = False
         self.detail_timer: Timer | None = None
-        self.detail_at = 0.0
+        self.detail_at, self.detail_width = 0.0, 0
         self.painted = Painted(0, 0)
         self.turns = Turns()
         # Until the user does something, the screen goes to the first error as soon as it is read.
@@ -171,9 +171,12 @@ class Frame(App[int]):
             self.call_after_refresh(self.redraw)
 
     def on_pane_resized(self, message: Pane.Resized) -> None:
-        """Give the findings as many lines each as now have room; it may come after all else."""
-        if message.pane.id == "findings" and self.finding_height != message.pane.item_height:
+        """Fill a pane for the room that it now has; it may get it after all else was drawn."""
+        pane = message.pane
+        if pane.id == "findings" and self.finding_height != pane.item_height:
             self.draw_findings()
+        elif pane.id == "detail" and self.detail_width != self.detail_room:
+            self.want_detail()
 
     def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
         """Write to the terminal only the cells that changed."""
@@ -387,6 +390,14 @@ class Frame(App[int]):
         if not worker.is_cancelled:
             self.from_thread(self.draw_detail)
 
+    @property
+    def detail_room(self) -> int:
+        """Cells of a line of the detail, with one free beside its scrollbar.
+
+        A pane that was hidden has no width yet; it is drawn again when it has.
+        """
+        return max(20, (self.pane("detail").size.width or self.size.width - 2) - 2)
+
     def draw_detail(self) -> None:
         """Draw the detail and the source of the row under the cursor, or the view that is shown."""
         if self.view is not None:
@@ -400,8 +411,7 @@ class Frame(App[int]):
             return
         location = detail.location_of(row)
         source = self.log_.source(location.file, location.line) if location else None
-        # A pane that was hidden has no width yet; it is drawn again when it has.
-        width = max(20, (pane.size.width or self.size.width - 2) - 1)
+        self.detail_width = width = self.detail_room
         lines = detail.detail_lines(row, self.rows, self.modules, source, width, glyphs=self.glyphs)
         pane.set_title(f"Detail: {name_of(row, self.modules)[0]}")
         pane.show(len(lines), lambda at, part, width, here: lines[at])

@@ -77,6 +77,21 @@ class Shown:
         return "\n".join(map("".join, self.cells))
 
 
+def set_size(fd: int, columns: int, lines: int) -> None:
+    """Give a terminal a size."""
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+
+def terminal_environ(**more: str) -> dict[str, str]:
+    """The environment of a program on a terminal of its own: the size is the terminal's alone.
+
+    Readline, which pytest loads, writes that of ours where `os.environ` does not show it but
+    `os.execv` passes it on: to be given to `os.execve`.
+    """
+    held = {name: text for name, text in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    return {**held, "TERM": "xterm-256color", "COLORTERM": "truecolor", **more}
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """When the screen showed what a key does, in seconds from the key: its begin, and all of it."""
@@ -100,9 +115,9 @@ class Terminal:
         self.began = time.perf_counter()
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-            os.environ.update(TERM="xterm-256color", COLORTERM="truecolor", **environ)
-            os.execv(sys.executable, [sys.executable, "-m", "tensortrace", *arguments])
+            set_size(0, columns, lines)
+            program = [sys.executable, "-m", "tensortrace", *arguments]
+            os.execve(program[0], program, terminal_environ(**environ))
         self.shown = Shown(columns, lines)
         self.nbytes = 0
 
@@ -123,11 +138,20 @@ class Terminal:
         self.shown.feed(data)
         return bool(data)
 
+    def resize(self, columns: int, lines: int) -> None:
+        """Give the terminal another size; the kernel tells the program, which draws all anew."""
+        self.shown = Shown(columns, lines)
+        set_size(self.fd, columns, lines)
+
     def wait(self, pattern: str, seconds: float = 60.0) -> float | None:
         """Read until a regular expression is seen; the seconds it took, None if it never came."""
-        began, wanted = time.perf_counter(), re.compile(pattern)
+        return self.until(re.compile(pattern).search, seconds)
+
+    def until(self, holds: Callable[[str], object], seconds: float = 60.0) -> float | None:
+        """Read until something holds of the text on the screen; the seconds as `wait` has them."""
+        began = time.perf_counter()
         while (left := began + seconds - time.perf_counter()) > 0:
-            if wanted.search(self.seen):
+            if holds(self.seen):
                 return time.perf_counter() - began
             if not self.read(min(left, 0.25)) and self.ended:
                 return None

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
 import re
 import select
-import struct
 import sys
-import termios
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.terminal import Shown, Terminal
+from tensortrace.tui.layout import FINDINGS_FROM
+from tests.benchmarks.terminal import Shown, Terminal, set_size, terminal_environ
 from tests.builders import write_log
 from tests.tui.samples import make_log
 from tests.tui.test_hostile import PAYLOADS, hostile_records
@@ -39,12 +37,9 @@ def talk(path: Path, until: str, keys: bytes, **environ: str) -> tuple[bytes, in
     """
     pid, fd = pty.fork()
     if pid == 0:
-        state = str(path.parent / "state")
-        os.environ.update(
-            TERM="xterm-256color", COLORTERM="truecolor", XDG_STATE_HOME=state, **environ
-        )
-        os.execv(sys.executable, [sys.executable, "-c", PROGRAM, str(path)])
-    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        set_size(0, 120, 40)
+        environ = terminal_environ(XDG_STATE_HOME=str(path.parent / "state"), **environ)
+        os.execve(sys.executable, [sys.executable, "-c", PROGRAM, str(path)], environ)
     seen, sent, shown, text = b"", False, Shown(120, 40), ""
     while select.select([fd], [], [], 60)[0]:
         try:
@@ -108,3 +103,31 @@ def test_a_key_is_answered_before_the_next_one_comes(terminal: Terminal) -> None
     for key, pattern in walk:
         terminal.press(key)
         assert terminal.wait(pattern, 20) is not None, (key, terminal.seen)
+
+
+def frame_of(seen: str) -> list[str]:
+    """What is wrong with the layout of a screen: it fits it and reaches into its corners."""
+    rows = seen.split("\n")
+    wrong = [] if "train.py" in rows[0] else [f"no program in the first row: {rows[0]!r}"]
+    if not rows[0].endswith("ended  "):
+        wrong.append(f"the state is not at the right: {rows[0]!r}")
+    if "q Quit" not in rows[-1]:
+        wrong.append(f"no keys in the last row: {rows[-1]!r}")
+    if not (rows[-2].startswith("╰") and rows[-2].endswith("╯")):
+        wrong.append(f"no lower edge of the frame above the keys: {rows[-2]!r}")
+    wrong += [f"a row has no right edge: {row!r}" for row in rows[5:-2] if row[-1] not in "│╮╯"]
+    if "The logarithm of zero is minus infinity." not in seen:
+        wrong.append("the detail is wrapped for another width")
+    if ("─ Findings 2 ─" in seen) != (len(rows[0]) >= FINDINGS_FROM):
+        wrong.append("the findings have a pane where there is room for one, and only there")
+    for once in ("[1 Step]", "Detail: log", "Step 7 ─"):
+        wrong += [f"not once there: {once}"] if seen.count(once) != 1 else []
+    return wrong
+
+
+def test_the_frame_fits_the_terminal_whenever_it_has_another_size(terminal: Terminal) -> None:
+    assert terminal.wait("use log_softmax") is not None
+    for columns, lines in ((80, 24), (200, 60), (80, 24), (120, 40)):
+        terminal.resize(columns, lines)
+        fits = terminal.until(lambda seen: not frame_of(seen), 20)
+        assert fits is not None, "\n".join([*frame_of(terminal.seen), terminal.seen])
