@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import msgspec
 
@@ -17,7 +17,6 @@ from tensortrace.records import (
     Param,
     Record,
     Scalar,
-    Tensor,
     to_scalar,
 )
 
@@ -32,11 +31,24 @@ class Draft(Protocol):
         """The finished record."""
 
 
-class CallDraft(msgspec.Struct, gc=False):
-    """One call; `fields` as in `records.Call`."""
+class Unfinished(msgspec.Struct, gc=False):
+    """What a thin step need not finish, as long as nobody looks at it."""
 
     step: int
     seq: int
+
+    def record(self) -> Call | Param:
+        """The finished record."""
+        raise NotImplementedError
+
+    def is_quiet(self) -> bool:
+        """As `engine.is_quiet` of the finished record, at less than its cost. Hot."""
+        raise NotImplementedError
+
+
+class CallDraft(Unfinished, gc=False):
+    """One call; `fields` as in `records.Call`."""
+
     fields: dict[str, Any]
     tensors: list[TensorDraft] = []
 
@@ -50,13 +62,72 @@ class CallDraft(msgspec.Struct, gc=False):
         )
 
     def is_quiet(self) -> bool:
-        """As `engine.is_quiet` of the finished call. Hot."""
+        """Whether it raised nothing and all that it describes is finite."""
         if "exception" in self.fields:
             return False
         for tensor in self.tensors:  # noqa: SIM110 any() takes twice as long
-            if tensor.record().nonfinite:
+            if not tensor.is_finite():
                 return False
         return True
+
+
+class GradientDraft(Unfinished, gc=False):
+    """The backward of one module call: a gradient has arrived at what it returned.
+
+    `tensor` is the gradient's id, `name` that of the output. Of the calls that returned the same
+    tensor one describes the gradient.
+    """
+
+    update: int
+    forward: int | None
+    module: str
+    nth: int
+    name: str
+    tensor: int
+    grad: TensorDraft | None = None
+
+    def record(self) -> Call:
+        """The finished call."""
+        return Call(
+            step=self.step,
+            seq=self.seq,
+            update=self.update,
+            phase="backward",
+            forward=self.forward,
+            module=self.module,
+            nth=self.nth,
+            inputs=[(self.name, self.tensor)],
+            tensors=[self.grad.record()] if self.grad is not None else [],
+        )
+
+    def is_quiet(self) -> bool:
+        """Whether the gradient is finite."""
+        return self.grad is None or self.grad.is_finite()
+
+
+class ParameterGradientDraft(Unfinished, gc=False):
+    """A backward pass has made a gradient for a parameter, `name` of a module."""
+
+    update: int
+    module: str
+    name: str
+    grad: TensorDraft
+
+    def record(self) -> Call:
+        """The finished call."""
+        return Call(
+            step=self.step,
+            seq=self.seq,
+            update=self.update,
+            phase="backward",
+            module=self.module,
+            outputs=[(self.name, self.grad.id)],
+            tensors=[self.grad.record()],
+        )
+
+    def is_quiet(self) -> bool:
+        """Whether the gradient is finite."""
+        return self.grad.is_finite()
 
 
 class ActionDraft:
@@ -76,28 +147,25 @@ class ActionDraft:
         return Action(step=self.step, seq=self.seq, detail=detail, **self.fields)
 
 
-class ParamDraft:
-    """One parameter at an optimizer step; the tickets of its update come after the step."""
+class ParamDraft(Unfinished, gc=False):
+    """One parameter at an optimizer step; the tickets of its update come after the step.
 
-    __slots__ = (
-        "changed", "fields", "grad", "moved", "numel", "seq", "step", "update", "value", "weight",
-    )  # fmt: skip
+    `moved` are the norms of the sampled change and of the sampled value: themselves, or else their
+    tickets in `update` and `weight`.
+    """
 
-    def __init__(
-        self, step: int, seq: int, fields: dict[str, Any], value: TensorDraft, grad: TensorDraft
-    ) -> None:
-        self.step, self.seq, self.fields = step, seq, fields
-        self.value, self.grad = value, grad
-        self.changed = True
-        self.numel = 0
-        # Norm of the sampled change, norm of the sampled value: themselves, or their tickets.
-        self.moved: tuple[float, float] | None = None
-        self.update: Ticket | None = None
-        self.weight: Ticket | None = None
+    fields: dict[str, Any]
+    value: TensorDraft
+    grad: TensorDraft
+    changed: bool = True
+    numel: int = 0
+    moved: tuple[float, float] | None = None
+    update: Ticket | None = None
+    weight: Ticket | None = None
 
     def is_quiet(self) -> bool:
-        """As `engine.is_quiet` of the finished parameter. Hot."""
-        if self.value.record().nonfinite or self.grad.record().nonfinite:
+        """Whether value, gradient and update are finite."""
+        if not (self.value.is_finite() and self.grad.is_finite()):
             return False
         change, weight = self.change()
         return (change is None or math.isfinite(change)) and (
@@ -130,9 +198,8 @@ class ParamDraft:
         )
 
 
-# What a thin step need not finish, as long as nobody looks at it.
-Unfinished: TypeAlias = CallDraft | ParamDraft
-UNFINISHED = (CallDraft, ParamDraft)
+# Of the calls of a step the checks decide at its gate.
+CALLS = frozenset[type]({CallDraft, GradientDraft, ParameterGradientDraft})
 
 
 class OptimizerDraft:
@@ -150,19 +217,23 @@ class OptimizerDraft:
 
     def record(self) -> Optimizer:
         """The finished optimizer record."""
-        norm = total_norm([draft.record() for draft in self.grads])
+        norm = total_norm([draft.stats() for draft in self.grads])
         return Optimizer(step=self.step, seq=self.seq, grad_norm=norm, **self.fields)
 
 
-def total_norm(grads: list[Tensor]) -> Scalar | None:
-    """The L2 norm over several tensors; None unless each was measured."""
-    if not grads or any(g.unmeasured for g in grads):
-        return None
-    if any(g.nan for g in grads):
-        return "NaN"
-    if any(g.nonfinite for g in grads):
-        return "Infinity"
-    return to_scalar(math.hypot(*(g.norm or 0.0 for g in grads)))
+def total_norm(grads: list[Any]) -> Scalar | None:
+    """The L2 norm over several tensors, given their `Stats`; None unless each was measured."""
+    norms: list[float] = []
+    worst: Scalar | None = None
+    for nan, posinf, neginf, _, _, _, _, _, norm, unmeasured, _, _ in grads:
+        if unmeasured:
+            return None
+        if nan:
+            worst = "NaN"
+        elif posinf or neginf:
+            worst = worst or "Infinity"
+        norms.append(norm or 0.0)
+    return worst or (to_scalar(math.hypot(*norms)) if norms else None)
 
 
 def scalar_of(s: Stats) -> Scalar | None:

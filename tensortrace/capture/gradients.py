@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tensortrace.capture.active import here, slot
-from tensortrace.capture.drafts import CallDraft
+from tensortrace.capture.drafts import CallDraft, GradientDraft, ParameterGradientDraft
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.text import shorten
 
@@ -67,22 +67,15 @@ class OutputProbe:
         if recorder.roots is not None and same_step:
             for seq, _, name, _ in self.sites:
                 recorder.roots.saw_gradient(seq, name, grad)
-        for i, (seq, path, name, nth) in enumerate(reversed(self.sites)):
-            call = CallDraft(
-                recorder.step,
-                recorder.next_seq(),
-                {
-                    "update": recorder.update,
-                    "phase": "backward",
-                    "forward": seq if same_step else None,
-                    "module": path,
-                    "nth": nth,
-                    "inputs": [(name, number)],
-                },
-            )
-            if i == 0:
-                call.tensors.append(draft)
-            recorder.pend(call)
+        described: TensorDraft | None = draft
+        for seq, path, name, nth in reversed(self.sites):
+            recorder.pend(
+                GradientDraft(
+                    recorder.step, recorder.next_seq(), recorder.update,
+                    seq if same_step else None, path, nth, name, number, described,
+                )
+            )  # fmt: skip
+            described = None
         recorder.backward_seen = True
 
 
@@ -103,15 +96,11 @@ class ParameterProbe:
             here.busy += 1
             here.rest()
             try:
-                number, draft = recorder.tensors.gradient(grad, None)
-                fields: dict[str, Any] = {
-                    "update": recorder.update,
-                    "phase": "backward",
-                    "module": self.path,
-                    "outputs": [(self.name, number)],
-                }
-                call = CallDraft(recorder.step, recorder.next_seq(), fields)
-                call.tensors.append(draft)
+                _, draft = recorder.tensors.gradient(grad, None)
+                seq, path = recorder.next_seq(), self.path
+                call = ParameterGradientDraft(
+                    recorder.step, seq, recorder.update, path, self.name, draft
+                )
                 recorder.pend(call)
                 recorder.parameters.saw_gradient(self.key, grad, draft)
                 recorder.backward_seen = True

@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from tensortrace.capture.drafts import UNFINISHED, Unfinished
+from tensortrace.capture.drafts import Unfinished
 from tensortrace.capture.summary import StepSummary
 from tensortrace.engine import Engine, is_quiet
 from tensortrace.errors import LogError
@@ -139,12 +139,12 @@ class Journal:
 
     def _feed(self, record: Record | Unfinished) -> list[Finding]:
         """Show a record to the checks, or put aside what they would."""
-        if isinstance(record, UNFINISHED):
-            if self._aside is not None and record.is_quiet():
-                self._aside.append(record)
-                return []
-            return self._show(record.record())
-        return self._show(record)
+        if not isinstance(record, Unfinished):
+            return self._show(record)
+        if self._aside is not None and record.is_quiet():
+            self._aside.append(record)
+            return []
+        return self._show(record.record())
 
     def _show(self, finished: Record) -> list[Finding]:
         found: list[Finding] = []
@@ -277,7 +277,7 @@ class Journal:
         return sum(type(record) not in _LEAN for record in self._held)
 
     def _write(self, made: Record | Unfinished) -> None:
-        record = made.record() if isinstance(made, UNFINISHED) else made
+        record = made.record() if isinstance(made, Unfinished) else made
         if not self.writable:
             self.dropped += 1
             return

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 _in_backward = torch._C._current_graph_task_id  # -1 outside every backward
 _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
+# The two parts of `torch.compiler.is_compiling`: of the first Dynamo knows that it is true.
+_compiler = torch.compiler
+_is_compiling = torch.compiler.is_dynamo_compiling
 _FIRST_KEY = -2  # torch counts from 0
 # How non-reentrant checkpointing ends a recomputation early: nothing went wrong.
 _EARLY_STOP = "_StopRecomputationError"
@@ -117,7 +120,7 @@ def _has_other_hooks() -> bool:
 
 
 def _before(module: nn.Module, args: tuple[Any, ...]) -> None:
-    if torch.compiler.is_compiling():
+    if _is_compiling() or _compiler._is_compiling_flag:
         return
     recorder = slot.recorder
     if recorder is None or here.busy or not recorder.on["modules"]:
@@ -140,7 +143,7 @@ def _before(module: nn.Module, args: tuple[Any, ...]) -> None:
 
 
 def _after(*hook_args: Any) -> None:
-    if torch.compiler.is_compiling():
+    if _is_compiling() or _compiler._is_compiling_flag:
         return
     recorder = slot.recorder
     if recorder is None or here.busy or not here.stack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tensortrace.capture.drafts import UNFINISHED, Draft, StepMark
+from tensortrace.capture.drafts import Draft, StepMark, Unfinished
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.source import SourceLines
 
@@ -41,7 +41,7 @@ class Outbox:
         batch.sort(key=_order)
         sources = self._sources.take_sources(batch[0].step)
         if lines is None and not self._journal.needs_finished():
-            thin = [d if isinstance(d, UNFINISHED) else d.record() for d in batch]
+            thin = [d if isinstance(d, Unfinished) else d.record() for d in batch]
             self._journal.take([*sources, *thin])
             return
         records = [draft.record() for draft in batch]

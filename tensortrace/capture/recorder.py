@@ -24,7 +24,7 @@ from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.carried import Carried
 from tensortrace.capture.cuda_time import DeviceTimes
 from tensortrace.capture.described import Descriptions
-from tensortrace.capture.drafts import ActionDraft, CallDraft, Draft, Ready, StepMark
+from tensortrace.capture.drafts import CALLS, ActionDraft, Draft, Ready, StepMark
 from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
@@ -161,7 +161,7 @@ class Recorder:
     def pend(self, draft: Draft) -> None:
         """Take a draft; it becomes a record at the next gate."""
         self._pending.append(draft)
-        if type(draft) is CallDraft:
+        if type(draft) in CALLS:
             self._undecided = True
         if len(self._pending) >= PART:
             self.hand_on()

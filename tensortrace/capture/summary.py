@@ -7,8 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from math import sqrt
 
-from tensortrace.capture.drafts import UNFINISHED, CallDraft, ParamDraft, Unfinished
+from tensortrace.capture.drafts import (
+    CallDraft,
+    GradientDraft,
+    ParamDraft,
+    ParameterGradientDraft,
+    Unfinished,
+)
+from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import (
     Action,
     Call,
@@ -23,6 +31,8 @@ from tensortrace.records import (
     Tensor,
     from_scalar,
 )
+
+_FLOATS = ("float", "bfloat", "complex")
 
 
 class _Row:
@@ -47,7 +57,7 @@ class StepSummary:
 
     def __init__(self) -> None:
         self._rows: dict[str, _Row] = {}
-        self._tensors: dict[int, Tensor] = {}
+        self._tensors: dict[int, Tensor | TensorDraft] = {}
         self._scale = 1.0
         self._loss: Scalar | None = None
         self._clip_norm: Scalar | None = None
@@ -61,7 +71,10 @@ class StepSummary:
         for record in records:
             if isinstance(record, CallDraft):
                 for draft in record.tensors:
-                    known[draft.id] = draft.record()
+                    known[draft.head[0]] = draft
+            elif isinstance(record, GradientDraft):
+                if record.grad is not None:
+                    known[record.tensor] = record.grad
             elif isinstance(record, (Call, Line)):
                 for tensor in record.tensors:
                     known[tensor.id] = tensor
@@ -69,7 +82,7 @@ class StepSummary:
     def add(self, record: Record | Unfinished) -> None:
         """Take in the next record of the step. Hot."""
         self.records += 1
-        if isinstance(record, UNFINISHED):
+        if isinstance(record, Unfinished):
             self._add_unfinished(record)
         elif isinstance(record, Call):
             if record.module is not None and record.op is None:
@@ -85,15 +98,20 @@ class StepSummary:
             _flag(self._row(record.module), "f")
 
     def _add_unfinished(self, draft: Unfinished) -> None:
-        fields = draft.fields
-        path = fields.get("module")
-        if isinstance(draft, ParamDraft):
+        if isinstance(draft, ParameterGradientDraft):
+            self._add_parameter_gradient(self._row(draft.module), draft.grad)
+        elif isinstance(draft, GradientDraft):
+            self._add_gradient(self._row(draft.module), self._tensors.get(draft.tensor))
+        elif isinstance(draft, ParamDraft):
             change, weight = draft.change()
             if change is not None and weight:
-                self._add_param(path, draft.value.record().shape, change / weight)
-        elif path is not None and fields.get("op") is None:
-            phase = fields.get("phase", "forward")
-            self._add_call(path, phase, fields.get("inputs", ()), fields.get("outputs", ()))
+                self._add_param(draft.fields.get("module"), draft.value.head[1], change / weight)
+        elif isinstance(draft, CallDraft):
+            fields = draft.fields
+            path = fields.get("module")
+            if path is not None and fields.get("op") is None:
+                phase = fields.get("phase", "forward")
+                self._add_call(path, phase, fields.get("inputs", ()), fields.get("outputs", ()))
 
     def forget_tensors(self) -> None:
         """Drop descriptions that no later part of the step needs."""
@@ -115,23 +133,26 @@ class StepSummary:
         row, known = self._row(path), self._tensors
         if phase == "forward":
             for _, number in outputs:
-                made = known.get(number)
-                if made is not None and _is_float(made):
-                    row.output = _larger(row.output, _rms(made))
-                    if made.numel and not made.unmeasured:
-                        row.zeros = _larger(row.zeros, made.zeros / made.numel)
-                    _flag_nonfinite(row, made, "o")
+                _add_output(row, known.get(number))
             return
         for _, number in inputs:
-            grad = known.get(number)
-            if grad is not None:
-                row.grad = _larger(row.grad, _rms(grad), self._scale)
-                _flag_nonfinite(row, grad, "g")
+            self._add_gradient(row, known.get(number))
         for _, number in outputs:
-            grad = known.get(number)
-            if grad is not None:
-                row.param_grad = _larger(row.param_grad, _rms(grad), self._scale)
-                _flag_nonfinite(row, grad, "g")
+            self._add_parameter_gradient(row, known.get(number))
+
+    def _add_gradient(self, row: _Row, grad: Tensor | TensorDraft | None) -> None:
+        if grad is not None:
+            _, rms, _, bad = _numbers(grad)
+            row.grad = _larger(row.grad, rms, self._scale)
+            if bad:
+                _flag(row, bad + "g")
+
+    def _add_parameter_gradient(self, row: _Row, grad: Tensor | TensorDraft | None) -> None:
+        if grad is not None:
+            _, rms, _, bad = _numbers(grad)
+            row.param_grad = _larger(row.param_grad, rms, self._scale)
+            if bad:
+                _flag(row, bad + "g")
 
     def _add_param(
         self, module: str | None, shape: tuple[int, ...] | None, ratio: float | None
@@ -188,11 +209,37 @@ class StepSummary:
         )
 
 
-def _rms(tensor: Tensor) -> float | None:
-    finite = tensor.numel - tensor.nonfinite
-    if tensor.norm is None or finite <= 0:
-        return None
-    return tensor.norm / math.sqrt(finite)
+def _add_output(row: _Row, made: Tensor | TensorDraft | None) -> None:
+    if made is None:
+        return
+    dtype, rms, zeros, bad = _numbers(made)
+    if dtype.startswith(_FLOATS):
+        row.output = _larger(row.output, rms)
+        if zeros is not None and (row.zeros is None or zeros > row.zeros):
+            row.zeros = zeros
+        if bad:
+            _flag(row, bad + "o")
+
+
+def _numbers(tensor: Tensor | TensorDraft) -> tuple[str, float | None, float | None, str]:
+    """The dtype, the rms of what is finite, the share of zeros, "n" and "i" for what is not. Hot.
+
+    None where that is not known.
+    """
+    if isinstance(tensor, TensorDraft):
+        head, row = tensor.head, tensor.stats()
+        dtype, numel = head[3], head[8]
+        nan, posinf, neginf, zeros, _, _, _, _, norm, unmeasured, _, _ = row
+    else:
+        dtype, numel = tensor.dtype, tensor.numel
+        nan, posinf, neginf = tensor.nan, tensor.posinf, tensor.neginf
+        zeros, norm, unmeasured = tensor.zeros, tensor.norm, tensor.unmeasured
+    finite = numel - nan - posinf - neginf
+    rms = norm / sqrt(finite) if norm is not None and finite > 0 else None
+    share = zeros / numel if numel and not unmeasured else None
+    if finite == numel:
+        return dtype, rms, share, ""
+    return dtype, rms, share, "n" * bool(nan) + "i" * bool(posinf or neginf)
 
 
 def _larger(old: float | None, new: float | None, scale: float = 1.0) -> float | None:
@@ -205,15 +252,6 @@ def _larger(old: float | None, new: float | None, scale: float = 1.0) -> float |
 def _short(column: list[float | None]) -> list[float | None]:
     # Six digits are what a series needs, at a third of the bytes.
     return [None if x is None else float(f"{x:.6g}") for x in column]
-
-
-def _is_float(tensor: Tensor) -> bool:
-    return tensor.dtype.startswith(("float", "bfloat", "complex"))
-
-
-def _flag_nonfinite(row: _Row, tensor: Tensor, where: str) -> None:
-    if tensor.nonfinite:
-        _flag(row, "n" * bool(tensor.nan) + "i" * bool(tensor.posinf or tensor.neginf) + where)
 
 
 def _flag(row: _Row, letters: str) -> None:

@@ -29,53 +29,62 @@ Tail = tuple[int | None, int | None, int | None, int | None]
 
 
 class TensorDraft(msgspec.Struct, gc=False):
-    """A described tensor, of which something may still be in the queue.
+    """A described tensor: the fields of a `Tensor` before its statistics, they, and those after.
 
-    `described` is None while its statistics are there: then `pending` has the fields of a `Tensor`
-    before them, their ticket, and the fields after them. What `units` and `spread` say is added
-    when it is finished. Of a step's thousands of objects most belong to tensors: nothing here that
-    the garbage collector would have to look at is kept longer than need be.
+    `row` is None while they are in the queue, for which there is a `ticket`. What `units` and
+    `spread` say is added when it is finished, which few tensors of a thin step ever are. Of a
+    step's thousands of objects most belong to tensors: nothing here that the garbage collector
+    would have to look at is kept longer than need be.
     """
 
-    described: Tensor | None
-    pending: tuple[Head, Ticket, Tail] | None = None
+    head: Head
+    row: Any
+    tail: Tail
+    ticket: Ticket | None = None
     units: Tickets | None = None
     spread: Ticket | None = None
-    done: bool = False
+    made: Tensor | None = None
 
     @property
     def id(self) -> int:
         """The id of the tensor."""
-        if self.described is not None:
-            return self.described.id
-        assert self.pending is not None
-        return self.pending[0][0]
+        return self.head[0]
 
     def record(self) -> Tensor:
         """The finished description, once the queue is resolved. Hot."""
-        described = self.described
-        if described is not None and self.done:
-            return described
-        described = self.peek()
-        if self.units is not None:
-            described = _with_units(described, self.units)
-        if self.spread is not None:
-            spread = stats_of(self.spread).min
-            described = msgspec.structs.replace(described, row_spread=spread)
-        self.described, self.pending, self.done = described, None, True
-        return described
+        made = self.made
+        if made is None:
+            made = self.peek()
+            if self.units is not None:
+                made = _with_units(made, self.units)
+            if self.spread is not None:
+                spread = stats_of(self.spread).min
+                made = msgspec.structs.replace(made, row_spread=spread)
+            self.made = made
+        return made
 
     def peek(self) -> Tensor:
         """The description so far, once the queue is resolved; more may be asked for later."""
-        if self.described is not None:
-            return self.described
-        assert self.pending is not None
-        head, ticket, tail = self.pending
-        return _finish(head, stats_of(ticket), tail)
+        if self.made is not None:
+            return self.made
+        # By position, a third of the time of by keyword; a test holds the order.
+        return Tensor(*self.head, *self.stats(), *self.tail)  # type: ignore[call-arg] # mypy joins
+
+    def stats(self) -> Any:
+        """The fields of a `Stats`, once the queue is resolved. Hot."""
+        if self.row is not None:
+            return self.row
+        assert self.ticket is not None
+        return stats_of(self.ticket)
+
+    def is_finite(self) -> bool:
+        """Whether no NaN and no infinity was counted, once the queue is resolved. Hot."""
+        row = self.row or self.stats()
+        return not (row[0] or row[1] or row[2])
 
     def is_measured(self) -> bool:
         """Whether its statistics were asked for."""
-        return self.described is None or self.described.unmeasured != _NOT_ASKED.unmeasured
+        return self.row is not _NOT_ASKED
 
 
 # Outputs whose rows are compared, in one step.
@@ -90,12 +99,7 @@ _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
 def draft_of_head(tensor: torch.Tensor) -> TensorDraft:
     """A description without statistics, of a tensor that has no id."""
-    return TensorDraft(_finish(_head(tensor, -1), _NOT_ASKED, _NO_TAIL))
-
-
-def _finish(head: Head, stats: Any, tail: Tail) -> Tensor:
-    # By position, a third of the time of by keyword; a test holds the order.
-    return Tensor(*head, *stats, *tail)  # type: ignore[call-arg] # mypy joins the tuples
+    return TensorDraft(_head(tensor, -1), _NOT_ASKED, _NO_TAIL)
 
 
 def _with_units(tensor: Tensor, units: Tickets) -> Tensor:
@@ -258,14 +262,14 @@ class TensorTable:
 
     def _draft(self, tensor: torch.Tensor, number: int, tail: Tail, measure: bool) -> TensorDraft:
         if not measure:
-            return TensorDraft(_finish(_head(tensor, number), _NOT_ASKED, tail))
+            return TensorDraft(_head(tensor, number), _NOT_ASKED, tail)
         queue = self._queue
         found = queue.look(tensor, number)
         head = (found and found[0]) or _head(tensor, number)
         if found is not None:
-            draft = TensorDraft(_finish(head, found[1], tail))
+            draft = TensorDraft(head, found[1], tail)
         else:
-            draft = TensorDraft(None, (head, queue.add_other(tensor), tail))
+            draft = TensorDraft(head, None, tail, queue.add_other(tensor))
         if not queue.lean:
             if head[7] in RECTIFIED:
                 draft.units = self._units.look(tensor, self._step, queue)

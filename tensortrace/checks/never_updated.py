@@ -76,7 +76,7 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
     columns, held = step.summary.modules, memory["held"]
     ever: set[str] = memory.setdefault("moved", set())
     moving = all(lr > 0 for o in taken for lr in o.lr)
-    stepping: set[str] = set().union(*(held.get(o.index, set()) for o in taken))
+    stepping: set[str] | None = None
     streaks: dict[str, int] = memory.setdefault("streaks", {})
     found: list[str] = []
     for path, rms, moved in zip(
@@ -84,11 +84,15 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
     ):
         if moved:
             ever.add(path)
+        if path in ever:
+            continue
         module = step.modules.get(path)
         if not rms or module is None or not module.training:
             continue
-        names = step.trainable(path) if moving and moved == 0 and path not in ever else []
-        unmoved = bool(names) and stepping.issuperset(names)
+        names = step.trainable(path) if moving and moved == 0 else []
+        if names and stepping is None:
+            stepping = set().union(*(held.get(o.index, set()) for o in taken))
+        unmoved = bool(names) and stepping is not None and stepping.issuperset(names)
         streaks[path] = streaks.get(path, 0) + 1 if unmoved else 0
         if streaks[path] >= updates:
             # The ratio is that of the weights, where there are any: a bias beside them may move.

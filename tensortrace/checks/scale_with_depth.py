@@ -46,9 +46,10 @@ def scale_with_depth(
     recent = memory.setdefault("recent", deque(maxlen=window))
     shift = layers[-1][1] / layers[0][1] if len(layers) >= depth else 1.0
     grows = shift > 1
-    values = [rms for _, rms in (layers if grows else layers[::-1])]
-    along, jump = steadiness(values) if len(layers) >= depth else (0.0, 1.0)
-    out = max(shift, 1 / shift) > ratio and along >= 0.8 and jump <= 0.6
+    out = max(shift, 1 / shift) > ratio
+    if out:  # seldom: a logarithm of each layer in every step is most of the cost
+        along, jump = steadiness([rms for _, rms in (layers if grows else layers[::-1])])
+        out = along >= 0.8 and jump <= 0.6
     recent.append(out)
     if not out or sum(recent) < sustain:
         return

@@ -48,9 +48,11 @@ def vanishing_gradient(
     if not layers:
         return
     first, last = layers[0], layers[-1]
-    fall, jump = steadiness([rms for _, rms in layers]) if len(layers) > 1 else (0.0, 1.0)
     shrunk = first[1] / last[1]
-    vanishes = len(layers) >= depth and shrunk < ratio and fall >= 0.8 and jump <= 0.6
+    vanishes = len(layers) >= depth and shrunk < ratio
+    if vanishes:  # seldom: a logarithm of each layer in every step is most of the cost
+        fall, jump = steadiness([rms for _, rms in layers])
+        vanishes = fall >= 0.8 and jump <= 0.6
     recent = memory.setdefault("recent", deque(maxlen=window))
     recent.append(vanishes)
     if not vanishes or sum(recent) < sustain:
