@@ -30,7 +30,7 @@ from tensortrace.tui.layout import PANES
 from tensortrace.tui.opening import Opening
 from tensortrace.tui.palette import Places
 from tensortrace.tui.panes import Pane
-from tensortrace.tui.quick import answering_soon, keep_what_is_there
+from tensortrace.tui.quick import TIDY_EVERY_S, answering_soon, keep_what_is_there
 from tensortrace.tui.screens import Help
 from tensortrace.tui.theme import ASCII, UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
@@ -280,5 +280,6 @@ def view(
     app = Viewer(run, glyphs=choose_glyphs(), opening=asked, memory=places.folder())
     with answering_soon():
         app.call_later(app.call_after_refresh, keep_what_is_there)
+        app.call_later(app.set_interval, TIDY_EVERY_S, app.turns.tidy)
         app.run(mouse=mouse)
     return app.return_code or 0

@@ -74,6 +74,51 @@ def test_stillness_begins_some_time_after_the_last_key(clock: Clock) -> None:
     assert not turns.still
 
 
+class Garbage:
+    """A collector that notes what it was asked for."""
+
+    def __init__(self, young: int) -> None:
+        self.young, self.asked = young, list[int]()
+
+    def get_count(self) -> tuple[int, int, int]:
+        return self.young, 0, 0
+
+    def collect(self, generation: int) -> None:
+        self.asked.append(generation)
+
+
+@pytest.mark.parametrize(
+    ("rested_s", "young", "asked"),
+    [
+        (quick.TIDY_AFTER_S + 0.01, quick.WORTH, [1]),
+        (quick.TIDY_AFTER_S - 0.01, quick.WORTH, []),
+        (quick.TIDY_AFTER_S + 0.01, quick.WORTH - 1, []),
+    ],
+)
+def test_garbage_is_collected_between_keys_where_it_is_worth_it(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, rested_s: float, young: int, asked: list[int]
+) -> None:
+    garbage = Garbage(young)
+    monkeypatch.setattr(quick, "gc", garbage)
+    turns = quick.Turns()
+    turns.asked()
+    clock.sleep(rested_s)
+    turns.tidy()
+    assert garbage.asked == asked
+
+
+def test_now_and_then_all_garbage_is_collected(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    garbage = Garbage(quick.WORTH)
+    monkeypatch.setattr(quick, "gc", garbage)
+    turns = quick.Turns()
+    clock.sleep(1.0)
+    for _ in range(2 * quick.ALL_EVERY):
+        turns.tidy()
+    assert garbage.asked == [*[1] * (quick.ALL_EVERY - 1), 2] * 2
+
+
 async def test_views_are_made_ahead_and_look_no_different(tmp_path: Path) -> None:
     app = Viewer(make_open_run(tmp_path))
     async with app.run_test(size=(120, 40)) as pilot:
