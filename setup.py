@@ -1,4 +1,4 @@
-"""The one part that is compiled: optional, so that the install succeeds without a C compiler."""
+"""The two parts that are compiled: optional, so that the install succeeds without a C compiler."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from setuptools import Extension, setup
 # extension does not compile, and torch serves.
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
+
+def _extension(name: str, depends: list[str]) -> Extension:
+    return Extension(
+        f"tensortrace.capture.{name}",
+        sources=[f"tensortrace/capture/{name}.c"],
+        depends=depends,
+        # Nothing for the machine at hand: the module chooses when it is loaded.
+        extra_compile_args=[] if os.name == "nt" else ["-O3"],
+        py_limited_api=ABI3,
+        optional=True,
+    )
+
+
 setup(
     ext_modules=[
-        Extension(
-            "tensortrace.capture._statistics",
-            sources=["tensortrace/capture/_statistics.c"],
-            depends=["tensortrace/capture/_statistics.h"],
-            # Nothing for the machine at hand: the module chooses when it is loaded.
-            extra_compile_args=[] if os.name == "nt" else ["-O3"],
-            py_limited_api=ABI3,
-            optional=True,
-        )
+        _extension("_statistics", ["tensortrace/capture/_statistics.h"]),
+        _extension("_turns", []),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if ABI3 else {},
 )

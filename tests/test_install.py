@@ -63,8 +63,8 @@ def test_install_without_a_compiler_succeeds_and_torch_serves(source: Path) -> N
 @HAS_COMPILER
 def test_install_with_a_compiler_has_the_kernel(source: Path) -> None:
     assert install(source) == "compiled"
-    built = list((source.parent / "installed").rglob("_statistics*.so"))
-    assert [path.name for path in built] == ["_statistics.abi3.so"]
+    built = (source.parent / "installed").rglob("*.so")
+    assert sorted(path.name for path in built) == ["_statistics.abi3.so", "_turns.abi3.so"]
 
 
 @HAS_COMPILER
@@ -90,5 +90,8 @@ def test_source_distribution_holds_the_c_source(source: Path) -> None:
     run("-c", "from setuptools import build_meta; build_meta.build_sdist('dist')", cwd=source)
     with tarfile.open(next((source / "dist").glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    folder = "tensortrace/capture/_statistics"
-    assert {"setup.py", f"{folder}.c", f"{folder}.h", f"{folder}.pyi"} <= names
+    folder = "tensortrace/capture"
+    wanted = {"setup.py", f"{folder}/_statistics.h"}
+    for part in ("_statistics", "_turns"):
+        wanted |= {f"{folder}/{part}.c", f"{folder}/{part}.pyi"}
+    assert wanted <= names

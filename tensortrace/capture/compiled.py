@@ -21,14 +21,15 @@ from __future__ import annotations
 
 import os
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from tensortrace.capture.unwrap import DENSE_CPU, dispatch_keys, is_dense_cpu
 
 __all__ = [
-    "EXACT", "Place", "RowsPlace", "is_packed", "item_size", "kernel", "kernel_name", "place",
-    "prepare", "rows_place",
+    "EXACT", "Place", "RowsPlace", "base_of", "is_packed", "item_size", "kernel", "kernel_name",
+    "place", "prepare", "rows_place", "turns",
 ]  # fmt: skip
 
 # Address, number of elements, code of the dtype.
@@ -55,7 +56,30 @@ def _load() -> ModuleType | None:
     return _statistics if hasattr(_statistics, "is_quiet") else None
 
 
+def _load_turns() -> ModuleType | None:
+    try:
+        from tensortrace.capture import _turns
+    except ImportError:
+        return None
+    return _turns
+
+
 kernel = _load()
+# What is done at ops and lines that are passed over, which asks the kernel for more.
+turns = _load_turns() if kernel is not None else None
+
+
+def base_of(name: str, slots: tuple[str, ...]) -> Any:
+    """The base of a class whose attributes are asked for at every op or line.
+
+    A class of it writes its other slots as ``tuple(names)``: of names that it can read mypy thinks
+    that they are all.
+
+    Args:
+        name: of the class.
+        slots: those attributes; compiled they are the members of a C struct.
+    """
+    return getattr(turns, name) if turns is not None else type(name, (), {"__slots__": slots})
 
 
 def prepare(*, small: int, least: int, sample: int, run: int) -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import dis
 from types import CodeType
 
+from tensortrace.capture.compiled import base_of
+
 _STORES = ("STORE_FAST", "STORE_DEREF", "DELETE_FAST", "DELETE_DEREF")
 _NONE: frozenset[str] = frozenset()
 
@@ -33,14 +35,17 @@ def find_stores(code: CodeType) -> Stores:
     return {line: frozenset(names) for line, names in found.items()}
 
 
-class Deferred:
+_HOT, _OWN = ("_names", "_stores", "disturbed", "lines"), ()
+
+
+class Deferred(base_of("Deferred", _HOT)):  # type: ignore[misc] # compiled where it can be
     """The lines of one frame that have ended and were not looked at yet.
 
     Args:
         stores: of the frame's code.
     """
 
-    __slots__ = ("_names", "_stores", "disturbed", "lines")
+    __slots__ = tuple(_OWN)
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores

@@ -1,19 +1,22 @@
 """One traced frame: its trace function, which turns what Python tells into drafts of lines.
 
 Hot: `FrameTrace.event` runs at every line. A line gets its seq when it begins, before the calls
-that it makes, and what it changed when the next thing happens in its frame.
+that it makes, and what it changed when the next thing happens in its frame. Where `_turns.c` is
+compiled it asks `event` of lines only that are not passed over.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from functools import partial
 from inspect import CO_OPTIMIZED
-from types import CodeType, FrameType
+from types import CodeType, FrameType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tensortrace.capture import compiled
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.line_comprehensions import is_inside
 from tensortrace.capture.line_deferred import Deferred, Execution
@@ -34,7 +37,18 @@ _compiler = torch.compiler
 _IS_COMPILED = hasattr(torch._C._dynamo.eval_frame, "skip_code")
 
 
-class FrameTrace:
+_HOT = (
+    "_closures", "_deferred", "_goes_on", "_last", "_line", "_nth", "_raised_at", "_since", "_step",
+    "_thinning", "_undisturbed", "began", "has_news", "local", "recorded", "recorder", "theirs",
+    "tracer", "variables",
+)  # fmt: skip
+_OWN = (
+    "_can_defer", "_comprehensions", "_entered_ns", "_outer", "_parent", "_suspended", "code",
+    "depth", "expressions", "first", "with_line",
+)  # fmt: skip
+
+
+class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # where it can be
     """The trace function of one frame.
 
     Args:
@@ -44,43 +58,15 @@ class FrameTrace:
         theirs: the trace function that the frame would have without us, called as before.
     """
 
-    __slots__ = (
-        "_can_defer",
-        "_closures",
-        "_comprehensions",
-        "_deferred",
-        "_entered_ns",
-        "_goes_on",
-        "_last",
-        "_line",
-        "_nth",
-        "_outer",
-        "_parent",
-        "_raised_at",
-        "_since",
-        "_step",
-        "_suspended",
-        "_thinning",
-        "_undisturbed",
-        "began",
-        "code",
-        "depth",
-        "expressions",
-        "first",
-        "has_news",
-        "local",
-        "recorded",
-        "theirs",
-        "tracer",
-        "variables",
-        "with_line",
-    )  # fmt: skip
+    __slots__ = tuple(_OWN)
 
     def __init__(self, tracer: LineTracer, code: CodeType, depth: int, theirs: Any) -> None:
         self.tracer, self.code, self.depth, self.theirs = tracer, code, depth, theirs
+        self.recorder = tracer.recorder
         self.variables = Variables(tracer.reader, code)
         self.expressions = Variables(tracer.reader, None)
-        self.local = self.event
+        turns = None if _IS_COMPILED else compiled.turns
+        self.local: Any = self.event if turns is None else MethodType(turns.follow, self)
         self.with_line = 0  # of a block: where it begins
         self.recorded = True
         self.first = 0  # the seq of its first record in the step
@@ -196,13 +182,21 @@ class FrameTrace:
             self._undisturbed = seq + 1 - recorder.plain
             self._closures = self.tracer.closures
             return
+        self._look_back(frame, line, nth)
+
+    def look_back(self, frame: FrameType, line: int, nth: int, now: int) -> None:
+        """Begin a line, after a look at what was put off."""
+        self._look_back(frame, line, nth)
+        self._since = _clock() if self.recorded else now
+
+    def _look_back(self, frame: FrameType, line: int, nth: int) -> None:
         here.busy += 1
         try:
             with _no_functions():
                 self._catch_up(frame)
                 self._begin(frame, line, nth)
         except Exception as error:
-            recorder.fault("lines", error)
+            self.tracer.recorder.fault("lines", error)
         finally:
             here.busy -= 1
 
@@ -212,16 +206,22 @@ class FrameTrace:
         waiting = self._deferred.take()
         if self._step != self.tracer.recorder.step:
             return  # a frame that was not there when its step ended
-        found, thinning = frame.f_locals, self._thinning
+        found = frame.f_locals
         for line, (names, execution) in waiting.items():
-            changes = self.variables.look_at(found, names) if names else []
-            if changes and thinning.reshapes(line, changes):
-                self._tell_line(frame, line, "line")
-                self._parent = self.tracer.parent()
-                self._record(frame, line, execution, changes)
-            else:
-                seq, nth, host_ns, end = execution
-                thinning.pass_over(line, changes, (seq, nth, host_ns, end == seq + 1))
+            self.look_back_at(frame, found, line, names, execution)
+
+    def look_back_at(
+        self, frame: FrameType, found: Any, line: int, names: Iterable[str], execution: Execution
+    ) -> None:
+        """Look at a line that was put off. Hot."""
+        changes = self.variables.look_at(found, names) if names else []
+        if changes and self._thinning.reshapes(line, changes):
+            self._tell_line(frame, line, "line")
+            self._parent = self.tracer.parent()
+            self._record(frame, line, execution, changes)
+        else:
+            seq, nth, host_ns, end = execution
+            self._thinning.pass_over(line, changes, (seq, nth, host_ns, end == seq + 1))
 
     def _look(self, frame: FrameType) -> list[Change]:
         """What changed since the last look. Hot."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tensortrace.capture.compiled import base_of
+
 if TYPE_CHECKING:
     from tensortrace.capture.line_statements import Statements
     from tensortrace.capture.variables import Change
@@ -21,17 +23,24 @@ def is_taken(nth: int) -> bool:
     return nth < _FIRST or not (nth + 1) & nth
 
 
-class Passed:
+_OF_PASSED, _OWN_OF_PASSED = ("count", "first", "host_ns", "nth", "seq"), ()
+_OF_THINNING = (
+    "_again", "_counts", "_leaving", "_shapes", "_special", "_statement", "owed", "passed",
+)  # fmt: skip
+_OWN_OF_THINNING = ("_entries", "_met", "_statements")
+
+
+class Passed(base_of("Passed", _OF_PASSED)):  # type: ignore[misc] # compiled where it can be
     """The executions of a line that were passed over since its last record."""
 
-    __slots__ = ("count", "first", "host_ns", "nth", "seq")
+    __slots__ = tuple(_OWN_OF_PASSED)
 
     def __init__(self, first: int) -> None:
         self.first = first
         self.count = self.seq = self.nth = self.host_ns = 0
 
 
-class Thinning:
+class Thinning(base_of("Thinning", _OF_THINNING)):  # type: ignore[misc] # as above
     """Counts the executions of the lines of one frame in the step in flight.
 
     Of a statement over several lines Python tells some lines more than once: that is one execution.
@@ -40,10 +49,7 @@ class Thinning:
         statements: of the frame's code.
     """
 
-    __slots__ = (
-        "_again", "_counts", "_entries", "_leaving", "_met", "_shapes", "_special", "_statement",
-        "_statements", "owed", "passed",
-    )  # fmt: skip
+    __slots__ = tuple(_OWN_OF_THINNING)
 
     def __init__(self, statements: Statements) -> None:
         self._statements = statements

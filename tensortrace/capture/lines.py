@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_NESTED, CO_OPTIMIZED
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from tensortrace.capture import compiled
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.line_calls import Calls
 from tensortrace.capture.line_comprehensions import Ranges, find_comprehensions
@@ -108,7 +109,8 @@ class LineTracer:
         self.waiting: dict[FrameTrace, FrameType] = {}
         self.ended = False  # whether an outermost function has returned, and not only waits
         # One object, so that it can be recognised.
-        self._global = self._on_call
+        turns = None if _IS_COMPILED else compiled.turns
+        self._global: Any = self._on_call if turns is None else MethodType(turns.met, self)
         recorder.tensors.drafts = {}
         recorder.thins_ops &= options.thin
 

@@ -44,7 +44,11 @@ def writes(name: str) -> bool:
     return name in _WRITES or (name.endswith("_") and not name.endswith("__"))
 
 
-class Place:
+_HOT = ("_dtype", "_is_bad", "_line", "_outline", "_shape", "_step", "_turns", "runs")
+_OWN = ("checked", "has_turned", "location", "writes")
+
+
+class Place(compiled.base_of("Place", _HOT)):  # type: ignore[misc] # compiled where it can be
     """What one place in the user's code calls, and how that went in the step in flight.
 
     Args:
@@ -52,10 +56,7 @@ class Place:
         writes: whether what is called there changes what it is given.
     """
 
-    __slots__ = (
-        "_dtype", "_is_bad", "_line", "_outline", "_shape", "_step", "_turns", "checked",
-        "has_turned", "location", "runs", "writes",
-    )  # fmt: skip
+    __slots__ = tuple(_OWN)
 
     def __init__(self, location: Location | None, writes: bool) -> None:
         self.location, self.writes = location, writes

@@ -7,10 +7,12 @@ a module call still pops itself.
 
 Hot: loops of tensor ops come through here 100,000 times a second. Of those that are passed over
 (`op_places`) nothing is done before that is known, and Python's trace function rests throughout.
+Compiled (`_turns.c`) that is one function; `OutsideMode` says in Python what it does.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 import weakref
@@ -29,12 +31,14 @@ from torch._C import (
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from tensortrace.capture import compiled
 from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import watch_nodes
 from tensortrace.capture.op_names import BACKWARD, HOOKS, SYNCS, arguments_of, op_of
 from tensortrace.capture.op_places import Place, outputs_of, versions_of, writes
+from tensortrace.capture.reader import Held
 from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD, Passed, TensorDraft
 from tensortrace.records import Location
 from tensortrace.text import shorten
@@ -66,10 +70,15 @@ class OutsideMode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Call `func` and report it."""
-        # While source lines are followed each function that is called costs 0.3 us more, unless
-        # Python's trace function rests: so all that is done here is done in two rests.
         if _is_compiling():
             return func(*args, **(kwargs or {}))
+        if _call is not None:
+            done = _call(func, args, kwargs, sys._getframe(1))
+            if type(done) is not _Turn:
+                return done
+            return done.way(done, func, args, kwargs or {})
+        # While source lines are followed each function that is called costs 0.3 us more, unless
+        # Python's trace function rests: so all that is done here is done in two rests.
         here.rest()
         try:
             turn = _turn(func, kwargs, sys._getframe(1))
@@ -109,9 +118,10 @@ class _Turn:
     __slots__ = ("name", "op", "place", "recorder", "way")
 
     def __init__(
-        self, recorder: Recorder, name: str, op: str, place: Place | None, way: Way
+        self, recorder: Recorder, name: str, op: str, place: Place | None, way: Way | None = None
     ) -> None:
-        self.recorder, self.name, self.op, self.place, self.way = recorder, name, op, place, way
+        self.recorder, self.name, self.op, self.place = recorder, name, op, place
+        self.way = _run if way is None else way
 
 
 def _turn(
@@ -537,3 +547,30 @@ def _run_backward(
 def _makes_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     # grad(outputs, inputs, grad_outputs, retain_graph, create_graph, ...)
     return bool(kwargs.get("create_graph", args[4] if len(args) > 4 else False))
+
+
+@functools.lru_cache(4096)
+def _plain_op_of(name: str) -> str | None:
+    """What an op is called in a record that may be passed over."""
+    return None if name in BACKWARD else op_of(name)
+
+
+def _prepare() -> Callable[..., Any] | None:
+    """The compiled way of an op that is passed over, where there is one."""
+    turns, kernel = compiled.turns, compiled.kernel
+    if turns is None or kernel is None:
+        return None
+    turns.prepare({
+        "slot": slot, "here": here, "compiler": _compiler, "clock": _clock,
+        "guard": _no_functions,
+        "op_of": _plain_op_of, "tracing_state": _tracing_state, "next_node": _next_node,
+        "mode_count": _len_torch_function_stack, "is_quiet": kernel.is_quiet,
+        "tensor": torch.Tensor, "is_met": _is_met, "decide": _turn, "turn": _Turn,
+        "has_news": _has_news, "record_late": _record_late, "raise_late": _raise_late,
+        "held": Held, "no_names": frozenset(),
+    })  # fmt: skip
+    call: Callable[..., Any] = turns.call
+    return call
+
+
+_call = _prepare()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensortrace import Lines, trace
-from tensortrace.capture import compiled
+from tensortrace.capture import compiled, ops
 from tensortrace.capture.op_places import Places
 from tensortrace.capture.source import SourceLines
 from tensortrace.records import Call, Finding, Line
@@ -418,6 +418,7 @@ def test_without_the_kernel_the_same_executions_are_recorded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compiled, "kernel", None)
+    monkeypatch.setattr(ops, "_call", None)
 
     def program(t: Any) -> None:
         for i, x in enumerate(each()):
