@@ -45,7 +45,8 @@ static PyObject *names[NAMES], *parts[PARTS], *zero;
 
 /* ---- the attributes of classes of ours that are asked for at every op and line */
 
-#define OBJECTS 7
+/* Objects all, as in slots: Python reads those faster than numbers in a struct. */
+#define OBJECTS 19
 #define STATE(...)                                                                                 \
     PyObject_HEAD union {                                                                          \
         PyObject *objects[OBJECTS];                                                                \
@@ -55,63 +56,56 @@ static PyObject *names[NAMES], *parts[PARTS], *zero;
     }
 
 typedef struct {
-    STATE(tracer, *recorder, *theirs, *variables, *local, *thinning, *deferred);
-    long long began, step, line, last, nth, undisturbed, closures, since, raised_at;
-    char recorded, has_news, goes_on;
+    STATE(tracer, *recorder, *theirs, *variables, *local, *thinning, *deferred, *began, *step,
+          *line, *last, *nth, *undisturbed, *closures, *since, *raised_at, *recorded, *has_news,
+          *goes_on);
 } Frame;
 
 typedef struct {
-    STATE(outline, *shape, *dtype);
-    long long step, line, runs, turns;
-    char is_bad;
+    STATE(outline, *shape, *dtype, *step, *line, *runs, *turns, *is_bad);
 } Place;
 
 typedef struct {
-    STATE(special, *counts, *shapes, *passed, *owed);
-    long long statement, leaving;
-    char again;
+    STATE(special, *counts, *shapes, *passed, *owed, *statement, *leaving, *again);
 } Thinning;
 
 typedef struct {
-    STATE(none);
-    long long count, first, seq, nth, host_ns;
+    STATE(count, *first, *seq, *nth, *host_ns);
 } Passed;
 
 typedef struct {
     STATE(stores, *names, *lines, *disturbed);
 } Deferred;
 
-#define OBJECT(type, field, name) {name, T_OBJECT_EX, offsetof(type, field), 0, NULL}
-#define NUMBER(type, field, name) {name, T_LONGLONG, offsetof(type, field), 0, NULL}
-#define FLAG(type, field, name) {name, T_BOOL, offsetof(type, field), 0, NULL}
+#define MEMBER(type, field, name) {name, T_OBJECT_EX, offsetof(type, field), 0, NULL}
 #define END {NULL, 0, 0, 0, NULL}
 
 static PyMemberDef frame_members[] = {
-    OBJECT(Frame, tracer, "tracer"), OBJECT(Frame, recorder, "recorder"),
-    OBJECT(Frame, theirs, "theirs"), OBJECT(Frame, variables, "variables"),
-    OBJECT(Frame, local, "local"), OBJECT(Frame, thinning, "_thinning"),
-    OBJECT(Frame, deferred, "_deferred"), NUMBER(Frame, began, "began"),
-    NUMBER(Frame, step, "_step"), NUMBER(Frame, line, "_line"), NUMBER(Frame, last, "_last"),
-    NUMBER(Frame, nth, "_nth"), NUMBER(Frame, undisturbed, "_undisturbed"),
-    NUMBER(Frame, closures, "_closures"), NUMBER(Frame, since, "_since"),
-    NUMBER(Frame, raised_at, "_raised_at"), FLAG(Frame, recorded, "recorded"),
-    FLAG(Frame, has_news, "has_news"), FLAG(Frame, goes_on, "_goes_on"), END};
+    MEMBER(Frame, tracer, "tracer"), MEMBER(Frame, recorder, "recorder"),
+    MEMBER(Frame, theirs, "theirs"), MEMBER(Frame, variables, "variables"),
+    MEMBER(Frame, local, "local"), MEMBER(Frame, thinning, "_thinning"),
+    MEMBER(Frame, deferred, "_deferred"), MEMBER(Frame, began, "began"),
+    MEMBER(Frame, step, "_step"), MEMBER(Frame, line, "_line"), MEMBER(Frame, last, "_last"),
+    MEMBER(Frame, nth, "_nth"), MEMBER(Frame, undisturbed, "_undisturbed"),
+    MEMBER(Frame, closures, "_closures"), MEMBER(Frame, since, "_since"),
+    MEMBER(Frame, raised_at, "_raised_at"), MEMBER(Frame, recorded, "recorded"),
+    MEMBER(Frame, has_news, "has_news"), MEMBER(Frame, goes_on, "_goes_on"), END};
 static PyMemberDef place_members[] = {
-    OBJECT(Place, outline, "_outline"), OBJECT(Place, shape, "_shape"),
-    OBJECT(Place, dtype, "_dtype"), NUMBER(Place, step, "_step"), NUMBER(Place, line, "_line"),
-    NUMBER(Place, runs, "runs"), NUMBER(Place, turns, "_turns"), FLAG(Place, is_bad, "_is_bad"),
+    MEMBER(Place, outline, "_outline"), MEMBER(Place, shape, "_shape"),
+    MEMBER(Place, dtype, "_dtype"), MEMBER(Place, step, "_step"), MEMBER(Place, line, "_line"),
+    MEMBER(Place, runs, "runs"), MEMBER(Place, turns, "_turns"), MEMBER(Place, is_bad, "_is_bad"),
     END};
 static PyMemberDef thinning_members[] = {
-    OBJECT(Thinning, special, "_special"), OBJECT(Thinning, counts, "_counts"),
-    OBJECT(Thinning, shapes, "_shapes"), OBJECT(Thinning, passed, "passed"),
-    OBJECT(Thinning, owed, "owed"), NUMBER(Thinning, statement, "_statement"),
-    NUMBER(Thinning, leaving, "_leaving"), FLAG(Thinning, again, "_again"), END};
+    MEMBER(Thinning, special, "_special"), MEMBER(Thinning, counts, "_counts"),
+    MEMBER(Thinning, shapes, "_shapes"), MEMBER(Thinning, passed, "passed"),
+    MEMBER(Thinning, owed, "owed"), MEMBER(Thinning, statement, "_statement"),
+    MEMBER(Thinning, leaving, "_leaving"), MEMBER(Thinning, again, "_again"), END};
 static PyMemberDef passed_members[] = {
-    NUMBER(Passed, count, "count"), NUMBER(Passed, first, "first"), NUMBER(Passed, seq, "seq"),
-    NUMBER(Passed, nth, "nth"), NUMBER(Passed, host_ns, "host_ns"), END};
+    MEMBER(Passed, count, "count"), MEMBER(Passed, first, "first"), MEMBER(Passed, seq, "seq"),
+    MEMBER(Passed, nth, "nth"), MEMBER(Passed, host_ns, "host_ns"), END};
 static PyMemberDef deferred_members[] = {
-    OBJECT(Deferred, stores, "_stores"), OBJECT(Deferred, names, "_names"),
-    OBJECT(Deferred, lines, "lines"), OBJECT(Deferred, disturbed, "disturbed"), END};
+    MEMBER(Deferred, stores, "_stores"), MEMBER(Deferred, names, "_names"),
+    MEMBER(Deferred, lines, "lines"), MEMBER(Deferred, disturbed, "disturbed"), END};
 
 #define HOME "tensortrace.capture._turns."
 enum { FRAME, PLACE, THINNING, PASSED, DEFERRED, STATES };
@@ -170,10 +164,22 @@ static PyObject *find(PyObject *dict, PyObject *key) {
 /* The same of the attributes of an object of ours. Half the time of asking for one. */
 static PyObject *its(PyObject *attributes, int name) { return find(attributes, names[name]); }
 
-/* Whether an attribute is this number. */
-static int is_number(PyObject *attributes, int name, long long wanted) {
-    PyObject *value = its(attributes, name);
-    return value && PyLong_CheckExact(value) && PyLong_AsLongLong(value) == wanted;
+/* A whole number; -1 for whatever else it is, also nothing. */
+static long long number(PyObject *value) {
+    return value && PyLong_CheckExact(value) ? PyLong_AsLongLong(value) : -1;
+}
+
+/* Let a member be another object, which it takes. 0, or -1 if there is none. */
+static int put(PyObject **member, PyObject *value) {
+    PyObject *before = *member;
+    if (!value) return -1;
+    *member = value;
+    Py_XDECREF(before);
+    return 0;
+}
+
+static int put_number(PyObject **member, long long value) {
+    return put(member, PyLong_FromLongLong(value));
 }
 
 static int set_number(PyObject *attributes, int name, long long value) {
@@ -264,16 +270,21 @@ static int may_pass(Op *op, PyObject *here, PyObject *keywords) {
     return stack && PyList_Check(stack) && !PyList_Size(stack) && line &&
            (line == Py_None || is_a(line, FRAME)) && its(op->attributes, N_thins_ops) == Py_True &&
            its(op->attributes, N_stepped) == Py_False &&
-           is_number(op->attributes, N_step, ((Place *)op->place)->step);
+           number(its(op->attributes, N_step)) == number(((Place *)op->place)->step);
 }
 
-/* As `Place.takes`, of one that has something to compare with and has run in this step. */
+/* As `Place.takes`, of one that has something to compare with and has run in this step. -1 with an
+   error set. */
 static int takes(Place *place, PyObject *around) {
     Frame *line = around == Py_None ? NULL : (Frame *)around;
-    place->runs++;
-    if (line && place->line != line->began) place->line = line->began, place->turns = 0;
-    place->turns++;
-    return (!line || line->recorded) && is_taken(place->turns - 1);
+    long long turn = number(place->turns);
+    if (line && number(place->line) != number(line->began)) {
+        if (put(&place->line, owned(line->began)) < 0) return -1;
+        turn = 0;
+    }
+    if (put_number(&place->runs, number(place->runs) + 1) || put_number(&place->turns, turn + 1))
+        return -1;
+    return (!line || line->recorded == Py_True) && is_taken(turn);
 }
 
 /* Count a call that is passed over. */
@@ -297,13 +308,12 @@ static int decide(Op *op, PyObject *here, PyObject *function, PyObject *keywords
     if (seen && seen != Py_None && its(op->attributes, N_replaying) == Py_False)
         op->place = place_of(its(op->attributes, N_places), name, frame);
     if (op->place && may_pass(op, here, keywords) && !PyErr_Occurred()) {
-        if (!takes((Place *)op->place, its(here, N_line))) {
-            done = pass(op, seen);
-        } else {
+        int taken = takes((Place *)op->place, its(here, N_line));
+        if (taken == 0) done = pass(op, seen);
+        if (taken == 1)
             op->turn = PyObject_CallFunctionObjArgs(parts[P_turn], op->recorder, name, seen,
                                                     op->place, NULL);
-            done = op->turn ? 1 : -1;
-        }
+        if (taken) done = op->turn ? 1 : -1;
     }
     Py_XDECREF(name), Py_XDECREF(seen);
     return done;
@@ -326,7 +336,7 @@ static int begin(Op *op, PyObject *function, PyObject *keywords, PyObject *frame
     PyObject *here = get(parts[P_here], N___dict__), *state = NULL;
     int done = 0;
     op->recorder = get(parts[P_slot], N_recorder);
-    if (op->recorder && op->recorder != Py_None && is_number(here, N_busy, 0)) {
+    if (op->recorder && op->recorder != Py_None && number(its(here, N_busy)) == 0) {
         op->attributes = PyObject_GenericGetDict(op->recorder, NULL);
         if (op->attributes && is_at_work(op->recorder, op->attributes, N_ops) == 1)
             state = PyObject_CallNoArgs(parts[P_tracing_state]);
@@ -341,7 +351,7 @@ static int begin(Op *op, PyObject *function, PyObject *keywords, PyObject *frame
 /* As `ops._has_news` where there is none, of one plain tensor: 1 if that is so, 0 if Python has to
    look, -1 with an error set. */
 static int is_quiet(Place *place, PyObject *result) {
-    if (!place->shape || place->shape == Py_None || place->is_bad) return 0;
+    if (!place->shape || place->shape == Py_None || place->is_bad != Py_False) return 0;
     PyObject *shape = owned(place->shape), *dtype = owned(place->dtype), *quiet = NULL;
     /* torch puts a mode of its own below ours */
     PyObject *count = PyObject_CallNoArgs(parts[P_mode_count]);
@@ -447,21 +457,27 @@ static PyObject *call(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 
 /* ---- lines */
 
-/* Whether the line that ends in a frame was passed over, and nothing but plain ops happened in it:
-   `FrameTrace.event` and `FrameTrace._may_wait`. -1 with an error set. */
+/* Whether the line that ends in a frame was passed over, and a look at it can wait, so far as the
+   frame knows: a part of `FrameTrace.event` and `FrameTrace._may_wait`. */
+static int is_passing(Frame *f) {
+    if (f->recorded != Py_False || f->has_news != Py_False || f->goes_on != Py_False) return 0;
+    if (number(f->line) <= 0 || f->theirs != Py_None || !f->began || !f->nth) return 0;
+    return is_a(f->deferred, DEFERRED) && is_a(f->thinning, THINNING) && f->variables &&
+           f->recorder && f->tracer;
+}
+
+/* The rest of it: nothing but plain ops happened in the line. -1 with an error set. */
 static int may_wait(Frame *f, PyObject *attributes, PyObject *tracers) {
-    if (f->recorded || f->has_news || f->goes_on || !f->line || f->theirs != Py_None) return 0;
-    if (!is_a(f->deferred, DEFERRED) || !is_a(f->thinning, THINNING) || !f->variables) return 0;
     PyObject *containers = get(f->variables, N_has_containers);
     Py_XDECREF(containers);
     if (containers != Py_False) return 0;
     PyObject *seq = its(attributes, N_seq), *plain = its(attributes, N_plain);
-    if (its(attributes, N_full) != Py_True || !is_number(attributes, N_step, f->step) || !seq ||
-        !plain || PyLong_AsLongLong(seq) - PyLong_AsLongLong(plain) != f->undisturbed ||
-        !is_number(tracers, N_closures, f->closures))
+    if (its(attributes, N_full) != Py_True || number(its(attributes, N_step)) != number(f->step) ||
+        !seq || !plain || number(seq) - number(plain) != number(f->undisturbed) ||
+        number(its(tracers, N_closures)) != number(f->closures))
         return 0;
     PyObject *here = get(parts[P_here], N___dict__);
-    int ours = !is_number(here, N_busy, 0);
+    int ours = number(its(here, N_busy)) != 0;
     Py_XDECREF(here);
     return !ours && is_at_work(f->recorder, attributes, N_lines) == 1;
 }
@@ -487,21 +503,20 @@ static int put_off(Deferred *d, PyObject *ended, PyObject *execution, PyObject *
     return PyErr_Occurred() ? -1 : due;
 }
 
-/* As `Thinning.begin`: which execution of its line this is, from 0. With an error set if it fails.
- */
+/* As `Thinning.begin`: which execution of its line this is, from 0. With an error set if it
+   fails. */
 static long long count(Frame *f, PyObject *line, PyObject *frame) {
     Thinning *thinning = (Thinning *)f->thinning;
     PyObject *next = NULL;
     long long nth = -1;
     int special = PySet_Contains(thinning->special, line);
     if (special == 1) {
-        PyObject *last = PyLong_FromLongLong(f->last);
         PyObject *found =
-            PyObject_CallMethodObjArgs(f->thinning, names[N_begin], line, last, frame, NULL);
+            PyObject_CallMethodObjArgs(f->thinning, names[N_begin], line, f->last, frame, NULL);
         if (found) nth = PyLong_AsLongLong(found);
-        Py_XDECREF(last), Py_XDECREF(found);
-    } else if (special == 0) {
-        thinning->statement = thinning->leaving = 0, thinning->again = 0;
+        Py_XDECREF(found);
+    } else if (special == 0 && !put(&thinning->statement, owned(zero)) &&
+               !put(&thinning->leaving, owned(zero)) && !put(&thinning->again, owned(Py_False))) {
         PyObject *known = find(thinning->counts, line); /* borrowed */
         nth = known ? PyLong_AsLongLong(known) : 0;
         next = PyLong_FromLongLong(nth + 1);
@@ -581,13 +596,14 @@ static int look_at(PyObject *known, Thinning *thinning, PyObject *found, PyObjec
 /* As `Thinning.pass_over`, of a line that was passed over before. 0, or -1 with an error set. */
 static int pass_over(Thinning *thinning, Passed *passed, PyObject *line, PyObject *execution,
                      PyObject *name, PyObject *old) {
-    long long seq = PyLong_AsLongLong(PyTuple_GetItem(execution, 0));
-    long long nth = PyLong_AsLongLong(PyTuple_GetItem(execution, 1));
-    int quiet = PyLong_AsLongLong(PyTuple_GetItem(execution, 3)) == seq + 1;
-    if (nth != passed->nth || !passed->count) passed->count++;
-    if (name || !quiet || !passed->seq) passed->seq = seq;
-    passed->nth = nth;
-    passed->host_ns = PyLong_AsLongLong(PyTuple_GetItem(execution, 2));
+    PyObject *seq = PyTuple_GetItem(execution, 0), *nth = PyTuple_GetItem(execution, 1);
+    int quiet = number(PyTuple_GetItem(execution, 3)) == number(seq) + 1;
+    long long times = number(passed->count);
+    if ((number(nth) != number(passed->nth) || !times) && put_number(&passed->count, times + 1))
+        return -1;
+    if (name || !quiet || !number(passed->seq)) put(&passed->seq, owned(seq));
+    put(&passed->nth, owned(nth));
+    put(&passed->host_ns, owned(PyTuple_GetItem(execution, 2)));
     PyObject *before = name ? owned(find(thinning->owed, name)) : NULL, *pair = NULL;
     PyObject *by = before ? PyTuple_GetItem(before, 0) : NULL;
     if (name && !(by && PyObject_RichCompareBool(by, line, Py_EQ) == 1)) {
@@ -678,49 +694,46 @@ static int look_back(Frame *f, PyObject *frame) {
 }
 
 /* Begin a line that is passed over: `FrameTrace._begin`. 0, or -1 with an error set. */
-static int begin_line(Frame *f, PyObject *attributes, PyObject *tracers, long long line,
+static int begin_line(Frame *f, PyObject *attributes, PyObject *tracers, PyObject *line,
                       long long turn) {
-    PyObject *seq = its(attributes, N_seq), *plain = its(attributes, N_plain);
-    PyObject *closures = its(tracers, N_closures);
-    if (!seq || !plain || !closures) return -1;
-    f->line = f->last = line, f->nth = turn, f->has_news = 0;
-    f->began = PyLong_AsLongLong(seq);
-    f->undisturbed = f->began + 1 - PyLong_AsLongLong(plain);
-    f->closures = PyLong_AsLongLong(closures);
+    PyObject *seq = its(attributes, N_seq);
+    long long others = number(seq) + 1 - number(its(attributes, N_plain));
+    if (put(&f->line, owned(line)) || put(&f->last, owned(line)) || put_number(&f->nth, turn) ||
+        put(&f->has_news, owned(Py_False)) || put(&f->began, owned(seq)) ||
+        put_number(&f->undisturbed, others) || put(&f->closures, owned(its(tracers, N_closures))))
+        return -1;
     return add_one(attributes, N_seq);
 }
 
 /* Put off the look at the line that ends, and begin the next one: `FrameTrace._defer`. 0, or -1
    with an error set. */
 static int defer(Frame *f, PyObject *attributes, PyObject *tracers, PyObject *frame) {
-    PyObject *clock = PyObject_CallNoArgs(parts[P_clock]), *line = get(frame, N_f_lineno);
-    long long now = clock ? PyLong_AsLongLong(clock) : 0;
-    PyObject *began = PyLong_FromLongLong(f->began), *nth = PyLong_FromLongLong(f->nth);
-    PyObject *took = PyLong_FromLongLong(now - f->since), *last = PyLong_FromLongLong(f->line);
-    PyObject *seq = owned(its(attributes, N_seq)), *execution = NULL, *done = NULL;
-    if (clock && line && began && nth && took && last && seq)
-        execution = PyTuple_Pack(4, began, nth, took, seq);
+    PyObject *now = PyObject_CallNoArgs(parts[P_clock]), *line = get(frame, N_f_lineno);
+    PyObject *took = now ? PyLong_FromLongLong(number(now) - number(f->since)) : NULL;
+    PyObject *seq = owned(its(attributes, N_seq)), *last = owned(f->line);
+    PyObject *execution = NULL, *done = NULL;
+    if (line && took && seq) execution = PyTuple_Pack(4, f->began, f->nth, took, seq);
     int due = execution ? put_off((Deferred *)f->deferred, last, execution, line) : -1;
     long long turn = due < 0 ? -1 : count(f, line, frame);
-    f->raised_at = -1;
+    put_number(&f->raised_at, -1);
     if (!PyErr_Occurred() && is_taken(turn)) {
         PyObject *which = PyLong_FromLongLong(turn);
         if (which)
             done = PyObject_CallMethodObjArgs((PyObject *)f, names[N_look_back], frame, line, which,
-                                              clock, NULL);
+                                              now, NULL);
         Py_XDECREF(which);
     } else if (!PyErr_Occurred() && (!due || look_back(f, frame) == 0)) {
-        f->since = now;
-        begin_line(f, attributes, tracers, PyLong_AsLongLong(line), turn);
+        put(&f->since, owned(now));
+        begin_line(f, attributes, tracers, line, turn);
     }
-    Py_XDECREF(clock), Py_XDECREF(line), Py_XDECREF(began), Py_XDECREF(nth), Py_XDECREF(took);
-    Py_XDECREF(last), Py_XDECREF(seq), Py_XDECREF(execution), Py_XDECREF(done);
+    Py_XDECREF(now), Py_XDECREF(line), Py_XDECREF(took), Py_XDECREF(seq), Py_XDECREF(last);
+    Py_XDECREF(execution), Py_XDECREF(done);
     return PyErr_Occurred() ? -1 : 0;
 }
 
 /* 1 if a line was passed over, 0 if it is Python's, -1 with an error set. */
 static int pass_line(Frame *f, PyObject *frame) {
-    if (!f->recorder || !f->tracer) return 0;
+    if (!is_passing(f)) return 0;
     PyObject *attributes = PyObject_GenericGetDict(f->recorder, NULL);
     PyObject *tracers = PyObject_GenericGetDict(f->tracer, NULL);
     int waits = attributes && tracers ? may_wait(f, attributes, tracers) : 0;

@@ -65,8 +65,6 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
         self.recorder = tracer.recorder
         self.variables = Variables(tracer.reader, code)
         self.expressions = Variables(tracer.reader, None)
-        turns = None if _IS_COMPILED else compiled.turns
-        self.local: Any = self.event if turns is None else MethodType(turns.follow, self)
         self.with_line = 0  # of a block: where it begins
         self.recorded = True
         self.first = 0  # the seq of its first record in the step
@@ -78,6 +76,9 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
         # Not of a file or class, where other code may store, nor of inlined comprehensions.
         optimized = code.co_flags & CO_OPTIMIZED and not self._comprehensions
         self._can_defer = bool(optimized) and tracer.watched is None
+        self.local: Any = self.event
+        if compiled.turns is not None and self._can_defer and tracer.thin and not _IS_COMPILED:
+            self.local = MethodType(compiled.turns.follow, self)
         self._deferred: Deferred | None = None
         self._undisturbed = self._closures = 0
         self.began = 0  # the seq of the line that runs
