@@ -236,6 +236,14 @@ def has_matrix(module: Module) -> bool:
     return False
 
 
+def is_own_backward(call: Call) -> bool:
+    """Whether a call is the backward of an autograd function of the user's own.
+
+    It is called like the function, with no number after it as torch's nodes have.
+    """
+    return call.op is not None and call.node == f"{call.op}Backward"
+
+
 def completion_order(calls: Iterable[Call]) -> list[Call]:
     """Sort calls as they ended: children before their parent, siblings by seq."""
     children: dict[int | None, list[Call]] = {}

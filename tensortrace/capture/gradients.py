@@ -161,18 +161,18 @@ class NodeProbe:
 
 def watch_output(
     recorder: Recorder, tensor: torch.Tensor, number: int, call: OpenCall, name: str
-) -> None:
-    """Report the gradient of a module's output when it arrives. Hot."""
+) -> object:
+    """Report the gradient of a module's output when it arrives; returns its node. Hot."""
     if not recorder.on["gradients"] or _is_functorch(tensor):
-        return
+        return None
     try:
         if tensor._is_view() and tensor._version:
-            return  # reading its grad_fn would build a node that the graph does not use
+            return None  # reading its grad_fn would build a node that the graph does not use
         node = tensor.grad_fn
     except RuntimeError:
-        return
+        return None
     if node is None:
-        return
+        return None
     if not here.stack and recorder.full and not call.recompute:
         recorder.tensors.compare_outputs(tensor, number)
     nr = tensor.output_nr
@@ -185,6 +185,7 @@ def watch_output(
         probe = metadata[key] = OutputProbe(recorder.serial, call.step, nr, number)
         node.register_prehook(probe)
     probe.sites.append((call.seq, call.path, name, call.nth))
+    return node
 
 
 def watch_nodes(

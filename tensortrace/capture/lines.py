@@ -7,7 +7,6 @@ which the log keeps the step line only.
 
 from __future__ import annotations
 
-import linecache
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from tensortrace.capture.line_thinning import is_taken
 from tensortrace.capture.lines_options import Lines
 from tensortrace.capture.live import LiveText
 from tensortrace.capture.reader import Reader
+from tensortrace.capture.source import definition_line
 from tensortrace.capture.tensor_words import make_tensor_words
 from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD, TensorDraft, draft_of_head
 from tensortrace.capture.tracing import follow_thread, forget_thread
@@ -49,7 +49,6 @@ T = TypeVar("T")
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 # Larger tensors that a block finds are only named: a data set need not be read for it.
 _LARGEST_FOUND = 1 << 20
-_LONGEST_DECORATORS = 200
 _RESUMED = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 _INSTALLED = ("site-packages", "dist-packages")
 
@@ -397,7 +396,7 @@ class LineTracer:
 
     def definition_line(self, code: CodeType) -> int:
         """Where the ``def`` of a function is, below its decorators."""
-        return self._once(self._definitions, code, _definition_line)
+        return self._once(self._definitions, code, definition_line)
 
     def statements(self, code: CodeType) -> Statements:
         """Which lines of a function are one statement."""
@@ -450,17 +449,6 @@ def _forget_values(frame: FrameType) -> None:
 
 
 _CALLED_BY_PYTHON = (FrameTrace.event.__code__, LineTracer._on_call.__code__)
-
-
-def _definition_line(code: CodeType) -> int:
-    first = code.co_firstlineno
-    for line in range(first, first + _LONGEST_DECORATORS):
-        text = linecache.getline(code.co_filename, line).lstrip()
-        if text.startswith(("def ", "async def ")):
-            return line
-        if not text or (line == first and not text.startswith("@")):
-            break
-    return first
 
 
 def _numel(tensor: torch.Tensor) -> int:

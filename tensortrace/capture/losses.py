@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tensortrace.capture.autograd_functions import watch_function
 from tensortrace.capture.tensors import dtype_name
 from tensortrace.records import Location
 
@@ -21,6 +22,8 @@ def record_losses(
     """Record what backward is about to run on, with the nodes of its graph nearest to it."""
     gradients = recorder.carried.since_step()
     for _, tensor in losses:
+        if tensor.requires_grad:
+            watch_function(recorder, tensor, None)
         detail: dict[str, Any] = {"shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype)}
         if gradients:
             detail["gradients"] = gradients

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 from torch import nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as torch_module
 
 from tensortrace.capture import ops
 from tensortrace.capture.active import here, slot
+from tensortrace.capture.autograd_functions import watch_function, watch_functions
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import watch_output, watch_parameters
@@ -196,14 +198,22 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
     recorder.module_called(module, path)
     if recorder.roots is not None:
         _find_root(recorder.roots, call, above, args)
+    _take_inputs(recorder, call, above, args)
+    times = recorder.device_times
+    call.began = times.begin(tensors_in(args, "input")) if times is not None else None
+    call.started_ns = _clock()
+
+
+def _take_inputs(
+    recorder: Recorder, call: OpenCall, above: OpenCall | None, args: tuple[Any, ...]
+) -> None:
     for name, tensor in tensors_in(args, "input"):
         number, draft = recorder.tensors.identify(tensor)
         call.inputs.append((name, number))
         if draft is not None:
             call.tensors.append(draft)
-    times = recorder.device_times
-    call.began = times.begin(tensors_in(args, "input")) if times is not None else None
-    call.started_ns = _clock()
+        if (above is None or recorder.op_level) and tensor.requires_grad:
+            watch_function(recorder, tensor, above.path if above is not None else None)
 
 
 def _locate(recorder: Recorder, frame: FrameType, above: OpenCall | None) -> Location | None:
@@ -352,7 +362,9 @@ def _describe(
         if described is not None:
             draft.tensors.append(described)
         if tensor.requires_grad:
-            watch_output(recorder, tensor, number, call, name)
+            node = watch_output(recorder, tensor, number, call, name)
+            if isinstance(node, BackwardCFunction):
+                watch_functions(recorder, node, call.path)
     draft.fields["outputs"] = outputs
     if call.module._parameters and call.grad_enabled:
         watch_parameters(recorder, call.module, call.path)

@@ -28,7 +28,7 @@ from tensortrace.capture.recorder import Recorder
 from tensortrace.capture.roots import Root, Roots, UnkeptError
 from tensortrace.capture.stats import StatsQueue
 from tensortrace.capture.tensors import TensorDraft, TensorTable, version_of
-from tensortrace.checks import StepView, completion_order, plain_op
+from tensortrace.checks import StepView, completion_order, is_own_backward, plain_op
 from tensortrace.checks.nonfinite_forward import FILLS
 from tensortrace.records import Call, Tensor
 
@@ -105,7 +105,8 @@ class Narrower:
         bad = (c for c in step.calls[step.fresh :] if c.phase == "backward"
                and (step.nonfinite(c.inputs) or step.nonfinite(c.outputs)))  # fmt: skip
         first = min(bad, key=lambda c: c.seq, default=None)
-        if first is None or first.op is not None:
+        # Of a backward of the user's own the line inside it is still to be found.
+        if first is None or (first.op is not None and not is_own_backward(first)):
             return []
         by_seq = {call.seq: call for call in step.calls}
         owner = by_seq.get(first.forward) if first.forward is not None else None
@@ -157,8 +158,11 @@ class Narrower:
         tensors = {t.id: t for call in calls for t in call.tensors}
         found = next((c for c in calls if c.op is not None and c.phase == phase
                       and _made_bad(c, tensors)), None)  # fmt: skip
+        if found is not None and found.phase == "backward":
+            found = _at_its_op(found, calls, tensors)
         until = found if phase == "forward" else None
-        differs = _first_difference(step, root, calls, tensors, until)
+        thinned = self._recorder.sampling
+        differs = _first_difference(step, root, calls, tensors, until, thinned=thinned)
         originals = _originals(step, root, calls)
         lines = {call.seq: call.location for call in step.calls}
         asked = self._recorder.sources.locate_frame(sys._getframe())
@@ -421,38 +425,72 @@ def _made_bad(call: Call, tensors: dict[int, Tensor]) -> bool:
     return fresh and (call.phase == "backward" or plain_op(call.op) not in FILLS)
 
 
+def _at_its_op(found: Call, calls: list[Call], tensors: dict[int, Tensor]) -> Call:
+    """Move the backward of a function of the user's own to the line of the op that is to blame.
+
+    What ran since the backward call before it ran inside of it.
+    """
+    if found.forward is not None:
+        return found
+    at = next(i for i, call in enumerate(calls) if call is found)
+    begins = max((i for i in range(at) if calls[i].phase == "backward"), default=-1)
+    blamed = next((c for c in calls[begins + 1 : at] if _made_bad(c, tensors)), None)
+    if blamed is not None:
+        calls[at] = found = structs.replace(found, location=blamed.location)
+    return found
+
+
 def _originals(step: StepView, root: Root, calls: list[Call]) -> dict[int | None, int]:
-    """Which call of the step each module call of the replay repeats: by path, in order."""
-    by_path: dict[str | None, list[int]] = {}
-    inside = {root.seq}
+    """Which call of the step each module call of the replay repeats.
+
+    By path, in order. Where the step passed calls over, by their number too: those of the root's
+    earlier calls in the step come before, as many of each module as this one makes.
+    """
+    by_path: dict[str | None, list[Call]] = {}
+    inside, turn = {root.seq}, 0
     for call in sorted(step.calls, key=lambda c: c.seq):
         if call.phase != "forward" or call.op is not None or call.recompute:
             continue
+        if call.seq == root.seq:
+            turn = call.nth
         if call.parent in inside or call.seq == root.seq:
             inside.add(call.seq)
-            by_path.setdefault(call.module, []).append(call.seq)
-    found: dict[int | None, int] = {}
+            by_path.setdefault(call.module, []).append(call)
+    again: dict[str | None, list[int]] = {}
     for call in calls:
-        if call.op is None and call.phase == "forward" and by_path.get(call.module):
-            found[call.seq] = by_path[call.module].pop(0)
+        if call.op is None and call.phase == "forward" and not call.recompute:
+            again.setdefault(call.module, []).append(call.seq)
+    found: dict[int | None, int] = {}
+    for path, seqs in again.items():
+        then = by_path.get(path, [])
+        if len(then) < len(seqs):
+            first = turn * len(seqs)
+            numbered = {call.nth - first: call.seq for call in then}
+            found.update((seq, numbered[n]) for n, seq in enumerate(seqs) if n in numbered)
+        else:
+            found.update((seq, call.seq) for seq, call in zip(seqs, then, strict=False))
     return found
 
 
 def _first_difference(
-    step: StepView, root: Root, calls: list[Call], tensors: dict[int, Tensor], until: Call | None
-) -> str | None:
+    step: StepView, root: Root, calls: list[Call], tensors: dict[int, Tensor], until: Call | None,
+    *, thinned: bool,
+) -> str | None:  # fmt: skip
     """The first module whose outputs in the replay are not what they were; None if all are.
 
-    Minimum and maximum are the fingerprint: exact, and independent of the order of reduction.
+    Minimum and maximum are the fingerprint: exact, and independent of the order of reduction. A
+    `thinned` step has passed calls over, with which nothing can be compared.
     """
     originals = _originals(step, root, calls)
     by_seq = {call.seq: call for call in step.calls}
     for call in sorted(calls, key=lambda c: c.seq):
-        if call.op is not None or call.phase != "forward":
+        if call.op is not None or call.phase != "forward" or call.recompute:
             continue
         if until is not None and call.seq > until.seq:
             break
         original = by_seq.get(originals.get(call.seq, -1))
+        if original is None and thinned:
+            continue
         if original is None:
             return call.module or ""
         if until is not None and call.seq in _ancestors(calls, until):

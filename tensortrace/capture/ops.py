@@ -33,6 +33,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tensortrace.capture import compiled
 from tensortrace.capture.active import Ours, here, slot
+from tensortrace.capture.autograd_functions import watch_function
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import watch_nodes
@@ -318,7 +319,9 @@ def _run(
             try:
                 if place is not None and before is not None:
                     place.checked, place.writes = True, before != versions_of(args, kwargs)
-                _end(recorder, draft, result, since, place)
+                # What writes by index returns nothing.
+                made = args[0] if turn.name == "__setitem__" else result
+                _end(recorder, draft, made, since, place)
             except Exception as error:
                 recorder.fault("ops", error)
             finally:
@@ -451,10 +454,12 @@ def _begin(
     if not recorder.owns_thread():
         fields["thread"] = recorder.thread_number()
     draft = CallDraft(recorder.step, recorder.next_seq() if seq is None else seq, fields)
+    inputs = tensors_in((*args, *kwargs.values()), "input")
+    for _, tensor in inputs if grad_enabled else ():
+        if tensor.requires_grad:
+            watch_function(recorder, tensor, inside.path if inside is not None else None)
     # Inputs are measured before the call: an in-place op overwrites them.
-    fields["inputs"] = _identify(
-        recorder, draft, tensors_in((*args, *kwargs.values()), "input"), grad_enabled
-    )
+    fields["inputs"] = _identify(recorder, draft, inputs, grad_enabled)
     return draft
 
 

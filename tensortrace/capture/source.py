@@ -29,6 +29,7 @@ _TYPED_IN = ("<stdin>", "<string>", "<ipython", "<doctest", "<console>", "<input
 # What `exec` runs has no text. Python 3.13 shows that of ``python -c`` in its place.
 _NAMELESS = "<string>"
 _LONGEST_SOURCE = 100_000
+_LONGEST_DECORATORS = 200
 # A program that makes other functions in each step would fill memory with them.
 _MOST_CODES = 10_000
 
@@ -157,6 +158,18 @@ class SourceLines:
             return []
         fresh, self._fresh = self._fresh, []
         return [found for code in fresh if (found := _read_source(code, step)) is not None]
+
+
+def definition_line(code: CodeType) -> int:
+    """Where the ``def`` of a function is, below its decorators."""
+    first = code.co_firstlineno
+    for line in range(first, first + _LONGEST_DECORATORS):
+        text = linecache.getline(code.co_filename, line).lstrip()
+        if text.startswith(("def ", "async def ")):
+            return line
+        if not text or (line == first and not text.startswith("@")):
+            break
+    return first
 
 
 def with_code(location: Location | None) -> Location | None:

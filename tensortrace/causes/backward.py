@@ -34,6 +34,16 @@ def explain(facts: Facts, selected_by: Call | None = None) -> Reason:
     return Reason(f"{why}and 0 * inf is NaN", fix, reason.blamed, reason.carries)
 
 
+def explain_function(name: str) -> Reason:
+    """The same of an autograd function of the user's own, which computes its gradient itself."""
+    return Reason(
+        f"{name} is an autograd function of yours: finite gradients went into its backward(), "
+        "others came out",
+        f"guard what {name}.backward() divides by or takes the root, power or logarithm of; "
+        f"torch.autograd.gradcheck({name}.apply, inputs) in float64 compares it with differences",
+    )
+
+
 def _got(f: Facts, *told: str) -> str:
     if not f.inputs:
         return ""

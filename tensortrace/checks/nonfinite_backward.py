@@ -14,6 +14,7 @@ from tensortrace.checks import (
     completion_order,
     count_text,
     finite,
+    is_own_backward,
     plain_op,
 )
 from tensortrace.records import Call, ChainLink, Tensor
@@ -179,7 +180,7 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     # Named before it is narrowed: in a later step the same cause is not replayed again.
     found = _place(step, origin)[0]
     cause = f"{found.module} {found.op or origin.call.op}"
-    if not origin.direct:
+    if not origin.direct or is_own_backward(origin.call):
         placed, op_call = step.narrowed(None, "backward")
         if op_call is not None:
             made = step.nonfinite(op_call.outputs)[0]
@@ -223,7 +224,8 @@ def _reason(step: StepView, by: Call) -> Reason:
     inputs = [tensor for _, tensor in _inputs(step, by)]
     facts = Facts(plain_op(by.op), inputs, outputs if by.phase == "forward" else [], by.arguments)
     if by.phase == "backward":
-        return backward.explain(facts)
+        own = by.op if is_own_backward(by) else None
+        return backward.explain(facts) if own is None else backward.explain_function(own)
     forward = (c for c in (*step.calls, *step.replayed) if c.phase == "forward")
     return backward.explain(facts, selector(by, forward))
 

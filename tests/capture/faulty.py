@@ -145,9 +145,24 @@ class NegativeRoot(Base):
         return h + (h.abs() * 0 - 2).pow(0.5)  # fault
 
 
+@faulty("setitem")
+class WrittenByIndex(Base):
+    def middle(self, h: Tensor) -> Tensor:
+        h = h.clone()
+        h[0] = float("nan")  # fault
+        return h
+
+
 @faulty("sqrt", "backward")
 class RootOfZero(Base):
     def middle(self, h: Tensor) -> Tensor:
+        return h + (h * 0).sum(-1, keepdim=True).sqrt()  # fault
+
+
+@faulty("sqrt", "backward")
+class CheckpointedRoot(Base):
+    def middle(self, h: Tensor) -> Tensor:
+        h = checkpointing.checkpoint(self.inner, h, use_reentrant=False)
         return h + (h * 0).sum(-1, keepdim=True).sqrt()  # fault
 
 

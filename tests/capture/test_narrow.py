@@ -377,3 +377,55 @@ def test_value_that_does_harm_only_later_is_narrowed_when_it_does() -> None:
             optimizer.zero_grad()
     error = next(finding for finding in t.findings if finding.severity == "error")
     assert (error.step, error.op, error.evidence["placed"]) == (2, "reciprocal", "exact")
+
+
+class Unrolled(nn.Module):
+    """A cell that a thin step looks at a few times of twenty, and a root of zero after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.RNNCell(4, 4), nn.Linear(4, 2)
+        self.fails = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros_like(x)
+        for _ in range(20):
+            h = self.cell(x, h)
+        if self.fails:
+            h = h + (h * 0).sum(-1, keepdim=True).sqrt()
+        return self.head(h)
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_calls_that_a_thin_step_passed_over_do_not_make_a_replay_differ(turns: int) -> None:
+    model = Unrolled()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with trace(out=[].append, every=100) as t:
+        for step in range(25):
+            t.step()
+            for turn in range(turns):
+                model.fails = step == 24 and turn == turns - 1
+                model(torch.randn(3, 4)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    (found,) = (f for f in t.findings if f.severity == "error")
+    assert (found.op, found.evidence["placed"]) == ("sqrt", "exact")
+
+
+def test_state_outside_the_modules_is_told_of_a_thin_step_too() -> None:
+    count = 0
+
+    class Counting(Unrolled):
+        def forward(self, x: Tensor) -> Tensor:
+            nonlocal count
+            count += 1
+            return super().forward(x * count)
+
+    model = Counting()
+    with trace(out=[].append, every=100) as t:
+        for step in range(25):
+            t.step()
+            model.fails = step == 24
+            model(torch.randn(3, 4)).sum().backward()
+    (found,) = (f for f in t.findings if f.severity == "error")
+    assert (found.op, found.evidence["placed"]) == ("sqrt", "close")

@@ -1,0 +1,79 @@
+"""Autograd functions of the user's own: their backward, with the line that it is written at.
+
+`torch.autograd.Function.apply` is no function that a mode is shown, and what runs in its `forward`
+leaves no node. So the node is met on its result: by what takes that, or as it is returned.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd.function import BackwardCFunction
+
+from tensortrace.capture.gradients import NodeProbe
+from tensortrace.capture.source import definition_line
+from tensortrace.records import Location
+from tensortrace.text import shorten
+
+if TYPE_CHECKING:
+    from tensortrace.capture.recorder import Recorder
+
+_is_functorch = torch._C._functorch.is_functorch_wrapped_tensor
+
+
+def watch_function(recorder: Recorder, tensor: torch.Tensor, path: str | None) -> None:
+    """Report the backward of the user's function that made a tensor, if one did. Hot.
+
+    Args:
+        recorder: what to report to.
+        tensor: any that requires grad.
+        path: of the module in whose forward it was met; None outside modules.
+    """
+    if not recorder.on["gradients"] or _is_functorch(tensor):
+        return
+    try:
+        if tensor._is_view() and tensor._version:
+            return  # reading its grad_fn would build a node that the graph does not use
+        node: object = tensor.grad_fn
+    except RuntimeError:
+        return
+    if isinstance(node, BackwardCFunction):
+        watch_functions(recorder, node, path)
+
+
+def watch_functions(recorder: Recorder, last: BackwardCFunction, path: str | None) -> None:
+    """Report the backward of a function, and of those right behind it: nothing took their result.
+
+    Args:
+        recorder: what to report to.
+        last: the node of the one whose result was met.
+        path: of the module in whose forward that was; None outside modules.
+    """
+    todo: list[Any] = [last]
+    while todo:
+        node = todo.pop()
+        if not isinstance(node, BackwardCFunction):
+            continue
+        if node.metadata.get("tensortrace") == recorder.serial:
+            continue
+        node.metadata["tensortrace"] = recorder.serial
+        function: Any = type(node)._forward_cls  # type: ignore[attr-defined]
+        location = _backward_of(recorder, function)
+        if location is not None:
+            name = shorten(function.__name__)
+            fields = {"op": name, "module": path, "forward": None, "location": location}
+            fields["node"] = f"{name}Backward"
+            node.register_hook(NodeProbe(recorder.serial, recorder.step, fields))
+        todo.extend(parent for parent, _ in node.next_functions)
+
+
+def _backward_of(recorder: Recorder, function: Any) -> Location | None:
+    """Where the backward of a function is defined; None if it is not the user's."""
+    for name in ("backward", "vjp"):
+        # Decorators of torch's wrap it.
+        code = getattr(inspect.unwrap(getattr(function, name)), "__code__", None)
+        if code is not None and recorder.sources.is_user(code):
+            return recorder.sources.locate_line(code, definition_line(code))
+    return None
