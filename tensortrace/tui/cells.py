@@ -22,7 +22,7 @@ from tensortrace.records import (
     Step,
     Tensor,
 )
-from tensortrace.text import escape, location_text, number_text, shape_text, short_dtype
+from tensortrace.text import escape, number_text, shape_text, short_dtype
 from tensortrace.tui.row import Lookup, Row
 from tensortrace.tui.theme import SEVERITY_GLYPH
 
@@ -168,7 +168,7 @@ def name_of(row: Row, modules: Mapping[str, Module]) -> tuple[str, str]:
         case Line() as line:
             told = ", ".join(f"{escape(v.name)} = {escape(v.text)}" for v in line.changed)
             code = escape((line.location.code or "").strip())
-            named = code or location_text(line.location), told
+            named = code or short_place(line.location), told
         case Step() as step:
             named = "end of step", _step_text(step)
         case Finding() as finding:

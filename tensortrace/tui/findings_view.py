@@ -8,6 +8,7 @@ from typing import ClassVar
 import msgspec
 from textual.app import ComposeResult
 from textual.binding import BindingType
+from textual.geometry import Size
 
 from tensortrace.export.contents import in_order_of_cause
 from tensortrace.records import Finding, Severity
@@ -31,6 +32,8 @@ SEVERITY_FILTERS: tuple[tuple[str, frozenset[Severity]], ...] = (
     ("notes", frozenset(("note",))),
 )
 AROUND = 3
+# Cells of a list whose pane was not laid out yet.
+NARROW = 40
 
 
 def family_of(finding: Finding) -> str:
@@ -51,6 +54,8 @@ class FindingsView(View):
         self.held: list[Finding] = []
         self.ordered: tuple[object, list[Finding]] = (None, [])
         self.at: Finding | None = None
+        # The room that it was drawn for.
+        self.drawn: tuple[Size, int] | None = None
 
     def compose(self) -> ComposeResult:
         """The list, and what the one under the cursor says."""
@@ -68,14 +73,36 @@ class FindingsView(View):
         if viewer.at_finding is not None and viewer.at_finding is not self.at:
             self.at = viewer.at_finding
         held, modules, glyphs = self.held, viewer.modules, viewer.glyphs
+        self.drawn = self.room
+        height = findings.lines_each(held, *self.drawn[0])
 
         def draw(at: int, part: int, width: int, here: bool) -> Styled:
-            return findings.finding_line(held[at], part, modules, width, here=here, glyphs=glyphs)
+            return findings.finding_line(
+                held[at], part, modules, width, here=here, glyphs=glyphs, height=height
+            )
 
+        self.main.item_height = height
         self.main.set_title(self.title_text())
         at = held.index(self.at) if self.at in held else self.main.cursor or 0
         self.main.show(len(held), draw, at)
         self.draw_told()
+
+    @property
+    def told(self) -> Pane:
+        """The pane beside or below the list."""
+        return self.query_one("#findings-told", Pane)
+
+    @property
+    def room(self) -> tuple[Size, int]:
+        """The size of the list, and cells of a line beside it; of a hidden pane some that work."""
+        width = (self.told.size.width or self.viewer.size.width - 2) - 2
+        return self.main.size or Size(NARROW, 0), max(20, width)
+
+    def on_pane_resized(self, message: Pane.Resized) -> None:
+        """Lay out for the room that the panes now have; they may get it after all else."""
+        message.stop()
+        if self.display and self.ready and self.room != self.drawn:
+            self.draw()
 
     def title_text(self) -> str:
         """Say how many there are, and of which kind."""
@@ -104,11 +131,10 @@ class FindingsView(View):
 
     def draw_told(self) -> None:
         """Tell the finding under the cursor: what, why, fix, chain, the lines of code."""
-        pane, viewer, finding = self.query_one("#findings-told", Pane), self.viewer, self.finding
+        viewer, finding = self.viewer, self.finding
         lines: list[Styled] = []
         if finding is not None:
-            width = max(20, (pane.size.width or viewer.size.width - 2) - 1)
-            lines = detail.finding_lines(finding, viewer.modules, width, viewer.glyphs)
+            lines = detail.finding_lines(finding, viewer.modules, self.room[1], viewer.glyphs)
             lines += repeated(finding, viewer.log_.last_step())
             places = [finding.location, *(link.location for link in finding.chain)]
             for place in dict.fromkeys(place for place in places if place is not None):
@@ -117,7 +143,7 @@ class FindingsView(View):
                     lines.append([])
                     lines.append([(detail.source_title(place), "faint")])
                     lines += detail.snippet(place, source, AROUND, viewer.glyphs)
-        pane.show(len(lines), lambda at, part, width, here: lines[at])
+        self.told.show(len(lines), lambda at, part, width, here: lines[at])
 
     # ---- keys
 

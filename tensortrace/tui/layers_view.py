@@ -16,6 +16,7 @@ from tensortrace.tui.span import Span
 from tensortrace.tui.span_view import SpanView
 from tensortrace.tui.theme import Styled
 
+NO_LAYERS = "no layers to show: no step of this log has numbers of modules"
 NAMES = tuple(name for name in QUANTITIES if name != "param_grad_rms")
 
 
@@ -85,6 +86,8 @@ class LayersView(SpanView):
             lines = told_lines(
                 self.grid, self.main.cursor or 0, self.column, self.viewer.modules, width
             )
+            if not self.grid.paths and self.part >= 1:
+                lines = [[(f" {NO_LAYERS}", "faint")]]
             pane.show(len(lines), lambda at, part, width, here: lines[at])
 
     # ---- keys

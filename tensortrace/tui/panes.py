@@ -78,8 +78,9 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
         self.cursor: int | None = 0 if cursor else None
         self.count = 0
         self._draw: Draw = lambda at, part, width, here: []
-        # By item, part, width, focus, and whether it is the topmost item.
-        self._strips: LRUCache[tuple[int, int, int, bool, bool], Strip] = LRUCache(KEPT_STRIPS)
+        # By item, part, width in all and beside a scrollbar, focus, whether it is the topmost item.
+        self._strips: LRUCache[tuple[int, int, int, int, bool, bool], Strip]
+        self._strips = LRUCache(KEPT_STRIPS)
         self._base: Style | None = None
 
     def set_title(self, text: str) -> None:
@@ -198,7 +199,9 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
 
     def _strip(self, at: int, part: int, width: int, here: bool) -> Strip:
         base = self._base or self.rich_style
-        key = (at, part, width, here and self.has_focus, at == self.topmost)
+        # The scrollbar lies over the last cells: a sign that something is cut stands before it.
+        seen = width - self.show_vertical_scrollbar * self.styles.scrollbar_size_vertical
+        key = (at, part, width, seen, here and self.has_focus, at == self.topmost)
         strip = self._strips.get(key) if not here else None
         if strip is None:
             glyphs = ASCII if self.app.has_class("-ascii") else UNICODE
@@ -206,7 +209,7 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
             pieces = [
                 # The rows are escaped where they are made; this is the last gate to the terminal.
                 Segment(escape(text), base + STYLES[style] + over if here else base + STYLES[style])
-                for text, style in cut(joined(self._draw(at, part, width, here)), width, glyphs)
+                for text, style in cut(joined(self._draw(at, part, width, here)), seen, glyphs)
             ]
             strip = Strip(pieces).crop_extend(0, width, base + over if here else base)
             if not here:

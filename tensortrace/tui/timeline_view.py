@@ -99,7 +99,8 @@ class TimelineView(SpanView):
             (now, "error" if now.endswith("not finite") else "ok"),
         ]
         if any(bad):
-            title.append((f"  x {sum(bad)} not finite", "error"))
+            columns = f"{sum(bad)} column{'s' * (sum(bad) != 1)}"
+            title.append((f"  x: not finite in {columns}", "error"))
         if not held and not any(bad):
             return [title, [(" not in this log" if self.part >= 1 else "", "faint")]]
         rows = max(1, height - 1)

@@ -132,3 +132,17 @@ async def test_the_pane_wraps_messages_where_there_is_room(tmp_path: Path) -> No
         await until(pilot, lambda: app.pane("findings").item_height < 5)
         await pilot.resize_terminal(120, 40)
         await until(pilot, lambda: app.pane("findings").item_height >= 5)
+
+
+async def test_list_and_explanation_are_laid_out_for_the_room_that_there_is(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("7")
+        await settle(app, pilot)
+        assert "log makes 12 of 640 elements -inf: its input has 12 zeros" in text_of(app)
+        await pilot.resize_terminal(200, 60)
+        whole = "softmax underflows to exact zeros when two scores are more than 104 apart"
+        await until(pilot, lambda: whole in text_of(app))
+        # Beside it the list is narrow, and has lines to spare for the message.
+        await until(pilot, lambda: "│   input has 12 zeros  " in text_of(app))

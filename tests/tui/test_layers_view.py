@@ -13,12 +13,13 @@ from tensortrace.run import Run, open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.heat import HeatMap, scale_of, told_lines
+from tensortrace.tui.layers_view import NO_LAYERS
 from tensortrace.tui.span import Span
 from tensortrace.tui.tracks import Statistic
 from tensortrace.tui.trend import trend_text
 from tests.builders import make_call, make_end, make_header, make_tensor, write_log
-from tests.tui.samples import make_finding
-from tests.tui.screen import settle, text_of
+from tests.tui.samples import make_finding, make_open_run
+from tests.tui.screen import settle, text_of, until
 
 PATHS = ["", "first", "second", "last"]
 
@@ -183,3 +184,12 @@ async def test_the_map_of_gradients_marks_what_is_not_finite_in_gradients(tmp_pa
     assert trend_text(grid, msgspec.structs.replace(record, phase="backward"))[:3] == "xxx"
     assert [Statistic(n, "outputs").of(steps[0]) for n in ("output_rms", "grad_rms")][1] == 1.0
     assert math.isnan(Statistic("output_rms", "outputs").of(steps[0]) or 0.0)
+
+
+async def test_a_log_without_numbers_of_layers_says_so(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("3")
+        await settle(app, pilot)
+        await until(pilot, lambda: NO_LAYERS in text_of(app))

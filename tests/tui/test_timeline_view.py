@@ -72,7 +72,7 @@ async def test_the_timeline_shows_loss_and_gradient_with_the_finding_marked(tmp_
         await pilot.press("2")
         await settle(app, pilot)
         text = text_of(app)
-        assert "loss  here not finite  x 1 not finite" in text
+        assert "loss  here not finite  x: not finite in 1 column" in text
         assert "grad norm  here not finite" in text
         marks = next(line for line in text.splitlines() if "findings" in line)
         wide = app.view.wide

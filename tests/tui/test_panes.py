@@ -1,0 +1,49 @@
+"""A pane of lines, in a program of its own."""
+
+from __future__ import annotations
+
+import pytest
+from textual.app import App, ComposeResult
+from textual.pilot import Pilot
+
+from tensortrace.tui.panes import Pane
+from tests.tui.screen import until
+
+
+class Lines(App[None]):
+    """One pane as large as the screen."""
+
+    CSS = "Pane { overflow-x: hidden; overflow-y: auto; scrollbar-size-vertical: 1; }"
+
+    def compose(self) -> ComposeResult:
+        """The pane."""
+        yield Pane("only", "Lines", cursor=False)
+
+
+def rows(app: App[None]) -> list[str]:
+    """What is on the screen, line by line."""
+    strips = app.screen._compositor.render_strips()
+    return ["".join(segment.text for segment in strip) for strip in strips]
+
+
+async def fill(app: App[None], pilot: Pilot[None], count: int) -> None:
+    pane = app.query_one(Pane)
+    pane.show(count, lambda at, part, width, here: [(f"{at} " + "x" * 60, "")])
+    await until(pilot, lambda: "0 xxx" in rows(app)[0])
+    await until(pilot, lambda: pane.show_vertical_scrollbar == (count > 10))
+
+
+@pytest.mark.parametrize("count", [5, 50])
+async def test_the_sign_of_a_cut_line_is_seen_beside_a_scrollbar(count: int) -> None:
+    app = Lines()
+    async with app.run_test(size=(40, 10)) as pilot:
+        await fill(app, pilot, count)
+        await until(pilot, lambda: rows(app)[0].rstrip(" ▁▂▃▄▅▆▇█").endswith("x…"))
+        assert all("x…" in row for row in rows(app)[: min(count, 10)])
+
+
+async def test_a_line_that_fits_beside_the_scrollbar_is_not_cut() -> None:
+    app = Lines()
+    async with app.run_test(size=(65, 10)) as pilot:
+        await fill(app, pilot, 50)
+        assert not any("…" in row for row in rows(app))
