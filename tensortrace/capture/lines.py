@@ -257,12 +257,12 @@ class LineTracer:
 
     def _on_call(self, frame: FrameType, event: str, arg: Any) -> Any:
         """Python calls this for each function that is called. Hot: torch calls many."""
+        if _IS_COMPILED and torch.compiler.is_compiling():
+            return None
         code = frame.f_code
         if code.co_flags & CO_NESTED:
             self.closures += 1
         if self._is_alone and code.co_name not in self._names:
-            return None
-        if _IS_COMPILED and torch.compiler.is_compiling():
             return None
         prior = self._thread.prior
         theirs = None
