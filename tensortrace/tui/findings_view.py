@@ -53,7 +53,9 @@ class FindingsView(View):
         self.family, self.severity = "", 0
         self.held: list[Finding] = []
         self.ordered: tuple[object, list[Finding]] = (None, [])
+        # The finding under the cursor, and the one that the viewer led to, once for each.
         self.at: Finding | None = None
+        self.led: Finding | None = None
         # The room that it was drawn for.
         self.drawn: tuple[Size, int] | None = None
 
@@ -70,8 +72,8 @@ class FindingsView(View):
         if self.ordered[0] is not viewer.found:
             self.ordered = (viewer.found, in_order_of_cause(viewer.found))
             self.held = self.filtered(self.ordered[1])
-        if viewer.at_finding is not None and viewer.at_finding is not self.at:
-            self.at = viewer.at_finding
+        if viewer.at_finding is not None and viewer.at_finding is not self.led:
+            self.at = self.led = viewer.at_finding
         held, modules, glyphs = self.held, viewer.modules, viewer.glyphs
         self.drawn = self.room
         height = findings.lines_each(held, *self.drawn[0])
@@ -144,6 +146,10 @@ class FindingsView(View):
                     lines.append([(detail.source_title(place), "faint")])
                     lines += detail.snippet(place, source, AROUND, viewer.glyphs)
         self.told.show(len(lines), lambda at, part, width, here: lines[at])
+
+    def leave(self) -> None:
+        """Begin at the finding that one came to last when the view is opened again."""
+        self.led = None
 
     # ---- keys
 

@@ -160,6 +160,9 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
 
     def _reveal(self) -> None:
         """Scroll the cursor into sight with a little around it; far jumps put it in the middle."""
+        if self.show_vertical_scrollbar:
+            # One that has just appeared stands at the top.
+            self.vertical_scrollbar.position = self.scroll_y
         if self.cursor is None:
             return
         height, page = self.item_height, max(1, self.size.height - self.sticky)

@@ -146,3 +146,24 @@ async def test_list_and_explanation_are_laid_out_for_the_room_that_there_is(tmp_
         await until(pilot, lambda: whole in text_of(app))
         # Beside it the list is narrow, and has lines to spare for the message.
         await until(pilot, lambda: "│   input has 12 zeros  " in text_of(app))
+
+
+async def test_the_cursor_stays_where_it_was_put_when_the_view_is_drawn_again(
+    tmp_path: Path,
+) -> None:
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("7")
+        await settle(app, pilot)
+        view = app.view
+        assert (app.at_finding.code, view.main.cursor) == ("TT101", 1)
+        await pilot.press("g")
+        await settle(app, pilot)
+        app.take_findings()
+        await settle(app, pilot)
+        await until(pilot, lambda: "x TT101 step 7" not in text_of(app).partition("Why")[2])
+        assert (view.main.cursor, view.finding.code) == (0, "TT402")
+        await pilot.press("1", "7")
+        await settle(app, pilot)
+        assert (view.main.cursor, view.finding.code) == (1, "TT101")
