@@ -34,6 +34,7 @@ from tensortrace.records import (
     Optimizer,
     Param,
     Record,
+    Scalar,
     Severity,
     Source,
     Step,
@@ -151,7 +152,7 @@ class Engine:
         elif isinstance(record, Optimizer):
             step.optimizers.append(record)
             found = self._gate(step)
-            if not record.skipped and not finite(record.grad_norm):
+            if not record.skipped and not finite(_norm_of(step, record)):
                 # From the findings of the run, not of the step: a thinned step has no calls to
                 # meet a known cause in, and must poison all the same.
                 errors = [f.id for f in self._findings if is_damage(f)]
@@ -261,6 +262,18 @@ def is_quiet(record: Record) -> bool:
         values = (action.detail.get(key) for key in _VALUES)
         return action.action != "exception" and all(map(finite, values))
     return kind is not Optimizer or finite(record.grad_norm)  # type: ignore[attr-defined]
+
+
+def _norm_of(step: StepView, optimizer: Optimizer) -> Scalar | None:
+    """The norm of the gradients that an optimizer stepped with, or that they were clipped by.
+
+    A thin step does not measure clipped gradients again.
+    """
+    if optimizer.grad_norm is not None:
+        return optimizer.grad_norm
+    clips = [a for a in step.actions if a.action == "clip" and a.seq < optimizer.seq
+             and a.optimizer in (None, optimizer.index)]  # fmt: skip
+    return clips[-1].detail.get("total_norm") if clips else None
 
 
 def _every(header: Header) -> int:

@@ -271,7 +271,7 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         made += f" ({told})" if told else ""
     return Draft(
         message=made if damage else made + HARMLESS,
-        follows=step.poisoned, severity="error" if damage else "note",
+        follows=step.poisoned or _updated_by(step, call), severity="error" if damage else "note",
         # The same layer over and over is one note.
         cause=cause if damage else re.sub(r"\d+", "#", cause),
         phase="forward", module=call.module, op=call.op, seq=call.seq, tensor=tensor.id,
@@ -279,6 +279,16 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         value=tensor.nonfinite, limit=0, location=location, explanation=reason.why,
         fix=reason.fix, evidence=evidence, chain=_chain(step, call, tensor, reason, length),
     )  # fmt: skip
+
+
+def _updated_by(step: StepView, call: Call) -> str | None:
+    """The finding that an optimizer's update follows from that came before a call of its step.
+
+    One that evaluates a closure several times (LBFGS) moves the weights in between.
+    """
+    if not any(o.seq < call.seq and not o.skipped for o in step.optimizers):
+        return None
+    return next((f.id for f in step.causes if f.code == "TT102" and f.severity == "error"), None)
 
 
 def _spoilt_weights(step: StepView, call: Call) -> tuple[str, Tensor] | None:

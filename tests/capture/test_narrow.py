@@ -429,3 +429,20 @@ def test_state_outside_the_modules_is_told_of_a_thin_step_too() -> None:
             model(torch.randn(3, 4)).sum().backward()
     (found,) = (f for f in t.findings if f.severity == "error")
     assert (found.op, found.evidence["placed"]) == ("sqrt", "close")
+
+
+def test_what_a_closure_is_evaluated_with_after_a_bad_update_follows_from_it() -> None:
+    model = FAULTY["RootOfZero"].make()
+    optimizer = torch.optim.LBFGS(model.parameters(), 0.1, max_iter=3)
+    x = torch.randn(3, 4)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    with trace(out=[].append) as t:
+        optimizer.step(closure)
+        optimizer.step(closure)
+    assert [f.code for f in t.findings if f.severity == "error"] == ["TT102"]

@@ -231,3 +231,21 @@ def test_checks_are_shown_all_of_a_step_that_begins_with_an_infinity() -> None:
             model(zeros)
     assert shown[25] == 0  # quiet
     assert shown[26] == 4  # the log, and the three calls after it
+
+
+@pytest.mark.parametrize("step_of_fault", [20, 24])
+def test_clipping_by_a_norm_that_is_not_finite_explains_the_steps_after_it(
+    step_of_fault: int,
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with trace(out=[].append) as t:
+        for step in range(step_of_fault + 3):
+            y = model(torch.randn(3, 4))
+            loss = (y * 0 if step == step_of_fault else y).sum()
+            (loss.sqrt() if step == step_of_fault else loss).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    errors = [f for f in t.findings if f.severity == "error"]
+    assert [(f.code, f.step) for f in errors] == [("TT102", step_of_fault)]

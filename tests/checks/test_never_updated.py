@@ -158,3 +158,22 @@ def test_a_rate_of_zero_is_told_after_more_than_twenty_steps_and_a_warm_up_is_no
     assert find(warm_up, "TT401") == []
     frozen_group = steps(30, held=BOTH, ratio=0.0, lr=(0.1, 0.0))
     assert find(frozen_group, "TT401") == []
+
+
+def test_what_lbfgs_has_fitted_in_its_first_step_is_silent():
+    def run():
+        x = torch.randn(64, 3)
+        y = x @ torch.randn(3, 1)
+        net = nn.Linear(3, 1)
+        lbfgs = torch.optim.LBFGS(net.parameters(), line_search_fn="strong_wolfe")
+
+        def closure():
+            lbfgs.zero_grad()
+            loss = F.mse_loss(net(x), y + 0.1)
+            loss.backward()
+            return loss
+
+        for _ in range(12):
+            lbfgs.step(closure)
+
+    assert find_live(run, "TT401") == []
