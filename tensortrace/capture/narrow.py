@@ -366,9 +366,11 @@ class ReplayTable(TensorTable):
         stage = self.stage
         if stage is not None:
             if tensor.is_leaf and tensor.requires_grad:
-                self.met_foreign_leaf |= all(tensor is not leaf for leaf in stage.leaves)
-            origin = stage.origins.get(id(tensor))
-            known = self._live.id_at(origin) if origin is not None else None
+                # Without grad a view of a leaf is a leaf too.
+                origin = tensor._base if tensor._is_view() else tensor
+                self.met_foreign_leaf |= all(origin is not leaf for leaf in stage.leaves)
+            address = stage.origins.get(id(tensor))
+            known = self._live.id_at(address) if address is not None else None
             if known is not None and not tensor._version:
                 self.adopt(tensor, known)
         return super().identify(tensor, measure)

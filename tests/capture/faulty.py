@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint as checkpointing
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,17 @@ class RootOfZero(Base):
 class CheckpointedRoot(Base):
     def middle(self, h: Tensor) -> Tensor:
         h = checkpointing.checkpoint(self.inner, h, use_reentrant=False)
+        return h + (h * 0).sum(-1, keepdim=True).sqrt()  # fault
+
+
+@faulty("sqrt", "backward")
+class ReentrantRoot(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.outer = spectral_norm(self.outer)
+
+    def middle(self, h: Tensor) -> Tensor:
+        h = checkpointing.checkpoint(self.inner, h, use_reentrant=True)
         return h + (h * 0).sum(-1, keepdim=True).sqrt()  # fault
 
 
