@@ -286,9 +286,8 @@ def _updated_by(step: StepView, call: Call) -> str | None:
 
     One that evaluates a closure several times (LBFGS) moves the weights in between.
     """
-    if not any(o.seq < call.seq and not o.skipped for o in step.optimizers):
-        return None
-    return next((f.id for f in step.causes if f.code == "TT102" and f.severity == "error"), None)
+    updated = any(o.seq < call.seq and not o.skipped for o in step.optimizers)
+    return step.blamed() if updated else None
 
 
 def _spoilt_weights(step: StepView, call: Call) -> tuple[str, Tensor] | None:

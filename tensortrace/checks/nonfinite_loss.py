@@ -8,6 +8,10 @@ from typing import Any
 from tensortrace.checks import Draft, StepView, check, finite
 from tensortrace.records import Call, ChainLink
 
+# Calls followed back from the loss, and how many of them, from the first, a finding shows.
+_LONGEST = 1000
+_LINKS = 8
+
 
 @check(
     "TT103", "nonfinite-loss", severity="error", when="gate", after=("TT101", "TT104", "TT105"),
@@ -47,21 +51,24 @@ def nonfinite_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
             location=(first.location if first else None) or action.location,
             evidence={"placed": "direct" if first else "loss"},
             chain=tuple(ChainLink(c.seq, c.outputs[0][1], c.op or c.module, c.location)
-                        for c in reversed(trail)),
+                        for c in trail[: -_LINKS - 1 : -1]),
         )  # fmt: skip
 
 
 def _trail(step: StepView, tensor: int | None) -> list[Call]:
-    """Follow bad tensors back from the loss, at most eight calls, to one with clean inputs."""
+    """Follow bad tensors back from the loss to a call with clean inputs, or that nobody made."""
+    makers: dict[int, list[Call]] = {}
+    for call in step.calls:
+        if call.phase == "forward":
+            for _, id in call.outputs:
+                makers.setdefault(id, []).append(call)
     trail: list[Call] = []
-    while tensor is not None and len(trail) < 8:
+    while tensor is not None and len(trail) < _LONGEST:
         before = trail[-1].seq if trail else None
-        makers = [c for c in step.calls if c.phase == "forward"
-                  and any(id == tensor for _, id in c.outputs)
-                  and (before is None or c.seq < before)]  # fmt: skip
-        if not makers:
+        made = [c for c in makers.get(tensor, ()) if before is None or c.seq < before]
+        if not made:
             break
-        trail.append(makers[-1])
-        behind = step.nonfinite(makers[-1].inputs)
+        trail.append(made[-1])
+        behind = step.nonfinite(made[-1].inputs)
         tensor = behind[0].id if behind else None
     return trail

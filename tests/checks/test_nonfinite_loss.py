@@ -26,6 +26,14 @@ def test_the_trail_back_from_the_loss_names_where_it_ends():
     assert [link.op for link in found.chain] == ["full", "mul"]
 
 
+def test_the_trail_is_followed_to_its_end_and_shown_from_there():
+    through = [op(n, "mul", [n], [n + 1], [nan(n + 1)]) for n in range(2, 40)]
+    records = [op(1, "full", [], [2], [nan(2)]), *through, loss(40, "NaN", 40), optimizer()]
+    (found,) = find(records)
+    assert brief([found]) == [("TT103", "error", "full")]
+    assert [link.op for link in found.chain] == ["full", *["mul"] * 7]
+
+
 def test_the_gradients_of_a_bad_loss_follow_from_it():
     weight = Call(step=0, seq=4, phase="backward", module="a", outputs=[("weight", 9)],
                   tensors=[nan(9)])  # fmt: skip
