@@ -268,8 +268,7 @@ static int may_pass(Op *op, PyObject *here, PyObject *keywords) {
         (its(keywords, N_out) || its(keywords, N_inplace)))
         return 0;
     return stack && PyList_Check(stack) && !PyList_Size(stack) && line &&
-           (line == Py_None || is_a(line, FRAME)) && its(op->attributes, N_thins_ops) == Py_True &&
-           its(op->attributes, N_stepped) == Py_False &&
+           (line == Py_None || is_a(line, FRAME)) && its(op->attributes, N_stepped) == Py_False &&
            number(its(op->attributes, N_step)) == number(((Place *)op->place)->step);
 }
 
@@ -338,7 +337,8 @@ static int begin(Op *op, PyObject *function, PyObject *keywords, PyObject *frame
     op->recorder = get(parts[P_slot], N_recorder);
     if (op->recorder && op->recorder != Py_None && number(its(here, N_busy)) == 0) {
         op->attributes = PyObject_GenericGetDict(op->recorder, NULL);
-        if (op->attributes && is_at_work(op->recorder, op->attributes, N_ops) == 1)
+        if (its(op->attributes, N_thins_ops) == Py_True &&
+            is_at_work(op->recorder, op->attributes, N_ops) == 1)
             state = PyObject_CallNoArgs(parts[P_tracing_state]);
         if (state == Py_None) done = decide(op, here, function, keywords, frame);
     }
