@@ -353,14 +353,18 @@ def _count(kind: type) -> int:
 
 
 @needs_turns
-def test_names_and_numbers_keep_their_reference_counts() -> None:
-    none, here = sys.getrefcount(None), sys.getrefcount(torch.Tensor)
+def test_what_it_names_keeps_its_reference_counts() -> None:
+    # Not None from Python 3.12 on: there it is immortal, of which an extension for 3.10 knows nothing.
+    mine: list[Any] = [torch.Tensor, torch.nn.Parameter, *[None] * (sys.version_info < (3, 12))]
     traced = trace(out=lambda record: None, every=1, lines=True)(plain_turns)
+    traced(200)
+    gc.collect()
+    before = [sys.getrefcount(one) for one in mine]
     for _ in range(5):
         traced(200)
     gc.collect()
-    assert abs(sys.getrefcount(None) - none) < 500
-    assert abs(sys.getrefcount(torch.Tensor) - here) < 500
+    for one, count in zip(mine, before, strict=True):
+        assert abs(sys.getrefcount(one) - count) < 100
 
 
 @needs_turns
