@@ -354,7 +354,7 @@ def _count(kind: type) -> int:
 
 @needs_turns
 def test_what_it_names_keeps_its_reference_counts() -> None:
-    # Not None from Python 3.12 on: there it is immortal, of which an extension for 3.10 knows nothing.
+    # Not None from Python 3.12 on: there it is immortal, which an extension for 3.10 cannot know.
     mine: list[Any] = [torch.Tensor, torch.nn.Parameter, *[None] * (sys.version_info < (3, 12))]
     traced = trace(out=lambda record: None, every=1, lines=True)(plain_turns)
     traced(200)
