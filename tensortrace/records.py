@@ -225,7 +225,8 @@ class Param(Record, frozen=True, kw_only=True, tag="param"):
 class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     """One optimizer step, written when it begins: this line is a gate.
 
-    `lr` has one number per parameter group. `grad_norm` is the L2 norm over all gradients that it
+    `lr` has one number per parameter group, None for one on a device, which is not waited for.
+    `grad_norm` is the L2 norm over all gradients that it
     holds. `parameters` lists the names it holds, at its first step and when they change.
     With them, `unowned` has the shapes of those that no module has, or has any more: their names
     are made up ("group0.3"), and `eps` is what each group adds to a denominator, None if nothing.
@@ -236,7 +237,7 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     update: int = 0
     index: int
     cls: str
-    lr: list[float] = []
+    lr: list[Scalar | None] = []
     grad_norm: Scalar | None = None
     skipped: bool = False
     no_grad: int = 0
@@ -244,6 +245,12 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     unowned: list[tuple[int, ...]] = []
     eps: list[float | None] = []
     location: Location | None = None
+
+    @property
+    def highest_lr(self) -> float:
+        """The highest learning rate of its groups; 0 where none is known."""
+        known = [rate for rate in map(from_scalar, self.lr) if rate is not None]
+        return max(known, default=0.0)
 
 
 class Variable(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -392,7 +399,7 @@ class Step(Record, frozen=True, kw_only=True, tag="step"):
     full: bool = True
     loss: Scalar | None = None
     grad_norm: Scalar | None = None
-    lr: list[float] = []
+    lr: list[Scalar | None] = []
     skipped: bool = False
     records: int = 0
     dropped: int = 0

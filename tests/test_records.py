@@ -31,7 +31,7 @@ ONE_OF_EACH: list[Record] = [
     make_header(),
     *make_steps(1),
     Source(step=0, file="train.py", name="main", first_line=1, text="def main():\n    pass\n"),
-    Optimizer(step=0, seq=6, index=0, cls="SGD", lr=[0.1], grad_norm="NaN"),
+    Optimizer(step=0, seq=6, index=0, cls="SGD", lr=[0.1, "NaN", None], grad_norm="NaN"),
     Line(step=0, seq=7, location=HERE, changed=[Variable("x", "1")]),
     Action(step=0, seq=8, action="clip", detail={"total_norm": "Infinity", "max_norm": 1.0}),
     make_finding(),

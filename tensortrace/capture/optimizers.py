@@ -25,6 +25,7 @@ from tensortrace.capture.active import here, slot
 from tensortrace.capture.drafts import OptimizerDraft, ParamDraft
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.capture.unwrap import plain, quiet
+from tensortrace.records import Scalar, to_scalar
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
@@ -396,8 +397,8 @@ def _epsilons(optimizer: Optimizer) -> list[float | None]:
     return known if any(eps is not None for eps in known) else []
 
 
-def _rate(lr: Any) -> float:
-    """A learning rate as a number; one that lives on a device is not read (it would sync)."""
+def _rate(lr: Any) -> Scalar | None:
+    """A learning rate as a number; None for one that lives on a device (reading it would sync)."""
     if isinstance(lr, torch.Tensor):
-        return float(lr) if lr.device.type == "cpu" else math.nan
-    return float(lr) if isinstance(lr, (int, float)) else math.nan
+        return to_scalar(float(lr)) if lr.device.type == "cpu" else None
+    return to_scalar(float(lr)) if isinstance(lr, (int, float)) else None

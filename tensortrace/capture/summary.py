@@ -62,7 +62,7 @@ class StepSummary:
         self._loss: Scalar | None = None
         self._clip_norm: Scalar | None = None
         self._optimizer: Optimizer | None = None
-        self._lr: list[float] = []
+        self._lr: list[Scalar | None] = []
         self.records = 0
 
     def describe(self, records: Iterable[Record | Unfinished]) -> None:

@@ -159,7 +159,7 @@ def rates_rise(step: StepView, memory: dict[str, Any]) -> bool:
     rising = False
     for optimizer in step.optimizers:
         if not optimizer.skipped:
-            rate = max(optimizer.lr, default=0.0)
+            rate = optimizer.highest_lr
             rising = rising or rate > rates.get(optimizer.index, rate)
             rates[optimizer.index] = rate
     return rising

@@ -118,7 +118,7 @@ def _flow(step: StepView, path: str) -> tuple[Tensor, Tensor] | None:
 
 
 def _stuck(step: StepView, streaks: dict[str, int], sustain: int) -> Iterator[Draft]:
-    moving = {o.index for o in step.optimizers if not o.skipped and max(o.lr, default=0.0) > 0}
+    moving = {o.index for o in step.optimizers if not o.skipped and o.highest_lr > 0}
     stuck: list[Param] = []
     ran = set(step.summary.modules.path) if step.summary is not None else set()
     for param in step.params:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, unheld
-from tensortrace.records import ChainLink
+from tensortrace.records import ChainLink, from_scalar
 
 
 @check("TT401", "never-updated", after=("TT202", "TT303", "TT405", "TT406"))
@@ -43,7 +43,7 @@ def never_updated(
     zero_lr: dict[int, int] = memory.setdefault("zero_lr", {})
     taken = [o for o in step.optimizers if not o.skipped]
     for optimizer in taken:
-        still = bool(optimizer.lr) and not any(optimizer.lr)
+        still = bool(optimizer.lr) and all(rate == 0 for rate in optimizer.lr)
         zero_lr[optimizer.index] = zero_lr.get(optimizer.index, 0) + 1 if still else 0
     if summary is None or not taken:
         return
@@ -77,7 +77,7 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
     assert step.summary is not None
     columns, held = step.summary.modules, memory["held"]
     ever: set[str] = memory.setdefault("moved", set())
-    moving = all(lr > 0 for o in taken for lr in o.lr)
+    moving = all((from_scalar(rate) or 0) > 0 for o in taken for rate in o.lr)
     stepping: set[str] | None = None
     streaks: dict[str, int] = memory.setdefault("streaks", {})
     found: list[str] = []

@@ -113,7 +113,7 @@ def _size(param: Param, optimizer: Optimizer | None, momentum: float) -> float |
     value, grad = param.value, param.grad
     if optimizer is None or value.dtype not in _HALF_ULP or len(value.shape or ()) < 2:
         return None
-    rate = max(optimizer.lr, default=0.0)
+    rate = optimizer.highest_lr
     if grad is None or not grad.norm or not value.norm or not (rate > 0):
         return None
     if optimizer.cls.startswith(_ADAPTIVE):

@@ -119,7 +119,7 @@ def _steps(runs: Sequence[Run], wanted: Wanted) -> Iterator[Row]:
 
 def _of_step(line: Any) -> tuple[object, ...]:
     """The loss, the gradient norm and the learning rates of a step, those apart by spaces."""
-    lr = line.lr[0] if len(line.lr) == 1 else " ".join(map(repr, line.lr))
+    lr = line.lr[0] if len(line.lr) == 1 else " ".join("" if r is None else str(r) for r in line.lr)
     return line.loss, line.grad_norm, lr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,13 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from tensortrace.capture import compiled
+from tensortrace import trace
+from tensortrace.capture import compiled, optimizers
 from tensortrace.capture.optimizers import SAMPLE
-from tensortrace.records import Optimizer, Param
+from tensortrace.checks import all_checks
+from tensortrace.export.contents import found_again
+from tensortrace.records import Optimizer, Param, Step
+from tensortrace.run import open_run
 from tests.capture import Net, Recorded, record
 
 
@@ -65,6 +70,25 @@ def test_optimizer_record_says_what_stepped() -> None:
     assert first.location is not None
     assert first.location.function == "train"
     assert records.steps()[0].lr == [0.1, 0.5]
+
+
+@pytest.mark.parametrize(("lr", "told"), [(math.inf, "Infinity"), (torch.tensor(math.nan), "NaN")])
+def test_a_learning_rate_that_is_not_finite_leaves_the_log_readable(
+    lr: Any, told: str, tmp_path: Path
+) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    with trace(tmp_path / "log.jsonl") as t:
+        train(model, optimizer, torch.rand(2, 4))
+    run = open_run(tmp_path / "log.jsonl")
+    lines = [r for r in run.records() if isinstance(r, (Optimizer, Step))]
+    assert [line.lr for line in lines] == [[told], [told]]
+    again = found_again(run, all_checks(), {}).findings
+    assert [(f.code, f.message) for f in again] == [(f.code, f.message) for f in t.findings]
+
+
+def test_a_learning_rate_on_a_device_is_not_waited_for() -> None:
+    assert optimizers._rate(torch.tensor(0.1, device="meta")) is None
 
 
 def test_parameters_are_listed_again_when_they_change() -> None:
