@@ -26,12 +26,19 @@ from typing import Any, Literal
 
 from tensortrace.errors import UsageError
 from tensortrace.records import ChainLink, Location, Module, Phase, Scalar, Severity, Tensor
-from tensortrace.step_view import StepView, completion_order, finite, has_matrix, is_own_backward
+from tensortrace.step_view import (
+    StepView,
+    completion_order,
+    finite,
+    has_matrix,
+    is_damage,
+    is_own_backward,
+)
 
 __all__ = [
     "CODE", "SECTIONS", "Check", "Draft", "Page", "StepView", "all_checks", "check", "closest",
-    "completion_order", "count_text", "finite", "has_matrix", "is_own_backward", "plain_op",
-    "rates_rise", "select", "steadiness", "unheld",
+    "completion_order", "count_text", "finite", "has_matrix", "is_damage", "is_own_backward",
+    "plain_op", "rates_rise", "select", "steadiness", "unheld",
 ]  # fmt: skip
 
 # What a docstring of a check tells in prose; and what is code, and keeps its lines.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check, finite
+from tensortrace.checks import Draft, StepView, check, finite, is_damage
 from tensortrace.records import Call, ChainLink
 
 # Calls followed back from the loss, and how many of them, from the first, a finding shows.
@@ -33,26 +33,47 @@ def nonfinite_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     """
     if memory.get("step") != step.number:
         memory.update(step=step.number, seen=-1)
+    before = _of_step_before(step, memory)
     for action in step.actions:
         if action.action != "loss" or action.seq <= memory["seen"]:
             continue
-        memory["seen"] = action.seq
         value = action.detail.get("value")
+        if not finite(value) and before is not None and step.summary is None:
+            return  # the step line will say whether it is the same again
+        memory["seen"] = action.seq
         if finite(value):
             continue
+        known = step.blamed() or before
+        memory["explained"] = (step.number, known) if known else None
         trail = _trail(step, action.tensor)
         first = trail[-1] if trail else None
         by = f"; the trail ends at {first.op or first.module or 'the model'}" if first else ""
         yield Draft(
             message=f"the loss is {value} and no finite values were seen to turn so{by}",
             cause=f"{action.location.file}:{action.location.line}" if action.location else "loss",
-            follows=step.blamed(), phase="forward", module=first.module if first else None,
+            follows=known, phase="forward", module=first.module if first else None,
             op=first.op if first else None, seq=action.seq, tensor=action.tensor, value=value,
             location=(first.location if first else None) or action.location,
             evidence={"placed": "direct" if first else "loss"},
             chain=tuple(ChainLink(c.seq, c.outputs[0][1], c.op or c.module, c.location)
                         for c in trail[: -_LINKS - 1 : -1]),
         )  # fmt: skip
+
+
+def _of_step_before(step: StepView, memory: dict[str, Any]) -> str | None:
+    """The finding that a bad loss of the step before was about, where this one may be the same.
+
+    Of two micro-batches that spoil the loss alike a log has the calls of the first alone.
+    """
+    if step.calls or step.poisoned:
+        return None
+    if step.summary is not None and not any(id.startswith("TT1") for id in step.summary.repeats):
+        return None
+    explained: tuple[int, str] | None = memory.get("explained")
+    if explained is not None and explained[0] == step.number - 1:
+        return explained[1]
+    return next((f.id for f in reversed(step.findings)
+                 if is_damage(f) and f.step == step.number - 1), None)  # fmt: skip
 
 
 def _trail(step: StepView, tensor: int | None) -> list[Call]:

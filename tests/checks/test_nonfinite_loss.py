@@ -34,6 +34,17 @@ def test_the_trail_is_followed_to_its_end_and_shown_from_there():
     assert [link.op for link in found.chain] == ["full", *["mul"] * 7]
 
 
+def test_micro_batches_that_spoil_the_loss_alike_are_one_finding_in_a_log_without_their_calls():
+    first = [op(1, "sqrt", [1], [2], [ok(1), nan(2)]), loss(3, "NaN", 2), closing()]
+    again = [record for step in (1, 2)
+             for record in (loss(1, "NaN", step=step), optimizer(step=step, skipped=True),
+                            closing(step, full=False, repeats={"TT101-1": 1}))]  # fmt: skip
+    assert [(f.code, f.step) for f in find([*first, *again])] == [("TT101", 0)]
+    other = [loss(1, "NaN", step=1), optimizer(step=1, skipped=True), closing(1, full=False)]
+    found = find([*first, *other])
+    assert [(f.code, f.step) for f in found] == [("TT101", 0), ("TT103", 1)]
+
+
 def test_the_gradients_of_a_bad_loss_follow_from_it():
     weight = Call(step=0, seq=4, phase="backward", module="a", outputs=[("weight", 9)],
                   tensors=[nan(9)])  # fmt: skip
