@@ -90,7 +90,7 @@ class Garbage:
 @pytest.mark.parametrize(
     ("rested_s", "young", "asked"),
     [
-        (quick.TIDY_AFTER_S + 0.01, quick.WORTH, [1]),
+        (quick.TIDY_AFTER_S + 0.01, quick.WORTH, [0]),
         (quick.TIDY_AFTER_S - 0.01, quick.WORTH, []),
         (quick.TIDY_AFTER_S + 0.01, quick.WORTH - 1, []),
     ],
@@ -107,16 +107,20 @@ def test_garbage_is_collected_between_keys_where_it_is_worth_it(
     assert garbage.asked == asked
 
 
-def test_now_and_then_all_garbage_is_collected(
+def test_all_garbage_is_collected_only_when_nobody_is_there(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     garbage = Garbage(quick.WORTH)
     monkeypatch.setattr(quick, "gc", garbage)
     turns = quick.Turns()
     clock.sleep(1.0)
-    for _ in range(2 * quick.ALL_EVERY):
+    for _ in range(quick.ALL_EVERY + 1):
         turns.tidy()
-    assert garbage.asked == [*[1] * (quick.ALL_EVERY - 1), 2] * 2
+    assert garbage.asked == [*([0] * 9 + [1]) * 2, 0]
+    clock.sleep(quick.TIDY_ALL_AFTER_S)
+    turns.tidy()
+    turns.tidy()
+    assert garbage.asked[quick.ALL_EVERY + 1 :] == [2, 0]
 
 
 async def test_views_are_made_ahead_and_look_no_different(tmp_path: Path) -> None:
