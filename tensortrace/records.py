@@ -225,9 +225,9 @@ class Param(Record, frozen=True, kw_only=True, tag="param"):
 class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     """One optimizer step, written when it begins: this line is a gate.
 
-    `lr` has one number per parameter group, None for one on a device, which is not waited for.
-    `grad_norm` is the L2 norm over all gradients that it
-    holds. `parameters` lists the names it holds, at its first step and when they change.
+    `lr` has one number per parameter group, as a scalar, and None for one on a device, which is not
+    waited for. `grad_norm` is the L2 norm over all gradients that it holds. `parameters` lists the
+    names it holds, at its first step and when they change.
     With them, `unowned` has the shapes of those that no module has, or has any more: their names
     are made up ("group0.3"), and `eps` is what each group adds to a denominator, None if nothing.
     `no_grad` counts parameters without a gradient. `skipped` is True if a GradScaler skipped it.

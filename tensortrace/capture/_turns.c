@@ -3,8 +3,9 @@
    Plain C against the limited API of Python 3.10. It is the short way of an op or a line of which
    nothing is recorded, and says nothing that the Python of `ops.py`, `op_places.py`,
    `line_frames.py`, `line_deferred.py` and `line_thinning.py` does not say too: that serves where
-   this is not built, and both read and write the same attributes. Whatever is otherwise is left to
-   Python before anything was changed: news, a shape that is another, a turn that is recorded.
+   this is not built, and both read and write the same attributes. Python takes over where it is
+   otherwise: before anything was counted (another place, a step that ends), or with what was counted
+   (news, a shape that is another, a turn that is recorded).
 
    No code of the user's runs in here but the op itself: what is asked are attributes of our own
    objects, of frames, and of tensors that are exactly torch's. */
@@ -42,8 +43,6 @@ static const char *const TEXTS[NAMES] = {ALL_NAMES(TEXT)}, *const TOLD[PARTS] = 
 static PyObject *names[NAMES], *parts[PARTS], *zero;
 
 #define NESTED 0x10 /* CO_NESTED of `inspect` */
-
-/* ---- the attributes of classes of ours that are asked for at every op and line */
 
 /* Objects all, as in slots: Python reads those faster than numbers in a struct. */
 #define OBJECTS 19
@@ -143,8 +142,6 @@ static int is_a(PyObject *object, int kind) {
     return object && PyObject_TypeCheck(object, states[kind]);
 }
 
-/* ---- values */
-
 static PyObject *owned(PyObject *borrowed) {
     Py_XINCREF(borrowed);
     return borrowed;
@@ -219,6 +216,7 @@ static void tell(int name) {
 
 /* An error that is ours: the tracer's fault. An interrupt, which is no Exception, is the user's. */
 static int fault(PyObject *recorder, int part) {
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, "an attribute is missing");
     if (!PyErr_ExceptionMatches(PyExc_Exception)) return -1;
     PyObject *type, *error, *traceback;
     PyErr_Fetch(&type, &error, &traceback);
@@ -236,8 +234,6 @@ static int forget(void) {
     PyErr_Clear();
     return 0;
 }
-
-/* ---- ops */
 
 /* What is to be done about a call of torch's: nothing, `passed` or `turn`. */
 typedef struct {
@@ -454,8 +450,6 @@ static PyObject *call(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     Py_XDECREF(op.passed), Py_XDECREF(op.turn);
     return result;
 }
-
-/* ---- lines */
 
 /* Whether the line that ends in a frame was passed over, and a look at it can wait, so far as the
    frame knows: a part of `FrameTrace.event` and `FrameTrace._may_wait`. */
@@ -778,8 +772,6 @@ static PyObject *met(PyObject *module, PyObject *const *args, Py_ssize_t nargs) 
     return PyObject_CallMethodObjArgs(args[0], names[N__on_call], args[1], args[2], args[3], NULL);
 }
 
-/* ---- the module */
-
 static PyObject *prepare(PyObject *module, PyObject *told) {
     (void)module;
     for (int i = 0; i < PARTS; i++) {
@@ -812,7 +804,8 @@ static int start(PyObject *module) {
         if (PyModule_AddObject(module, KINDS[i].name + sizeof(HOME) - 1, (PyObject *)states[i]) < 0)
             return -1;
     }
-    return 0;
+    /* Raised with ALL_PARTS and the members: one built from other sources is not used. */
+    return PyModule_AddIntConstant(module, "FORM", 1);
 }
 
 PyDoc_STRVAR(prepare_doc,

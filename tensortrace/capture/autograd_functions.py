@@ -70,8 +70,11 @@ def watch_functions(recorder: Recorder, last: BackwardCFunction, path: str | Non
 
 
 def _backward_of(recorder: Recorder, function: Any) -> Location | None:
-    """Where the backward of a function is defined; None if it is not the user's."""
-    for name in ("backward", "vjp"):
+    """Where the backward of a function is defined; None if it is not the user's.
+
+    Of one that is no function of Python's (a callable object, a C extension) it is its forward.
+    """
+    for name in ("backward", "vjp", "forward"):
         # Decorators of torch's wrap it.
         code = getattr(inspect.unwrap(getattr(function, name)), "__code__", None)
         if code is not None and recorder.sources.is_user(code):

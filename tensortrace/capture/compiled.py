@@ -43,6 +43,8 @@ _DTYPES = {
 }  # fmt: skip
 _SIZES = {code: item for item, code in _DTYPES.values()}
 EXACT = frozenset({torch.Tensor, torch.nn.Parameter})
+# What _turns.c is told and has members for.
+_FORM = 1
 
 
 def _load() -> ModuleType | None:
@@ -61,7 +63,8 @@ def _load_turns() -> ModuleType | None:
         from tensortrace.capture import _turns
     except ImportError:
         return None
-    return _turns
+    # As above; the number is raised with what the two tell each other.
+    return _turns if getattr(_turns, "FORM", None) == _FORM else None
 
 
 kernel = _load()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _in_backward = torch._C._current_graph_task_id  # -1 outside every backward
 _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
-# The two parts of `torch.compiler.is_compiling`: of the first Dynamo knows that it is true.
+# The two parts of `torch.compiler.is_compiling`; of the function Dynamo knows that it is true.
 _compiler = torch.compiler
 _is_compiling = torch.compiler.is_dynamo_compiling
 _FIRST_KEY = -2  # torch counts from 0

@@ -430,13 +430,26 @@ def _made_bad(call: Call, tensors: dict[int, Tensor]) -> bool:
 def _at_its_op(found: Call, calls: list[Call], tensors: dict[int, Tensor]) -> Call:
     """Move the backward of a function of the user's own to the line of the op that is to blame.
 
-    What ran since the backward call before it ran inside of it.
+    What ran since the backward call before it ran inside of it, or was recomputed for it. The last
+    op that made something bad made the gradient, and is followed back to the one that began. In
+    `calls` the one that is returned takes the place of `found`.
     """
-    if found.forward is not None:
+    if not is_own_backward(found):
         return found
+
+    def bad(names: list[tuple[str, int]]) -> set[int]:
+        return {i for _, i in names if i in tensors and tensors[i].nonfinite}
+
     at = next(i for i, call in enumerate(calls) if call is found)
     begins = max((i for i in range(at) if calls[i].phase == "backward"), default=-1)
-    blamed = next((c for c in calls[begins + 1 : at] if _made_bad(c, tensors)), None)
+    blamed: Call | None = None
+    wanted: set[int] = set()
+    for call in reversed(calls[begins + 1 : at]):
+        made = bad(call.outputs)
+        if call.op is not None and made and (blamed is None or wanted & made):
+            blamed, wanted = call, bad(call.inputs)
+            if not wanted:
+                break
     if blamed is not None:
         calls[at] = found = structs.replace(found, location=blamed.location)
     return found

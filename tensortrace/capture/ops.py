@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
-# The two parts of `torch.compiler.is_compiling`: of the first Dynamo knows that it is true.
+# The two parts of `torch.compiler.is_compiling`; of the function Dynamo knows that it is true.
 _compiler = torch.compiler
 _is_compiling = torch.compiler.is_dynamo_compiling
 _tracing_state = torch._C._get_tracing_state

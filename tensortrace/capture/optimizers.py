@@ -398,7 +398,7 @@ def _epsilons(optimizer: Optimizer) -> list[float | None]:
 
 
 def _rate(lr: Any) -> Scalar | None:
-    """A learning rate as a number; None for one that lives on a device (reading it would sync)."""
+    """A learning rate; None for what is no number, and on a device (reading it would sync)."""
     if isinstance(lr, torch.Tensor):
         return to_scalar(float(lr)) if lr.device.type == "cpu" else None
     return to_scalar(float(lr)) if isinstance(lr, (int, float)) else None

@@ -71,7 +71,7 @@ class StepSummary:
         for record in records:
             if isinstance(record, CallDraft):
                 for draft in record.tensors:
-                    known[draft.head[0]] = draft
+                    known[draft.id] = draft
             elif isinstance(record, GradientDraft):
                 if record.grad is not None:
                     known[record.tensor] = record.grad
@@ -105,7 +105,7 @@ class StepSummary:
         elif isinstance(draft, ParamDraft):
             change, weight = draft.change()
             if change is not None and weight:
-                self._add_param(draft.fields.get("module"), draft.value.head[1], change / weight)
+                self._add_param(draft.fields.get("module"), draft.value.shape, change / weight)
         elif isinstance(draft, CallDraft):
             fields = draft.fields
             path = fields.get("module")
@@ -227,9 +227,8 @@ def _numbers(tensor: Tensor | TensorDraft) -> tuple[str, float | None, float | N
     None where that is not known.
     """
     if isinstance(tensor, TensorDraft):
-        head, row = tensor.head, tensor.stats()
-        dtype, numel = head[3], head[8]
-        nan, posinf, neginf, zeros, _, _, _, _, norm, unmeasured, _, _ = row
+        _, _, _, dtype, _, _, _, _, numel = tensor.head
+        nan, posinf, neginf, zeros, _, _, _, _, norm, unmeasured, _, _ = tensor.stats()
     else:
         dtype, numel = tensor.dtype, tensor.numel
         nan, posinf, neginf = tensor.nan, tensor.posinf, tensor.neginf

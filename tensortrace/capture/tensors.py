@@ -29,16 +29,16 @@ Tail = tuple[int | None, int | None, int | None, int | None]
 
 
 class TensorDraft(msgspec.Struct, gc=False):
-    """A described tensor: the fields of a `Tensor` before its statistics, they, and those after.
+    """A described tensor: `head`, the statistics and `tail` are the fields of a `Tensor`, in order.
 
-    `row` is None while they are in the queue, for which there is a `ticket`. What `units` and
-    `spread` say is added when it is finished, which few tensors of a thin step ever are. Of a
-    step's thousands of objects most belong to tensors: nothing here that the garbage collector
-    would have to look at is kept longer than need be.
+    The statistics are `known`, or None while they are in the queue, which `ticket` is for. What
+    `units` and `spread` say is added when it is finished, which few tensors of a thin step ever
+    are. Of a step's thousands of objects most belong to tensors: nothing here that the garbage
+    collector would have to look at is kept longer than need be.
     """
 
     head: Head
-    row: Any
+    known: Any
     tail: Tail
     ticket: Ticket | None = None
     units: Tickets | None = None
@@ -49,6 +49,11 @@ class TensorDraft(msgspec.Struct, gc=False):
     def id(self) -> int:
         """The id of the tensor."""
         return self.head[0]
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of the tensor."""
+        return self.head[1]
 
     def record(self) -> Tensor:
         """The finished description, once the queue is resolved. Hot."""
@@ -72,19 +77,19 @@ class TensorDraft(msgspec.Struct, gc=False):
 
     def stats(self) -> Any:
         """The fields of a `Stats`, once the queue is resolved. Hot."""
-        if self.row is not None:
-            return self.row
+        if self.known is not None:
+            return self.known
         assert self.ticket is not None
         return stats_of(self.ticket)
 
     def is_finite(self) -> bool:
         """Whether no NaN and no infinity was counted, once the queue is resolved. Hot."""
-        row = self.row or self.stats()
-        return not (row[0] or row[1] or row[2])
+        nan, posinf, neginf = self.stats()[:3]
+        return not (nan or posinf or neginf)
 
     def is_measured(self) -> bool:
         """Whether its statistics were asked for."""
-        return self.row is not _NOT_ASKED
+        return self.known is not _NOT_ASKED
 
 
 # Outputs whose rows are compared, in one step.

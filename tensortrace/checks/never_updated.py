@@ -29,7 +29,7 @@ def never_updated(
                 an optimizer that takes its first step after `updates` steps of another one too;
                 weights that stop moving later in the run: they have converged, or the learning rate
                 has decayed below their rounding; those of LBFGS, which may converge in its first
-                step; layers that TT202 or TT303 names
+                step (a subclass has another name, and is told of); layers that TT202 or TT303 names
     Example:    encoder, decoder = Encoder(), Decoder()
                 optimizer = torch.optim.Adam(decoder.parameters())
                 loss = criterion(decoder(encoder(x)), x)
@@ -72,8 +72,6 @@ def never_updated(
 
 def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
     taken = [o for o in step.optimizers if not o.skipped]
-    if any(o.cls == "LBFGS" for o in taken):
-        return []
     assert step.summary is not None
     columns, held = step.summary.modules, memory["held"]
     ever: set[str] = memory.setdefault("moved", set())
@@ -92,6 +90,8 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
         if not rms or module is None or not module.training:
             continue
         names = step.trainable(path) if moving and moved == 0 else []
+        if any(name in held.get(o.index, ()) for o in taken if o.cls == "LBFGS" for name in names):
+            continue
         if names and stepping is None:
             stepping = set().union(*(held.get(o.index, set()) for o in taken))
         unmoved = bool(names) and stepping is not None and stepping.issuperset(names)

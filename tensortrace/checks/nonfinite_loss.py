@@ -25,7 +25,8 @@ def nonfinite_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     Source:     definition; every tool read for this project stops at the same condition
     Fix:        look at the line that makes the loss: a weight or constant that is infinite, a
                 division by a count that is zero; run with level="op" to see the calls inside
-    Misses:     a loss that is very large but finite is the business of the series checks
+    Misses:     a loss that is very large but finite is the business of the series checks; a second
+                bad loss in a row in a step of which no call is known is told when that step ends
     Example:    pos_weight = (y_train == 0).sum() / (y_train == 1).sum()  # no positive: inf
                 loss = F.binary_cross_entropy_with_logits(logits, y, pos_weight=pos_weight)
     Fixed:      pos_weight = (y_train == 0).sum() / (y_train == 1).sum().clamp_min(1)

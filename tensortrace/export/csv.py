@@ -119,8 +119,10 @@ def _steps(runs: Sequence[Run], wanted: Wanted) -> Iterator[Row]:
 
 def _of_step(line: Any) -> tuple[object, ...]:
     """The loss, the gradient norm and the learning rates of a step, those apart by spaces."""
-    lr = line.lr[0] if len(line.lr) == 1 else " ".join("" if r is None else str(r) for r in line.lr)
-    return line.loss, line.grad_norm, lr
+    rates = line.lr
+    if len(rates) != 1:
+        rates = [" ".join("-" if rate is None else str(rate) for rate in rates)]
+    return line.loss, line.grad_norm, rates[0]
 
 
 def _tensors(runs: Sequence[Run], wanted: Wanted) -> Iterator[Row]:

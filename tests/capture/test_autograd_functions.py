@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,20 @@ class Once(Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return (grad * 0).log()  # fault
+
+
+class Recovers(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        keep = torch.exp(torch.log((x > 0).float()))  # -inf for a moment
+        grad = grad * keep
+        return grad / (x * 0)  # fault
 
 
 class Passes(Function):
@@ -88,7 +103,7 @@ def blamed(finding: Finding) -> tuple[Any, ...]:
     return finding.code, finding.op, finding.module, finding.location.line
 
 
-@pytest.mark.parametrize("function", [Squash, Once])
+@pytest.mark.parametrize("function", [Squash, Once, Recovers])
 @pytest.mark.parametrize("kind", [Holder, Last])
 def test_backward_of_an_own_function_is_named_at_the_line_of_the_op(
     function: type[Function], kind: type[Holder]
@@ -113,6 +128,27 @@ def test_at_op_level_it_is_named_where_it_is_defined(function: type[Function]) -
 def test_of_two_in_a_row_the_one_to_blame_is_named() -> None:
     (found,), _ = train(Holder(lambda h: Passes.apply(Squash.apply(Passes.apply(h)))))
     assert blamed(found) == ("TT102", "Squash", "", line_of(Squash, "# fault"))
+
+
+def test_what_a_checkpoint_recomputes_before_it_is_not_to_blame() -> None:
+    def part(h: Tensor) -> Tensor:
+        return Squash.apply(h + torch.exp(torch.log(torch.zeros(4))))
+
+    (found,), _ = train(Holder(lambda h: checkpoint(part, h, use_reentrant=False)))
+    assert found.location is not None
+    assert found.location.line == line_of(Squash, "# fault")
+
+
+def test_one_whose_backward_is_no_function_of_python_is_named_at_its_forward() -> None:
+    class Odd(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        backward = staticmethod(functools.partial(lambda scale, ctx, grad: grad / scale, 0.0))
+
+    (found,), _ = train(Holder(Odd.apply))
+    assert found.op == "Odd"
 
 
 def test_inside_a_checkpoint_it_is_named() -> None:

@@ -7,6 +7,7 @@ import math
 import sys
 import threading
 import tracemalloc
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from tensortrace import trace
+from tensortrace import capture, trace
 from tensortrace.capture import compiled
 from tensortrace.capture.stats import Stats, StatsQueue, stats_of, summarize
 from tensortrace.capture.tensors import _head
@@ -495,6 +496,18 @@ def test_header_names_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_variable_forces_the_torch_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENSORTRACE_KERNEL", "torch")
     assert compiled._load() is None
+
+
+@pytest.mark.parametrize("form", [None, 0])
+def test_loops_in_c_that_were_built_from_other_sources_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, form: int | None
+) -> None:
+    stale = ModuleType("tensortrace.capture._turns")
+    if form is not None:
+        vars(stale)["FORM"] = form
+    monkeypatch.setitem(sys.modules, stale.__name__, stale)
+    monkeypatch.setattr(capture, "_turns", stale, raising=False)
+    assert compiled._load_turns() is None
 
 
 def lean(tensor: torch.Tensor) -> Stats:
