@@ -141,18 +141,10 @@ class StepSummary:
             self._add_parameter_gradient(row, known.get(number))
 
     def _add_gradient(self, row: _Row, grad: Tensor | TensorDraft | None) -> None:
-        if grad is not None:
-            _, rms, _, bad = _numbers(grad)
-            row.grad = _larger(row.grad, rms, self._scale)
-            if bad:
-                _flag(row, bad + "g")
+        row.grad = _larger(row.grad, _rms_of(row, grad), self._scale)
 
     def _add_parameter_gradient(self, row: _Row, grad: Tensor | TensorDraft | None) -> None:
-        if grad is not None:
-            _, rms, _, bad = _numbers(grad)
-            row.param_grad = _larger(row.param_grad, rms, self._scale)
-            if bad:
-                _flag(row, bad + "g")
+        row.param_grad = _larger(row.param_grad, _rms_of(row, grad), self._scale)
 
     def _add_param(
         self, module: str | None, shape: tuple[int, ...] | None, ratio: float | None
@@ -207,6 +199,16 @@ class StepSummary:
                 flags=[row.flags for row in rows],
             ),
         )
+
+
+def _rms_of(row: _Row, grad: Tensor | TensorDraft | None) -> float | None:
+    """The rms of a gradient, which is flagged if it is not finite; None if it is not known."""
+    if grad is None:
+        return None
+    _, rms, _, bad = _numbers(grad)
+    if bad:
+        _flag(row, bad + "g")
+    return rms
 
 
 def _add_output(row: _Row, made: Tensor | TensorDraft | None) -> None:
