@@ -389,7 +389,8 @@ class Step(Record, frozen=True, kw_only=True, tag="step"):
     """Closes a step. `full` says that its calls and parameters are in the log.
 
     `host_ns` is the time on the host since the step began. `repeats` counts, by finding id, what
-    followed from an earlier finding.
+    followed from an earlier finding. Of a step that `rested` only the outermost module calls were
+    seen, and the gradients and updates of all parameters.
     """
 
     seq: int
@@ -397,6 +398,7 @@ class Step(Record, frozen=True, kw_only=True, tag="step"):
     time_ns: Whole = 0
     host_ns: Whole = 0
     full: bool = True
+    rested: bool = False
     loss: Scalar | None = None
     grad_norm: Scalar | None = None
     lr: list[Scalar | None] = []

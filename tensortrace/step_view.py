@@ -99,6 +99,18 @@ class StepView:
             self._forward, self._sorted = sorted(forward, key=lambda call: call.seq), now
         return self._forward
 
+    def passed_over(self, path: str | None) -> bool:
+        """Whether no forward call of a module was seen, so that a replay alone can know of one."""
+        return not any(c.op is None and c.module == path for c in self.forward())
+
+    def was_passed_over(self, code: str, path: str | None) -> bool:
+        """Whether a check has told already of a module whose calls that step had passed over.
+
+        A step that sees them knows the same fault by other calls.
+        """
+        return any(f.code == code and f.module == path and f.evidence.get("passed_over")
+                   for f in self.findings)  # fmt: skip
+
     def module_of(self, call: Call) -> Module | None:
         """The module whose own call it is; None for an op."""
         return None if call.op is not None else self.modules.get(call.module or "")

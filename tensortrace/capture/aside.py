@@ -32,7 +32,14 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.names import unwrapped
 from tensortrace.capture.op_places import writes
-from tensortrace.capture.roots import OWN, Alias, KeptGenerator, Root, UnkeptError
+from tensortrace.capture.roots import (
+    OWN,
+    Alias,
+    KeptGenerator,
+    Root,
+    UnkeptError,
+    several_ranks,
+)
 from tensortrace.capture.tensors import version_of
 
 _HOOK_TABLES = {name for name in nn.Module().__dict__ if "hook" in name}
@@ -344,14 +351,6 @@ def _silence(stack: contextlib.ExitStack) -> None:
     logging.disable(logging.CRITICAL)
     stack.enter_context(warnings.catch_warnings())
     warnings.simplefilter("ignore")
-
-
-def several_ranks() -> bool:
-    """Whether this process works with others."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return False
-    return distributed.get_world_size() > 1
 
 
 class NoCollectives(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -272,3 +272,4 @@ class StepMark:
     update: int
     host_ns: int
     passed_over: int
+    rested: bool

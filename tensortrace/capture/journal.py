@@ -99,7 +99,8 @@ class Journal:
         self.writable = True
         self.stopped = False
         self._over_budget = False
-        self._summary = StepSummary()
+        self._order: dict[str, int] = {}
+        self._summary = StepSummary(self._order)
         self._held: list[Record | Unfinished] = []
         self._before: list[Record | Unfinished] = []
         # What the engine puts aside, unfinished; None of a step whose calls it looks at.
@@ -155,13 +156,15 @@ class Journal:
         return found + self.engine.feed(finished)
 
     def close_step(
-        self, *, number: int, seq: int, update: int, host_ns: int, passed_over: int = 0
-    ) -> None:
+        self, *, number: int, seq: int, update: int, host_ns: int, passed_over: int = 0,
+        rested: bool = False,
+    ) -> None:  # fmt: skip
         """Write the step line and begin the next step; some calls were never looked at."""
         self.thinned += passed_over
         step = self._summary.step(
-            number=number, seq=seq, update=update, host_ns=host_ns, time_ns=time.time_ns()
-        )
+            number=number, seq=seq, update=update, host_ns=host_ns, time_ns=time.time_ns(),
+            rested=rested,
+        )  # fmt: skip
         step = msgspec.structs.replace(
             step,
             full=self.full,
@@ -175,7 +178,7 @@ class Journal:
             self._before = []
         self.flush()
         self.steps += 1
-        self._summary = StepSummary()
+        self._summary = StepSummary(self._order)
         self._thinned_in_step = 0
         self.begin_step(number + 1)
 

@@ -9,6 +9,7 @@ place is. Measured: the parameter gradients of a replay equal the real ones to t
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from typing import Any
@@ -19,13 +20,13 @@ from torch import nn
 
 from tensortrace.capture import ops
 from tensortrace.capture.active import here, slot
-from tensortrace.capture.aside import Stage, as_it_was, several_ranks, swapped
+from tensortrace.capture.aside import Stage, as_it_was, swapped
 from tensortrace.capture.drafts import Draft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.names import unwrapped
 from tensortrace.capture.recorder import Recorder
-from tensortrace.capture.roots import Root, Roots, UnkeptError
+from tensortrace.capture.roots import Root, Roots, UnkeptError, refusal_of
 from tensortrace.capture.stats import StatsQueue
 from tensortrace.capture.tensors import TensorDraft, TensorTable, version_of
 from tensortrace.checks import StepView, completion_order, is_own_backward, plain_op
@@ -110,10 +111,18 @@ class Narrower:
             return []
         by_seq = {call.seq: call for call in step.calls}
         owner = by_seq.get(first.forward) if first.forward is not None else None
-        made_in = self._root_of(by_seq, owner) if owner is not None else None
+        if owner is not None:
+            made_in = self._root_of(by_seq, owner)
+        else:  # that of a parameter, and nothing came before it
+            made_in = self._first_root_with(first.module or "")
         oldest = made_in.seq if made_in is not None else -1
         clean = [root for root in self._roots if root.seq >= oldest and self._finite(root, step)]
         return sorted(clean, key=lambda root: -root.seq)
+
+    def _first_root_with(self, path: str) -> Root | None:
+        inside = (root for root in self._roots
+                  if not root.path or f"{path}.".startswith(f"{root.path}."))  # fmt: skip
+        return min(inside, key=lambda root: root.seq, default=None)
 
     def _finite(self, root: Root, step: StepView) -> bool:
         """Whether the gradients that arrived at a root are known and finite."""
@@ -129,6 +138,8 @@ class Narrower:
         """Run a root again; True if an op was found in it."""
         self._done.add((root.path, phase))
         self._replays += 1
+        # Each root is replayed once: what comes later has to show in its own calls.
+        self._recorder.may_rest = False
         started = time.perf_counter_ns()
         replay = Replay(self._recorder, root)
         try:
@@ -161,8 +172,10 @@ class Narrower:
         if found is not None and found.phase == "backward":
             found = _at_its_op(found, calls, tensors)
         until = found if phase == "forward" else None
-        thinned = self._recorder.sampling
-        differs = _first_difference(step, root, calls, tensors, until, thinned=thinned)
+        recorder = self._recorder
+        differs = _first_difference(
+            step, root, calls, tensors, until, thinned=recorder.sampling, rested=recorder.resting
+        )
         originals = _originals(step, root, calls)
         lines = {call.seq: call.location for call in step.calls}
         asked = self._recorder.sources.locate_frame(sys._getframe())
@@ -392,22 +405,11 @@ def _refusal(root: Root, phase: str) -> str | None:
             return "it ran without grad"
         if any(g._version != v for by in root.gradients.values() for g, v in by.values()):
             return "the output gradient was modified in place since"
-    return _refusal_of_module(root, module)
-
-
-def _refusal_of_module(root: Root, module: nn.Module) -> str | None:
-    several = several_ranks()
-    for each in root.tree.modules:
-        if isinstance(each, torch.jit.ScriptModule):
-            return "a scripted module"
-        if type(each).__name__.startswith(("FSDP", "FullySharded")):
-            return "sharded parameters"
-        if several and isinstance(each, nn.SyncBatchNorm):
-            return "SyncBatchNorm talks to other ranks"
+    why = refusal_of(root.tree)
+    if why is not None:
+        return why
     if [version_of(p) for p in root.tree.parameters] != root.parameter_versions:
         return "parameters changed since"
-    if any(type(p.data) is not torch.Tensor for p in root.tree.parameters):
-        return "parameters of a tensor subclass"
     on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     capturing = on_cuda and torch.cuda.is_current_stream_capturing()
     return "a CUDA graph is being captured" if capturing else None
@@ -489,12 +491,13 @@ def _originals(step: StepView, root: Root, calls: list[Call]) -> dict[int | None
 
 def _first_difference(
     step: StepView, root: Root, calls: list[Call], tensors: dict[int, Tensor], until: Call | None,
-    *, thinned: bool,
+    *, thinned: bool, rested: bool,
 ) -> str | None:  # fmt: skip
     """The first module whose outputs in the replay are not what they were; None if all are.
 
     Minimum and maximum are the fingerprint: exact, and independent of the order of reduction. A
-    `thinned` step has passed calls over, with which nothing can be compared.
+    `thinned` step has passed calls over, with which nothing can be compared; one that `rested` all
+    but the root, whose outputs have to stand for what came before the op.
     """
     originals = _originals(step, root, calls)
     by_seq = {call.seq: call for call in step.calls}
@@ -508,11 +511,11 @@ def _first_difference(
             continue
         if original is None:
             return call.module or ""
-        if until is not None and call.seq in _ancestors(calls, until):
+        if until is not None and not rested and call.seq in _ancestors(calls, until):
             continue  # still open when the op ran
-        then = [_fingerprint(step.tensors.get(i)) for _, i in original.outputs]
-        now = [_fingerprint(tensors.get(i)) for _, i in call.outputs]
-        if then != now:
+        then = [step.tensors.get(i) for _, i in original.outputs]
+        now = [tensors.get(i) for _, i in call.outputs]
+        if len(then) != len(now) or not all(map(_same, then, now)):
             return call.module or ""
     return None
 
@@ -527,10 +530,20 @@ def _ancestors(calls: list[Call], call: Call) -> set[int]:
     return found
 
 
-def _fingerprint(tensor: Tensor | None) -> tuple[Any, ...] | None:
-    if tensor is None:
-        return None
-    return tensor.shape, tensor.nan, tensor.posinf, tensor.neginf, tensor.min, tensor.max
+def _same(then: Tensor | None, now: Tensor | None) -> bool:
+    """Whether a replay made what was made then, as far as its statistics tell."""
+    if then is None or now is None:
+        return then is now
+    if _counts(then) != _counts(now):
+        return False
+    if then.min is None and then.norm is not None and now.norm is not None:
+        # Of a large tensor a thin step knows the norm, to six digits.
+        return math.isclose(then.norm, now.norm, rel_tol=1e-6)
+    return (then.min, then.max) == (now.min, now.max)
+
+
+def _counts(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.nan, tensor.posinf, tensor.neginf
 
 
 def _node_names(outputs: tuple[torch.Tensor, ...]) -> set[str]:

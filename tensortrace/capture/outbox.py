@@ -28,7 +28,7 @@ class Outbox:
                 batch = []
                 self._journal.close_step(
                     number=item.step, seq=item.seq, update=item.update, host_ns=item.host_ns,
-                    passed_over=item.passed_over,
+                    passed_over=item.passed_over, rested=item.rested,
                 )  # fmt: skip
             else:
                 batch.append(item)

@@ -84,6 +84,29 @@ class Tree:
         self.own = [m for m in self.modules if not type(m).__module__.startswith("torch.nn.mod")]
 
 
+def refusal_of(tree: Tree) -> str | None:
+    """Why a call of a root with such modules cannot be run again, None if they let it."""
+    several = several_ranks()
+    for each in tree.modules:
+        if isinstance(each, torch.jit.ScriptModule):
+            return "a scripted module"
+        if type(each).__name__.startswith(("FSDP", "FullySharded")):
+            return "sharded parameters"
+        if several and isinstance(each, nn.SyncBatchNorm):
+            return "SyncBatchNorm talks to other ranks"
+    if any(type(p.data) is not torch.Tensor for p in tree.parameters):
+        return "parameters of a tensor subclass"
+    return None
+
+
+def several_ranks() -> bool:
+    """Whether this process works with others."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    return distributed.get_world_size() > 1
+
+
 def _below(root: nn.Module) -> list[nn.Module]:
     """The module and all below it, each once; `names.walk` would write a path for each. Hot."""
     found = {id(root): root}
@@ -113,8 +136,8 @@ class Root:
     __slots__ = (
         "args", "attributes", "autocast", "backward_autocast", "buffers", "cast_cache", "closed",
         "cuda_rng", "dropped", "failed", "given", "grad_enabled", "gradients", "inference",
-        "kwargs", "module", "numpy_rng", "parameter_versions", "path", "python_rng", "rng", "seq",
-        "training", "tree",
+        "kwargs", "may_run_again", "module", "numpy_rng", "parameter_versions", "path",
+        "python_rng", "rng", "seq", "training", "tree",
     )  # fmt: skip
 
     def __init__(self, module: nn.Module, path: str, seq: int, tree: Tree) -> None:
@@ -124,6 +147,8 @@ class Root:
         self.kwargs: Any = {}
         self.dropped: str | None = None
         self.closed = self.failed = False
+        # As far as its modules and parameters tell.
+        self.may_run_again = False
         # By backward pass: output name -> gradient and its version then.
         self.gradients: dict[int, dict[str, tuple[torch.Tensor, int]]] = {}
         self.backward_autocast: list[tuple[str, bool, torch.dtype]] = []
@@ -182,6 +207,9 @@ class Roots:
         learnt = self._learnt.get(id(module))
         if learnt is None or learnt.module() is not module:
             learnt = self._learnt[id(module)] = _Learnt(module)
+            with quiet():
+                learnt.may_run_again = refusal_of(tree) is None and not several_ranks()
+        root.may_run_again = learnt.may_run_again
         _keep_random_state(root, learnt)
         with quiet():
             root.buffers = [(self._copy_of(b), version_of(b)) for b in tree.buffers]
@@ -259,12 +287,15 @@ class Roots:
 class _Learnt:
     """What the first calls of one root were seen to move."""
 
-    __slots__ = ("attributes", "calls", "module", "numpy_moves", "python_moves")
+    __slots__ = (
+        "attributes", "calls", "may_run_again", "module", "numpy_moves", "python_moves",
+    )  # fmt: skip
 
     def __init__(self, module: nn.Module) -> None:
         self.module = weakref.ref(module)
         self.calls = 0
         self.python_moves = self.numpy_moves = True
+        self.may_run_again = False
         self.attributes: dict[int, set[str]] = {}
 
     def attributes_of(self, module: nn.Module) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from tensortrace.records import (
     Call,
     Finding,
     Line,
+    Module,
     ModuleColumns,
     Optimizer,
     Param,
@@ -53,9 +54,13 @@ class StepSummary:
 
     The `flags` of a module: "n" a NaN and "i" an infinity, "o" in an output and "g" in a gradient,
     "f" a finding.
+
+    Args:
+        order: the rank of each module path by its first call in the run, which this adds to.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, order: dict[str, int]) -> None:
+        self._order = order
         self._rows: dict[str, _Row] = {}
         self._tensors: dict[int, Tensor | TensorDraft] = {}
         self._scale = 1.0
@@ -94,6 +99,10 @@ class StepSummary:
             self._lr = [*self._lr, *record.lr]
         elif isinstance(record, Action):
             self._add_action(record)
+        elif isinstance(record, Module):
+            rank = self._order.setdefault(record.path, len(self._order))
+            if record.alias is not None:
+                self._order.setdefault(record.alias, rank)
         elif isinstance(record, Finding) and record.module is not None:
             _flag(self._row(record.module), "f")
 
@@ -169,8 +178,14 @@ class StepSummary:
         elif action.action == "clip" and action.detail.get("total_norm") is not None:
             self._clip_norm = action.detail["total_norm"]
 
-    def step(self, *, number: int, seq: int, update: int, host_ns: int, time_ns: int) -> Step:
+    def step(
+        self, *, number: int, seq: int, update: int, host_ns: int, time_ns: int, rested: bool
+    ) -> Step:
         """The step line, but for what the journal counts."""
+        if rested:  # gradients arrive in the order of backward
+            last = len(self._order)
+            paths = sorted(self._rows, key=lambda path: self._order.get(path, last))
+            self._rows = {path: self._rows[path] for path in paths}
         rows = self._rows.values()
         optimizer = self._optimizer
         norm = self._clip_norm
@@ -187,6 +202,7 @@ class StepSummary:
             lr=self._lr,
             skipped=bool(optimizer and optimizer.skipped),
             records=self.records,
+            rested=rested,
             modules=ModuleColumns(
                 path=list(self._rows),
                 output_rms=_short([row.output for row in rows]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,7 +50,7 @@ def near_overflow(
                 4096 in float16, a factor of 16 below; in `sustain` of the last `window` full steps,
                 while nothing has overflowed yet. Between full steps: the rms of what a module
                 returns, times what its largest element was of its rms in the last full step, is
-                > share * that number in `sustain` of the last `window` steps
+                > share * that number in `sustain` of the last `window` steps in which it is known
     Source:     torch.finfo; TorchLens (dtype_range) speaks up at 0.9; half of the range leaves one
                 doubling (measured on tests/healthy: at most 42 in float16). `crowd` chosen here: of
                 normal values the largest of a million is then above a quarter of the range
@@ -195,21 +196,21 @@ def _between(
 ) -> Iterator[Draft]:
     """Follow between full steps what was near in the last one."""
     near: dict[str, tuple[float, str, Location | None]] = memory.get("near", {})
-    high: dict[str, list[int]] = memory.setdefault("high", {})
+    high: dict[str, deque[bool]] = memory.setdefault("high", {})
     columns = summary.modules
     for path, rms in zip(columns.path, columns.output_rms, strict=False) if near else ():
-        if rms is None or path not in near or rms * near[path][0] <= share:
+        if rms is None or path not in near:
             continue
         per_rms, dtype, location = near[path]
-        number = summary.step
-        high[path] = [at for at in high.get(path, []) if at > number - window] + [number]
-        if len(high[path]) >= sustain:
+        recent = high.setdefault(path, deque(maxlen=window))
+        recent.append(rms * per_rms > share)
+        if recent[-1] and sum(recent) >= sustain:
             times = per_rms * _LARGEST[dtype]
             yield Draft(
                 message=f"what {module_text(path)} returns has rms {number_text(rms)} in "
                 f"{short_dtype(dtype)}, and its largest element was {number_text(times)} times that"
                 f" in the last full step: some {rms * per_rms:.0%} of the largest number (limit "
-                f"{share:.0%}), in {len(high[path])} of {window} steps",
+                f"{share:.0%}), in {sum(recent)} of {window} steps",
                 cause=dtype, phase="forward", module=path, value=rms * per_rms, limit=share,
                 location=location, evidence={"placed": "module", "rms": rms},
             )  # fmt: skip

@@ -190,6 +190,10 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     if placed is not None:
         evidence["placed"] = placed
     op = call.op if origin.direct else by.op
+    if by.replay and step.passed_over(by.module):
+        evidence["passed_over"] = True
+    if "passed_over" in evidence or step.was_passed_over("TT102", by.module):
+        cause = f"inside {by.module}"
     message += first_text(grad)
     if verdict == "skipped":
         scales = [a.detail["scale"] for a in step.actions if a.detail.get("scale") is not None]

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from msgspec import structs
+
 from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
 from tensortrace.checks import (
     Draft,
@@ -229,6 +231,8 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         placed, op = step.narrowed(origin.call.seq, "forward")
         if op is not None:
             origin = Origin(op, step.nonfinite(op.outputs)[0])
+        else:
+            origin = _passed_over(step, origin)
     call, tensor = origin.call, origin.tensor
     weights = _spoilt_weights(step, call) if call.op is None else None
     where = _name(step, call)
@@ -260,6 +264,10 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         "inputs": [{"name": n, "shape": t.shape, "dtype": t.dtype, "min": t.min, "max": t.max,
                     "zeros": t.zeros, "neginf": t.neginf} for n, t in inputs],
     }  # fmt: skip
+    if call.replay and step.passed_over(call.module):
+        evidence["passed_over"] = True
+    if "passed_over" in evidence or step.was_passed_over("TT101", call.module):
+        cause = f"inside {call.module}"
     if origin.between and held is None:
         a, b = origin.between
         names = [_end(step, a, f"the entry of {where}", "the exit of "),
@@ -279,6 +287,17 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         value=tensor.nonfinite, limit=0, location=location, explanation=reason.why,
         fix=reason.fix, evidence=evidence, chain=_chain(step, call, tensor, reason, length),
     )  # fmt: skip
+
+
+def _passed_over(step: StepView, origin: Origin) -> Origin:
+    """Move to the module inside, if the step passed it over, that took what was spoilt before."""
+    inside = {id for op in step.replayed for _, id in op.outputs}
+    for op in step.replayed:
+        bad = step.nonfinite(op.outputs)
+        given = any(t.is_leaf and t.id not in inside for t in step.hurt(op.inputs))
+        if bad and given and step.passed_over(op.module):
+            return Origin(structs.replace(op, op=None), bad[0])
+    return origin
 
 
 def _updated_by(step: StepView, call: Call) -> str | None:

@@ -42,6 +42,8 @@ def scale_with_depth(
     """
     if step.summary is None or not any(not o.skipped for o in step.optimizers):
         return
+    if step.summary.rested:
+        return  # it has no rms of what inner layers return
     layers = step.profile("output_rms")
     recent = memory.setdefault("recent", deque(maxlen=window))
     shift = layers[-1][1] / layers[0][1] if len(layers) >= depth else 1.0

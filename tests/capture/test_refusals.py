@@ -239,7 +239,7 @@ class Reduces(Faulty):
 
 def test_collective_inside_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aside, "several_ranks", lambda: True)
-    monkeypatch.setattr(narrow, "several_ranks", lambda: True)
+    monkeypatch.setattr(roots, "several_ranks", lambda: True)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     with group_of_one(tmp_path):
         _, placed = narrowed(Reduces)

@@ -187,6 +187,7 @@ def rises(*rms, top=8000.0, peak=4000.0, dtype="float16"):
         ([16_377.0, 1.0, 1.0, 16_377.0], 1),
         ([16_377.0, 1.0, 1.0, 1.0, 16_377.0], 0),
         ([None, 16_377.0, 16_377.0], 1),
+        ([16_377.0, *[None] * 9, 16_377.0], 1),  # of steps at rest it is not known
     ],
 )
 def test_slow_approach_between_full_steps_is_followed_by_rms(rms, count):

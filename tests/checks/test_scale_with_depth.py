@@ -67,6 +67,16 @@ def test_both_directions_and_four_steps():
     assert find(steps(GROWS, 3), "TT303") == []
 
 
+def test_steps_at_rest_are_none_of_those_that_count():
+    looked_at = [[*steps(GROWS, 40)][i] for i in range(5)]
+    for step in range(40):
+        looked_at.append(optimizer(step=step))
+        known = {f"layers.{i}": rms for i, rms in enumerate(GROWS)} if step % 10 == 0 else {}
+        looked_at.append(closing(step, rested=step % 10 > 0, modules=row(output_rms=known)))
+    (found,) = find(looked_at, "TT303")
+    assert found.step == 30
+
+
 @pytest.mark.parametrize(
     "profile",
     [

@@ -1,0 +1,336 @@
+"""Steps at rest: of a long run most thin steps look at outermost calls only."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tensortrace import Lines, trace
+from tensortrace.capture import recorder as recorder_module
+from tensortrace.capture import roots
+from tensortrace.records import Call, Finding, Module, Param, Step
+
+FROM, STEPS = 20, 45
+# Full by `every=100` is the first step only; checks look at one in ten.
+LOOKED_AT = {*range(FROM), 20, 30, 40}
+
+
+@pytest.fixture(autouse=True)
+def soon() -> Iterator[None]:
+    with patch.object(recorder_module, "RESTS_FROM", FROM):
+        yield
+
+
+class Inner(nn.Module):
+    """Where the fault is: `spoil` gets what the linear made, in each forward."""
+
+    def __init__(self, spoil: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.linear, self.spoil = nn.Linear(4, 4), spoil
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        return self.spoil(h) if self.spoil is not None else torch.tanh(h)
+
+
+class Model(nn.Module):
+    def __init__(self, inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first, self.inner, self.head = nn.Linear(4, 4), inner or Inner(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(torch.relu(self.first(x))))
+
+
+class Faulty:
+    """Healthy until a step; then what it is given."""
+
+    def __init__(self, fault: Callable[[Tensor], Tensor], at: int) -> None:
+        self.fault, self.at, self.step = fault, at, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.fault(x) if self.step >= self.at else torch.tanh(x)
+
+
+def log_of_negative(x: Tensor) -> Tensor:
+    return (x - x.detach().max() - 1).log()
+
+
+def root_of_zero(x: Tensor) -> Tensor:
+    return (x * 0).square().sum().sqrt() + x
+
+
+def train(
+    model: nn.Module,
+    steps: int = STEPS,
+    before: Callable[[int], None] | None = None,
+    **options: Any,
+) -> tuple[list[Any], list[Finding]]:
+    torch.manual_seed(1)
+    records: list[Any] = []
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with trace(out=records.append, **{"every": 100, **options}) as t:
+        for step in range(steps):
+            if before is not None:
+                before(step)
+            model(torch.randn(3, 4)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return records, t.findings
+
+
+def spoilt_at(
+    step: int, fault: Callable[[Tensor], Tensor], **options: Any
+) -> tuple[list[Any], list[Finding]]:
+    torch.manual_seed(0)
+    faulty = Faulty(fault, step)
+
+    def count(now: int) -> None:
+        faulty.step = now
+
+    return train(Model(Inner(faulty)), before=count, **options)
+
+
+def rested(records: list[Any]) -> set[int]:
+    return {r.step for r in records if isinstance(r, Step) and r.rested}
+
+
+def key(finding: Finding) -> tuple[Any, ...]:
+    location = finding.location
+    return (
+        finding.step, finding.code, finding.module, finding.op, finding.param,
+        location and (location.line, location.function), finding.evidence["placed"],
+    )  # fmt: skip
+
+
+def test_steps_rest_that_neither_checks_nor_full_steps_ask_for() -> None:
+    records, findings = train(Model())
+    assert not findings
+    assert rested(records) == set(range(STEPS)) - LOOKED_AT
+    # A full step is told of the one before it what it was given by that.
+    records, _ = train(Model(), every=7)
+    full = {r.step for r in records if isinstance(r, Step) and r.full}
+    assert rested(records) == set(range(STEPS)) - LOOKED_AT - full - {step - 1 for step in full}
+
+
+def test_a_step_at_rest_knows_outermost_outputs_and_every_parameter_in_order_of_call() -> None:
+    records, _ = train(Model())
+    columns = {r.step: r.modules for r in records if isinstance(r, Step)}
+    seen, at_rest = columns[20], columns[21]
+    assert seen.path == ["", "first", "inner", "inner.linear", "head"]
+    assert at_rest.path == ["", "first", "inner.linear", "head"]
+    assert all(seen.output_rms)
+    assert at_rest.output_rms[0] is not None
+    assert at_rest.output_rms[1:] == [None, None, None]
+    assert all(at_rest.param_grad_rms[1:])
+    assert all(at_rest.update_ratio[1:])
+    lines = {r.step: r for r in records if isinstance(r, Step)}
+    # Of the four calls inside and of their backward nothing was recorded; the calls are counted.
+    assert lines[21].records == lines[20].records - 8
+    assert lines[21].dropped == lines[20].dropped - 4
+
+
+def test_training_is_the_same_to_the_bit() -> None:
+    def weights(traced: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = Model()
+        if traced:
+            train(model)
+        else:
+            optimizer = torch.optim.SGD(model.parameters(), 0.01)
+            torch.manual_seed(1)
+            for _ in range(STEPS):
+                model(torch.randn(3, 4)).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return list(model.parameters())
+
+    assert all(map(torch.equal, weights(traced=True), weights(traced=False)))
+
+
+@pytest.mark.parametrize("fault", [log_of_negative, root_of_zero])
+@pytest.mark.parametrize("kernel", ["compiled", "torch"])
+def test_a_nan_in_a_step_at_rest_is_placed_as_in_a_full_one(
+    fault: Callable[[Tensor], Tensor], kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernel == "torch":
+        monkeypatch.setattr("tensortrace.capture.compiled.kernel", None)
+    records, findings = spoilt_at(25, fault)
+    assert 24 in rested(records)
+    assert 25 in rested(records)
+    (found,) = findings
+    assert (found.step, found.module, found.evidence["placed"]) == (25, "inner", "exact")
+    assert found.location is not None
+    assert found.location.function == fault.__name__
+    _, full = spoilt_at(25, fault, every=1)
+    assert [key(f) for f in findings] == [key(f) for f in full]
+
+
+def test_the_fault_in_later_steps_is_no_second_finding() -> None:
+    def once(x: Tensor) -> Tensor:
+        # Its gradient is finite: the weights stay as they are, and it comes again and again.
+        return torch.where(x.detach() > -9, torch.tanh(x), x) + log_of_negative(x).detach() * 0
+
+    _, findings = spoilt_at(25, once)
+    assert [f.code for f in findings if f.severity == "error"] == ["TT101"]
+
+
+def test_weights_that_were_spoilt_between_steps_are_named() -> None:
+    model = Model()
+
+    def spoil(step: int) -> None:
+        if step == 25:
+            with torch.no_grad():
+                model.inner.linear.weight[0, 0] = torch.nan
+
+    records, findings = train(model, before=spoil)
+    assert 25 in rested(records)
+    (found,) = findings
+    assert (found.module, found.param) == ("inner.linear", "inner.linear.weight")
+    assert found.location is not None
+    assert found.location.function == "Inner.forward"
+
+
+def test_after_a_replay_no_step_rests_since_there_is_one_for_each_root() -> None:
+    records, findings = spoilt_at(25, lambda x: log_of_negative(x).detach() * 0 + x)
+    assert findings
+    assert max(rested(records)) == 25
+
+
+def test_what_differs_in_the_replay_is_close_and_not_exact() -> None:
+    drifting = itertools.count(1)
+
+    def drift(x: Tensor) -> Tensor:
+        # State outside of the modules: the replay finds it elsewhere.
+        n = next(drifting)
+        return torch.cat([(x[:1] * 0 - 1).log().expand(1, 4), x[1:] * n])
+
+    _, (found, *_) = spoilt_at(25, drift)
+    assert found.op == "log"
+    assert found.evidence["placed"] == "close"
+
+
+class Recursive(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, deep: int = 2) -> Tensor:
+        h: Tensor = self(x, deep - 1) if deep else x
+        return self.linear(h)
+
+
+def test_a_module_that_calls_itself_is_seen_each_time() -> None:
+    model = Recursive()
+    paths: list[str] = []
+    real = recorder_module.Recorder.module_called
+
+    def called(recorder: Any, module: nn.Module, path: str) -> None:
+        if recorder.resting:
+            paths.append(path)
+        real(recorder, module, path)
+
+    with patch.object(recorder_module.Recorder, "module_called", called):
+        records, findings = train(model)
+    assert not findings
+    assert paths == ["", "", ""] * len(rested(records))
+
+
+def test_an_exception_inside_is_explained() -> None:
+    def wrong(x: Tensor) -> Tensor:
+        return x @ torch.ones(5, 5)
+
+    torch.manual_seed(0)
+    faulty = Faulty(wrong, 25)
+    heard: list[Finding] = []
+
+    def hear(finding: Finding) -> bool:
+        heard.append(finding)
+        return False
+
+    def count(now: int) -> None:
+        faulty.step = now
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        train(Model(Inner(faulty)), before=count, stop_on=hear)
+    (found,) = heard
+    assert (found.code, found.step, found.module) == ("TT801", 25, "inner")
+
+
+class Listed(nn.Module):
+    """Holds modules that are exchanged while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Linear(4, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def test_a_module_that_nobody_has_met_is_looked_at_in_a_step_at_rest() -> None:
+    model = Listed()
+
+    def grow(step: int) -> None:
+        if step == 25:
+            model.parts.append(nn.Linear(4, 4))
+
+    records, _ = train(model, before=grow)
+    assert 25 in rested(records)
+    (met,) = (r for r in records if isinstance(r, Module) and r.path == "parts.1")
+    assert met.step == 25
+    (line,) = (r for r in records if isinstance(r, Step) and r.step == 26)
+    assert line.modules.path == ["", "parts.0", "parts.1"]
+    assert line.modules.output_rms[1:] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"level": "op"}, {"lines": Lines(output=[].append)}, {"narrow": False}, {"every": 1}],
+)
+def test_nothing_rests_where_inner_calls_are_asked_for_or_nothing_could_be_replayed(
+    options: dict[str, Any],
+) -> None:
+    records, _ = train(Model(), **options)
+    assert not rested(records)
+
+
+def inner_paths(records: list[Any]) -> set[str]:
+    """Which modules have an output in the line of a step at rest."""
+    lines = [r.modules for r in records if isinstance(r, Step) and r.rested]
+    return {
+        path for line in lines for path, rms in zip(line.path, line.output_rms, strict=True)
+        if rms is not None
+    }  # fmt: skip
+
+
+def test_inside_a_root_that_cannot_be_run_again_every_call_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    every = {"", "first", "inner", "inner.linear", "head"}
+    records, _ = train(Model())
+    assert inner_paths(records) == {""}
+    monkeypatch.setattr(roots, "several_ranks", lambda: True)
+    records, _ = train(Model())
+    assert inner_paths(records) == every
+    monkeypatch.setattr(roots, "several_ranks", lambda: False)
+    monkeypatch.setattr(roots, "MOST_BYTES", 8)
+    records, _ = train(Model())
+    assert inner_paths(records) == every
+
+
+def test_a_full_step_has_every_record_whatever_rested_before_it() -> None:
+    records, _ = train(Model(), steps=108)
+    calls = [r for r in records if isinstance(r, (Call, Param))]
+    assert {r.step for r in calls} == {0, 100}
+    paths = {s: [r.module for r in calls if r.step == s and r.module is not None]
+             for s in (0, 100)}  # fmt: skip
+    assert paths[0] == paths[100]
