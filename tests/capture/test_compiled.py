@@ -454,6 +454,7 @@ def test_no_memory_is_left_behind() -> None:
     weight = torch.nn.Parameter(torch.ones(30))
     others = [weight * 2, weight, tensor.view(3, 10).t(), tensor.to_sparse(), [1.0]]
     names = sys.intern("float32"), sys.intern("cpu"), torch.float32
+    gc.collect()  # what earlier tests left behind holds such words too
     counted = [sys.getrefcount(x) for x in (*names, *others)]
 
     def turns(n: int) -> None:
