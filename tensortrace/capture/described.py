@@ -21,6 +21,10 @@ class Descriptions:
         self._seen: dict[tuple[str, type], tuple[int, bool, tuple[bool, ...]]] = {}
         self._said: dict[tuple[str, type], int] = {}
 
+    def knows(self, path: str, cls: type) -> bool:
+        """Whether a module was looked at. Hot."""
+        return (path, cls) in self._seen
+
     def look(self, module: nn.Module, path: str, step: int) -> tuple[Module | None, bool]:
         """The record of a module that is called, if there is news; whether it is the first. Hot."""
         own = own_parameters(module)

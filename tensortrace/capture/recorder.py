@@ -216,14 +216,11 @@ class Recorder:
     def _is_inside_root(self, module: nn.Module) -> bool:
         inner = here.stack[-1]
         root = inner.root
-        # One that has no path yet has no hooks on its parameters either.
-        return (
-            root is not None
-            and root.may_run_again
-            and root.dropped is None
-            and inner.module is not module
-            and self.names.known(module) is not None
-        )
+        if root is None or not root.may_run_again or root.dropped or inner.module is module:
+            return False
+        path = self.names.known(module)
+        # One that was never entered has no hooks on its parameters either.
+        return path is not None and self._modules.knows(path, type(module))
 
     def turn_of(self, module: nn.Module, seen: int) -> int:
         """How many calls of a module came before this one, of which some may be passed over."""
