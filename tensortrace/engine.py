@@ -95,6 +95,8 @@ class Engine:
         """Take the next record in log order; returns what became certain with it."""
         # Hot path: runs for every record of a live run.
         kind = type(record)
+        if kind is Call:
+            return self._take_call(record)  # type: ignore[arg-type]
         if kind is Module:
             self._modules[record.path] = record  # type: ignore[assignment,attr-defined]
         elif kind is Source:
@@ -103,7 +105,7 @@ class Engine:
             # A check looks at no line, but at tensors that a line was the first to meet.
             for tensor in record.tensors:  # type: ignore[attr-defined]
                 _describe(self._view(record.step), tensor)
-        elif kind in (Call, Param, Optimizer, Action, Step):
+        elif kind in (Param, Optimizer, Action, Step):
             return self._take(record)  # type: ignore[arg-type]
         elif kind is Header:
             self._every = _every(record)  # type: ignore[arg-type]
@@ -127,6 +129,17 @@ class Engine:
             self._step = step
             self._aside = None if self.looks_at(number) else []
         return step
+
+    def _take_call(self, call: Call) -> list[Finding]:
+        """As `_take`, of what most records are. Hot."""
+        step = self._step
+        if step is None or step.number != call.step:
+            step = self._view(call.step)
+        if self._aside is not None or call.replay:
+            return self._take(call)
+        step.update = max(step.update, call.update)
+        _file(step, call)
+        return self._gate(step) if len(step.calls) >= 2 * HELD else []
 
     def _take(self, record: Call | Param | Optimizer | Action | Step) -> list[Finding]:
         step = self._view(record.step)
@@ -297,8 +310,11 @@ def _file(step: StepView, record: Call | Param) -> None:
         step.tensors.update((tensor.id, tensor) for tensor in record.tensors)
     else:
         step.calls.append(record)
+        known, bad = step.tensors, step.bad
         for tensor in record.tensors:
-            _describe(step, tensor)
+            known[tensor.id] = tensor
+            if tensor.nan or tensor.posinf or tensor.neginf:
+                bad.append(tensor.id)
 
 
 def _describe(step: StepView, tensor: Tensor) -> None:

@@ -159,7 +159,7 @@ class Source(Record, frozen=True, kw_only=True, tag="source"):
     text: str
 
 
-class Call(Record, frozen=True, kw_only=True, tag="call"):
+class Call(Record, frozen=True, kw_only=True, tag="call", gc=False):
     """One call of a module or an op, forward or backward.
 
     `parent` is the seq of the call it ran inside, `forward` the seq of the forward call that a

@@ -450,19 +450,23 @@ static PyObject *as_tuple(PyObject *const *items, Py_ssize_t n) {
         if (failed) Py_XDECREF(items[i]);
         else PyTuple_SetItem(tuple, i, items[i]); /* takes the reference */
     }
-    if (!failed) return tuple;
+    if (!failed) {
+        /* Of numbers, texts and tuples of them: the garbage collector need not look at it once. */
+        if (n) PyObject_GC_UnTrack(tuple);
+        return tuple;
+    }
     Py_XDECREF(tuple);
     return NULL;
 }
 
-static PyObject *row_of(const Job *job, PyObject *exponents) {
+#define HEAD 9
+#define ROW 12
+
+static void put_row(const Job *job, PyObject *exponents, PyObject **items) {
     const Totals *t = &job->totals;
     int some = t->nan + t->posinf + t->neginf < job->n;
-    PyObject *first = t->first < 0 ? Py_None : PyLong_FromLongLong(t->first);
-    if (first == Py_None) Py_INCREF(first);
-    PyObject *items[12] = {
-        PyLong_FromLongLong(t->nan), PyLong_FromLongLong(t->posinf),
-        PyLong_FromLongLong(t->neginf), PyLong_FromLongLong(t->zeros)};
+    const int64_t counts[4] = {t->nan, t->posinf, t->neginf, t->zeros};
+    for (int i = 0; i < 4; i++) items[i] = PyLong_FromLongLong(counts[i]);
     const double numbers[5] = {t->low, t->high, job->mean, job->std, job->norm};
     for (int i = 0; i < 5; i++) {
         int known = some && (!job->lean || i == 4);
@@ -471,14 +475,25 @@ static PyObject *row_of(const Job *job, PyObject *exponents) {
     }
     Py_INCREF(Py_None);
     items[9] = Py_None;
-    items[10] = first;
+    if (t->first < 0) Py_INCREF(Py_None);
+    items[10] = t->first < 0 ? Py_None : PyLong_FromLongLong(t->first);
     items[11] = exponents;
-    return as_tuple(items, 12);
+}
+
+static PyObject *row_of(const Job *job, PyObject *exponents) {
+    PyObject *items[ROW];
+    put_row(job, exponents, items);
+    return as_tuple(items, ROW);
 }
 
 static PyObject *none(void) {
     Py_INCREF(Py_None);
     return Py_None;
+}
+
+static PyObject *owned(PyObject *borrowed) {
+    Py_XINCREF(borrowed);
+    return borrowed;
 }
 
 static void measure_and_release(Job *job) {
@@ -635,11 +650,12 @@ static PyObject *moved(PyObject *module, PyObject *const *args, Py_ssize_t nargs
    ops their dozen Python functions are cold each time, and cost twice this. */
 
 enum { DTYPE, SHAPE, REQUIRES_GRAD, IS_LEAF, GRAD_FN, VERSION, RAW_REPR, IS_CONTIGUOUS,
-       STORAGE_OFFSET, UNTYPED_STORAGE, NBYTES, DATA_PTR, IS_VIEW, NAME, IS_CPU, NAMES };
+       STORAGE_OFFSET, UNTYPED_STORAGE, NBYTES, DATA_PTR, IS_VIEW, NAME, IS_CPU, STRIDE, NEXT_ID,
+       ID, NAMES };
 static const char *const ATTRIBUTES[NAMES] = {
     "dtype", "shape", "requires_grad", "is_leaf", "grad_fn", "_version", "raw_repr",
     "is_contiguous", "storage_offset", "untyped_storage", "nbytes", "data_ptr", "_is_view", "name",
-    "is_cpu"};
+    "is_cpu", "stride", "next_id", "id"};
 
 static struct {
     PyObject *names[NAMES], *tensor, *parameter, *keys_of, *dtypes, *cpu, *shapes;
@@ -714,7 +730,8 @@ static int locate(PyObject *tensor, Job *job) {
     long long nbytes = storage ? number_of(ask(storage, NBYTES)) : -1;
     Py_XDECREF(storage);
     if (PyErr_Occurred() || offset < 0 || offset > INT64_MAX / 16) return 0;
-    if ((offset + job->n) > nbytes / SIZE[job->dtype]) return 0;
+    const int64_t extent = (job->rows - 1) * job->pitch + job->n / job->rows;
+    if ((offset + extent) > nbytes / SIZE[job->dtype]) return 0;
     PyObject *address = ask(tensor, DATA_PTR);
     job->at = address ? (const char *)PyLong_AsVoidPtr(address) : NULL;
     Py_XDECREF(address);
@@ -737,6 +754,11 @@ static PyObject *node_name(PyObject *tensor) {
 }
 
 #define MOST_SHAPES 1024
+#define MOST_DIMS 16
+#define MOST_SEEN 8
+/* As in compiled.py: of shorter rows only so many elements are read. */
+#define LEAST_COLUMNS 16
+#define MOST_SINGLY 4096
 
 /* A plain tuple of a shape, the same one each time: few shapes make all tensors of a step, and each
    object that is kept is one more for the garbage collector to look at. */
@@ -749,55 +771,135 @@ static PyObject *shape_of(PyObject *shape) {
     if (PyErr_Occurred()) return NULL;
     PyObject *made = PyTuple_GetSlice(shape, 0, PyTuple_Size(shape));
     if (PyDict_Size(torch.shapes) >= MOST_SHAPES) PyDict_Clear(torch.shapes);
-    if (made && PyDict_SetItem(torch.shapes, made, made) == 0) return made;
+    if (made && PyDict_SetItem(torch.shapes, made, made) == 0) {
+        PyObject_GC_UnTrack(made);
+        return made;
+    }
     Py_XDECREF(made);
     return NULL;
 }
 
-static PyObject *head_of(PyObject *tensor, PyObject *number, PyObject *shape, PyObject *dtype,
-                         int64_t n) {
-    PyObject *needs_grad = PyObject_GetAttr(tensor, torch.names[REQUIRES_GRAD]);
-    PyObject *node = needs_grad == Py_True ? node_name(tensor) : none();
-    Py_INCREF(number), Py_INCREF(dtype), Py_INCREF(torch.cpu), Py_INCREF(Py_None);
-    PyObject *items[9] = {
-        number, shape_of(shape), Py_None, dtype, torch.cpu, needs_grad,
-        PyObject_GetAttr(tensor, torch.names[IS_LEAF]), node, PyLong_FromLongLong(n)};
-    return as_tuple(items, 9);
+/* As `compiled.place` and `compiled.rows_place`: whether the elements of a tensor with strides lie in
+   one stretch of memory, or in rows of equal length at equal distances. */
+static int lay_out(PyObject *strides, PyObject *shape, Job *job) {
+    int64_t stride[MOST_DIMS], length[MOST_DIMS], columns = 1, rows = 1, pitch = 0;
+    const Py_ssize_t dims = PyTuple_Check(strides) ? PyTuple_Size(strides) : -1;
+    int n = 0;
+    if (dims < 0 || dims > MOST_DIMS || dims != PyTuple_Size(shape)) return 0;
+    for (Py_ssize_t i = 0; i < dims; i++) {
+        const int64_t l = PyLong_AsLongLong(PyTuple_GetItem(shape, i));
+        const int64_t s = PyLong_AsLongLong(PyTuple_GetItem(strides, i));
+        if (s < 0 || s > INT64_MAX / 16 / job->n) return 0;
+        if (l == 1) continue;
+        int k = n++; /* into its place among those before it */
+        for (; k > 0 && (stride[k - 1] > s || (stride[k - 1] == s && length[k - 1] > l)); k--)
+            stride[k] = stride[k - 1], length[k] = length[k - 1];
+        stride[k] = s, length[k] = l;
+    }
+    for (int i = 0; i < n; i++) {
+        if (!pitch && stride[i] == columns) columns *= length[i];
+        else if (!pitch && stride[i] > columns) pitch = stride[i], rows = length[i];
+        else if (pitch && stride[i] == pitch * rows) rows *= length[i];
+        else return 0;
+    }
+    if (!pitch) return 1;
+    job->rows = rows, job->pitch = pitch;
+    return columns >= LEAST_COLUMNS || job->n <= MOST_SINGLY;
 }
 
-static PyObject *measured(Job *job, int closely) {
+/* The strides of a tensor that is not contiguous, and NULL of one that is; 0 where it is not laid out
+   as above. */
+static int lies(PyObject *tensor, PyObject *shape, Job *job, PyObject **strides) {
+    int contiguous = is_true(ask(tensor, IS_CONTIGUOUS));
+    if (contiguous) return contiguous == 1;
+    *strides = ask(tensor, STRIDE);
+    if (!*strides || !lay_out(*strides, shape, job)) return 0;
+    PyObject_GC_UnTrack(*strides); /* numbers, and nobody else has it yet */
+    return 1;
+}
+
+/* What needs no grad is a leaf, and no node made it. */
+static void put_head(PyObject *tensor, PyObject *number, PyObject *shape, PyObject *strides,
+                     PyObject *dtype, int64_t n, PyObject **items) {
+    PyObject *needs_grad = PyObject_GetAttr(tensor, torch.names[REQUIRES_GRAD]);
+    PyObject *node = needs_grad == Py_True ? node_name(tensor) : none();
+    PyObject *is_leaf = needs_grad == Py_False ? owned(Py_True)
+                                               : PyObject_GetAttr(tensor, torch.names[IS_LEAF]);
+    Py_INCREF(number), Py_INCREF(dtype), Py_INCREF(torch.cpu);
+    PyObject *head[HEAD] = {
+        number, shape_of(shape), strides ? strides : none(), dtype, torch.cpu, needs_grad, is_leaf,
+        node, PyLong_FromLongLong(n)};
+    Py_XINCREF(strides);
+    memcpy(items, head, sizeof head);
+}
+
+static void put_measured(Job *job, int closely, PyObject **items) {
     measure_and_release(job);
     if (job->lean && job->totals.first >= 0) {
         job->lean = 0;
         measure_and_release(job);
     }
-    if (!closely) return row_of(job, none());
-    PyObject *exponents =
-        exponents_of(job, spacing_of(job->n, torch.sample.runs, torch.sample.run));
-    return exponents ? row_of(job, exponents) : NULL;
+    put_row(job, closely ? exponents_of(job, spacing_of(job->n, torch.sample.runs, torch.sample.run))
+                         : none(), items);
 }
 
-static PyObject *look_at(PyObject *tensor, PyObject *number, long mode) {
+/* What was measured a moment ago, with the fields of its `Tensor`: the same memory is not read
+   again. */
+typedef struct {
+    Job jobs[MOST_SEEN];
+    PyObject *fields[MOST_SEEN]; /* borrowed */
+    int count;
+} Seen;
+
+static PyObject *seen_before(const Seen *seen, const Job *job) {
+    for (int i = 0; i < seen->count; i++) {
+        const Job *other = &seen->jobs[i];
+        if (other->at == job->at && other->n == job->n && other->rows == job->rows &&
+            other->pitch == job->pitch && other->dtype == job->dtype)
+            return seen->fields[i];
+    }
+    return NULL;
+}
+
+/* Head and row of an ordinary tensor; 0, and none of them, of any other. Of one that is not
+   contiguous nothing but finite elements: where the first bad one is, somebody else has to say. */
+static int describe(PyObject *tensor, PyObject *number, long mode, const Seen *seen, Job *job,
+                    PyObject **items) {
     PyObject *kind = (PyObject *)Py_TYPE(tensor);
-    if ((kind != torch.tensor && kind != torch.parameter) || !is_dense(tensor)) return NULL;
+    if ((kind != torch.tensor && kind != torch.parameter) || !is_dense(tensor)) return 0;
     PyObject *dtype = PyObject_GetAttr(tensor, torch.names[DTYPE]);
     PyObject *known = dtype ? PyDict_GetItemWithError(torch.dtypes, dtype) : NULL; /* borrowed */
     Py_XDECREF(dtype);
-    if (!known) return NULL;
-    PyObject *shape = PyObject_GetAttr(tensor, torch.names[SHAPE]), *head = NULL, *row = NULL;
-    Job job = {.rows = 1, .dtype = (Dtype)PyLong_AsLong(PyTuple_GetItem(known, 0))};
-    job.n = job.pitch = shape && PyTuple_Check(shape) ? elements_of(shape) : -1;
-    if (job.n > 0 && is_true(ask(tensor, IS_CONTIGUOUS)) == 1)
-        head = head_of(tensor, number, shape, PyTuple_GetItem(known, 1), job.n);
-    if (head && locate(tensor, &job)) { /* the address last, right before it is read */
-        job.lean = mode == 2 && job.n > torch.small;
-        row = measured(&job, mode == 1 && job.n >= torch.least);
+    if (!known) return 0;
+    PyObject *shape = PyObject_GetAttr(tensor, torch.names[SHAPE]), *strides = NULL;
+    int found = 0;
+    *job = (Job){.rows = 1, .dtype = (Dtype)PyLong_AsLong(PyTuple_GetItem(known, 0))};
+    job->n = job->pitch = shape && PyTuple_Check(shape) ? elements_of(shape) : -1;
+    memset(items, 0, (HEAD + ROW) * sizeof *items);
+    if (job->n > 0 && lies(tensor, shape, job, &strides)) {
+        put_head(tensor, number, shape, strides, PyTuple_GetItem(known, 1), job->n, items);
+        /* The address last, right before it is read. */
+        found = !PyErr_Occurred() && locate(tensor, job);
     }
-    Py_XDECREF(shape);
-    PyObject *found[2] = {head, row};
-    if (head && row) return as_tuple(found, 2);
-    Py_XDECREF(head);
-    return NULL;
+    PyObject *before = found && seen ? seen_before(seen, job) : NULL;
+    if (before) {
+        for (int i = HEAD; i < HEAD + ROW; i++) items[i] = owned(PyTuple_GetItem(before, i));
+    } else if (found) {
+        job->lean = mode == 2 && job->n > torch.small;
+        put_measured(job, mode == 1 && job->n >= torch.least && job->rows == 1, items + HEAD);
+        found = !strides || job->totals.first < 0;
+    }
+    Py_XDECREF(shape), Py_XDECREF(strides);
+    for (int i = 0; i < HEAD + ROW && !found; i++) Py_XDECREF(items[i]);
+    return found;
+}
+
+static PyObject *look_at(PyObject *tensor, PyObject *number, long mode) {
+    PyObject *items[HEAD + ROW];
+    Job job;
+    if (!describe(tensor, number, mode, NULL, &job, items)) return NULL;
+    PyObject *found[2] = {as_tuple(items, HEAD), as_tuple(items + HEAD, ROW)};
+    return as_tuple(found, 2);
 }
 
 static PyObject *look(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
@@ -811,6 +913,126 @@ static PyObject *look(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     if (found) return found;
     PyErr_Clear(); /* whoever asks one thing at a time meets it again, and knows what to do */
     return none();
+}
+
+/* The finished `Tensor` of an ordinary gradient; NULL of one that has a graph of its own. */
+static PyObject *record_of(PyObject *make, PyObject *tensor, PyObject *number, long mode, Seen *seen,
+                           int *bad) {
+    PyObject *items[HEAD + ROW];
+    Job job;
+    if (!describe(tensor, number, mode, seen, &job, items)) return NULL;
+    const int has_bad = items[HEAD + 10] != Py_None, needs_grad = items[5] != Py_False;
+    PyObject *fields = as_tuple(items, HEAD + ROW);
+    PyObject *made = fields && !needs_grad ? PyObject_Call(make, fields, NULL) : NULL;
+    *bad |= has_bad;
+    if (made && seen->count < MOST_SEEN && !has_bad) {
+        seen->jobs[seen->count] = job;
+        seen->fields[seen->count++] = fields;
+    } else {
+        Py_XDECREF(fields);
+    }
+    return made;
+}
+
+/* Takes a number from the table for each that is a tensor. For all of them before any is measured,
+   since that lets other threads run. */
+static int reserve(PyObject *table, PyObject *const *grads, Py_ssize_t n, long long *first) {
+    long long count = 0;
+    for (Py_ssize_t i = 0; i < n; i++)
+        count += PyObject_TypeCheck(grads[i], (PyTypeObject *)torch.tensor) != 0;
+    *first = number_of(PyObject_GetAttr(table, torch.names[NEXT_ID]));
+    PyObject *next = *first < 0 ? NULL : PyLong_FromLongLong(*first + count);
+    int failed = !next || PyObject_SetAttr(table, torch.names[NEXT_ID], next) < 0;
+    Py_XDECREF(next);
+    return !failed;
+}
+
+#define GIVEN 64
+
+static PyObject *look_all(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    long mode = nargs == 5 && PyTuple_Check(args[2]) && PyTuple_Check(args[3])
+                    ? PyLong_AsLong(args[4]) : -1;
+    if (!torch.tensor || mode < 0 || mode > 2) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "look_all(make, table, arrived, made, mode)");
+        return NULL;
+    }
+    PyObject *grads[GIVEN], *found[GIVEN];
+    const Py_ssize_t arrived = PyTuple_Size(args[2]), n = arrived + PyTuple_Size(args[3]);
+    long long number;
+    if (n > GIVEN) return none();
+    for (Py_ssize_t i = 0; i < n; i++)
+        grads[i] = i < arrived ? PyTuple_GetItem(args[2], i) : PyTuple_GetItem(args[3], i - arrived);
+    if (!reserve(args[1], grads, n, &number)) return NULL;
+    Seen seen = {.count = 0};
+    int bad = 0, rest = 0;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        found[i] = NULL;
+        if (!PyObject_TypeCheck(grads[i], (PyTypeObject *)torch.tensor)) {
+            found[i] = none();
+            continue;
+        }
+        PyObject *id = PyLong_FromLongLong(number++);
+        if (id) found[i] = record_of(args[0], grads[i], id, mode, &seen, &bad);
+        if (id && !found[i]) {
+            PyErr_Clear(); /* as in `look` */
+            rest = 1;
+            found[i] = owned(id);
+        }
+        Py_XDECREF(id);
+    }
+    while (seen.count) Py_DECREF(seen.fields[--seen.count]);
+    PyObject *all[3] = {as_tuple(found, n), PyBool_FromLong(bad), PyBool_FromLong(rest)};
+    return as_tuple(all, 3);
+}
+
+/* A list that the garbage collector need not look at: nothing in it holds other objects. */
+static PyObject *as_list(PyObject *const *items, Py_ssize_t n) {
+    PyObject *list = PyList_New(n);
+    int failed = list == NULL;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        failed |= items[i] == NULL;
+        if (failed) Py_XDECREF(items[i]);
+        else PyList_SetItem(list, i, items[i]); /* takes the reference */
+    }
+    if (!failed) {
+        PyObject_GC_UnTrack(list);
+        return list;
+    }
+    Py_XDECREF(list);
+    return NULL;
+}
+
+/* Inputs, outputs and tensors of a record: (name, id) of those that came and went, and all of them.
+   None where there are others than finished ones among them. */
+static PyObject *name_all(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    if (nargs != 4 || !PyTuple_Check(args[1]) || !PyTuple_Check(args[2]) || !PyTuple_Check(args[3]) ||
+        PyTuple_Size(args[1]) + PyTuple_Size(args[2]) != PyTuple_Size(args[3])) {
+        PyErr_SetString(PyExc_TypeError, "name_all(kind, came, went, grads)");
+        return NULL;
+    }
+    const Py_ssize_t came = PyTuple_Size(args[1]), n = PyTuple_Size(args[3]);
+    PyObject *named[2][GIVEN], *found[GIVEN];
+    Py_ssize_t count[2] = {0, 0}, total = 0;
+    if (n > GIVEN) return none();
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *grad = PyTuple_GetItem(args[3], i);
+        if (grad != Py_None && (PyObject *)Py_TYPE(grad) != args[0]) return none();
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *grad = PyTuple_GetItem(args[3], i);
+        if (grad == Py_None) continue;
+        const int which = i >= came;
+        PyObject *name = which ? PyTuple_GetItem(args[2], i - came) : PyTuple_GetItem(args[1], i);
+        PyObject *pair[2] = {owned(name), PyObject_GetAttr(grad, torch.names[ID])};
+        named[which][count[which]++] = as_tuple(pair, 2);
+        found[total++] = owned(grad);
+    }
+    PyObject *lists[3] = {as_list(named[0], count[0]), as_list(named[1], count[1]),
+                          as_list(found, total)};
+    return as_tuple(lists, 3);
 }
 
 /* Whether a tensor has this dtype (or this shape). */
@@ -870,13 +1092,17 @@ PyDoc_STRVAR(sample_doc, "A copy of at most so many elements at an address, in r
 PyDoc_STRVAR(moved_doc, "Norms of how far the elements of a sample have moved, and of the sample.");
 
 PyDoc_STRVAR(prepare_doc, "Tell `look` what an ordinary tensor is, and how much of it to read.");
-PyDoc_STRVAR(look_doc, "Head and fields of a Stats of an ordinary contiguous CPU tensor, else None.");
+PyDoc_STRVAR(look_doc, "Head and fields of a Stats of an ordinary dense CPU tensor, else None.");
+PyDoc_STRVAR(name_all_doc, "What look_all has found as the inputs, outputs and tensors of a Call.");
+PyDoc_STRVAR(look_all_doc, "A finished Tensor of each gradient that a node was given, and of each it made.");
 PyDoc_STRVAR(is_quiet_doc, "Whether an ordinary contiguous CPU tensor has this shape and dtype, requires "
                            "no grad and is finite throughout; None of any other.");
 
 static PyMethodDef methods[] = {
     {"prepare", prepare, METH_VARARGS, prepare_doc},
     {"look", (PyCFunction)(void (*)(void))look, METH_FASTCALL, look_doc},
+    {"name_all", (PyCFunction)(void (*)(void))name_all, METH_FASTCALL, name_all_doc},
+    {"look_all", (PyCFunction)(void (*)(void))look_all, METH_FASTCALL, look_all_doc},
     {"is_quiet", (PyCFunction)(void (*)(void))is_quiet, METH_FASTCALL, is_quiet_doc},
     {"measure", (PyCFunction)(void (*)(void))measure, METH_FASTCALL, measure_doc},
     {"measure_lean", (PyCFunction)(void (*)(void))measure_lean, METH_FASTCALL, measure_lean_doc},

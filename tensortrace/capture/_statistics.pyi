@@ -12,7 +12,7 @@ _Row: TypeAlias = tuple[
 ]  # fmt: skip
 
 _Head: TypeAlias = tuple[
-    int, tuple[int, ...], None, str, str, bool, bool, str | None, int
+    int, tuple[int, ...], tuple[int, ...] | None, str, str, bool, bool, str | None, int
 ]  # fmt: skip
 
 def prepare(
@@ -21,6 +21,13 @@ def prepare(
     run: int, /
 ) -> None: ...  # fmt: skip
 def look(tensor: torch.Tensor, number: int, mode: int, /) -> tuple[_Head, _Row] | None: ...
+def look_all(
+    make: Callable[..., Any], table: Any, arrived: tuple[torch.Tensor | None, ...],
+    made: tuple[torch.Tensor | None, ...], mode: int, /
+) -> tuple[tuple[Any, ...], bool, bool] | None: ...  # fmt: skip
+def name_all(
+    kind: type, came: tuple[str, ...], went: tuple[str, ...], grads: tuple[Any, ...], /
+) -> tuple[list[tuple[str, int]], list[tuple[str, int]], list[Any]] | None: ...  # fmt: skip
 def measure(address: int, count: int, dtype: int, /) -> _Row: ...
 def measure_lean(address: int, count: int, dtype: int, /) -> _Row: ...
 def measure_rows(

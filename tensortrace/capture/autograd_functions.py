@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import BackwardCFunction
 
+from tensortrace.capture.drafts import NodeSite
 from tensortrace.capture.gradients import NodeProbe
 from tensortrace.capture.source import definition_line
 from tensortrace.records import Location
@@ -63,9 +64,8 @@ def watch_functions(recorder: Recorder, last: BackwardCFunction, path: str | Non
         location = _backward_of(recorder, function)
         if location is not None:
             name = shorten(function.__name__)
-            fields = {"op": name, "module": path, "forward": None, "location": location}
-            fields["node"] = f"{name}Backward"
-            node.register_hook(NodeProbe(recorder.serial, recorder.step, fields))
+            site = NodeSite(recorder.serial, recorder.step, name, path, None, location)
+            node.register_hook(NodeProbe(site, f"{name}Backward"))
         todo.extend(parent for parent, _ in node.next_functions)
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
+from tensortrace.capture import compiled
 from tensortrace.capture.stats import Stats, Ticket, stats_of
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import (
     Action,
     Call,
+    Location,
     Optimizer,
     Param,
     Record,
     Scalar,
+    Tensor,
     to_scalar,
 )
 
@@ -130,6 +134,80 @@ class ParameterGradientDraft(Unfinished, gc=False):
         return self.grad.is_finite()
 
 
+class NodeSite(msgspec.Struct, gc=False):
+    """What the backward of the nodes that one call of an op has made has in common.
+
+    `forward` is the seq of that call, `serial` and `step` say whose and when it was.
+    """
+
+    serial: int
+    step: int
+    op: str
+    module: str | None
+    forward: int | None
+    location: Location | None
+
+
+class NodeDraft(Unfinished, gc=False):
+    """The backward of one node of an op: the first `arrived` of `grads` came, the rest it made."""
+
+    update: int
+    site: NodeSite
+    node: str
+    arrived: int
+    grads: tuple[Tensor | TensorDraft | None, ...]
+
+    def record(self) -> Call:
+        """The finished call. Hot."""
+        site = self.site
+        inputs, outputs, tensors = self._lists()
+        return Call(
+            step=self.step,
+            seq=self.seq,
+            update=self.update,
+            phase="backward",
+            forward=site.forward if site.step == self.step else None,
+            module=site.module,
+            op=site.op,
+            node=self.node,
+            location=site.location,
+            inputs=inputs,
+            outputs=outputs,
+            tensors=tensors,
+        )
+
+    def _lists(self) -> _Lists:
+        """Inputs, outputs and tensors."""
+        grads, arrived = self.grads, self.arrived
+        came, went = _names("output", arrived), _names("input", len(grads) - arrived)
+        if compiled.kernel is not None:
+            found: _Lists | None = compiled.kernel.name_all(Tensor, came, went, grads)
+            if found is not None:
+                return found
+        return (
+            [(name, g.id) for name, g in zip(came, grads[:arrived], strict=True) if g is not None],
+            [(name, g.id) for name, g in zip(went, grads[arrived:], strict=True) if g is not None],
+            [g.record() if isinstance(g, TensorDraft) else g for g in grads if g is not None],
+        )
+
+    def is_quiet(self) -> bool:
+        """Whether all gradients are finite."""
+        for grad in self.grads:
+            if grad is None:
+                continue
+            if grad.nonfinite if isinstance(grad, Tensor) else not grad.is_finite():
+                return False
+        return True
+
+
+_Lists: TypeAlias = "tuple[list[tuple[str, int]], list[tuple[str, int]], list[Tensor]]"
+
+
+@functools.lru_cache(256)
+def _names(what: str, n: int) -> tuple[str, ...]:
+    return tuple(f"{what}[{i}]" for i in range(n))
+
+
 class ActionDraft:
     """One action; the values of `scalars` are put into its detail under their keys."""
 
@@ -199,7 +277,7 @@ class ParamDraft(Unfinished, gc=False):
 
 
 # Of the calls of a step the checks decide at its gate.
-CALLS = frozenset[type]({CallDraft, GradientDraft, ParameterGradientDraft})
+CALLS = frozenset[type]({CallDraft, GradientDraft, NodeDraft, ParameterGradientDraft})
 
 
 class OptimizerDraft:

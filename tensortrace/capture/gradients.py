@@ -12,11 +12,17 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from torch import nn
 
 from tensortrace.capture.active import here, slot
-from tensortrace.capture.drafts import CallDraft, GradientDraft, ParameterGradientDraft
+from tensortrace.capture.drafts import (
+    GradientDraft,
+    NodeDraft,
+    NodeSite,
+    ParameterGradientDraft,
+)
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.text import shorten
 
@@ -111,52 +117,40 @@ class ParameterProbe:
                 here.go_on()
 
 
-class NodeProbe:
-    """Reports one autograd node of an op outside modules: gradients that arrived and were made."""
+class NodeProbe(msgspec.Struct, gc=False, eq=False):
+    """Reports one autograd node of an op: gradients that arrived and were made.
 
-    __slots__ = ("fields", "serial", "step")
+    There are thousands of them while a graph lives: each is as little as can be.
+    """
 
-    def __init__(self, serial: int, step: int, fields: dict[str, Any]) -> None:
-        self.serial, self.step, self.fields = serial, step, fields
+    site: NodeSite
+    node: str
 
     def __call__(
         self, made: tuple[torch.Tensor | None, ...], arrived: tuple[torch.Tensor | None, ...]
     ) -> None:
-        """Take what the node made for its inputs, and what had arrived for its outputs."""
-        recorder = _listening(self.serial)
+        """Take what the node made for its inputs, and what had arrived for its outputs. Hot."""
+        recorder = _listening(self.site.serial)
         if recorder is None:
             return
         with _no_functions():
             here.busy += 1
             here.rest()
             try:
-                self._report(recorder, made, arrived)
+                seq = recorder.next_seq()
+                grads = recorder.tensors.gradients(arrived, made)
+                recorder.pend(
+                    NodeDraft(
+                        recorder.step, seq, recorder.update, self.site, self.node, len(arrived),
+                        grads,
+                    )
+                )  # fmt: skip
+                recorder.backward_seen = True
             except Exception as error:
                 recorder.fault("gradients", error)
             finally:
                 here.busy -= 1
                 here.go_on()
-
-    def _report(
-        self,
-        recorder: Recorder,
-        made: tuple[torch.Tensor | None, ...],
-        arrived: tuple[torch.Tensor | None, ...],
-    ) -> None:
-        fields = {**self.fields, "update": recorder.update, "phase": "backward"}
-        if self.step != recorder.step:
-            fields["forward"] = None
-        call = CallDraft(recorder.step, recorder.next_seq(), fields)
-        for role, grads, name in (("inputs", arrived, "output"), ("outputs", made, "input")):
-            named: list[tuple[str, int]] = []
-            for i, grad in enumerate(grads):
-                if isinstance(grad, torch.Tensor):
-                    number, draft = recorder.tensors.gradient(grad, None)
-                    named.append((f"{name}[{i}]", number))
-                    call.tensors.append(draft)
-            fields[role] = named
-        recorder.pend(call)
-        recorder.backward_seen = True
 
 
 def watch_output(
@@ -188,10 +182,8 @@ def watch_output(
     return node
 
 
-def watch_nodes(
-    recorder: Recorder, result: torch.Tensor, since: int, fields: dict[str, Any]
-) -> None:
-    """Report every node that an op outside modules has just made, when it runs backward."""
+def watch_nodes(recorder: Recorder, result: torch.Tensor, since: int, site: NodeSite) -> None:
+    """Report every node that an op has just made, when it runs backward. Hot."""
     if not recorder.on["gradients"] or _is_functorch(result):
         return
     try:
@@ -200,18 +192,19 @@ def watch_nodes(
         root = result.grad_fn
     except RuntimeError:
         return
+    serial = site.serial
     todo: list[Node | None] = [root]
     while todo:
         node = todo.pop()
         if node is None or not since <= node._sequence_nr() < _ACCUMULATE:
             continue
         metadata: dict[Any, Any] = node.metadata  # type: ignore[assignment]
-        if metadata.get("tensortrace") == recorder.serial:
+        if metadata.get("tensortrace") == serial:
             continue
-        metadata["tensortrace"] = recorder.serial
-        named = {**fields, "node": node.name()}
-        node.register_hook(NodeProbe(recorder.serial, recorder.step, named))
-        todo.extend(parent for parent, _ in node.next_functions)
+        metadata["tensortrace"] = serial
+        node.register_hook(NodeProbe(site, node.name()))
+        for parent, _ in node.next_functions:
+            todo.append(parent)
 
 
 def next_sequence_nr() -> int:

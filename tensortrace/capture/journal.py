@@ -148,8 +148,10 @@ class Journal:
         return self._show(record.record())
 
     def _show(self, finished: Record) -> list[Finding]:
+        if self._aside is None:
+            return self.engine.feed(finished)
         found: list[Finding] = []
-        if self._aside is not None and not is_quiet(finished):
+        if not is_quiet(finished):
             aside, self._aside = self._aside, None
             for earlier in aside:
                 found += self.engine.feed(earlier.record())

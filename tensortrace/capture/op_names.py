@@ -74,26 +74,31 @@ def arguments_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
     found: dict[str, Any] = {}
     names = _POSITIONS.get(name.rstrip("_"), ())
     for i, value in enumerate(args[1:]):
-        if value is not None and not isinstance(value, torch.Tensor):
-            text = _argument(value)
-            if text is not None:
-                found[names[i] if i < len(names) else str(i + 1)] = text
+        text = _argument(value)
+        if text is not None:
+            found[names[i] if i < len(names) else str(i + 1)] = text
     for key, value in kwargs.items():
-        if value is not None and not isinstance(value, torch.Tensor):
-            text = _argument(value)
-            if text is not None:
-                found[shorten(key)] = text
+        text = _argument(value)
+        if text is not None:
+            found[shorten(key)] = text
     return found
 
 
 def _argument(value: Any) -> Any:
+    if value is None or isinstance(value, torch.Tensor):
+        return None
     if isinstance(value, float):
         return to_scalar(value)
     if isinstance(value, (bool, int, str)):
         return value if not isinstance(value, str) else value[:80]
+    if isinstance(value, (tuple, list)) and len(value) <= 8:
+        parts = []
+        for part in value:
+            found = _argument(part)
+            if found is None:
+                return None
+            parts.append(found)
+        return parts
     if isinstance(value, (torch.dtype, torch.device)):
         return str(value).removeprefix("torch.")
-    if isinstance(value, (tuple, list)) and len(value) <= 8:
-        parts = [_argument(part) for part in value]
-        return parts if all(part is not None for part in parts) else None
     return None

@@ -34,7 +34,7 @@ from torch.utils.hooks import RemovableHandle
 from tensortrace.capture import compiled
 from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.autograd_functions import watch_function
-from tensortrace.capture.drafts import CallDraft
+from tensortrace.capture.drafts import CallDraft, NodeSite
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import watch_nodes
 from tensortrace.capture.op_names import BACKWARD, HOOKS, SYNCS, arguments_of, op_of
@@ -472,19 +472,15 @@ def _end(
         place.learn(outputs, recorder.queue)
     if not outputs and not fields["inputs"]:
         return  # nothing with tensors: a setting, a seed, a dtype query
+    site = None
     for _, tensor in outputs:
         if tensor.requires_grad:
-            watch_nodes(
-                recorder,
-                tensor,
-                since,
-                {
-                    "op": fields["op"],
-                    "module": fields.get("module"),
-                    "forward": draft.seq,
-                    "location": fields["location"],
-                },
-            )
+            if site is None:
+                site = NodeSite(
+                    recorder.serial, recorder.step, fields["op"], fields.get("module"), draft.seq,
+                    fields["location"],
+                )  # fmt: skip
+            watch_nodes(recorder, tensor, since, site)
     fields["outputs"] = _identify(recorder, draft, outputs, fields["grad_enabled"])
     recorder.pend(draft)
 

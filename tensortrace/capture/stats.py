@@ -10,8 +10,8 @@ import ctypes
 import math
 import sys
 import threading
-from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -21,6 +21,9 @@ from tensortrace.capture.exponents import LEAST, RUN, SAMPLE, count_exponents
 from tensortrace.capture.gather import Gathered
 from tensortrace.capture.kernels import BOUNDS, FULL, LEAN, NUMPY, Kernels, Row
 from tensortrace.capture.unwrap import blocks, distinct, is_backed, is_dense_cpu, plain, quiet
+
+if TYPE_CHECKING:
+    from tensortrace.capture.tensors import TensorTable
 
 __all__ = ["Head", "Level", "Stats", "StatsQueue", "summarize"]
 
@@ -190,6 +193,36 @@ class StatsQueue:
         if self._level == "minmax":
             return found[0], _minmax(_make(Stats, found[1]))
         return found
+
+    def look_all(
+        self,
+        make: Callable[..., Any],
+        table: TensorTable,
+        arrived: tuple[torch.Tensor | None, ...],
+        made: tuple[torch.Tensor | None, ...],
+    ) -> tuple[tuple[Any, ...], bool] | None:
+        """Describe the gradients of a node at once, and read what two of them share once. Hot.
+
+        Args:
+            make: makes a `Tensor` of its first fields.
+            table: gives the numbers.
+            arrived: and `made`, as an autograd hook gets them, inside `DisableTorchFunction`.
+        Returns:
+            A `Tensor` each, None where there is none, its number of what is no ordinary CPU tensor;
+            and whether there are such. None of all but the usual levels and numbers of gradients,
+            and without the compiled kernel.
+        """
+        kernel = compiled.kernel
+        if kernel is None or self._kernels is not FULL:
+            return None
+        mode = _LEANLY if self.lean else _CLOSELY if self.counts else _FULLY
+        found = kernel.look_all(make, table, arrived, made, mode)
+        if found is None:
+            return None
+        described, bad, rest = found
+        if bad:
+            self.alarmed = True
+        return described, rest
 
     def add_scalars(self, values: Iterable[torch.Tensor]) -> list[Ticket]:
         """Queue tensors of one element, at any level: `min` is the value, None if not finite."""

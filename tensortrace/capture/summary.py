@@ -74,24 +74,29 @@ class StepSummary:
         """Learn the tensors of a batch: what a call returns, a call inside it may describe. Hot."""
         known = self._tensors
         for record in records:
-            if isinstance(record, CallDraft):
+            if isinstance(record, Call):
+                # The gradients of a node no other record has.
+                if record.node is None:
+                    for tensor in record.tensors:
+                        known[tensor.id] = tensor
+            elif isinstance(record, CallDraft):
                 for draft in record.tensors:
                     known[draft.id] = draft
             elif isinstance(record, GradientDraft):
                 if record.grad is not None:
                     known[record.tensor] = record.grad
-            elif isinstance(record, (Call, Line)):
+            elif isinstance(record, Line):
                 for tensor in record.tensors:
                     known[tensor.id] = tensor
 
     def add(self, record: Record | Unfinished) -> None:
         """Take in the next record of the step. Hot."""
         self.records += 1
-        if isinstance(record, Unfinished):
-            self._add_unfinished(record)
-        elif isinstance(record, Call):
-            if record.module is not None and record.op is None:
+        if isinstance(record, Call):
+            if record.op is None and record.module is not None:
                 self._add_call(record.module, record.phase, record.inputs, record.outputs)
+        elif isinstance(record, Unfinished):
+            self._add_unfinished(record)
         elif isinstance(record, Param):
             self._add_param(record.module, record.value.shape, from_scalar(record.update_ratio))
         elif isinstance(record, Optimizer):

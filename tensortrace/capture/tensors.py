@@ -142,7 +142,8 @@ class TensorTable:
         self._waiting: list[TensorDraft] = []
         self._units = Units()
         self._known: dict[int, _Known] = {}
-        self._next = 0
+        # The compiled kernel counts it on, too.
+        self.next_id = 0
         self._step = 0
         self._compared = 0
         self.kept: dict[str, Any] | None = None
@@ -161,7 +162,7 @@ class TensorTable:
                 self._known[key] = _Known(ref, version_of(tensor), -1, self._step)
         self.passed = {}
         self._step = step
-        self._next = self._compared = 0
+        self.next_id = self._compared = 0
         if self.drafts:
             self.drafts = {}
         if self._known:
@@ -196,7 +197,7 @@ class TensorTable:
 
     def continue_from(self, other: TensorTable) -> None:
         """Take over where another table of the same step has got to."""
-        self._step, self._next = other._step, other._next
+        self._step, self.next_id = other._step, other.next_id
 
     def id_at(self, address: int) -> int | None:
         """The id of the living tensor object at an address, if it was described in this step."""
@@ -225,8 +226,8 @@ class TensorTable:
                 previous = entry.id
             else:
                 from_step = entry.step
-        number = self._next
-        self._next = number + 1
+        number = self.next_id
+        self.next_id = number + 1
         # A subclass without weak references gets a new id each time.
         try:  # noqa: SIM105 suppress() costs as much as all that is done here
             self._known[id(tensor)] = _Known(weakref.ref(tensor), version, number, self._step)
@@ -260,10 +261,30 @@ class TensorTable:
         self, grad: torch.Tensor, grad_of: int | None, measure: bool = True
     ) -> tuple[int, TensorDraft]:
         """Describe a gradient; it is a tensor of the engine's that is not met again."""
-        number = self._next
-        self._next = number + 1
+        number = self.next_id
+        self.next_id = number + 1
         tail = _NO_TAIL if grad_of is None else (grad_of, None, None, None)
         return number, self._draft(grad, number, tail, measure)
+
+    def gradients(
+        self, arrived: tuple[torch.Tensor | None, ...], made: tuple[torch.Tensor | None, ...]
+    ) -> tuple[Tensor | TensorDraft | None, ...]:
+        """Describe what arrived at a node, and then what it made; None where there is none. Hot."""
+        found = self._queue.look_all(Tensor, self, arrived, made)
+        if found is None:
+            return tuple(
+                self.gradient(grad, None)[1] if isinstance(grad, torch.Tensor) else None
+                for grad in (*arrived, *made)
+            )
+        described, rest = found
+        if not rest:
+            return described
+        return tuple(
+            self._draft(grad, each, _NO_TAIL, True)
+            if grad is not None and type(each) is int
+            else each
+            for grad, each in zip((*arrived, *made), described, strict=True)
+        )
 
     def _draft(self, tensor: torch.Tensor, number: int, tail: Tail, measure: bool) -> TensorDraft:
         if not measure:

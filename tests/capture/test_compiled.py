@@ -20,8 +20,8 @@ from hypothesis.extra import numpy as npst
 from tensortrace import capture, trace
 from tensortrace.capture import compiled
 from tensortrace.capture.stats import Stats, StatsQueue, stats_of, summarize
-from tensortrace.capture.tensors import _head
-from tensortrace.records import Header
+from tensortrace.capture.tensors import TensorDraft, TensorTable, _head
+from tensortrace.records import Header, Tensor
 
 kernel: Any = compiled.kernel
 needs_kernel = pytest.mark.skipif(kernel is None, reason="the kernel is not built, or switched off")
@@ -453,6 +453,8 @@ def test_no_memory_is_left_behind() -> None:
     place = compiled.place(tensor)
     weight = torch.nn.Parameter(torch.ones(30))
     others = [weight * 2, weight, tensor.view(3, 10).t(), tensor.to_sparse(), [1.0]]
+    turned, numbers = torch.ones(5, 6).t(), Numbers()
+    grads = (turned, turned, None, *others)
     names = sys.intern("float32"), sys.intern("cpu"), torch.float32
     gc.collect()  # what earlier tests left behind holds such words too
     counted = [sys.getrefcount(x) for x in (*names, *others)]
@@ -461,6 +463,9 @@ def test_no_memory_is_left_behind() -> None:
         for _ in range(n):
             for other in others:
                 kernel.look(other, 300, 1)
+            numbers.next_id = 300
+            found, _, _ = kernel.look_all(Tensor, numbers, grads, grads, 1)
+            kernel.name_all(Tensor, ("x", "y"), ("z",), (found[0], None, found[1]))
             kernel.measure(*place)
             kernel.measure_closely(*place, 64, 16)
             with pytest.raises(ValueError, match="sample"):
@@ -606,3 +611,96 @@ def test_a_sample_of_something_else_is_refused() -> None:
             kernel.sample(*compiled.place(tensor), most, run)
     with pytest.raises(TypeError):
         kernel.sample(*compiled.place(tensor))
+
+
+class Numbers:
+    """What gives out ids."""
+
+    def __init__(self, next_id: int = 0) -> None:
+        self.next_id = next_id
+
+
+X = torch.randn(6, 30)
+GRADIENTS: list[tuple[list[torch.Tensor | None], list[torch.Tensor | None]]] = [
+    ([torch.randn(3, 4)], [torch.randn(100, 7), None, torch.randn(70)]),
+    ([], []),
+    ([None], [None, None]),
+    ([torch.randn(2, 9).t()], [torch.randn(20, 10)[:, :7], torch.zeros(3)[:0]]),
+    ([torch.tensor([1.0, NAN])], [torch.tensor([[INF, 2.0], [3.0, 4.0]]).t(), torch.ones(2)]),
+    ([torch.ones(2).to_sparse()], [torch.ones(3, dtype=torch.int64), torch.nn.Parameter(X)]),
+    ([X], [X.t(), X.view(-1), X[:2], X.clone(), X.expand(2, *X.shape)]),
+]
+
+
+@needs_kernel
+@pytest.mark.parametrize("mode", ["full", "closely", "lean"])
+@pytest.mark.parametrize(("arrived", "made"), GRADIENTS, ids=range(len(GRADIENTS)))
+def test_gradients_looked_at_together_are_what_each_is(
+    arrived: list[torch.Tensor | None], made: list[torch.Tensor | None], mode: str
+) -> None:
+    together, singly = StatsQueue(), StatsQueue()
+    for queue in (together, singly):
+        queue.lean, queue.counts = mode == "lean", mode == "closely"
+    table, other = TensorTable(together), TensorTable(singly)
+    table.next_id = other.next_id = 5
+    with torch._C.DisableTorchFunction():
+        found = table.gradients(tuple(arrived), tuple(made))
+        want = [
+            other.gradient(grad, None)[1] if grad is not None else None
+            for grad in (*arrived, *made)
+        ]
+    assert together.alarmed == singly.alarmed
+    together.resolve()
+    singly.resolve()
+    assert [g.record() if isinstance(g, TensorDraft) else g for g in found] == [
+        g and g.record() for g in want
+    ]
+    assert table.next_id == other.next_id == 5 + sum(g is not None for g in (*arrived, *made))
+
+
+@needs_kernel
+@pytest.mark.parametrize("level", ["minmax", "none"])
+def test_few_statistics_are_asked_for_one_at_a_time(level: Any) -> None:
+    table = TensorTable(StatsQueue(level))
+    (found,) = table.gradients((torch.tensor([1.0, 2.0]),), ())
+    assert isinstance(found, TensorDraft)
+    assert found.stats()[7] is None
+
+
+@needs_kernel
+def test_memory_that_two_gradients_share_is_read_once() -> None:
+    x = torch.randn(300, 1000)
+    others = [x.t(), x.view(-1), x]
+    (first, *rest), bad, left = kernel.look_all(Tensor, Numbers(), (x,), tuple(others), 1)
+    assert not bad and not left
+    assert all(tensor.exponents is first.exponents for tensor in rest)
+    assert [tensor.stride for tensor in rest] == [(1, 1000), None, None]
+    x[1, 2] = NAN
+    (first, turned, *_), bad, left = kernel.look_all(Tensor, Numbers(), (x,), tuple(others), 1)
+    assert first.first_bad == 1002 and bad
+    assert turned == 1 and left, "where the first is, row by row, is asked of somebody else"
+
+
+@needs_kernel
+def test_gradients_are_named_by_their_place() -> None:
+    a, b, c = (Tensor(i) for i in (3, 4, 5))
+    named = kernel.name_all(Tensor, ("x", "y"), ("z", "v"), (a, None, b, c))
+    assert named == ([("x", 3)], [("z", 4), ("v", 5)], [a, b, c])
+    assert kernel.name_all(Tensor, (), (), ()) == ([], [], [])
+    assert kernel.name_all(Tensor, ("x",), (), (7,)) is None
+    many = tuple(Tensor(i) for i in range(100))
+    assert kernel.name_all(Tensor, ("x",) * 100, (), many) is None
+    assert kernel.look_all(Tensor, Numbers(), (torch.ones(1),) * 100, (), 0) is None
+
+
+@needs_kernel
+def test_nonsense_about_gradients_is_refused() -> None:
+    x = torch.ones(1)
+    for wrong in ((Tensor, Numbers(), (x,), (), 3), (Tensor, Numbers(), [x], (), 0), (Tensor,)):
+        with pytest.raises(TypeError, match="look_all"):
+            kernel.look_all(*wrong)
+    with pytest.raises(AttributeError):
+        kernel.look_all(Tensor, object(), (x,), (), 0)
+    for wrong in ((Tensor, ("x",), (), ()), (Tensor, ["x"], (), (1,)), ()):
+        with pytest.raises(TypeError, match="name_all"):
+            kernel.name_all(*wrong)

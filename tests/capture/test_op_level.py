@@ -86,6 +86,47 @@ def test_backward_op_has_the_line_and_the_module_of_its_forward() -> None:
     assert len(node.inputs) == len(node.outputs) == 1
 
 
+def test_gradients_that_did_not_arrive_leave_their_place_empty() -> None:
+    class Uses(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            _, last = (x * y).chunk(2, 1)
+            return last
+
+    records = at_op_level(
+        lambda: Uses()(torch.rand(2, 4, requires_grad=True), torch.rand(2, 4)).sum().backward()
+    )
+    nodes = {c.node: c for c in records.of(Call, phase="backward")}
+    product, parts = nodes["MulBackward0"], nodes["SplitBackward0"]
+    assert [name for name, _ in product.inputs] == ["output[0]"]
+    assert [name for name, _ in product.outputs] == ["input[0]"]
+    assert [name for name, _ in parts.inputs] == ["output[1]"]
+    assert [t.id for t in parts.tensors] == [n for _, n in (*parts.inputs, *parts.outputs)]
+
+
+def test_without_the_compiled_kernel_the_same_backward_is_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def program() -> None:
+        torch.manual_seed(0)
+        x = torch.rand(3, 4, requires_grad=True)
+        h = Net()(x.t().contiguous().t()).exp().chunk(2, 1)[0]
+        (grad,) = torch.autograd.grad(h.sum(), x, create_graph=True)
+        (grad.square().sum() * math.inf).backward()
+
+    def backward() -> list[dict[str, Any]]:
+        calls = at_op_level(program).of(Call, phase="backward")
+        return [
+            {f: getattr(c, f) for f in c.__struct_fields__ if f not in ("host_ns", "tensors")}
+            | {"tensors": [(t.id, t.shape, t.stride, t.nan, t.grad_fn) for t in c.tensors]}
+            for c in calls
+        ]
+
+    compiled_ones = backward()
+    monkeypatch.setattr("tensortrace.capture.compiled.kernel", None)
+    assert backward() == compiled_ones
+    assert len(compiled_ones) > 20
+
+
 @pytest.mark.parametrize(
     ("run", "name", "expected"),
     [
