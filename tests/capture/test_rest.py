@@ -264,24 +264,27 @@ def test_an_exception_inside_is_explained() -> None:
 
 
 class Listed(nn.Module):
-    """Holds modules that are exchanged while it trains."""
+    """Runs more of its modules while it trains, or is given more."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
-        self.parts = nn.ModuleList([nn.Linear(4, 4)])
+        self.parts, self.used = nn.ModuleList(nn.Linear(4, 4) for _ in range(count)), 1
 
     def forward(self, x: Tensor) -> Tensor:
-        for part in self.parts:
+        for part in self.parts[: self.used]:
             x = part(x)
         return x
 
 
-def test_a_module_that_nobody_has_met_is_looked_at_in_a_step_at_rest() -> None:
-    model = Listed()
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_module_that_nobody_has_met_is_looked_at_in_a_step_at_rest(count: int) -> None:
+    model = Listed(count)
 
     def grow(step: int) -> None:
         if step == 25:
-            model.parts.append(nn.Linear(4, 4))
+            model.used = 2
+            if count == 1:
+                model.parts.append(nn.Linear(4, 4))
 
     records, _ = train(model, before=grow)
     assert 25 in rested(records)
