@@ -63,6 +63,9 @@ def show_maps(maps: Maps, modules: Mapping[str, Module], shown: Sequence[Shown])
         return tag("p", "No step line of these steps has a number about a module.", class_="dim")
     notes = [tag("p", f"{maps.left_out} more modules have no row here.", class_="dim")
              ] if maps.left_out else []  # fmt: skip
+    if maps.rested:
+        told = "Steps at rest look at outermost modules only: others show the numbers before them."
+        notes.append(tag("p", told, class_="dim"))
     return joined([*drawn, *notes])
 
 

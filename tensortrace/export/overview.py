@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tensortrace.export.contents import matches, step_lines
 from tensortrace.records import Scalar, Step, from_scalar
-from tensortrace.run import nonfinite_letter
+from tensortrace.run import held_over, nonfinite_letter
 
 if TYPE_CHECKING:
     from tensortrace.run import Run
@@ -108,6 +108,7 @@ class Maps:
         values: by name of `STATISTICS`, float64 ``(rows, columns)``, NaN where there is none.
         broken: as `values`, bool: an output, or a gradient if it is about those, was not finite.
         left_out: how many modules have no row.
+        rested: whether a column has only steps at rest, which show the numbers before them.
     """
 
     columns: Columns
@@ -115,6 +116,7 @@ class Maps:
     values: dict[str, Floats]
     broken: dict[str, npt.NDArray[np.bool_]]
     left_out: int
+    rested: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,8 @@ class _Rows:
         self._shown: list[str] = []
         self._left_out = 0
         self._values = {name: self._blank(64) for name in STATISTICS}
+        # By column: whether a step in it rested, and whether one did not.
+        self._rested = np.zeros((2, columns.count), np.bool_)
         self._broken = {name: self._unbroken(64) for name in STATISTICS}
         self._paths: list[str] = []
         self._rows: npt.NDArray[np.int64] = np.empty(0, np.int64)
@@ -177,6 +181,7 @@ class _Rows:
 
     def add(self, line: Step) -> None:
         table, at = line.modules, self._columns.of(line.step)
+        self._rested[int(not line.rested), at] = True
         if table.path != self._paths:  # as a rule the same modules run in every step
             self._paths = table.path
             self._rows = np.array([self._find(path) for path in table.path], np.int64)
@@ -213,6 +218,7 @@ class _Rows:
 
     def finish(self) -> Maps:
         n = len(self._shown)
-        values = {name: array[:n] for name, array in self._values.items()}
+        rested = self._rested[0] & ~self._rested[1]
+        values = {name: held_over(array[:n], rested) for name, array in self._values.items()}
         broken = {name: array[:n] for name, array in self._broken.items()}
-        return Maps(self._columns, self._shown, values, broken, self._left_out)
+        return Maps(self._columns, self._shown, values, broken, self._left_out, bool(rested.any()))

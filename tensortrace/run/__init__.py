@@ -10,13 +10,15 @@ from __future__ import annotations
 from tensortrace.run.folder import newest_log, open_run, start_run
 from tensortrace.run.ranks import Ranks, named_logs, start_ranks
 from tensortrace.run.run import Run
-from tensortrace.run.series import nonfinite_letter, series
+from tensortrace.run.series import held_over, looked_at, nonfinite_letter, series
 from tensortrace.run.step import StepRecords
 
 __all__ = [
     "Ranks",
     "Run",
     "StepRecords",
+    "held_over",
+    "looked_at",
     "named_logs",
     "newest_log",
     "nonfinite_letter",

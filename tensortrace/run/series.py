@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tensortrace.run.run import Run
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+# In a long run inner modules have outputs in steps whose number this divides (`engine.SELDOM`).
+LOOKED_AT = 10
 # Whether a column of `ModuleColumns` is about outputs or gradients, as a letter of its `flags`; an
 # update is about either.
 SIDES = {"output_rms": "o", "zero_frac": "o", "grad_rms": "g", "param_grad_rms": "g"}
@@ -22,6 +32,31 @@ def nonfinite_letter(flags: str, column: str) -> str:
     if side is not None and told and side not in flags:
         return ""
     return next((letter for letter in "ni" if letter in flags), "")
+
+
+def looked_at(steps: range) -> int:
+    """The first of some steps in which inner modules are looked at for certain, else the first."""
+    step = steps.start + -steps.start % LOOKED_AT
+    return step if step in steps else steps.start
+
+
+def held_over(values: Floats, rested: npt.NDArray[np.bool_]) -> Floats:
+    """Give columns of steps at rest, where they have none, the last numbers before them.
+
+    Args:
+        values: float64 ``(modules, columns)``, NaN where there is none; not modified.
+        rested: bool ``(columns,)``: whether all steps of a column were at rest.
+    Returns:
+        As `values`. What comes before the first number stays NaN, and so does what follows a step
+        that was looked at and has none.
+    """
+    import numpy as np
+
+    if not rested.any():
+        return values
+    at = np.where(np.isnan(values) & rested, 0, np.arange(len(rested)))
+    found: Floats = np.take_along_axis(values, np.maximum.accumulate(at, axis=1), axis=1)
+    return found
 
 
 def series(
@@ -43,6 +78,8 @@ def series(
     first = run.first_step() if start is None else start
     last = run.last_step() + 1 if stop is None else stop
     stride = max(1, -(-(last - first) // limit))
+    if stride > LOOKED_AT:
+        stride += -stride % LOOKED_AT
     columns = ("output_rms", "zero_frac", "grad_rms", "param_grad_rms", "update_ratio", "flags")
     found: dict[str, list[tuple[int, float | str | None]]] = {name: [] for name in columns}
     for number in range(first, last, stride):

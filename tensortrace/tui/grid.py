@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tensortrace.records import Step
-from tensortrace.run import Run, nonfinite_letter
+from tensortrace.run import Run, held_over, nonfinite_letter
 from tensortrace.tui.span import Span
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Grid:
         at: int64 ``(modules, columns)``: the first step with a flag there whose calls were kept,
             else -1.
         full: int64 ``(columns,)``: the first step of the column whose calls were kept, else -1.
+        rested: bool ``(columns,)``: whether every step of the column that was read was at rest.
     """
 
     def __init__(self, span: Span) -> None:
@@ -69,6 +70,8 @@ class Grid:
         self.flags = np.zeros((0, span.columns), np.uint8)
         self.at = np.full((0, span.columns), -1, np.int64)
         self.full = np.full(span.columns, -1, np.int64)
+        self.rested = np.zeros(span.columns, np.bool_)
+        self._looked = np.zeros(span.columns, np.bool_)
 
     def _floats(self, rows: int) -> Floats:
         return np.full((rows, self.span.columns), np.nan, np.float64)
@@ -83,6 +86,8 @@ class Grid:
     def _add(self, step: Step, column: int) -> None:
         if step.full and not 0 <= self.full[column] <= step.step:
             self.full[column] = step.step
+        self._looked[column] |= not step.rested
+        self.rested[column] = not self._looked[column]
         held = step.modules
         rows = self._rows_of(held.path)
         for name, values in self.values.items():
@@ -120,6 +125,11 @@ class Grid:
         rows = [self._rows.get(path, len(self.flags) - 1) for path in paths]
         self._last = (paths, rows)
         return rows
+
+    def numbers(self, name: str, row: int) -> Floats:
+        """A quantity of a module by column; at rest it is what it was when it was looked at."""
+        values: Floats = held_over(self.values[name][row : row + 1], self.rested)[0]
+        return values
 
     @property
     def modules(self) -> bool:

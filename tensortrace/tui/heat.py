@@ -66,7 +66,7 @@ class HeatMap:
     def cell(self, row: int, column: int) -> tuple[str, str]:
         """The glyph and style of a cell: a flag, else the level; ``0`` for exactly nothing."""
         return self._cell(
-            float(self.grid.values[self.name][row, column]), int(self.grid.flags[row, column])
+            float(self.grid.numbers(self.name, row)[column]), int(self.grid.flags[row, column])
         )
 
     def _cell(self, value: float, flags: int) -> tuple[str, str]:
@@ -100,7 +100,7 @@ class HeatMap:
             (self.glyphs.cursor if here else " ", ""),
             (fit(told, room, self.glyphs), "name"),
         ]
-        values = self.grid.values[self.name][row, : self.shown].tolist()
+        values = self.grid.numbers(self.name, row)[: self.shown].tolist()
         flags = self.grid.flags[row, : self.shown].tolist()
         for at, (value, bits) in enumerate(zip(values, flags, strict=True)):
             glyph, style = self._cell(value, bits)
@@ -150,7 +150,8 @@ def told_lines(
     most = "" if span.per == 1 else "the largest of each: "
     numbers = []
     for name, told in QUANTITIES.items():
-        value = float(grid.values[name][row, column])
+        value = float(grid.numbers(name, row)[column])
+        before = math.isnan(grid.values[name][row, column]) and not math.isnan(value)
         text = (
             "-"
             if math.isnan(value)
@@ -158,7 +159,7 @@ def told_lines(
             if name == "zero_frac"
             else number_text(value)
         )
-        numbers.append(f"{told} {text}")
+        numbers.append(f"{told} {text}" + " (before)" * before)
     lines, text = [head], most
     for number in numbers:
         if len(text) + len(number) + 2 > width and text:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from tensortrace.records import Call, Param, Record
+from tensortrace.run import looked_at
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.span import Span, fitting, span_of
 from tensortrace.tui.theme import UNICODE, Glyphs
@@ -20,10 +21,14 @@ def trend_span(first: int, last: int) -> Span:
 
 
 def sample(span: Span, first: int, last: int) -> Iterator[range]:
-    """Two steps of each column, enough for a trend: the first and the middle one."""
+    """Two steps of each column, enough for a trend: the first and the middle one.
+
+    Of inner modules most steps of a long run know nothing: it is the next ones that do.
+    """
     for column in range(span.columns):
         steps = span.steps(column)
-        for step in sorted({steps.start, steps.start + len(steps) // 2}):
+        middle = range(steps.start + len(steps) // 2, steps.stop)
+        for step in sorted({looked_at(steps), looked_at(middle)}):
             if first <= step <= last:
                 yield range(step, step + 1)
 
@@ -46,7 +51,7 @@ def trend_text(grid: Grid | None, record: Record | None, glyphs: Glyphs = UNICOD
     row = grid.row(asked[0]) if grid is not None and asked is not None else None
     if grid is None or asked is None or row is None:
         return ""
-    values = grid.values[asked[1]][row].tolist()
+    values = grid.numbers(asked[1], row).tolist()
     bad = [bool(grid.nonfinite(row, at, asked[1])) for at in range(grid.span.columns)]
     # From half of the largest on at least: what hardly moves is drawn as what hardly moves.
     known = [value for value in values if math.isfinite(value)]

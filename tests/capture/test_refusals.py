@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensortrace import trace
-from tensortrace.capture import aside, narrow, roots
+from tensortrace.capture import aside, roots
 from tensortrace.records import Action, Finding
 from tests.capture import Recorded
 from tests.test_edge_programs import fingerprint, rng_state

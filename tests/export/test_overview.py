@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -71,6 +72,17 @@ def test_a_map_keeps_the_largest_of_a_column_and_whether_any_was_not_finite(
     expected = np.array([[5.0, 2.0], [np.nan, 7.0]])
     np.testing.assert_array_equal(maps.values["grad_rms"], expected)
     assert all(b.tolist() == [[False, False], [False, True]] for b in maps.broken.values())
+
+
+def test_a_column_of_steps_at_rest_has_the_numbers_before_it(tmp_path: Path) -> None:
+    seen, quiet = step(0, output_rms=[1.0, 4.0]), step(1, output_rms=[2.0, None])
+    rests = msgspec.structs.replace(quiet, rested=True)
+    maps = look_over(run := make(tmp_path, seen, rests), run.steps).maps
+    assert maps.values["output_rms"].tolist() == [[1.0, 2.0], [4.0, 4.0]]
+    assert maps.rested
+    maps = look_over(run := make(tmp_path, seen, quiet), run.steps).maps
+    np.testing.assert_array_equal(maps.values["output_rms"], [[1.0, 2.0], [4.0, np.nan]])
+    assert not maps.rested
 
 
 def test_a_map_tells_outputs_that_are_not_finite_from_gradients(tmp_path: Path) -> None:

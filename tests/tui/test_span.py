@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from tensortrace.records import ModuleColumns, Step
 from tensortrace.tui.grid import FLAGS, Grid
-from tensortrace.tui.heat import LEVELS, HeatMap, scale_of
+from tensortrace.tui.heat import LEVELS, HeatMap, scale_of, told_lines
 from tensortrace.tui.span import Span, fitting, reading_order, shifted, span_of, used, zoomed
 from tensortrace.tui.theme import ASCII, HEAT
+from tensortrace.tui.trend import sample
 
 
-def step_line(step: int, *, full: bool = True, **columns: list[object]) -> Step:
-    return Step(step=step, seq=9, full=full, modules=ModuleColumns(**columns))
+def step_line(
+    step: int, *, full: bool = True, rested: bool = False, **columns: list[object]
+) -> Step:
+    held = ModuleColumns(**columns)  # type: ignore[arg-type]
+    return Step(step=step, seq=9, full=full, rested=rested, modules=held)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +98,42 @@ def test_the_colours_grow_with_the_power_of_ten_and_glyphs_say_it_without_them()
     assert len({glyph for glyph, _ in cells}) == 6
     assert cells[4] == ("0", "zero")
     assert cells[5] == (" ", "")
+
+
+def test_a_step_at_rest_shows_the_numbers_before_it() -> None:
+    grid = Grid(Span(0, 1, 5))
+    known: list[tuple[list[object], bool]] = [
+        ([None, 2.0], True), ([1e-3, 2.0], False), ([None, 3.0], True), ([None, None], True),
+        ([None, 2.0], False),
+    ]  # fmt: skip
+    steps = [
+        step_line(at, path=["a", "b"], grad_rms=rms, flags=["", ""], rested=rested)
+        for at, (rms, rested) in enumerate(known)
+    ]
+    for order in (steps, steps[::-1]):
+        grid.add(order)
+        # What nobody has looked at yet stays empty, and so does what was not there when one did.
+        np.testing.assert_array_equal(
+            grid.numbers("grad_rms", 0), [math.nan, *[1e-3] * 3, math.nan]
+        )
+        np.testing.assert_array_equal(grid.numbers("grad_rms", 1), [2.0, 2.0, 3.0, 3.0, 2.0])
+    held = HeatMap(grid, "grad_rms", scale_of(grid, "grad_rms"), 5, 1, ASCII)
+    row = held.row_line(0, 0, {}, 80, here=False)
+    assert [held.cell(0, at) for at in range(5)] == row[-5:]
+    assert row[-5] == row[-1] == (" ", "")
+    assert row[-4] == row[-3] == row[-2] != (" ", "")
+    told = ["".join(text for line in told_lines(grid, 0, at, {}, 200) for text, _ in line)
+            for at in (1, 2)]  # fmt: skip
+    assert "gradient rms 0.001  " in told[0]
+    assert "gradient rms 0.001 (before)  " in told[1]
+
+
+def test_a_trend_asks_for_steps_that_are_looked_at() -> None:
+    span = span_of(0, 999, 20, 50, 0)
+    asked = [steps.start for steps in sample(span, 0, 999)]
+    assert len(asked) == 2 * len(range(0, 1000, span.per))
+    assert all(step % 10 == 0 for step in asked)
+    assert [steps.start for steps in sample(Span(3, 2, 3), 3, 8)] == [3, 4, 5, 6, 7, 8]
 
 
 def test_viridis_grows_lighter_step_by_step() -> None:
