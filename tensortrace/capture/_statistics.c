@@ -649,39 +649,35 @@ static PyObject *moved(PyObject *module, PyObject *const *args, Py_ssize_t nargs
    asks what `compiled.place` and `tensors._head` ask, in the same order; between a program's own
    ops their dozen Python functions are cold each time, and cost twice this. */
 
-enum { DTYPE, SHAPE, REQUIRES_GRAD, IS_LEAF, GRAD_FN, VERSION, RAW_REPR, IS_CONTIGUOUS,
-       STORAGE_OFFSET, UNTYPED_STORAGE, NBYTES, DATA_PTR, IS_VIEW, NAME, IS_CPU, STRIDE, NEXT_ID,
-       ID, NAMES };
+enum { DTYPE, SHAPE, REQUIRES_GRAD, IS_LEAF, GRAD_FN, VERSION, IS_CONTIGUOUS,
+       STORAGE_OFFSET, UNTYPED_STORAGE, NBYTES, DATA_PTR, IS_VIEW, NAME, IS_CPU, IS_NEG, STRIDE,
+       NEXT_ID, ID, NAMES };
 static const char *const ATTRIBUTES[NAMES] = {
-    "dtype", "shape", "requires_grad", "is_leaf", "grad_fn", "_version", "raw_repr",
+    "dtype", "shape", "requires_grad", "is_leaf", "grad_fn", "_version",
     "is_contiguous", "storage_offset", "untyped_storage", "nbytes", "data_ptr", "_is_view", "name",
-    "is_cpu", "stride", "next_id", "id"};
+    "is_cpu", "is_neg", "stride", "next_id", "id"};
 
 static struct {
-    PyObject *names[NAMES], *tensor, *parameter, *keys_of, *dtypes, *cpu, *shapes;
-    unsigned long long dense; /* the dispatch keys of an ordinary dense CPU tensor */
+    PyObject *names[NAMES], *tensor, *parameter, *dtypes, *cpu, *shapes;
     int64_t small, least;
     Spacing sample; /* most elements as `runs`, and `run` */
 } torch;
 
 static PyObject *prepare(PyObject *module, PyObject *args) {
     (void)module;
-    PyObject *tensor, *parameter, *keys_of, *dtypes;
-    unsigned long long dense;
+    PyObject *tensor, *parameter, *dtypes;
     long long small, least, most, run;
-    if (!PyArg_ParseTuple(args, "OOOO!KLLLL", &tensor, &parameter, &keys_of, &PyDict_Type, &dtypes,
-                          &dense, &small, &least, &most, &run))
+    if (!PyArg_ParseTuple(args, "OOO!LLLL", &tensor, &parameter, &PyDict_Type, &dtypes, &small, &least,
+                          &most, &run))
         return NULL;
     if (most < 1 || most > INT32_MAX || run < 1 || run > INT32_MAX || least < 1) {
         PyErr_SetString(PyExc_ValueError, "nothing to sample");
         return NULL;
     }
-    Py_INCREF(tensor), Py_INCREF(parameter), Py_INCREF(keys_of), Py_INCREF(dtypes);
-    Py_XDECREF(torch.tensor), Py_XDECREF(torch.parameter);
-    Py_XDECREF(torch.keys_of), Py_XDECREF(torch.dtypes);
-    torch.tensor = tensor, torch.parameter = parameter;
-    torch.keys_of = keys_of, torch.dtypes = dtypes;
-    torch.dense = dense, torch.small = small, torch.least = least;
+    Py_INCREF(tensor), Py_INCREF(parameter), Py_INCREF(dtypes);
+    Py_XDECREF(torch.tensor), Py_XDECREF(torch.parameter), Py_XDECREF(torch.dtypes);
+    torch.tensor = tensor, torch.parameter = parameter, torch.dtypes = dtypes;
+    torch.small = small, torch.least = least;
     torch.sample = (Spacing){run, 0, most};
     return none();
 }
@@ -703,13 +699,13 @@ static int is_true(PyObject *value) {
     return truth;
 }
 
+/* Whether the memory of a tensor, if it gives an address, is what it means. To ask for its dispatch
+   keys, as Python does, takes as long as all that follows: they come as an object of pybind11's. Of
+   what is wrapped around other memory (functorch, functional, nested, sparse, opaque) and of a zero
+   tensor torch gives no address, or raises; a quantized one has another dtype. */
 static int is_dense(PyObject *tensor) {
-    PyObject *keys = PyObject_CallFunctionObjArgs(torch.keys_of, tensor, NULL);
-    PyObject *raw = keys ? ask(keys, RAW_REPR) : NULL;
-    unsigned long long bits = raw ? PyLong_AsUnsignedLongLong(raw) : 0;
-    Py_XDECREF(keys);
-    Py_XDECREF(raw);
-    return !PyErr_Occurred() && !(bits & ~torch.dense);
+    return is_true(PyObject_GetAttr(tensor, torch.names[IS_CPU])) == 1 &&
+           is_true(ask(tensor, IS_NEG)) == 0;
 }
 
 /* The product of a shape; -1 where it is no tuple of numbers. */
@@ -1047,9 +1043,7 @@ static int has(PyObject *tensor, int name, PyObject *wanted) {
 static int quiet_at(PyObject *tensor, PyObject *shape, PyObject *dtype) {
     PyObject *kind = (PyObject *)Py_TYPE(tensor);
     if (kind != torch.tensor && kind != torch.parameter) return -1;
-    /* Half the time of asking for dispatch keys. Of what is wrapped around other memory `locate`
-       finds no address: torch raises, or gives none. A sign that is still to be changed, and a
-       conjugate, is as finite as its memory. */
+    /* As `is_dense`; a sign that is still to be changed, and a conjugate, is as finite as its memory. */
     if (is_true(PyObject_GetAttr(tensor, torch.names[IS_CPU])) != 1) return -1;
     PyObject *known = PyDict_GetItemWithError(torch.dtypes, dtype); /* borrowed */
     if (!known || !PyTuple_Check(shape)) return -1;

@@ -16,9 +16,8 @@ _Head: TypeAlias = tuple[
 ]  # fmt: skip
 
 def prepare(
-    tensor: type, parameter: type, keys_of: Callable[[torch.Tensor], Any],
-    dtypes: dict[torch.dtype, tuple[int, str]], dense: int, small: int, least: int, most: int,
-    run: int, /
+    tensor: type, parameter: type, dtypes: dict[torch.dtype, tuple[int, str]], small: int,
+    least: int, most: int, run: int, /
 ) -> None: ...  # fmt: skip
 def look(tensor: torch.Tensor, number: int, mode: int, /) -> tuple[_Head, _Row] | None: ...
 def look_all(

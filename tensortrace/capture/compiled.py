@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from tensortrace.capture.unwrap import DENSE_CPU, dispatch_keys, is_dense_cpu
+from tensortrace.capture.unwrap import is_dense_cpu
 
 __all__ = [
     "EXACT", "Place", "RowsPlace", "base_of", "is_packed", "item_size", "kernel", "kernel_name",
@@ -94,8 +94,7 @@ def prepare(*, small: int, least: int, sample: int, run: int) -> None:
     """
     if kernel is not None:
         dtypes = {dtype: (code, str(dtype)[6:]) for dtype, (_, code) in _DTYPES.items()}
-        plain = (torch.Tensor, torch.nn.Parameter, dispatch_keys, dtypes, DENSE_CPU)
-        kernel.prepare(*plain, small, least, sample, run)
+        kernel.prepare(torch.Tensor, torch.nn.Parameter, dtypes, small, least, sample, run)
 
 
 def kernel_name() -> str:

@@ -349,19 +349,38 @@ def test_a_look_that_is_told_nonsense_says_so() -> None:
             kernel.look(*wrong)
     for wrong in ((8192, 0, 4096, 64), (8192, 64, 0, 64), (8192, 64, 4096, 2**40)):
         with pytest.raises(ValueError, match="nothing to sample"):
-            kernel.prepare(torch.Tensor, torch.nn.Parameter, id, {}, 0, *wrong)
+            kernel.prepare(torch.Tensor, torch.nn.Parameter, {}, *wrong)
 
 
 def test_no_address_is_taken_inside_functorch() -> None:
-    seen = []
+    seen: list[Any] = []
 
     def look(x: torch.Tensor) -> torch.Tensor:
         seen.append(compiled.place(x) or compiled.rows_place(x))
+        if kernel is not None:
+            seen.append(kernel.look(x, 0, 1))
+            seen.append(kernel.look(x.t(), 0, 0))
         return (x * x).sum()
 
-    torch.func.vmap(look)(torch.ones(3, 4))
-    torch.func.grad(look)(torch.ones(3))
-    assert seen == [None, None]
+    torch.func.vmap(look)(torch.ones(3, 4, 2))
+    torch.func.vmap(torch.func.vmap(look))(torch.ones(3, 4, 2, 2))
+    torch.func.grad(look)(torch.ones(3, 2))
+    torch.func.functionalize(look)(torch.ones(3, 2))
+    assert set(seen) == {None} and len(seen) >= 5
+
+
+@needs_kernel
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+@pytest.mark.filterwarnings("ignore")
+def test_views_of_anything_else_are_not_looked_at_either(make: Any) -> None:
+    with torch._C.DisableTorchFunction():
+        for view in (lambda x: x.t(), lambda x: x[None], lambda x: x[:2], lambda x: x.detach()):
+            try:
+                seen = view(make())
+            except Exception:
+                continue
+            if isinstance(seen, torch.Tensor) and not compiled.is_dense_cpu(seen):
+                assert kernel.look(seen, 0, 1) is None
 
 
 def test_memory_that_moved_is_read_where_it_is_now() -> None:
