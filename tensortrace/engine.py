@@ -49,6 +49,8 @@ FINDINGS_PER_CODE = 50
 # Of a thinned run the calls of the first steps are looked at, then those of one step in so many.
 CLOSELY = 20
 SELDOM = 10
+_NOTHING = frozenset[str]()
+_CALLS = frozenset({"calls"})
 # What of an action's detail may be non-finite.
 _VALUES = ("value", "total_norm")
 SEVERITIES: tuple[Severity, ...] = ("note", "warning", "error")
@@ -72,7 +74,9 @@ class Engine:
         self.problems: list[str] = []
         self._thresholds = _configure(chosen, settings or {})
         self._checks = _in_order(chosen)
-        self._running: dict[tuple[When, ...], list[Check]] = {}
+        # By moment and by what a step has: the checks to ask.
+        self._running: dict[tuple[frozenset[str], tuple[When, ...]], list[Check]] = {}
+        self._kinds = {kind for c in self._checks for kind in c.of}
         self._memory: dict[str, dict[str, Any]] = {c.code: {} for c in self._checks}
         self._modules: dict[str, Module] = {}
         self._sources: dict[str, list[Source]] = {}
@@ -128,6 +132,7 @@ class Engine:
                             poisoned=self._poisoned)  # fmt: skip
             self._step = step
             self._aside = None if self.looks_at(number) else []
+            step.has = _CALLS if self._aside is None else _NOTHING
         return step
 
     def _take_call(self, call: Call) -> list[Finding]:
@@ -147,6 +152,7 @@ class Engine:
         gate = False
         if self._aside is not None and not is_quiet(record):
             aside, self._aside = self._aside, None
+            step.has |= _CALLS
             for earlier in aside:
                 _file(step, earlier)
         if isinstance(record, Call | Param):
@@ -159,6 +165,8 @@ class Engine:
             gate = len(step.calls) >= 2 * HELD
         elif isinstance(record, Action):
             step.actions.append(record)
+            if record.action in self._kinds:
+                step.has |= {record.action}
             gate = record.action in ("gate", "exception")
             if record.action == "load_state_dict":
                 self._poisoned = step.poisoned = None
@@ -195,9 +203,11 @@ class Engine:
 
     def _run(self, step: StepView, *when: When) -> list[Finding]:
         found: list[Finding] = []
-        running = self._running.get(when)
+        running = self._running.get((step.has, when))
         if running is None:
-            running = self._running[when] = [c for c in self._checks if c.when in when]
+            running = [c for c in self._checks
+                       if c.when in when and (not c.of or step.has.intersection(c.of))]  # fmt: skip
+            self._running[step.has, when] = running
         for one in running:
             try:
                 for draft in one.rule(step, self._memory[one.code], **self._thresholds[one.code]):

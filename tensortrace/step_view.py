@@ -33,8 +33,8 @@ class StepView:
     `modules` and `findings` are of the whole run so far. `causes` are the findings made or met
     again in this step; `poisoned` is the id of the finding after which an optimizer wrote
     non-finite parameters, so that all that is non-finite since then follows from it. `summary` is
-    the step line, None until the step closes. Of a step with more than 20,000 calls the older ones
-    are dropped after a gate.
+    the step line, None until the step closes. `has` is what `Check.of` may ask for. Of a step with
+    more than 20,000 calls the older ones are dropped after a gate.
     """
 
     number: int
@@ -52,8 +52,11 @@ class StepView:
     findings: list[Finding] = field(default_factory=list)
     causes: list[Finding] = field(default_factory=list)
     poisoned: str | None = None
+    has: frozenset[str] = frozenset()
     _forward: list[Call] = field(default_factory=list)
     _sorted: tuple[int, int] = (0, 0)
+    _happened: list[Action | Optimizer] = field(default_factory=list)
+    _as_of: tuple[int, ...] = ()
     _profiles: dict[Column, list[tuple[str, float]]] = field(default_factory=dict)
 
     def blamed(self) -> str | None:
@@ -87,8 +90,14 @@ class StepView:
         return placed, None
 
     def happened(self) -> list[Action | Optimizer]:
-        """List actions and optimizer steps in the order in which they happened."""
-        return sorted([*self.actions, *self.optimizers], key=lambda record: record.seq)
+        """List actions and optimizer steps in the order in which they happened. Hot."""
+        lists = (self.actions, self.optimizers)
+        # Several checks ask at each gate; of a very long step the oldest are dropped.
+        now = tuple(n for held in lists for n in (len(held), held[-1].seq if held else -1))
+        if now != self._as_of:
+            both: list[Action | Optimizer] = [*self.actions, *self.optimizers]
+            self._happened, self._as_of = sorted(both, key=lambda record: record.seq), now
+        return self._happened
 
     def forward(self) -> list[Call]:
         """List the forward calls so far in the order in which they began. Hot."""

@@ -13,6 +13,7 @@ from tensortrace.engine import HELD, Engine
 from tensortrace.errors import UsageError
 from tensortrace.export.page import explain
 from tensortrace.records import Action, Call, ChainLink, Finding, Param
+from tensortrace.step_view import StepView
 from tests.builders import make_call, make_header, make_run
 from tests.checks import call, closing, find, loss, module, nan, ok, op, optimizer, param, row
 
@@ -43,6 +44,42 @@ def test_one_cause_is_one_finding_and_the_rest_is_counted():
     assert [(f.id, f.step) for f in found] == [("TT990-1", 0)]
     assert engine.take_repeats() == {"TT990-1": 3}
     assert engine.take_repeats() == {}
+
+
+def test_a_check_is_asked_of_steps_that_have_what_it_is_about():
+    asked: dict[str, list[int]] = {}
+
+    def asking(of):
+        @check(f"TT99{len(of)}", "-".join(of) or "each", of=of)
+        def note(step, memory):
+            yield from ()
+            asked.setdefault("-".join(of), []).append(step.number)
+
+        return note
+
+    checks = [asking(()), asking(("calls",)), asking(("clip", "scale"))]
+    engine = Engine(checks)
+    engine.feed(make_header(options={"every": "auto"}))
+    for step in range(18, 34):
+        if step in (19, 23):
+            engine.feed(Action(step=step, seq=1, action="clip"))
+        # One that is put aside is looked at after all if something in it is not finite.
+        engine.feed(call(2, "a", [1], [2], [ok(1), nan(2) if step == 25 else ok(2)], step=step))
+        engine.feed(closing(step, full=False))
+    assert asked == {
+        "": list(range(18, 34)), "calls": [18, 19, 20, 25, 30], "clip-scale": [19, 23],
+    }  # fmt: skip
+
+
+def test_what_happened_is_listed_anew_when_more_has():
+    view = StepView(0)
+    view.actions.append(Action(step=0, seq=5, action="loss"))
+    assert [r.seq for r in view.happened()] == [5]
+    view.optimizers.append(optimizer(seq=3))
+    assert [r.seq for r in view.happened()] == [3, 5]
+    del view.actions[0]
+    view.actions.append(Action(step=0, seq=7, action="loss"))
+    assert [r.seq for r in view.happened()] == [3, 7]
 
 
 def test_explanation_and_fix_come_from_the_docstring_unless_the_draft_has_them():

@@ -100,6 +100,8 @@ class Check:
     """A rule with its code, name, moment and the severity of what it finds.
 
     `after` lists the codes whose findings of the same gate this check looks at; they run first.
+    `of` names what a step must have to be worth a question: any of these actions, or "calls",
+    which all steps have but those that the engine puts aside. A check without it is asked of each.
     """
 
     code: str
@@ -108,6 +110,7 @@ class Check:
     when: When
     rule: Rule
     after: tuple[str, ...] = ()
+    of: tuple[str, ...] = ()
 
     @property
     def thresholds(self) -> dict[str, Any]:
@@ -135,11 +138,12 @@ def check(
     severity: Severity = "warning",
     when: When = "step",
     after: tuple[str, ...] = (),
+    of: tuple[str, ...] = (),
 ) -> Callable[[Rule], Check]:
     """Make a check of a rule ``(step, memory, *, thresholds)``, a generator of drafts."""
 
     def wrap(rule: Rule) -> Check:
-        return Check(code, name, severity, when, rule, after)
+        return Check(code, name, severity, when, rule, after, of)
 
     return wrap
 

@@ -13,7 +13,7 @@ _OPS = frozenset(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"))
 _MODULES = frozenset(("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss"))
 
 
-@check("TT604", "broadcast-in-loss", severity="error")
+@check("TT604", "broadcast-in-loss", severity="error", of=("calls",))
 def broadcast_in_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     """A loss broadcasts [N, 1] against [N] to [N, N]: each prediction meets each target.
 

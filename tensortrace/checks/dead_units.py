@@ -12,7 +12,7 @@ from tensortrace.text import module_text
 _SOURCES = ("ReluBackward0", "HardtanhBackward0", "ThresholdBackward0")
 
 
-@check("TT301", "dead-units")
+@check("TT301", "dead-units", of=("calls",))
 def dead_units(
     step: StepView, memory: dict[str, Any], *, share: float = 0.7, least: int = 8
 ) -> Iterator[Draft]:

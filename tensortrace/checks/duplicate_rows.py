@@ -8,7 +8,7 @@ from typing import Any
 from tensortrace.checks import Draft, StepView, check
 
 
-@check("TT611", "duplicate-rows")
+@check("TT611", "duplicate-rows", of=("loader", "duplicates"))
 def duplicate_rows(
     step: StepView, memory: dict[str, Any], *, share: float = 0.5, sustain: int = 3
 ) -> Iterator[Draft]:

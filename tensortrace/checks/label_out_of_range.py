@@ -15,7 +15,7 @@ _CLASSES = frozenset(("cross_entropy", "nll_loss", "CrossEntropyLoss", "NLLLoss"
 _KINDS = _BINARY | _CLASSES | {"Embedding"}
 
 
-@check("TT603", "label-out-of-range", severity="error")
+@check("TT603", "label-out-of-range", severity="error", of=("calls",))
 def label_out_of_range(
     step: StepView, memory: dict[str, Any], *, beyond: float = 0.5
 ) -> Iterator[Draft]:

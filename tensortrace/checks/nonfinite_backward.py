@@ -31,7 +31,10 @@ class Origin:
     direct: bool
 
 
-@check("TT102", "nonfinite-backward", severity="error", when="gate", after=("TT101", "TT103"))
+@check(
+    "TT102", "nonfinite-backward", severity="error", when="gate", after=("TT101", "TT103"),
+    of=("calls",),
+)  # fmt: skip
 def nonfinite_backward(
     step: StepView, memory: dict[str, Any], *, chain: int = 8
 ) -> Iterator[Draft]:

@@ -57,7 +57,10 @@ class Origin:
     between: tuple[Call | None, Call | None] | None = None
 
 
-@check("TT101", "nonfinite-forward", severity="error", when="gate", after=("TT104", "TT105"))
+@check(
+    "TT101", "nonfinite-forward", severity="error", when="gate", after=("TT104", "TT105"),
+    of=("calls",),
+)  # fmt: skip
 def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8) -> Iterator[Draft]:
     """A forward call makes NaN or infinity out of finite inputs.
 

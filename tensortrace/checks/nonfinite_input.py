@@ -13,7 +13,7 @@ from tensortrace.text import location_text
 _SOURCES = frozenset(("tensor", "astensor", "asarray", "fromnumpy", "frombuffer", "load"))
 
 
-@check("TT105", "nonfinite-input", severity="error", when="gate", after=("TT104",))
+@check("TT105", "nonfinite-input", severity="error", when="gate", after=("TT104",), of=("calls",))
 def nonfinite_input(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     """A tensor that nothing in the program made comes in with NaN or infinity.
 

@@ -15,6 +15,7 @@ _LINKS = 8
 
 @check(
     "TT103", "nonfinite-loss", severity="error", when="gate", after=("TT101", "TT104", "TT105"),
+    of=("calls",),
 )  # fmt: skip
 def nonfinite_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     """The loss is NaN or infinite, and no call that was seen made it so.

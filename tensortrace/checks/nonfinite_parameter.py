@@ -9,7 +9,7 @@ from tensortrace.checks import Draft, StepView, check, count_text, finite
 from tensortrace.records import Param, Scalar
 
 
-@check("TT104", "nonfinite-parameter", severity="error", when="gate")
+@check("TT104", "nonfinite-parameter", severity="error", when="gate", of=("calls",))
 def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     """A parameter holds NaN or infinity, or the optimizer has just written one.
 

@@ -20,7 +20,7 @@ _THROUGH = frozenset(("to", "long", "int", "float", "type", "cuda", "view", "res
 _CHOICE = frozenset(("getitem", "index_select"))
 
 
-@check("TT607", "one-class-batches")
+@check("TT607", "one-class-batches", of=("calls", "loader"))
 def one_class_batches(
     step: StepView, memory: dict[str, Any], *, sustain: int = 6, least: int = 8, only: int = 20
 ) -> Iterator[Draft]:

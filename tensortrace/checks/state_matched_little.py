@@ -9,7 +9,7 @@ from tensortrace.checks import Draft, StepView, check
 from tensortrace.records import Action
 
 
-@check("TT408", "state-matched-little")
+@check("TT408", "state-matched-little", of=("load_state_dict",))
 def state_matched_little(
     step: StepView, memory: dict[str, Any], *, least: float = 0.5
 ) -> Iterator[Draft]:

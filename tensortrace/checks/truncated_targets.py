@@ -19,7 +19,7 @@ _REGRESSION = frozenset(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", 
 _CLASSES = frozenset(("cross_entropy", "nll_loss", "CrossEntropyLoss", "NLLLoss"))
 
 
-@check("TT508", "truncated-targets")
+@check("TT508", "truncated-targets", of=("calls",))
 def truncated_targets(
     step: StepView, memory: dict[str, Any], *, lost: float = 1e-4
 ) -> Iterator[Draft]:
