@@ -78,6 +78,10 @@ class Viewer(Asker):
         at_view = bool(key.views) and "step" not in key.views
         return partial(self.call_later, self.run_action, key.action, self.view if at_view else self)
 
+    def keep_tidy(self) -> None:
+        """Collect garbage between the keys from now on."""
+        self.turns.tidying = self.set_interval(TIDY_EVERY_S, self.turns.tidy)
+
     @property
     def active(self) -> Pane:
         """The pane that has the focus; the table if none has."""
@@ -280,6 +284,6 @@ def view(
     app = Viewer(run, glyphs=choose_glyphs(), opening=asked, memory=places.folder())
     with answering_soon():
         app.call_later(app.call_after_refresh, keep_what_is_there)
-        app.call_later(app.set_interval, TIDY_EVERY_S, app.turns.tidy)
+        app.call_later(app.keep_tidy)
         app.run(mouse=mouse)
     return app.return_code or 0

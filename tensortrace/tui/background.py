@@ -15,7 +15,7 @@ from tensortrace.tui.frame import Frame
 from tensortrace.tui.theme import UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
 
-POLL_S, IDLE_AFTER_S, IDLE_EVERY = 0.2, 10.0, 5
+POLL_S, IDLE_POLL_S, IDLE_AFTER_S = 0.2, 1.0, 10.0
 # The screen is told of progress ten times a second at most.
 TELL_EVERY_S = 0.1
 # Until the log is indexed each step line is looked for by bisection, 2 ms.
@@ -39,7 +39,7 @@ class Reader(Frame):
         # Steps that the timeline asked for last, and those that have no step line.
         self.wanted: frozenset[int] = frozenset()
         self.absent: set[int] = set()
-        self.changed_at, self.ticks = 0.0, 0
+        self.changed_at = 0.0
         # Threads wait for the first screen, which they would hold up.
         self.begun = False
         self.told_notices: dict[int, str | None] = {}
@@ -49,7 +49,7 @@ class Reader(Frame):
         self.changed_at, self.begun = time.monotonic(), True
         self.run_worker(self.read_all, thread=True, exclusive=True, group="index")
         self.draw_top()
-        self.set_interval(POLL_S, self.poll)
+        self.set_timer(POLL_S, self.keep_looking)
 
     def read_all(self) -> None:
         """Index the log; runs in a thread."""
@@ -85,19 +85,22 @@ class Reader(Frame):
 
     # ---- growth
 
-    def poll(self) -> None:
+    def keep_looking(self) -> None:
         """Look at the file: five times a second, once a second when nothing has come for long."""
+        self.poll()
+        idle = time.monotonic() - self.changed_at > IDLE_AFTER_S
+        self.set_timer(IDLE_POLL_S if idle else POLL_S, self.keep_looking)
+
+    def poll(self) -> None:
+        """Show what has come; or how the run stands, if that alone is another."""
         if not self.drawable:
             return
-        self.ticks += 1
-        idle = time.monotonic() - self.changed_at > IDLE_AFTER_S
-        if idle and self.ticks % IDLE_EVERY:
-            return
         if not self.ranks.refresh():
-            if idle:
+            if self.state != self.state_told:
                 self.draw_top()
             return
         self.changed_at = time.monotonic()
+        self.turns.changed()
         if self.ranks.indexed < 1:
             self.run_worker(self.read_all, thread=True, exclusive=True, group="index")
         self.tell_notice()

@@ -11,10 +11,11 @@ from textual import events
 from textual.binding import Binding
 from textual.screen import Screen
 from textual.strip import Strip
-from textual.widget import Widget
+
+from tensortrace.tui.strips import Drawn, filled
 
 
-class Keys(Widget):
+class Keys(Drawn):
     """The keys of the moment and what they do, drawn from pieces; a click presses one.
 
     Textual's own footer is a widget for each key, made anew whenever the focus moves: 40 ms in
@@ -68,7 +69,7 @@ class Keys(Widget):
         key, told = (self.get_component_rich_style(f"keys--{part}") for part in ("key", "told"))
         styles = (base + key, base + told)
         pieces = [Segment(*one) for pair in self.texts() for one in zip(pair, styles, strict=True)]
-        return Strip(pieces).crop_extend(0, self.size.width, Style(bgcolor=base.bgcolor))
+        return filled(pieces, self.size.width, Style(bgcolor=base.bgcolor))
 
     def on_mouse_down(self, event: events.MouseDown) -> None:
         """Press the key under the pointer."""

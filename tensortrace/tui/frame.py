@@ -34,6 +34,7 @@ from tensortrace.tui.quick import Turns
 from tensortrace.tui.row import Row
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.screens import Prompt
+from tensortrace.tui.strips import Ground
 from tensortrace.tui.tabs import Tabs
 from tensortrace.tui.theme import THEME, UNICODE, Glyphs, Styled
 from tensortrace.tui.timeline import Timeline, window
@@ -46,6 +47,18 @@ BREAKPOINTS = [(0, "-narrow"), (FINDINGS_FROM, "-wide")]
 DETAIL_AFTER_S, SOON_S = 0.03, 0.001
 # Messages stand over the data: so many at once, for so long.
 MOST_TOLD, TOLD_S = 2, 2.5
+
+
+class Main(Screen[object], Ground):
+    """The screen that the panes lie on."""
+
+
+class Across(Horizontal, Ground):
+    """Panes side by side."""
+
+
+class Down(Vertical, Ground):
+    """Panes one below the other."""
 
 
 class Frame(App[int]):
@@ -91,6 +104,8 @@ class Frame(App[int]):
         self.detail_at, self.detail_width = 0.0, 0
         self.painted = Painted(0, 0)
         self.turns = Turns()
+        # As the first line says it.
+        self.state_told = ("", "")
         # Until the user does something, the screen goes to the first error as soon as it is read.
         self.touched = step is not None
 
@@ -105,16 +120,20 @@ class Frame(App[int]):
 
     # ---- building the screen
 
+    def get_default_screen(self) -> Screen[object]:
+        """Make the screen that the panes lie on."""
+        return Main(id="_default")
+
     def compose(self) -> ComposeResult:
         """Put the panes where `layout.arrange` shows or hides them; views come later."""
         yield Headline()
         yield Tabs(NAMES)
         yield Timeline(self.glyphs)
-        with Horizontal(id="main"):
+        with Across(id="main"):
             yield Pane("findings", "Findings", height=findings.LINES)
-            with Vertical(id="right"):
+            with Down(id="right"):
                 yield Pane("calls", "Step", sticky=1)
-                with Horizontal(id="bottom"):
+                with Across(id="bottom"):
                     yield Pane("detail", "Detail", cursor=False)
                     yield Pane("source", "Source", cursor=False)
         yield Prompt()
@@ -348,6 +367,7 @@ class Frame(App[int]):
         """Draw the first line and the timeline."""
         first, last = self.log_.first_step(), self.log_.last_step()
         summary = self.summaries.get(self.number)
+        self.state_told = self.state
         line = headline(
             program=program_of(self.log_),
             rank=(self.log_.header.rank, self.log_.header.world_size),
@@ -355,7 +375,7 @@ class Frame(App[int]):
             loss=number_text(summary.loss if summary else None),
             findings=findings.count_by_severity(self.found_here),
             elsewhere=len(self.found) - len(self.found_here),
-            state=self.state,
+            state=self.state_told,
             width=self.size.width,
         )
         self.screen_stack[0].query_one(Headline).show(line)

@@ -8,15 +8,15 @@ from pathlib import PurePath
 from rich.cells import cell_len
 from rich.segment import Segment
 from textual.strip import Strip
-from textual.widget import Widget
 
 from tensortrace.records import Severity
 from tensortrace.run import Run
 from tensortrace.text import escape
+from tensortrace.tui.strips import Drawn, filled
 from tensortrace.tui.theme import SEVERITY_GLYPH, STYLES, Styled, clip
 
 
-class Headline(Widget):
+class Headline(Drawn):
     """One line, drawn from pieces."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Headline(Widget):
         """Draw the line."""
         base = self.rich_style
         pieces = [Segment(text, base + STYLES[style]) for text, style in self._line]
-        return Strip(pieces).crop_extend(0, self.size.width, base)
+        return filled(pieces, self.size.width, base)
 
 
 def program_of(run: Run) -> str:

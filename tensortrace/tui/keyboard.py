@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import os
 import selectors
+import weakref
 from codecs import getincrementaldecoder
 from collections.abc import Iterable
+from threading import Event
+from typing import Any
 
 from textual import constants, events
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual._xterm_parser import XTermParser
+from textual.app import App
 from textual.drivers.linux_driver import LinuxDriver
 from textual.message import Message
 
 ESCAPE = "\x1b"
-# How often the end of the program is looked for.
-IDLE_S = 0.1
 _MOST_NBYTES = 4096
 
 
@@ -39,17 +41,50 @@ class KeyParser(XTermParser):
         yield from super()._sequence_to_key_events(sequence)
 
 
+class Ending(Event):
+    """An event that a thread can wait for together with a file, rather than look at it often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self._told = os.pipe()
+        weakref.finalize(self, _close, self.seen, self._told)
+
+    def set(self) -> None:
+        """Make `seen` readable."""
+        if not self.is_set():
+            super().set()
+            os.write(self._told, b"x")
+
+    def clear(self) -> None:
+        """Make `seen` wait again."""
+        if self.is_set():
+            os.read(self.seen, 1)
+            super().clear()
+
+
+def _close(*ends: int) -> None:
+    for end in ends:
+        os.close(end)
+
+
 class Keyboard(LinuxDriver):
     """Textual's driver of a terminal, but for how it waits."""
+
+    exit_event: Ending
+
+    def __init__(self, app: App[Any], **options: Any) -> None:
+        super().__init__(app, **options)
+        self.exit_event = Ending()
 
     def run_input_thread(self) -> None:
         """Hand on keys until the program ends."""
         parser, decode = KeyParser(), getincrementaldecoder("utf-8")("replace").decode
         with selectors.SelectSelector() as selector:
             selector.register(self.fileno, selectors.EVENT_READ)
-            wait = IDLE_S
+            selector.register(self.exit_event.seen, selectors.EVENT_READ)
+            wait = None
             while not self.exit_event.is_set():
-                ready = selector.select(wait)
+                ready = any(key.fd == self.fileno for key, _ in selector.select(wait))
                 # Before what has come since, however long the machine was busy with other things.
                 self.hand_on(parser.tick())
                 if ready:
@@ -57,7 +92,7 @@ class Keyboard(LinuxDriver):
                     if not data:  # the terminal is gone
                         break
                     self.hand_on(parser.feed(decode(data)))
-                wait = constants.ESCAPE_DELAY if ready else IDLE_S
+                wait = constants.ESCAPE_DELAY if ready else None
 
     def hand_on(self, messages: Iterable[Message]) -> None:
         """Give the program what was read."""

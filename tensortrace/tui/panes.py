@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
-from textual.cache import LRUCache
 from textual.content import Content
 from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
+from textual.scrollbar import ScrollBar
 from textual.strip import Strip
 
 from tensortrace.text import escape
+from tensortrace.tui.kept import Kept
+from tensortrace.tui.strips import Bar, Drawn, filled
 from tensortrace.tui.theme import (
     ASCII,
     CURSOR,
@@ -33,7 +35,7 @@ KEPT_STRIPS = 1000
 AROUND = 2
 
 
-class Pane(ScrollView, inherit_bindings=False, can_focus=True):
+class Pane(ScrollView, Drawn, inherit_bindings=False, can_focus=True):
     """A list of items of `height` lines each, with a cursor or (`cursor=None`) without.
 
     Args:
@@ -79,8 +81,7 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
         self.count = 0
         self._draw: Draw = lambda at, part, width, here: []
         # By item, part, width in all and beside a scrollbar, focus, whether it is the topmost item.
-        self._strips: LRUCache[tuple[int, int, int, int, bool, bool], Strip]
-        self._strips = LRUCache(KEPT_STRIPS)
+        self._strips: Kept[tuple[int, int, int, int, bool, bool], Strip] = Kept(KEPT_STRIPS)
         self._base: Style | None = None
 
     def set_title(self, text: str) -> None:
@@ -176,6 +177,15 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
             top = y - around if y < top + around else y + height + around - page
         self.scroll_to(y=max(0, min(top, self.count * height - page)), animate=False, force=True)
 
+    @property
+    def vertical_scrollbar(self) -> ScrollBar:
+        """Its scrollbar, made when it is asked for."""
+        if self._vertical_scrollbar is None:
+            self._vertical_scrollbar = bar = Bar(name="vertical")
+            bar.display = False
+            self.app._start_widget(self, bar)
+        return self._vertical_scrollbar
+
     def render_lines(self, crop: Region) -> list[Strip]:
         """Draw the visible lines, all in one style: to ask for it costs as much as a line."""
         self._base = self.rich_style
@@ -214,7 +224,7 @@ class Pane(ScrollView, inherit_bindings=False, can_focus=True):
                 Segment(escape(text), base + STYLES[style] + over if here else base + STYLES[style])
                 for text, style in cut(joined(self._draw(at, part, width, here)), seen, glyphs)
             ]
-            strip = Strip(pieces).crop_extend(0, width, base + over if here else base)
+            strip = filled(pieces, width, base + over if here else base)
             if not here:
                 self._strips[key] = strip
         return strip

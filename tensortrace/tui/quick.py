@@ -8,14 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from textual.timer import Timer
+
 # A thread that computes keeps the interpreter for 5 ms by default, each time that the screen waits
 # for anything: answering one key waits several times.
 SWITCH_S = 0.0005
 # Objects between two collections: one of 20,000 takes 6 ms, in the middle of an answer. They are
-# collected between the keys instead, as soon as it is worth it: the young, every tenth time what
-# has survived that once. All takes 20 to 120 ms: now and then, if nothing was pressed for long.
+# collected between the keys instead, as soon as it is worth it: the young, every third time what
+# has survived that once. All takes 20 ms and more: now and then, if nothing was pressed for long.
 THRESHOLD = (100_000, 20, 50)
-WORTH, OLDER_EVERY, ALL_EVERY = 2_000, 10, 20
+WORTH, OLDER_EVERY, ALL_EVERY = 2_000, 3, 20
 TIDY_EVERY_S, TIDY_AFTER_S, TIDY_ALL_AFTER_S = 0.5, 0.15, 5.0
 # Between two pieces of work of a thread the interpreter's lock is free for a moment: one that is
 # released and taken again at once is not handed to the thread that waits.
@@ -32,6 +34,8 @@ class Turns:
     def __init__(self) -> None:
         self.asked_at = time.monotonic()
         self.tidied = 0
+        # What calls `tidy`; it rests where nobody does anything.
+        self.tidying: Timer | None = None
 
     @property
     def still(self) -> bool:
@@ -41,6 +45,12 @@ class Turns:
     def asked(self) -> None:
         """A key was pressed."""
         self.asked_at = time.monotonic()
+        self.changed()
+
+    def changed(self) -> None:
+        """Something was drawn or read, so there may be garbage."""
+        if self.tidying is not None:
+            self.tidying.resume()
 
     def breathe(self) -> None:
         """Give way; a thread calls this between two pieces of work, a few milliseconds each."""
@@ -62,6 +72,8 @@ class Turns:
         elif rested_s > TIDY_AFTER_S and gc.get_count()[0] >= WORTH:
             self.tidied += 1
             gc.collect(0 if self.tidied % OLDER_EVERY else 1)
+        elif rested_s > TIDY_ALL_AFTER_S and self.tidying is not None:
+            self.tidying.pause()
 
 
 @contextmanager

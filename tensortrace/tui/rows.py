@@ -11,11 +11,10 @@ from array import array
 from collections.abc import Sequence
 from typing import overload
 
-from textual.cache import LRUCache
-
 from tensortrace.records import Call, Finding, Record, Severity
 from tensortrace.run import StepRecords
 from tensortrace.tui.folds import Folds, Opened
+from tensortrace.tui.kept import Kept
 from tensortrace.tui.row import SEVERITIES, Row, site_of, worst
 from tensortrace.tui.slots import LOOK_AROUND, Slots
 
@@ -36,7 +35,7 @@ class StepRows(Slots, Sequence[Row]):
     def __init__(self, step: StepRecords, opened: Opened | None = None) -> None:
         super().__init__(step)
         self.opened = opened if opened is not None else Opened()
-        self._rows: LRUCache[int, Row] = LRUCache(KEPT_ROWS)
+        self._rows: Kept[int, Row] = Kept(KEPT_ROWS)
         self._places: dict[int, list[Finding]] = {}
         self._loose: list[Finding] = []
         for finding in step.findings:

@@ -11,10 +11,10 @@ from bisect import bisect_left
 from collections.abc import Callable
 
 import msgspec
-from textual.cache import LRUCache
 
 from tensortrace.records import Call, Finding, Line, Param, Record, Tensor
 from tensortrace.run import StepRecords
+from tensortrace.tui.kept import Kept
 from tensortrace.tui.row import Row, section_of, site_of
 
 # The kinds of lines that are rows.
@@ -38,8 +38,8 @@ class Slots:
     def __init__(self, step: StepRecords) -> None:
         self.step = step
         self._lines: list[int] = step.indices(*SHOWN).tolist()
-        self._records: LRUCache[int, Record | None] = LRUCache(KEPT)
-        self._tensors: LRUCache[int, Tensor | None] = LRUCache(KEPT)
+        self._records: Kept[int, Record | None] = Kept(KEPT)
+        self._tensors: Kept[int, Tensor | None] = Kept(KEPT)
         self._backward: dict[int, list[Call]] = {}
 
     def record(self, at: int) -> Record | None:

@@ -13,6 +13,7 @@ from tensortrace.tui.bindings import in_view
 from tensortrace.tui.calls import MEANINGS, columns
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.panes import Pane
+from tensortrace.tui.quick import keep_what_is_there
 from tensortrace.tui.span import read_blocks
 from tensortrace.tui.tabs import Tabs
 from tensortrace.tui.toggle import Toggle
@@ -66,6 +67,7 @@ class Switcher(Walker):
         name = next((name for name in NAMES[1:] if not main.query(f"#view-{name}")), None)
         if name is None:
             self.ahead.stop()
+            keep_what_is_there()
         else:
             load = partial(self.load_ahead, name)
             self.run_worker(load, thread=True, exclusive=True, group="ahead")

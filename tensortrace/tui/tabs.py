@@ -7,8 +7,8 @@ from rich.segment import Segment
 from textual import events
 from textual.message import Message
 from textual.strip import Strip
-from textual.widget import Widget
 
+from tensortrace.tui.strips import Drawn, filled
 from tensortrace.tui.theme import STYLES
 
 # The views by the keys 1, 2, ...; each but the first is a class in `views`.
@@ -23,7 +23,7 @@ def tab_texts(names: tuple[str, ...], shown: str, width: int) -> list[tuple[str,
     return [(name, text if name == shown else f" {TABS.index(name) + 1} ") for name, text in texts]
 
 
-class Tabs(Widget):
+class Tabs(Drawn):
     """The line; a click on a name shows its view."""
 
     DEFAULT_CSS = "Tabs { height: 1; }"
@@ -52,7 +52,7 @@ class Tabs(Widget):
             here = name == self.shown
             told = f"[{text[1:-1]}]" if here else text
             pieces.append(Segment(told, base + STYLES["bar-strong" if here else "bar-faint"]))
-        return Strip(pieces).crop_extend(0, width, base)
+        return filled(pieces, width, base)
 
     def on_click(self, event: events.Click) -> None:
         """Ask for the view under the pointer."""

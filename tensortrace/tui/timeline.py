@@ -9,10 +9,10 @@ from rich.segment import Segment
 from textual import events
 from textual.message import Message
 from textual.strip import Strip
-from textual.widget import Widget
 
 from tensortrace.records import Severity, Step, from_scalar
 from tensortrace.text import number_text
+from tensortrace.tui.strips import Drawn, filled
 from tensortrace.tui.theme import SEVERITY_GLYPH, STYLES, UNICODE, Glyphs, Styled
 
 
@@ -115,7 +115,7 @@ def _axis(
     return [(" " * (at + 1), ""), (label, "ok"), (f"   {told}", "faint")]
 
 
-class Timeline(Widget):
+class Timeline(Drawn):
     """The timeline on the screen; a click on a cell asks for its step."""
 
     DEFAULT_CSS = "Timeline { height: 2; }"
@@ -161,7 +161,7 @@ class Timeline(Widget):
             return Strip.blank(width, self.rich_style)
         base = self.rich_style
         pieces = [Segment(text, base + STYLES[style]) for text, style in self._lines[y]]
-        return Strip(pieces).crop_extend(0, width, base)
+        return filled(pieces, width, base)
 
     def on_click(self, event: events.Click) -> None:
         """Ask for the step under the pointer."""

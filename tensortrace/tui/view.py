@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from textual.containers import Container
 
 from tensortrace.tui.panes import Pane
+from tensortrace.tui.strips import Ground
 
 if TYPE_CHECKING:
     from tensortrace.tui.app import Viewer
 
 
-class View(Container):
+class View(Container, Ground):
     """One way to look at the run. `NAME` is that of its tab and of its keys.
 
     Attributes:

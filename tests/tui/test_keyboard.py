@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
+import select
+import selectors
 import threading
 from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import pytest
-from textual import events
+from textual import constants, events
 from textual.message import Message
 
-from tensortrace.tui.keyboard import Keyboard
+from tensortrace.tui import keyboard
+from tensortrace.tui.keyboard import Ending, Keyboard
 
 
 class Typed(Keyboard):
@@ -19,7 +24,7 @@ class Typed(Keyboard):
 
     def __init__(self) -> None:
         self.fileno, self.end = os.pipe()
-        self.exit_event = threading.Event()
+        self.exit_event = Ending()
         self.messages: queue.Queue[Message] = queue.Queue()
 
     def process_message(self, message: Message) -> None:
@@ -29,6 +34,11 @@ class Typed(Keyboard):
         """The next keys, however long they take."""
         found = [self.messages.get(timeout=60) for _ in range(count)]
         return [one.key for one in found if isinstance(one, events.Key)]
+
+    def close(self) -> None:
+        """Close the pipe."""
+        for end in (self.fileno, self.end):
+            os.close(end)
 
     def send(self, keys: bytes) -> None:
         """Type something."""
@@ -43,8 +53,60 @@ def typed() -> Iterator[Typed]:
     yield driver
     driver.exit_event.set()
     reader.join()
-    for end in (driver.fileno, driver.end):
-        os.close(end)
+    driver.close()
+
+
+class Waits(selectors.SelectSelector):
+    """Notes how long somebody waits."""
+
+    waits: ClassVar[list[float | None]] = []
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.waits.append(timeout)
+        return super().select(timeout)
+
+
+def test_nobody_looks_for_keys_while_none_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyboard.selectors, "SelectSelector", Waits)
+    monkeypatch.setattr(Waits, "waits", [])
+    driver = Typed()
+    reader = threading.Thread(target=driver.run_input_thread)
+    reader.start()
+    driver.send(b"j")
+    assert driver.keys(1) == ["j"]
+    driver.exit_event.set()
+    reader.join()
+    driver.close()
+    assert Waits.waits[0] is None
+    assert set(Waits.waits) <= {None, constants.ESCAPE_DELAY}
+
+
+def test_an_end_is_seen_by_who_waits_and_may_be_taken_back() -> None:
+    ending = Ending()
+
+    def seen() -> bool:
+        return bool(select.select([ending.seen], [], [], 0)[0])
+
+    assert not seen()
+    for _ in range(2):
+        ending.set()
+        ending.set()
+        assert ending.is_set()
+        assert seen()
+        ending.clear()
+        ending.clear()
+        assert not ending.is_set()
+        assert not seen()
+
+
+def test_an_end_leaves_no_file_open() -> None:
+    ending = Ending()
+    seen = ending.seen
+    os.fstat(seen)
+    del ending
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(seen)
 
 
 def test_esc_alone_needs_no_other_key(typed: Typed) -> None:

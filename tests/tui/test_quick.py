@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tensortrace.tui import quick
+from tensortrace.tui import background, quick, switch
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.footer import Keys
 from tensortrace.tui.tabs import TABS
@@ -116,11 +116,92 @@ def test_all_garbage_is_collected_only_when_nobody_is_there(
     clock.sleep(1.0)
     for _ in range(quick.ALL_EVERY + 1):
         turns.tidy()
-    assert garbage.asked == [*([0] * 9 + [1]) * 2, 0]
+    assert garbage.asked == [0, 0, 1] * 7
     clock.sleep(quick.TIDY_ALL_AFTER_S)
     turns.tidy()
     turns.tidy()
     assert garbage.asked[quick.ALL_EVERY + 1 :] == [2, 0]
+
+
+class Ticks:
+    """A timer that notes whether it runs."""
+
+    runs = True
+
+    def pause(self) -> None:
+        self.runs = False
+
+    def resume(self) -> None:
+        self.runs = True
+
+
+def test_nobody_looks_for_garbage_where_nothing_happens(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    garbage, ticks = Garbage(0), Ticks()
+    monkeypatch.setattr(quick, "gc", garbage)
+    turns = quick.Turns()
+    turns.tidying = ticks  # type: ignore[assignment]
+    turns.tidy()
+    assert ticks.runs
+    clock.sleep(quick.TIDY_ALL_AFTER_S + 0.1)
+    garbage.young = quick.WORTH
+    turns.tidy()
+    assert ticks.runs
+    garbage.young = 0
+    turns.tidy()
+    assert not ticks.runs
+    turns.changed()
+    assert ticks.runs
+    turns.tidy()
+    assert not ticks.runs
+    turns.asked()
+    assert ticks.runs
+
+
+async def test_a_quiet_log_is_looked_at_once_a_second_and_nothing_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(app, pilot)
+        waits: list[float] = []
+        drawn: list[bool] = []
+        draw_top = app.draw_top
+        monkeypatch.setattr(app, "set_timer", lambda wait, _: waits.append(wait))
+        monkeypatch.setattr(app, "draw_top", lambda: (drawn.append(True), draw_top()))
+        app.keep_looking()
+        app.changed_at -= background.IDLE_AFTER_S + 1
+        app.keep_looking()
+        assert waits == [background.POLL_S, background.IDLE_POLL_S]
+        assert not drawn
+        # The writer was killed, and the file is as it was.
+        monkeypatch.setattr(type(app.log_), "killed", True)
+        monkeypatch.setattr(type(app.log_), "end", None)
+        monkeypatch.setattr(type(app.log_), "live", False)
+        for _ in range(3):
+            app.keep_looking()
+        assert len(drawn) == 1
+        await until(pilot, lambda: "killed" in text_of(app))
+
+
+async def test_what_is_there_once_all_views_are_made_is_no_garbage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr(switch, "keep_what_is_there", lambda: kept.append(True))
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(app, pilot)
+        app.ahead.stop()
+        app.turns.asked_at -= quick.STILL_S
+        for name in TABS[1:]:
+            assert not kept
+            app.make_ahead()
+            await until(pilot, lambda name=name: app.query(f"#view-{name}"))
+            await settle(app, pilot)
+        app.make_ahead()
+        assert kept == [True]
 
 
 async def test_views_are_made_ahead_and_look_no_different(tmp_path: Path) -> None:
