@@ -263,9 +263,9 @@ class StatsQueue:
     def _add_other(self, tensor: torch.Tensor, ways: Kernels, light: bool = False) -> Ticket:
         try:
             with torch._C.DisableTorchFunction():
-                n = _gatherable(tensor)
-                if n:
-                    return self._gather(tensor, n)
+                ticket = self._gather(tensor)
+                if ticket is not None:
+                    return ticket
                 counts = self.counts and ways is FULL
                 result = _measure(tensor, ways) or self._begin(tensor, light, counts)
                 if counts and tensor.dtype in _HALF and isinstance(result, Stats):
@@ -308,19 +308,31 @@ class StatsQueue:
                 limit=_DEVICE_BYTES // max(4, found.element_size()),
             )  # fmt: skip
 
-    def _gather(self, tensor: torch.Tensor, n: int) -> Ticket:
+    def _gather(self, tensor: torch.Tensor) -> Ticket | None:
+        """Copy a small f32 tensor now, to reduce it later; None for any other kind. Hot."""
+        if tensor.dtype is not torch.float32 or not is_dense_cpu(tensor):
+            return None
+        n = tensor.numel()
+        if not 0 < n <= kernels.SMALL:
+            return None
+        flat = None
+        # As `is_backed`, whose questions are most of the cost of a small tensor.
+        if tensor.is_contiguous():
+            if (tensor.storage_offset() + n) * 4 > tensor.untyped_storage().nbytes():
+                return None
+        elif is_backed(tensor):
+            flat = kernels.as_array(tensor)
+        else:
+            return None
         self.alarmed = True
         with self._lock:
             if not self._gathered.fits(n):
                 self._reduce_gathered()
-            ticket = len(self._results)
-            if tensor.is_contiguous():
-                self._gathered.put(tensor.data_ptr(), n, ticket)
-            else:
-                flat = kernels.as_array(tensor)
-                self._gathered.put(flat.ctypes.data, n, ticket)
-            self._results.append(_EMPTY)  # until it is reduced
-            return self._results, ticket
+            results = self._results
+            ticket = len(results)
+            self._gathered.put(tensor.data_ptr() if flat is None else flat.ctypes.data, n, ticket)
+            results.append(_EMPTY)  # until it is reduced
+            return results, ticket
 
     def _reduce_gathered(self) -> None:
         for ticket, row, first in self._gathered.take():
@@ -403,14 +415,6 @@ def _by_row(stats: Stats, tensor: torch.Tensor) -> Stats:
 
 def _index(first: torch.Tensor | None) -> int | None:
     return None if first is None else int(first)
-
-
-def _gatherable(tensor: torch.Tensor) -> int:
-    """How many elements of a tensor to copy now and reduce later; 0 if it is another kind. Hot."""
-    if not is_dense_cpu(tensor) or tensor.dtype is not torch.float32:
-        return 0
-    n = tensor.numel()
-    return n if n <= kernels.SMALL and (not n or is_backed(tensor)) else 0
 
 
 def _is_plain_number(tensor: torch.Tensor) -> bool:
