@@ -310,7 +310,7 @@ class StatsQueue:
 
     def _gather(self, tensor: torch.Tensor) -> Ticket | None:
         """Copy a small f32 tensor now, to reduce it later; None for any other kind. Hot."""
-        if tensor.dtype is not torch.float32 or not is_dense_cpu(tensor):
+        if not is_dense_cpu(tensor) or tensor.dtype is not torch.float32:
             return None
         n = tensor.numel()
         if not 0 < n <= kernels.SMALL:
