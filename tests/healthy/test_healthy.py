@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 
 from tensortrace import trace
+from tensortrace.capture import recorder
 from tensortrace.engine import Engine
-from tensortrace.records import Finding, Optimizer
+from tensortrace.records import Finding, Optimizer, Step
 from tests.capture import Recorded
 from tests.healthy import load
 from tests.neutral import one_thread
@@ -24,9 +26,9 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-def check_program(name: str, steps: int, level: str) -> None:
+def check_program(name: str, steps: int, level: str, every: int | Literal["auto"] = 1) -> Recorded:
     records = Recorded()
-    with trace(out=records.append, every=1, level=level):
+    with trace(out=records.append, every=every, level=level):
         PROGRAMS[name](steps)
     assert [a.detail["traceback"] for a in records.actions("tracer_error")] == []
     said = [f"{f.code} {f.message}" for f in records.of(Finding) if f.severity != "note"]
@@ -36,6 +38,7 @@ def check_program(name: str, steps: int, level: str) -> None:
     again = [finding for record in records for finding in engine.feed(record)]
     assert engine.problems == []
     assert again == records.of(Finding), "a saved log must say what the run said"
+    return records
 
 
 @pytest.mark.parametrize("level", ["module", "op"])
@@ -49,3 +52,14 @@ def test_no_check_has_anything_to_say_about_a_healthy_program(name: str, level: 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_no_check_has_anything_to_say_when_it_goes_on(name: str, level: str) -> None:
     check_program(name, 200, level)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_no_check_has_anything_to_say_while_steps_rest(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "RESTS_FROM", 20)
+    records = check_program(name, 120, "module", "auto")
+    rested = sum(step.rested for step in records.of(Step))
+    assert rested >= 60 or len(records.of(Step)) < 100
