@@ -983,7 +983,18 @@ static PyObject *look_all(PyObject *module, PyObject *const *args, Py_ssize_t na
     return as_tuple(all, 3);
 }
 
-/* A list that the garbage collector need not look at: nothing in it holds other objects. */
+/* A list or dict of drafts or records, of which there are thousands a step: the garbage collector need
+   not look at it, nor count it among what may be garbage. Nothing in it can lead back to it. */
+static PyObject *untracked(PyObject *module, PyObject *plain) {
+    (void)module;
+    if (!PyList_CheckExact(plain) && !PyDict_CheckExact(plain)) {
+        PyErr_SetString(PyExc_TypeError, "untracked() takes a list or a dict");
+        return NULL;
+    }
+    PyObject_GC_UnTrack(plain);
+    return owned(plain);
+}
+
 static PyObject *as_list(PyObject *const *items, Py_ssize_t n) {
     PyObject *list = PyList_New(n);
     int failed = list == NULL;
@@ -1087,6 +1098,7 @@ PyDoc_STRVAR(moved_doc, "Norms of how far the elements of a sample have moved, a
 
 PyDoc_STRVAR(prepare_doc, "Tell `look` what an ordinary tensor is, and how much of it to read.");
 PyDoc_STRVAR(look_doc, "Head and fields of a Stats of an ordinary dense CPU tensor, else None.");
+PyDoc_STRVAR(untracked_doc, "A list or dict that the garbage collector looks at no longer.");
 PyDoc_STRVAR(name_all_doc, "What look_all has found as the inputs, outputs and tensors of a Call.");
 PyDoc_STRVAR(look_all_doc, "A finished Tensor of each gradient that a node was given, and of each it made.");
 PyDoc_STRVAR(is_quiet_doc, "Whether an ordinary contiguous CPU tensor has this shape and dtype, requires "
@@ -1095,6 +1107,7 @@ PyDoc_STRVAR(is_quiet_doc, "Whether an ordinary contiguous CPU tensor has this s
 static PyMethodDef methods[] = {
     {"prepare", prepare, METH_VARARGS, prepare_doc},
     {"look", (PyCFunction)(void (*)(void))look, METH_FASTCALL, look_doc},
+    {"untracked", untracked, METH_O, untracked_doc},
     {"name_all", (PyCFunction)(void (*)(void))name_all, METH_FASTCALL, name_all_doc},
     {"look_all", (PyCFunction)(void (*)(void))look_all, METH_FASTCALL, look_all_doc},
     {"is_quiet", (PyCFunction)(void (*)(void))is_quiet, METH_FASTCALL, is_quiet_doc},

@@ -1,10 +1,11 @@
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
 INSTRUCTIONS: str
 
+_Plain = TypeVar("_Plain", list[Any], dict[str, Any])
 _Row: TypeAlias = tuple[
     int, int, int, int,
     float | None, float | None, float | None, float | None, float | None,
@@ -24,6 +25,7 @@ def look_all(
     make: Callable[..., Any], table: Any, arrived: tuple[torch.Tensor | None, ...],
     made: tuple[torch.Tensor | None, ...], mode: int, /
 ) -> tuple[tuple[Any, ...], bool, bool] | None: ...  # fmt: skip
+def untracked(plain: _Plain, /) -> _Plain: ...
 def name_all(
     kind: type, came: tuple[str, ...], went: tuple[str, ...], grads: tuple[Any, ...], /
 ) -> tuple[list[tuple[str, int]], list[tuple[str, int]], list[Any]] | None: ...  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias
 import msgspec
 
 from tensortrace.capture import compiled
+from tensortrace.capture.compiled import untracked
 from tensortrace.capture.stats import Stats, Ticket, stats_of
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import (
@@ -61,7 +62,7 @@ class CallDraft(Unfinished, gc=False):
         return Call(
             step=self.step,
             seq=self.seq,
-            tensors=[draft.record() for draft in self.tensors],
+            tensors=untracked([draft.record() for draft in self.tensors]),
             **self.fields,
         )
 
@@ -100,8 +101,9 @@ class GradientDraft(Unfinished, gc=False):
             forward=self.forward,
             module=self.module,
             nth=self.nth,
-            inputs=[(self.name, self.tensor)],
-            tensors=[self.grad.record()] if self.grad is not None else [],
+            inputs=untracked([(self.name, self.tensor)]),
+            outputs=untracked([]),
+            tensors=untracked([self.grad.record()] if self.grad is not None else []),
         )
 
     def is_quiet(self) -> bool:
@@ -125,8 +127,9 @@ class ParameterGradientDraft(Unfinished, gc=False):
             update=self.update,
             phase="backward",
             module=self.module,
-            outputs=[(self.name, self.grad.id)],
-            tensors=[self.grad.record()],
+            inputs=untracked([]),
+            outputs=untracked([(self.name, self.grad.id)]),
+            tensors=untracked([self.grad.record()]),
         )
 
     def is_quiet(self) -> bool:
@@ -184,10 +187,12 @@ class NodeDraft(Unfinished, gc=False):
             found: _Lists | None = compiled.kernel.name_all(Tensor, came, went, grads)
             if found is not None:
                 return found
+        given, made = grads[:arrived], grads[arrived:]
+        tensors = [g.record() if isinstance(g, TensorDraft) else g for g in grads if g is not None]
         return (
-            [(name, g.id) for name, g in zip(came, grads[:arrived], strict=True) if g is not None],
-            [(name, g.id) for name, g in zip(went, grads[arrived:], strict=True) if g is not None],
-            [g.record() if isinstance(g, TensorDraft) else g for g in grads if g is not None],
+            untracked([(n, g.id) for n, g in zip(came, given, strict=True) if g is not None]),
+            untracked([(n, g.id) for n, g in zip(went, made, strict=True) if g is not None]),
+            untracked(tensors),
         )
 
     def is_quiet(self) -> bool:

@@ -30,6 +30,13 @@ def tensors_in(value: Any, name: str) -> list[tuple[str, torch.Tensor]]:
     if type(value) is tuple and len(value) == 1 and isinstance(value[0], torch.Tensor):
         return [(f"{name}[0]", value[0])]  # what most modules are given
     found: list[tuple[str, torch.Tensor]] = []
+    if type(value) is tuple:  # the arguments of an op, of which hardly any needs a closer look
+        for i, part in enumerate(value):
+            if isinstance(part, torch.Tensor):
+                found.append((f"{name}[{i}]", part))
+            elif type(part) not in _ATOMS:
+                _collect(part, f"{name}[{i}]", found, _DEEPEST - 1, {id(value)})
+        return found
     _collect(value, name, found, _DEEPEST, set())
     return found
 

@@ -130,21 +130,17 @@ class NodeProbe(msgspec.Struct, gc=False, eq=False):
         self, made: tuple[torch.Tensor | None, ...], arrived: tuple[torch.Tensor | None, ...]
     ) -> None:
         """Take what the node made for its inputs, and what had arrived for its outputs. Hot."""
-        recorder = _listening(self.site.serial)
+        site = self.site
+        recorder = _listening(site.serial)
         if recorder is None:
             return
         with _no_functions():
             here.busy += 1
             here.rest()
             try:
-                seq = recorder.next_seq()
+                step, seq, update = recorder.step, recorder.next_seq(), recorder.update
                 grads = recorder.tensors.gradients(arrived, made)
-                recorder.pend(
-                    NodeDraft(
-                        recorder.step, seq, recorder.update, self.site, self.node, len(arrived),
-                        grads,
-                    )
-                )  # fmt: skip
+                recorder.pend(NodeDraft(step, seq, update, site, self.node, len(arrived), grads))
                 recorder.backward_seen = True
             except Exception as error:
                 recorder.fault("gradients", error)

@@ -34,6 +34,7 @@ from torch.utils.hooks import RemovableHandle
 from tensortrace.capture import compiled
 from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.autograd_functions import watch_function
+from tensortrace.capture.compiled import untracked
 from tensortrace.capture.drafts import CallDraft, NodeSite
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import watch_nodes
@@ -228,7 +229,10 @@ _UNTOUCHED, _PUT_ON, _TAKEN_OFF = 0, 1, -1
 def enter_module(wanted: bool) -> int:
     """Switch the mode as a module call wants it; returns what `leave_module` must undo. Hot."""
     depth = _len_torch_function_stack()
-    on = any(_get_function_stack_at(i) is _MODE for i in range(depth))
+    if depth == 1:  # nearly always it is ours alone, or nobody's
+        on = _get_function_stack_at(0) is _MODE
+    else:
+        on = any(_get_function_stack_at(i) is _MODE for i in range(depth))
     if on == wanted:
         return _UNTOUCHED
     if wanted:
@@ -453,10 +457,11 @@ def _begin(
         fields["autocast"] = autocast_text()
     if not recorder.owns_thread():
         fields["thread"] = recorder.thread_number()
-    draft = CallDraft(recorder.step, recorder.next_seq() if seq is None else seq, fields)
+    seq = recorder.next_seq() if seq is None else seq
+    draft = CallDraft(recorder.step, seq, fields, untracked([]))
     inputs = tensors_in((*args, *kwargs.values()), "input")
     for _, tensor in inputs if grad_enabled else ():
-        if tensor.requires_grad:
+        if tensor.requires_grad and not tensor.is_leaf:
             watch_function(recorder, tensor, inside.path if inside is not None else None)
     # Inputs are measured before the call: an in-place op overwrites them.
     fields["inputs"] = _identify(recorder, draft, inputs, grad_enabled)
@@ -468,7 +473,7 @@ def _end(
 ) -> None:
     fields = draft.fields
     outputs = outputs_of(result)
-    if place is not None:
+    if place is not None and recorder.thins_ops:
         place.learn(outputs, recorder.queue)
     if not outputs and not fields["inputs"]:
         return  # nothing with tensors: a setting, a seed, a dtype query
@@ -482,6 +487,7 @@ def _end(
                 )  # fmt: skip
             watch_nodes(recorder, tensor, since, site)
     fields["outputs"] = _identify(recorder, draft, outputs, fields["grad_enabled"])
+    untracked(fields)
     recorder.pend(draft)
 
 
@@ -491,7 +497,7 @@ def _identify(
     tensors: list[tuple[str, torch.Tensor]],
     grad_enabled: bool,
 ) -> list[tuple[str, int]]:
-    named = []
+    named: list[tuple[str, int]] = untracked([])
     for name, tensor in tensors:
         measure = grad_enabled or bool(here.stack) or _is_small(tensor)
         number, described = recorder.tensors.identify(tensor, measure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import sys
 import threading
@@ -21,7 +22,7 @@ from tensortrace import capture, trace
 from tensortrace.capture import compiled
 from tensortrace.capture.stats import Stats, StatsQueue, stats_of, summarize
 from tensortrace.capture.tensors import TensorDraft, TensorTable, _head
-from tensortrace.records import Header, Tensor
+from tensortrace.records import Call, Header, Tensor
 
 kernel: Any = compiled.kernel
 needs_kernel = pytest.mark.skipif(kernel is None, reason="the kernel is not built, or switched off")
@@ -710,6 +711,20 @@ def test_gradients_are_named_by_their_place() -> None:
     many = tuple(Tensor(i) for i in range(100))
     assert kernel.name_all(Tensor, ("x",) * 100, (), many) is None
     assert kernel.look_all(Tensor, Numbers(), (torch.ones(1),) * 100, (), 0) is None
+
+
+@needs_kernel
+def test_records_of_op_level_are_nothing_to_the_garbage_collector() -> None:
+    records: list[Any] = []
+    model = torch.nn.LSTMCell(3, 3)
+    with trace(out=records.append, level="op", checks=[]):
+        model(torch.ones(2, 3))[0].sum().backward()
+    calls = [record for record in records if isinstance(record, Call) and record.op]
+    assert {call.phase for call in calls} == {"forward", "backward"}
+    held = [[call, call.inputs, call.outputs, call.tensors] for call in calls]
+    assert held and not any(map(gc.is_tracked, itertools.chain(*held)))
+    with pytest.raises(TypeError, match="list or a dict"):
+        kernel.untracked(object())
 
 
 @needs_kernel
