@@ -29,6 +29,7 @@ from tensortrace.tui.grid import Grid
 from tensortrace.tui.header import Headline, headline, program_of, state_of
 from tensortrace.tui.layout import FINDINGS_FROM, PANES, PaneName, arrange
 from tensortrace.tui.painting import Changes, Painted
+from tensortrace.tui.paints import Immediate
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.quick import Turns
 from tensortrace.tui.row import Row
@@ -49,7 +50,7 @@ DETAIL_AFTER_S, SOON_S = 0.03, 0.001
 MOST_TOLD, TOLD_S = 2, 2.5
 
 
-class Main(Screen[object], Ground):
+class Main(Immediate[object], Ground):
     """The screen that the panes lie on."""
 
 

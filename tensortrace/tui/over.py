@@ -18,8 +18,10 @@ from textual.strip import Strip
 from textual.style import Style
 from textual.visual import RenderOptions, Visual, VisualType
 
+from tensortrace.tui.paints import Immediate
 
-class Over(Screen[ScreenResultType]):
+
+class Over(Immediate[ScreenResultType]):
     """The part of a screen that draws what is behind it.
 
     It is the last base of such a screen: style rules are inherited through the first.

@@ -9,6 +9,7 @@ name, as methods `action_...` here. Whatever takes long is read in a thread by `
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Event
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.containers import Container
@@ -18,6 +19,9 @@ from tensortrace.tui.strips import Ground
 
 if TYPE_CHECKING:
     from tensortrace.tui.app import Viewer
+
+# A screen that is being taken down draws no more.
+DRAWN_S = 0.2
 
 
 class View(Container, Ground):
@@ -73,8 +77,19 @@ class View(Container, Ground):
         return None
 
     def work(self, task: Callable[[], None]) -> None:
-        """Run something in a thread; what the view had running before is given up."""
-        self.viewer.run_worker(task, thread=True, exclusive=True, group=f"view-{self.NAME}")
+        """Run something in a thread; what the view had running before is given up.
+
+        It begins when what is drawn by now stands on the screen: two that use the interpreter at
+        once take as long as one after the other, and the screen would be the second.
+        """
+        drawn = Event()
+        self.call_after_refresh(drawn.set)
+
+        def begin() -> None:
+            drawn.wait(DRAWN_S)
+            task()
+
+        self.viewer.run_worker(begin, thread=True, exclusive=True, group=f"view-{self.NAME}")
 
     def on_resize(self) -> None:
         """Draw for the new size."""
