@@ -409,7 +409,7 @@ class Recorder:
             self.lines.step_began()
 
     def _is_at_rest(self) -> bool:
-        """Whether nobody looks at this step's inner calls, nor full ones after it ask for it."""
+        """Whether nobody asks for the inner calls of this step, and a replay could name them."""
         journal = self.journal
         return (
             self.may_rest
