@@ -843,7 +843,7 @@ static void put_measured(Job *job, int closely, PyObject **items) {
    again. */
 typedef struct {
     Job jobs[MOST_SEEN];
-    PyObject *fields[MOST_SEEN]; /* borrowed */
+    PyObject *fields[MOST_SEEN]; /* its own */
     int count;
 } Seen;
 
