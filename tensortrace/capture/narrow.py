@@ -106,8 +106,12 @@ class Narrower:
         bad = (c for c in step.calls[step.fresh :] if c.phase == "backward"
                and (step.nonfinite(c.inputs) or step.nonfinite(c.outputs)))  # fmt: skip
         first = min(bad, key=lambda c: c.seq, default=None)
-        # Of a backward of the user's own the line inside it is still to be found.
-        if first is None or (first.op is not None and not is_own_backward(first)):
+        if first is None:
+            return []
+        # What arrived at an op was made by a root that took its result. Of what it made itself
+        # nothing is to be found, but the line inside a backward of the user's own.
+        own = first.op is None or is_own_backward(first)
+        if not own and not step.nonfinite(first.inputs):
             return []
         by_seq = {call.seq: call for call in step.calls}
         owner = by_seq.get(first.forward) if first.forward is not None else None
