@@ -214,10 +214,13 @@ class Recorder:
         return True
 
     def _is_inside_root(self, module: nn.Module) -> bool:
-        inner = here.stack[-1]
-        root = inner.root
-        if root is None or not root.may_run_again or root.dropped or inner.module is module:
+        root = here.stack[-1].root
+        if root is None or not root.may_run_again or root.dropped:
             return False
+        # Between two calls of a module there may be one of a module that nobody has met.
+        for call in here.stack:
+            if call.module is module:
+                return False
         path = self.names.known(module)
         # One that was never entered has no hooks on its parameters either.
         return path is not None and self._modules.knows(path, type(module))

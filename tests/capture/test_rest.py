@@ -242,6 +242,62 @@ def test_a_module_that_calls_itself_is_seen_each_time() -> None:
     assert paths == ["", "", ""] * len(rested(records))
 
 
+class Mutual(nn.Module):
+    """Calls `inner`, if it has one, which calls it back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.inner: list[nn.Module] = []
+        self.spoilt = False
+
+    def forward(self, x: Tensor, deep: int = 0) -> Tensor:
+        h: Tensor = torch.tanh(self.first(x))
+        if not deep:
+            for inner in self.inner:
+                h = inner(h, self)
+        h = self.head(h)
+        return log_of_negative(h) if self.spoilt and not deep else h
+
+
+class Back(nn.Module):
+    def forward(self, x: Tensor, top: nn.Module) -> Tensor:
+        back: Tensor = top(x, 1)
+        return back
+
+
+def test_a_module_stays_open_while_one_that_nobody_has_met_calls_it_back() -> None:
+    model = Mutual()
+
+    def grow(step: int) -> None:
+        if step == 25:
+            model.inner.append(Back())
+            model.spoilt = True
+
+    records, (found, *others) = train(model, before=grow)
+    assert 25 in rested(records)
+    assert not others
+    assert (found.step, found.module, found.op) == (25, "", "log")
+
+
+def test_a_gradient_that_no_parameter_inside_gets_is_placed_inside() -> None:
+    torch.manual_seed(0)
+    faulty = Faulty(root_of_zero, 25)
+    model = Model(Inner(faulty)).requires_grad_(False)
+    prompt = nn.Parameter(torch.zeros(3, 4))
+    optimizer = torch.optim.SGD([prompt], 0.01)
+    records: list[Any] = []
+    with trace(out=records.append, every=100) as t:
+        for faulty.step in range(STEPS):
+            model(torch.randn(3, 4) + prompt).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert 25 in rested(records)
+    (found,) = t.findings
+    assert (found.step, found.module, found.op) == (25, "inner", "sqrt")
+    assert found.evidence["placed"] == "exact"
+
+
 def test_an_exception_inside_is_explained() -> None:
     def wrong(x: Tensor) -> Tensor:
         return x @ torch.ones(5, 5)
