@@ -183,7 +183,10 @@ class Engine:
             step.summary, self._step = record, None
             found = self._run(step, "gate")
             found += self._run(step, "step", "full") if record.full else self._run(step, "step")
-            written = [f.id for f in found if f.code == "TT104" and f.severity == "error"]
+            # An optimizer may have taken what is told only now.
+            spoilt = any(not o.skipped and not finite(_norm_of(step, o)) for o in step.optimizers)
+            written = [f.id for f in found if f.severity == "error"
+                       and (f.code == "TT104" or (spoilt and is_damage(f)))]  # fmt: skip
             self._poisoned = self._poisoned or (written[0] if written else None)
             return found
         return self._gate(step) if gate else []

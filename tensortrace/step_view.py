@@ -90,7 +90,11 @@ class StepView:
         return placed, None
 
     def happened(self) -> list[Action | Optimizer]:
-        """List actions and optimizer steps in the order in which they happened. Hot."""
+        """List actions and optimizer steps in the order in which they happened. Hot.
+
+        Returns:
+            A list that is asked for again, and not to be changed.
+        """
         lists = (self.actions, self.optimizers)
         # Several checks ask at each gate; of a very long step the oldest are dropped.
         now = tuple(n for held in lists for n in (len(held), held[-1].seq if held else -1))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from typing import get_args
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ from tensortrace.engine import FINDINGS_PER_CODE as MOST
 from tensortrace.engine import HELD, Engine
 from tensortrace.errors import UsageError
 from tensortrace.export.page import explain
-from tensortrace.records import Action, Call, ChainLink, Finding, Param
+from tensortrace.records import Action, ActionName, Call, ChainLink, Finding, Param
 from tensortrace.step_view import StepView
 from tests.builders import make_call, make_header, make_run
 from tests.checks import call, closing, find, loss, module, nan, ok, op, optimizer, param, row
@@ -69,6 +70,12 @@ def test_a_check_is_asked_of_steps_that_have_what_it_is_about():
     assert asked == {
         "": list(range(18, 34)), "calls": [18, 19, 20, 25, 30], "clip-scale": [19, 23],
     }  # fmt: skip
+
+
+def test_checks_ask_for_actions_that_there_are():
+    kinds = {kind for one in EVERY for kind in one.of} - {"calls"}
+    assert kinds
+    assert kinds <= set(get_args(ActionName))
 
 
 def test_what_happened_is_listed_anew_when_more_has():

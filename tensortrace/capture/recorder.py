@@ -35,6 +35,7 @@ from tensortrace.capture.op_places import Places
 from tensortrace.capture.ops import leave_module
 from tensortrace.capture.optimizers import Optimizers, StepInFlight
 from tensortrace.capture.outbox import Outbox
+from tensortrace.capture.rest import is_at_rest, is_inside_root, is_open, leaks
 from tensortrace.capture.roots import Root, Roots
 from tensortrace.capture.source import SourceLines
 from tensortrace.capture.stats import StatsQueue
@@ -57,10 +58,6 @@ if TYPE_CHECKING:
 
 # A step is handed on in parts of this many records, so that nothing is held without bound.
 PART = 20_000
-# From this step on one in a hundred is full, and between those that checks look at only outermost
-# calls are seen: of an MLP's thin step that saves a third of what tracing costs, of an LSTM's four
-# fifths.
-RESTS_FROM = 200
 _MODULE_CALL = nn.Module._call_impl.__code__
 PARTS = (
     "modules", "gradients", "ops", "optimizers", "loop", "gate", "narrow", "exceptions", "lines",
@@ -130,7 +127,8 @@ class Recorder:
         self.replaying = False
         self.roots: Roots | None = Roots() if narrow and not op_level else None
         self.look: Callable[[StepView], None] | None = None
-        # Until a replay is needed: the next would not find what a root of a step at rest hides.
+        # Until a replay is needed, since a root is replayed once, or until a module hands out what
+        # it does not return.
         self.may_rest = True
         self.lines: LineTracer | None = None
         # Whether calls came since the last gate, and whether the step in flight has had one.
@@ -199,7 +197,7 @@ class Recorder:
         of a loop. A NaN between two looks is met at the next one or in the loss, and a replay finds
         its op all the same. A step at rest leaves out every call inside one that can be replayed.
         """
-        if self.resting and self._is_inside_root(module):
+        if self.resting and is_inside_root(self, module):
             self.passed_over += 1
             return True
         turn = self._turns.get(id(module), 0)
@@ -207,23 +205,14 @@ class Recorder:
         if is_taken(turn):
             return False
         # Of a module that calls itself every call is seen: its exits could not be told apart.
-        for call in here.stack:
-            if call.module is module:
-                return False
+        if is_open(module):
+            return False
         self.passed_over += 1
         return True
 
-    def _is_inside_root(self, module: nn.Module) -> bool:
-        root = here.stack[-1].root
-        if root is None or not root.may_run_again or root.dropped:
-            return False
-        # Between two calls of a module there may be one of a module that nobody has met.
-        for call in here.stack:
-            if call.module is module:
-                return False
-        path = self.names.known(module)
-        # One that was never entered has no hooks on its parameters either.
-        return path is not None and self._modules.knows(path, type(module))
+    def has_met(self, path: str, cls: type) -> bool:
+        """Whether a module was entered and looked at. Hot."""
+        return self._modules.knows(path, cls)
 
     def turn_of(self, module: nn.Module, seen: int) -> int:
         """How many calls of a module came before this one, of which some may be passed over."""
@@ -391,7 +380,7 @@ class Recorder:
         self.queue.lean = self.queue.light or not self.full
         self.queue.counts = not self.queue.lean
         self.sampling = not self.full and not self.op_level
-        self.resting = self.sampling and self._is_at_rest()
+        self.resting = self.sampling and is_at_rest(self)
         self._turns.clear()
         self.passed_over = 0
         self.on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -410,20 +399,6 @@ class Recorder:
         self.backward_seen = self.backward_done = False
         if self.lines is not None:
             self.lines.step_began()
-
-    def _is_at_rest(self) -> bool:
-        """Whether nobody asks for the inner calls of this step, and a replay could name them."""
-        journal = self.journal
-        return (
-            self.may_rest
-            and self.step >= RESTS_FROM
-            and self.roots is not None
-            and self.lines is None
-            and self.on["narrow"]
-            and not journal.engine.looks_at(self.step)
-            # What a full step was given by the one before has that step's number.
-            and not journal.is_full(self.step + 1)
-        )
 
     def close_step(self) -> None:
         """End the step in flight and begin the next."""
@@ -448,6 +423,8 @@ class Recorder:
         """Hand on what is known and replay the call that the checks would ask about."""
         if self.roots is None:
             return
+        if self.may_rest and self.journal.needs_finished() and leaks(self._pending):
+            self.may_rest = False
         if self.look is not None and self.on["narrow"] and self._undecided and not self._can_wait():
             self.hand_on()
             view = self.journal.engine.step_in_flight
@@ -456,7 +433,7 @@ class Recorder:
                     self.look(view)
                 except Exception as error:
                     self.fault("narrow", error)
-        self.roots.release()
+        self.roots.release(ask=self.may_rest and self.journal.needs_finished())
 
     def verdict(self, root: Root, detail: dict[str, Any]) -> None:
         """Say what a replay came to."""

@@ -68,12 +68,13 @@ class Alias:
 class Tree:
     """The modules, parameters and buffers below a root, as they were in this step."""
 
-    __slots__ = ("buffers", "devices", "is_wrapper", "modules", "own", "parameters")
+    __slots__ = ("buffers", "devices", "ids", "is_wrapper", "modules", "own", "parameters")
 
     def __init__(self, root: nn.Module) -> None:
         self.is_wrapper = is_wrapper(root)
         # By identity: modules may be unhashable, parameters may be shared.
-        self.modules = _below(root)
+        self.ids = _below(root)
+        self.modules = list(self.ids.values())
         self.parameters = _distinct(p for m in self.modules for p in own_parameters(m).values())
         self.buffers = _distinct(b for m in self.modules for b in own_buffers(m))
         self.devices: set[int] = set()
@@ -107,8 +108,8 @@ def several_ranks() -> bool:
     return distributed.get_world_size() > 1
 
 
-def _below(root: nn.Module) -> list[nn.Module]:
-    """The module and all below it, each once; `names.walk` would write a path for each. Hot."""
+def _below(root: nn.Module) -> dict[int, nn.Module]:
+    """The module and all below it by id; `names.walk` would write a path for each. Hot."""
     found = {id(root): root}
     todo = [root]
     for module in todo:
@@ -116,7 +117,7 @@ def _below(root: nn.Module) -> list[nn.Module]:
             if child is not None and id(child) not in found:
                 found[id(child)] = child
                 todo.append(child)
-    return todo
+    return found
 
 
 def own_buffers(module: nn.Module) -> Iterator[torch.Tensor | None]:
@@ -165,6 +166,19 @@ class Root:
         self.buffers: list[tuple[torch.Tensor | None, int]] = []
         self.attributes: list[dict[str, Any]] = []
 
+    def is_as_it_was(self) -> bool:
+        """Whether no weight and no input has moved since the call; of one that is dropped, True."""
+        if self.dropped is not None:
+            return True
+        if [version_of(p) for p in self.tree.parameters] != self.parameter_versions:
+            return False
+        try:
+            for alias in aliases_in((self.args, self.kwargs)):
+                alias.check()
+        except UnkeptError:
+            return False
+        return refusal_of(self.tree) is None
+
     def drop(self, why: str) -> None:
         """Keep nothing of this call but the reason."""
         self.dropped = why
@@ -209,7 +223,10 @@ class Roots:
             learnt = self._learnt[id(module)] = _Learnt(module)
             with quiet():
                 learnt.may_run_again = refusal_of(tree) is None and not several_ranks()
-        root.may_run_again = learnt.may_run_again
+        # A parameter that was not there, or needed no gradient, has no hook yet.
+        hooked = [(id(p), p.requires_grad) for p in tree.parameters]
+        root.may_run_again = learnt.may_run_again and hooked == learnt.hooked
+        learnt.hooked = hooked
         _keep_random_state(root, learnt)
         with quiet():
             root.buffers = [(self._copy_of(b), version_of(b)) for b in tree.buffers]
@@ -249,10 +266,17 @@ class Roots:
         root.backward_autocast = autocast_state()
         self._count(root, grad)
 
-    def release(self) -> None:
-        """Let everything go: the gate has decided."""
+    def release(self, ask: bool = False) -> None:
+        """Let everything go: the gate has decided.
+
+        Args:
+            ask: whether a replay would have been possible; if not, later calls are not relied on.
+        """
         for root in self._roots.values():
             if root.closed:
+                module = root.module() if ask and root.may_run_again else None
+                if module is not None and not root.is_as_it_was():
+                    self._learnt[id(module)].may_run_again = False
                 root.drop("released")
         self._roots = {seq: root for seq, root in self._roots.items() if not root.closed}
         self._trees.clear()
@@ -288,7 +312,7 @@ class _Learnt:
     """What the first calls of one root were seen to move."""
 
     __slots__ = (
-        "attributes", "calls", "may_run_again", "module", "numpy_moves", "python_moves",
+        "attributes", "calls", "hooked", "may_run_again", "module", "numpy_moves", "python_moves",
     )  # fmt: skip
 
     def __init__(self, module: nn.Module) -> None:
@@ -296,6 +320,7 @@ class _Learnt:
         self.calls = 0
         self.python_moves = self.numpy_moves = True
         self.may_run_again = False
+        self.hooked: list[tuple[int, bool]] = []
         self.attributes: dict[int, set[str]] = {}
 
     def attributes_of(self, module: nn.Module) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from tensortrace import Lines, trace
 from tensortrace.capture import recorder as recorder_module
-from tensortrace.capture import roots
+from tensortrace.capture import rest, roots
 from tensortrace.records import Call, Finding, Module, Param, Step
 
 FROM, STEPS = 20, 45
@@ -23,7 +24,7 @@ LOOKED_AT = {*range(FROM), 20, 30, 40}
 
 @pytest.fixture(autouse=True)
 def soon() -> Iterator[None]:
-    with patch.object(recorder_module, "RESTS_FROM", FROM):
+    with patch.object(rest, "RESTS_FROM", FROM):
         yield
 
 
@@ -393,3 +394,105 @@ def test_a_full_step_has_every_record_whatever_rested_before_it() -> None:
     paths = {s: [r.module for r in calls if r.step == s and r.module is not None]
              for s in (0, 100)}  # fmt: skip
     assert paths[0] == paths[100]
+
+
+class Auxiliary(Model):
+    """Keeps a part of the loss in an attribute."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.aux = self.inner(x).square().mean()
+        return self.head(torch.relu(self.first(x)))
+
+
+def test_nothing_rests_once_a_module_hands_out_what_it_does_not_return() -> None:
+    torch.manual_seed(0)
+    faulty = Faulty(log_of_negative, 25)
+    model = Auxiliary(Inner(faulty))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    records: list[Any] = []
+    with trace(out=records.append, every=100) as t:
+        for step in range(STEPS):
+            faulty.step = step
+            (model(torch.randn(3, 4)).square().mean() + model.aux).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert not rested(records)
+    (found,) = t.findings
+    assert (found.step, found.module, found.op) == (25, "inner", "log")
+    assert found.evidence["placed"] == "exact"
+
+
+@pytest.mark.parametrize("how", ["unfrozen", "replaced"])
+def test_parameters_that_are_new_in_a_step_at_rest_get_their_hooks(how: str) -> None:
+    torch.manual_seed(0)
+    faulty = Faulty(root_of_zero, 25)
+    model = Model(Inner(faulty))
+    linear = model.inner.linear
+    if how == "unfrozen":
+        model.requires_grad_(False)
+        model.head.requires_grad_(True)
+
+    def change(step: int) -> None:
+        faulty.step = step
+        if step == 23 and how == "unfrozen":
+            model.requires_grad_(True)
+        elif step == 23:
+            linear.weight = nn.Parameter(linear.weight.detach().clone())
+
+    records, findings = train(model, before=change)
+    assert {22, 23, 24, 25} <= rested(records)
+    (found,) = findings
+    assert (found.step, found.code, found.module, found.op) == (25, "TT102", "inner", "sqrt")
+    assert found.evidence["placed"] == "exact"
+
+
+def test_calls_of_which_no_replay_is_possible_are_seen() -> None:
+    model = Model()
+    records: list[Any] = []
+    with trace(out=records.append, every=100) as t:
+        for _ in range(STEPS):
+            model(torch.randn(3, 4)).square().mean().backward()
+            with torch.no_grad():  # an optimizer by hand: at the next gate the weights have moved
+                for parameter in model.parameters():
+                    assert parameter.grad is not None
+                    parameter.sub_(0.01 * parameter.grad)
+                    parameter.grad = None
+    assert not [f for f in t.findings if f.severity == "error"]
+    assert inner_paths(records) == {"", "first", "inner", "inner.linear", "head"}
+
+
+class Interrupted(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner(x)
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_inside_a_root_hides_no_other_one() -> None:
+    torch.manual_seed(0)
+    faulty = Faulty(log_of_negative, 27)
+    other = Interrupted()
+
+    def interrupt(step: int) -> None:
+        faulty.step = step
+        if step in (1, 22):
+            with contextlib.suppress(KeyboardInterrupt):
+                other(torch.randn(3, 4))
+
+    records, findings = train(Model(Inner(faulty)), before=interrupt)
+    assert 27 in rested(records)
+    (found,) = (f for f in findings if f.severity == "error")
+    assert (found.step, found.op, found.evidence["placed"]) == (27, "log", "exact")
+
+
+def test_what_is_told_when_an_optimizer_has_stepped_is_told_once() -> None:
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with trace(out=[].append, every=1) as t:
+        for step in range(6):
+            loss = model(torch.randn(3, 4)).square().mean()
+            grads = torch.autograd.grad(loss, list(model.parameters()))
+            for parameter, grad in zip(model.parameters(), grads, strict=True):
+                parameter.grad = grad * torch.nan if step == 3 else grad
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [(f.step, f.code) for f in t.findings if f.severity == "error"] == [(3, "TT102")]

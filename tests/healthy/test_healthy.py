@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from tensortrace import trace
-from tensortrace.capture import recorder
+from tensortrace.capture import rest
 from tensortrace.engine import Engine
 from tensortrace.records import Finding, Optimizer, Step
 from tests.capture import Recorded
@@ -59,7 +59,7 @@ def test_no_check_has_anything_to_say_when_it_goes_on(name: str, level: str) -> 
 def test_no_check_has_anything_to_say_while_steps_rest(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder, "RESTS_FROM", 20)
+    monkeypatch.setattr(rest, "RESTS_FROM", 20)
     records = check_program(name, 120, "module", "auto")
     rested = sum(step.rested for step in records.of(Step))
     assert rested >= 60 or len(records.of(Step)) < 100
