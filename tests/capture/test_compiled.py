@@ -367,7 +367,7 @@ def test_no_address_is_taken_inside_functorch() -> None:
     torch.func.vmap(torch.func.vmap(look))(torch.ones(3, 4, 2, 2))
     torch.func.grad(look)(torch.ones(3, 2))
     torch.func.functionalize(look)(torch.ones(3, 2))
-    assert set(seen) == {None} and len(seen) >= 5
+    assert seen == [None] * (4 if kernel is None else 12)
 
 
 @needs_kernel
