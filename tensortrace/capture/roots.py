@@ -95,8 +95,9 @@ def refusal_of(tree: Tree) -> str | None:
             return "sharded parameters"
         if several and isinstance(each, nn.SyncBatchNorm):
             return "SyncBatchNorm talks to other ranks"
-    if any(type(p.data) is not torch.Tensor for p in tree.parameters):
-        return "parameters of a tensor subclass"
+    with quiet():  # to ask for the data of a parameter is an operator
+        if any(type(p.data) is not torch.Tensor for p in tree.parameters):
+            return "parameters of a tensor subclass"
     return None
 
 
@@ -221,8 +222,7 @@ class Roots:
         learnt = self._learnt.get(id(module))
         if learnt is None or learnt.module() is not module:
             learnt = self._learnt[id(module)] = _Learnt(module)
-            with quiet():
-                learnt.may_run_again = refusal_of(tree) is None and not several_ranks()
+            learnt.may_run_again = refusal_of(tree) is None and not several_ranks()
         # A parameter that was not there, or needed no gradient, has no hook yet.
         hooked = [(id(p), p.requires_grad) for p in tree.parameters]
         root.may_run_again = learnt.may_run_again and hooked == learnt.hooked

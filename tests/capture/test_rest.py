@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tensortrace import Lines, trace
 from tensortrace.capture import recorder as recorder_module
@@ -496,3 +497,36 @@ def test_what_is_told_when_an_optimizer_has_stepped_is_told_once() -> None:
             optimizer.step()
             optimizer.zero_grad()
     assert [(f.step, f.code) for f in t.findings if f.severity == "error"] == [(3, "TT102")]
+
+
+class Counting(TorchDispatchMode):
+    """A mode of the user's that counts the operators that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"every": 1}, {"level": "op"}, {"every": 1, "level": "op"}]
+)
+def test_a_dispatch_mode_of_the_users_sees_no_question_of_ours(options: dict[str, Any]) -> None:
+    def count(traced: bool) -> int:
+        torch.manual_seed(0)
+        model = Model()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        tracer = trace(out=[].append, **options) if traced else contextlib.nullcontext()
+        with tracer, Counting() as mode:
+            for _ in range(24):
+                model(torch.ones(3, 4)).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return mode.count
+
+    assert count(traced=True) == count(traced=False)
