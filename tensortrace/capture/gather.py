@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from tensortrace.capture.kernels import Row, first_bad, small_row
+from tensortrace.capture.kernels import first_bad, memory_at, small_row
 
-__all__ = ["Gathered"]
+__all__ = ["Fields", "Gaps", "Gathered"]
+
+# What a `Stats` is made of.
+Fields: TypeAlias = tuple[Any, ...]
+# Shape and strides of elements that are not contiguous, and how many there would be without gaps.
+Gaps: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int]
 
 # 256 kB of f32 and twice that of f64: what all passes over a full buffer find in cache.
 ROOM = 1 << 16
+_ITEM = 4
 _copy = ctypes.memmove
 
 
@@ -37,20 +43,34 @@ class Gathered:
         """Whether there is room for so many elements."""
         return self._used + n <= ROOM
 
-    def put(self, address: int, n: int, ticket: int) -> None:
-        """Copy `n` contiguous f32 from an address; `fits` was asked. Hot."""
+    def put(self, address: int, n: int, ticket: int, gaps: Gaps | None) -> None:
+        """Copy `n` f32 from an address; `fits` was asked. Hot.
+
+        Args:
+            address: of the first element.
+            n: at least one.
+            ticket: given back with what they come to.
+            gaps: how they lie if they are not contiguous.
+        """
         if self._buffer is None:
             self._buffer = np.empty(ROOM, np.float32)
             self._wide, self._squares = np.empty(ROOM), np.empty(ROOM)
             self._address = self._buffer.ctypes.data
         used = self._used
-        _copy(self._address + 4 * used, address, 4 * n)
+        if gaps is None:
+            _copy(self._address + _ITEM * used, address, _ITEM * n)
+        else:
+            shape, strides, end = gaps
+            memory = memory_at(address, _ITEM * end)
+            steps = [_ITEM * stride for stride in strides]
+            view = np.ndarray(shape, np.float32, memory, 0, steps)
+            self._buffer[used : used + n].reshape(shape)[...] = view
         self.starts.append(used)
         self.tickets.append(ticket)
         self._used = used + n
 
-    def take(self) -> list[tuple[int, Row, int | None]]:
-        """Reduce what was put: ticket, row, first element not finite; empty afterwards."""
+    def take(self) -> list[tuple[int, Fields]]:
+        """Reduce what was put: ticket, and the fields of its `Stats`; empty afterwards."""
         tickets, starts, used = self.tickets, self.starts, self._used
         self.tickets, self.starts, self._used = [], [], 0
         if not tickets:
@@ -58,35 +78,36 @@ class Gathered:
         flat = self._buffer[:used]
         # Casting and comparing a signalling NaN warns.
         with np.errstate(all="ignore"):
-            rows = self._rows(flat, starts)
-        found: list[tuple[int, Row, int | None]] = []
-        for i, (ticket, row) in enumerate(zip(tickets, rows, strict=True)):
-            # Fewer finite ones than elements.
-            end = starts[i + 1] if i + 1 < len(starts) else used
-            whole = row[4] == end - starts[i]
-            found.append((ticket, row, None if whole else first_bad(flat[starts[i] : end])))
-        return found
+            return list(zip(tickets, self._fields(flat, starts), strict=True))
 
-    def _rows(self, flat: Any, starts: list[int]) -> list[Row]:
+    def _fields(self, flat: Any, starts: list[int]) -> list[Fields]:
         at = np.array(starts)
-        lows = np.minimum.reduceat(flat, at).tolist()
-        highs = np.maximum.reduceat(flat, at).tolist()
+        n = np.diff(at, append=len(flat))
+        lows, highs = np.minimum.reduceat(flat, at), np.maximum.reduceat(flat, at)
         wide, squares = self._wide[: len(flat)], self._squares[: len(flat)]
         np.copyto(wide, flat)
         np.multiply(wide, wide, out=squares)
-        sums = np.add.reduceat(wide, at).tolist()
-        norms = np.add.reduceat(squares, at).tolist()
-        zeros = np.add.reduceat(flat == 0, at, dtype=np.int64).tolist()
-        rows: list[Row] = []
-        for i, (start, end) in enumerate(zip(starts, [*starts[1:], len(flat)], strict=True)):
-            n, low, high, square = end - start, lows[i], highs[i], norms[i]
-            mean = sums[i] / n
-            scatter = square - n * mean * mean
-            # With a NaN or an infinity both sides are NaN or infinite; of nearly equal elements
-            # this difference has no digits left.
-            if not square < math.inf or (scatter < 1e-7 * square and n > 1):
-                rows.append(small_row(flat[start:end]))
-                continue
-            std = math.sqrt(scatter / n) if scatter > 0 and n > 1 else 0.0
-            rows.append((0, 0, 0, zeros[i], n, low, high, mean, std, math.sqrt(square)))
-        return rows
+        mean, square = np.add.reduceat(wide, at) / n, np.add.reduceat(squares, at)
+        zeros = np.add.reduceat(flat == 0, at, dtype=np.int64)
+        scatter = square - n * mean * mean
+        std = np.sqrt(np.where((scatter > 0) & (n > 1), scatter / n, 0.0))
+        columns = (zeros, lows, highs, mean, std, np.sqrt(square))
+        found: list[Fields] = [
+            (0, 0, 0, *row, None, None, None)
+            for row in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+        # With a NaN or an infinity both sides are NaN or infinite; of nearly equal elements this
+        # difference has no digits left.
+        odd = ~(square < math.inf) | ((scatter < 1e-7 * square) & (n > 1))
+        for i in np.flatnonzero(odd).tolist():
+            found[i] = _fields_of(flat[starts[i] : starts[i] + int(n[i])])
+        return found
+
+
+def _fields_of(x: Any) -> Fields:
+    """The fields of the `Stats` of one of them, whatever is in it."""
+    nan, posinf, neginf, zeros, count, low, high, mean, std, norm = small_row(x)
+    first = None if count == len(x) else first_bad(x)
+    if not count:
+        return nan, posinf, neginf, 0, None, None, None, None, None, None, first, None
+    return nan, posinf, neginf, zeros, low, high, mean, std, norm, None, first, None

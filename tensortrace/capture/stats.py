@@ -20,7 +20,15 @@ from tensortrace.capture.devices import CapturingError, Devices, OnDevice, first
 from tensortrace.capture.exponents import LEAST, RUN, SAMPLE, count_exponents
 from tensortrace.capture.gather import Gathered
 from tensortrace.capture.kernels import BOUNDS, FULL, LEAN, NUMPY, Kernels, Row
-from tensortrace.capture.unwrap import blocks, distinct, is_backed, is_dense_cpu, plain, quiet
+from tensortrace.capture.unwrap import (
+    blocks,
+    distinct,
+    extent,
+    is_backed,
+    is_dense_cpu,
+    plain,
+    quiet,
+)
 
 if TYPE_CHECKING:
     from tensortrace.capture.tensors import TensorTable
@@ -72,7 +80,7 @@ _number = ctypes.c_float.from_address
 _HALF = frozenset({torch.float16, torch.bfloat16})
 
 # Larger CPU tensors are read in blocks: what a pass leaves in cache serves the next one.
-_BLOCK = 1 << 19
+_BLOCK = 1 << 20
 # A device reduces so many bytes at once: its temporaries are up to four times as many.
 _DEVICE_BYTES = 1 << 24
 _HOST = {"cpu"}
@@ -308,21 +316,45 @@ class StatsQueue:
                 limit=_DEVICE_BYTES // max(4, found.element_size()),
             )  # fmt: skip
 
+    def gather(self, tensor: torch.Tensor, head: Head) -> Ticket | None:
+        """Copy a small f32 tensor now, to reduce it later, or leave it to `add_other`. Hot.
+
+        Args:
+            tensor: exactly a Tensor or Parameter, strided; call it inside `DisableTorchFunction`.
+            head: how it was described a moment ago.
+        Returns:
+            None for any other kind, and where nothing is measured or the kernel is compiled.
+        """
+        n = head[8]
+        if head[3] != "float32" or not 0 < n <= kernels.SMALL or head[4] != "cpu":
+            return None
+        if compiled.kernel is not None or self._level == "none":
+            return None
+        try:
+            # What else is wrapped around its memory, functorch and functional tensors and zero
+            # tensors, has no address: see `is_dense` of _statistics.c.
+            return None if tensor.is_neg() else self._take_in(tensor, n, head[2])
+        except Exception:
+            return None  # `add_other` meets it again, and says so
+
     def _gather(self, tensor: torch.Tensor) -> Ticket | None:
-        """Copy a small f32 tensor now, to reduce it later; None for any other kind. Hot."""
+        """The same of a tensor that nobody has described."""
         if not is_dense_cpu(tensor) or tensor.dtype is not torch.float32:
             return None
         n = tensor.numel()
         if not 0 < n <= kernels.SMALL:
             return None
-        flat = None
-        # As `is_backed`, whose questions are most of the cost of a small tensor.
-        if tensor.is_contiguous():
-            if (tensor.storage_offset() + n) * 4 > tensor.untyped_storage().nbytes():
-                return None
-        elif is_backed(tensor):
-            flat = kernels.as_array(tensor)
-        else:
+        return self._take_in(tensor, n, None if tensor.is_contiguous() else tensor.stride())
+
+    def _take_in(
+        self, tensor: torch.Tensor, n: int, strides: tuple[int, ...] | None
+    ) -> Ticket | None:
+        end, gaps = n, None
+        if strides is not None:
+            end = extent(tensor.shape, strides)
+            gaps = (tensor.shape, strides, end)
+        address = tensor.data_ptr()
+        if not address or (tensor.storage_offset() + end) * 4 > tensor.untyped_storage().nbytes():
             return None
         self.alarmed = True
         with self._lock:
@@ -330,14 +362,14 @@ class StatsQueue:
                 self._reduce_gathered()
             results = self._results
             ticket = len(results)
-            self._gathered.put(tensor.data_ptr() if flat is None else flat.ctypes.data, n, ticket)
+            self._gathered.put(address, n, ticket, gaps)
             results.append(_EMPTY)  # until it is reduced
             return results, ticket
 
     def _reduce_gathered(self) -> None:
-        for ticket, row, first in self._gathered.take():
-            stats = _stats(row)
-            self._results[ticket] = stats if first is None else stats._replace(first_bad=first)
+        results = self._results
+        for ticket, fields in self._gathered.take():
+            results[ticket] = _make(Stats, fields)
 
     def news(self) -> tuple[list[tuple[str, int]], str | None]:
         """Which kernels for devices were compiled since the last time, and why one could not be.

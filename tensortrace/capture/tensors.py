@@ -295,7 +295,9 @@ class TensorTable:
         if found is not None:
             draft = TensorDraft(head, found[1], tail)
         else:
-            draft = TensorDraft(head, None, tail, queue.add_other(tensor))
+            plain = type(tensor) in _PLAIN and tensor.layout is torch.strided
+            ticket = (plain and queue.gather(tensor, head)) or queue.add_other(tensor)
+            draft = TensorDraft(head, None, tail, ticket)
         if not queue.lean:
             if head[7] in RECTIFIED:
                 draft.units = self._units.look(tensor, self._step, queue)

@@ -6,7 +6,7 @@ A hot path: `plain` is called for every traced tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 import torch
@@ -137,11 +137,12 @@ def _unreadable(tensor: torch.Tensor) -> str | None:
     return None
 
 
-def extent(tensor: torch.Tensor) -> int:
-    """Count the elements of memory from the first that a strided tensor uses to the last."""
-    if tensor.is_contiguous():
-        return tensor.numel()
-    return 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+def extent(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Count the elements of memory from the first that is used to the last; none of them empty."""
+    end = 1
+    for n, stride in zip(shape, strides, strict=True):
+        end += (n - 1) * stride
+    return end
 
 
 def is_backed(tensor: torch.Tensor) -> bool:
@@ -149,8 +150,8 @@ def is_backed(tensor: torch.Tensor) -> bool:
 
     FSDP frees a parameter by shrinking its storage to nothing; to read it would crash the process.
     """
-    # Not extent() where that is the same: a call less for every traced tensor.
-    used = tensor.numel() if tensor.is_contiguous() else extent(tensor)
+    whole = tensor.is_contiguous()
+    used = tensor.numel() if whole else extent(tensor.shape, tensor.stride())
     end = tensor.storage_offset() + used
     return end * tensor.element_size() <= tensor.untyped_storage().nbytes()
 

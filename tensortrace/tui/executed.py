@@ -1,7 +1,7 @@
 """The executed lines of a step as a debugger walks them: next, into a call, out of it, variables.
 
 Pure, over the line records of a step. Where a log has none, the lines that called modules and
-operations stand in: each such line is made of the calls that stand at it.
+operations stand in.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from tensortrace.export.contents import shown_path
 from tensortrace.records import (
     Action,
     Call,
@@ -24,9 +23,10 @@ from tensortrace.records import (
     Tensor,
     Variable,
 )
+from tensortrace.tui.call_lines import CallLines, lines_of_calls, same_place
 
-# Variables of one line that stand for calls, and those of one frame.
-MOST_CALLS, MOST_VARIABLES = 32, 2000
+# Variables of one frame.
+MOST_VARIABLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +52,21 @@ class Executed:
     """The lines of one step, in order.
 
     Args:
-        lines: line records of one step.
+        lines: those of one step, as they ran.
         tensors: what the step says of tensors, by id.
-        owners: for lines that are made of calls, by the seq of a record that of its line.
+        made: what is known of lines that are made of calls.
     """
 
     def __init__(
-        self,
-        lines: Iterable[Line],
-        tensors: dict[int, Tensor],
-        owners: dict[int, int] | None = None,
+        self, lines: Sequence[Line], tensors: dict[int, Tensor], made: CallLines | None = None
     ) -> None:
-        self.lines = sorted(lines, key=lambda line: line.seq)
-        self.tensors, self.recorded = tensors, owners is None
-        self._owners = owners or {}
-        self._seqs = [line.seq for line in self.lines]
+        self.lines = lines
+        self.tensors, self.recorded = tensors, made is None
+        # Records whose line does not follow from the order of seqs; the lines from which it does.
+        self._owners = {} if made is None else made.owners
+        self._ats = {line.seq: at for at, line in enumerate(lines)}
+        late = frozenset() if made is None else made.replayed
+        self._began = [line.seq for line in lines if line.seq not in late]
         self._frames: dict[tuple[int, int], list[int]] = {}
         self._histories: dict[tuple[int, int], dict[str, tuple[list[int], list[Variable]]]] = {}
         self._places: list[int] = []
@@ -90,12 +90,38 @@ class Executed:
         """The line that a record belongs to: the last one that had begun and was not left."""
         if seq is None:
             return max(0, len(self.lines) - 1)
-        at = max(0, bisect_right(self._seqs, self._owners.get(seq, seq)) - 1)
+        if seq in self._owners:
+            return self._ats[self._owners[seq]]
+        began = bisect_right(self._began, seq) - 1
+        at = self._ats[self._began[began]] if began >= 0 else 0
         while at < len(self.lines) and self.lines[at].seq < seq and self._is_left(at):
             caller = self._callers[at]
             if caller is None:
                 break
             at = caller
+        return at
+
+    def take_replays(self, calls: Iterable[Call]) -> None:
+        """Let what a replay repeated after the step belong to the line at which it ran.
+
+        Args:
+            calls: the replayed ones, by seq.
+        """
+        for call in calls:
+            repeats = call.forward if call.phase == "backward" else call.parent
+            if repeats is None or not self.lines:
+                continue
+            at = self.at_seq(repeats)
+            if call.location is not None and call.phase != "backward":
+                at = self._first_within(at, call.location)
+            self._owners[call.seq] = self.lines[at].seq
+
+    def _first_within(self, at: int, place: Location) -> int:
+        """The first line at a place from one line on until the next of its frame, else itself."""
+        stop = self.over(at, 1)
+        for inner in range(at, len(self.lines) if stop is None else stop):
+            if same_place(self.lines[inner].location, place):
+                return inner
         return at
 
     def _is_left(self, at: int) -> bool:
@@ -234,70 +260,13 @@ def read_executed(records: Iterable[Record], modules: Mapping[str, Module]) -> E
                 tensors.update((t.id, t) for t in record.tensors)
             case Action() | Optimizer():
                 others.append(record)
-    if lines:
-        return Executed(lines, tensors)
-    made, owners = _made_of(others, modules)
-    return Executed(made, tensors, owners)
-
-
-def _made_of(
-    records: Sequence[Call | Action | Optimizer], modules: Mapping[str, Module]
-) -> tuple[list[Line], dict[int, int]]:
-    """Make a line of the forward calls and actions that stand at one place, one after another.
-
-    Returns the lines, and by the seq of each record that of its line.
-    """
-    made: list[Line] = []
-    owners: dict[int, int] = {}
-    # The line that each call is of; by the call around and the function, a frame and its last line.
-    lines: dict[int, Line] = {}
-    frames: dict[tuple[int | None, str, str], int] = {}
-    latest: dict[int, Line] = {}
-    for record in sorted(records, key=lambda record: record.seq):
-        location = record.location
-        if location is None or not _is_first(record):
-            continue
-        parent = record.parent if isinstance(record, Call) else None
-        around = lines.get(parent) if parent is not None else None
-        if around is not None and _same(around.location, location):
-            # Within a call of the same line, as in a Sequential: a part of it.
-            lines[record.seq], owners[record.seq] = around, around.seq
-            continue
-        key = parent if around is not None else None, location.file, location.function
-        frame = frames.setdefault(key, len(frames))
-        line = latest.get(frame)
-        if line is None or not _same(line.location, location):
-            depth = around.depth + 1 if around is not None else 0
-            line = Line(
-                step=record.step, seq=record.seq, location=location, frame=frame, depth=depth
-            )
-            made.append(line)
-        if len(line.changed) < MOST_CALLS:
-            line.changed.extend(_made_by(record, modules))
-        lines[record.seq] = latest[frame] = line
-        owners[record.seq] = line.seq
-    return made, owners
-
-
-def _is_first(record: Call | Action | Optimizer) -> bool:
-    """Whether a record is of the program as it ran forward: no gradient, nothing run again."""
-    if not isinstance(record, Call):
-        return True
-    return record.phase != "backward" and not record.recompute and not record.replay
-
-
-def _made_by(record: Call | Action | Optimizer, modules: Mapping[str, Module]) -> list[Variable]:
-    """What a call gave back, as a variable with its name."""
-    if isinstance(record, Call):
-        name = record.op or shown_path(modules, record.module or "")
-        return [Variable(name, name, tensors=[("", id) for _, id in record.outputs[:1]])]
-    if isinstance(record, Action) and record.tensor is not None:
-        return [Variable(record.action, record.action, tensors=[("", record.tensor)])]
-    return []
-
-
-def _same(one: Location, other: Location) -> bool:
-    return (one.line, one.file, one.function) == (other.line, other.file, other.function)
+    others.sort(key=lambda record: record.seq)
+    if not lines:
+        made = lines_of_calls(others, modules)
+        return Executed(made.lines, tensors, made)
+    executed = Executed(sorted(lines, key=lambda line: line.seq), tensors)
+    executed.take_replays([r for r in others if isinstance(r, Call) and r.replay])
+    return executed
 
 
 def as_json(line: Line) -> str:

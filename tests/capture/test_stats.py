@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tensortrace.capture import compiled, kernels
 from tensortrace.capture import stats as module
 from tensortrace.capture.stats import Stats, StatsQueue, stats_of, summarize
+from tensortrace.capture.tensors import TensorTable
 from tensortrace.capture.unwrap import plain, quiet
 
 INF, NAN = math.inf, math.nan
@@ -201,6 +202,36 @@ LAYOUTS = {
 @pytest.mark.parametrize("tensor", LAYOUTS.values(), ids=LAYOUTS)
 def test_strides_do_not_matter(way, tensor):
     assert_same(summarize(tensor), oracle(tensor.clone()))
+
+
+def described(tensor) -> Stats:
+    """The statistics that a hook's description of a tensor has."""
+    queue = StatsQueue()
+    with torch._C.DisableTorchFunction():
+        _, draft = TensorTable(queue).identify(tensor)
+    queue.resolve()
+    return Stats(*draft.stats())
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("name", ["random", "one", "negative zero", "nan", "all bad", "constant"])
+def test_a_description_has_the_numbers_of_the_oracle(name):
+    assert_same(described(VALUES[name]), oracle(VALUES[name]))
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("tensor", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_description_reads_what_its_strides_say(tensor):
+    assert_same(described(tensor), oracle(tensor.clone()))
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_description_reads_nothing_that_is_wrapped_or_not_there():
+    assert described(freed()).unmeasured == "no storage"
+    assert described(torch._to_functional_tensor(torch.ones(2))).unmeasured == "functional"
+    seen = []
+    torch.vmap(lambda row: seen.append(described(row)) or row)(torch.full((2, 3), 5.0))
+    assert (seen[0].min, seen[0].unmeasured) == (5.0, None)
 
 
 def test_an_expanded_tensor_is_not_unfolded():
