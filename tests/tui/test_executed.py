@@ -287,6 +287,70 @@ def test_without_lines_each_call_leads_to_its_line() -> None:
     assert found == {0: 15, 1: 15, 2: 6, 3: 6, 4: 6, 5: 9, 6: 15, 7: 27}
 
 
+def with_replay() -> Executed:
+    """Net runs at line 15; its line 6 calls a layer, 8 is ops alone, 9 calls another layer.
+
+    A replay repeats all of it from seq 20 on: an op of the first layer, the ops of lines 8 and 9,
+    an op of the second layer, and back again.
+    """
+    again: dict[str, Any] = {"replay": True}
+    records: list[Record] = [
+        make_call(1, "", location=at(15)),
+        make_call(2, "a", parent=1, location=in_forward(6)),
+        make_call(3, "b", parent=1, location=in_forward(9)),
+        make_call(4, "", phase="backward", forward=1),
+        Action(step=0, seq=5, action="clip", location=at(27)),
+        make_call(20, "a", op="linear", parent=2, location=in_forward(6), **again),
+        make_call(21, "", op="mul", parent=1, location=in_forward(8), **again),
+        make_call(22, "", op="exp", parent=1, location=in_forward(9), **again),
+        make_call(23, "b", op="log", parent=3, location=at(3, "b.forward"), **again),
+        make_call(24, "b", op="log", parent=3, forward=23, phase="backward", **again),
+        make_call(25, "b", op="sub", parent=99, location=at(4, "b.forward"), **again),
+    ]
+    return walk(*records)
+
+
+def test_what_a_replay_repeated_is_walked_where_it_ran() -> None:
+    executed = with_replay()
+    assert numbers(executed, list(range(len(executed)))) == [15, 6, 8, 9, 3, 27]
+    # A line that ran in the step itself is known by its own record.
+    assert [line.seq for line in executed.lines] == [1, 2, 21, 3, 23, 5]
+    assert [v.name for v in executed.lines[3].changed] == ["exp", "b"]
+    assert numbers(executed, list(executed.stack(4))) == [15, 9, 3]
+    assert numbers(executed, [executed.over(2, 1), executed.over(2, -1)]) == [9, 6]
+
+
+def test_replayed_calls_and_gradients_lead_to_the_line_that_they_repeat() -> None:
+    executed = with_replay()
+    found = {seq: executed.lines[executed.at_seq(seq)].location.line for seq in range(20, 25)}
+    assert found == {20: 6, 21: 8, 22: 9, 23: 3, 24: 3}
+
+
+def test_what_ran_in_the_step_belongs_to_no_line_of_a_replay() -> None:
+    executed = with_replay()
+    assert numbers(executed, [executed.at_seq(seq) for seq in (4, 6, 30)]) == [9, 27, 27]
+
+
+def test_a_replay_leads_to_the_recorded_line_that_it_repeats() -> None:
+    records: list[Record] = [
+        make_line(0, at(15), held("logits", 4)),
+        make_call(1, "", location=at(15)),
+        make_line(2, in_forward(5), what="call", frame=2, depth=1),
+        make_line(3, in_forward(6), held("x", 1), frame=2, depth=1),
+        make_call(4, "a", parent=1, location=in_forward(6)),
+        make_line(5, in_forward(9), held("x", 2), frame=2, depth=1),
+        make_line(6, at(27)),
+        make_call(20, "", op="mul", parent=1, location=in_forward(9), replay=True),
+        make_call(21, "a", op="log", parent=4, location=at(3, "a.forward"), replay=True),
+        make_call(22, "a", op="log", parent=4, forward=21, phase="backward", replay=True),
+        make_call(23, "a", op="log", replay=True),
+    ]
+    executed = walk(*records)
+    assert numbers(executed, [executed.at_seq(seq) for seq in (20, 21, 22)]) == [9, 6, 6]
+    assert executed.recorded
+    assert len(executed) == 5
+
+
 # -- the source pane
 
 SOURCE = make_sources()[1]

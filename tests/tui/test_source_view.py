@@ -15,6 +15,7 @@ from tensortrace.tui.app import Viewer
 from tensortrace.tui.source_view import SourceView
 from tests.builders import make_end, make_header, write_log
 from tests.export.listed import FILE, make_listed, make_plain
+from tests.tui.nets import LOG_AT, make_op_run
 from tests.tui.samples import make_open_run
 from tests.tui.screen import settle, text_of, until
 from tests.tui.test_hostile import FORBIDDEN, PAYLOADS, hostile_records
@@ -183,6 +184,18 @@ async def test_a_log_without_lines_walks_the_lines_that_made_calls(tmp_path: Pat
         assert line_of(app)[0] == 14
         await press(app, pilot, ">")
         assert re.search("▶ +15 +loss.backward\\(\\)", text_of(app))
+
+
+async def test_at_a_replayed_op_the_source_is_that_of_its_line(tmp_path: Path) -> None:
+    app = Viewer(make_op_run(tmp_path, level="module"))
+    async with app.run_test(size=WIDE, notifications=True) as pilot:
+        await settle(app, pilot)
+        assert app.row.record.seq == 42
+        await press(app, pilot, "6")
+        assert line_of(app) == (LOG_AT.line, 42)
+        assert re.search(r"▶x +7 +return \(x \* x\).log\(\) +log \[4, 8\]", text_of(app))
+        await press(app, pilot, ",", ".")
+        assert app.row.record.seq == 42
 
 
 async def test_a_step_of_calls_in_a_run_with_lines_is_said_to_be_thinned(tmp_path: Path) -> None:
