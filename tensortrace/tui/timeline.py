@@ -15,6 +15,9 @@ from tensortrace.text import number_text
 from tensortrace.tui.strips import Drawn, filled
 from tensortrace.tui.theme import SEVERITY_GLYPH, STYLES, UNICODE, Glyphs, Styled
 
+# Columns between the label of the step and what the cells mean.
+GAP = 3
+
 
 def window(current: int, first: int, last: int, width: int) -> range:
     """Choose the steps that are shown: at most `width`, the current one near the middle."""
@@ -70,6 +73,7 @@ def timeline_lines(
     *,
     wide: int = 1,
     rank: str = "",
+    columns: int | None = None,
 ) -> list[Styled]:
     """Draw the cells and, below them, what they mean: two lines.
 
@@ -78,6 +82,7 @@ def timeline_lines(
         marks: the worst severity of the findings of a step; errors and warnings replace the bar.
         wide: columns of a cell.
         rank: whose steps they are, "" where there is one alone.
+        columns: for so many what the cells mean is shortened; None: any number.
     """
     what, values = quantity(steps, shown)
     cells: Styled = [(" ", "")]
@@ -94,25 +99,30 @@ def timeline_lines(
         cells.append((text + gap * (wide - 1), "here" if number == current else style))
     at = (current - shown.start) * wide
     what = f"{rank} {what}" if rank else what
-    return [cells, _axis(what, values, current, shown, at=at, glyphs=glyphs)]
-
-
-def _axis(
-    what: str,
-    values: Sequence[float | None],
-    current: int,
-    shown: range,
-    *,
-    at: int,
-    glyphs: Glyphs,
-) -> Styled:
     finite = [v for v in values if v is not None and math.isfinite(v)]
+    extent = "not finite" if any(v is not None for v in values) else "unknown"
+    if finite:
+        extent = f"{number_text(min(finite))} to {number_text(max(finite))}"
+    part = f"{shown.start}-{shown.stop - 1}"
+    told = [f"{what} {extent}, steps {part}", f"{what} {extent}, {part}", f"{what} {extent}"]
     label = f"{glyphs.here} {current}"
-    extent = f"{number_text(min(finite))} to {number_text(max(finite))}" if finite else "unknown"
-    told = f"{what} {extent}, steps {shown.start}-{shown.stop - 1}"
-    if at >= len(told) + 3:
-        return [(f" {told.ljust(at)}", "faint"), (label, "ok")]
-    return [(" " * (at + 1), ""), (label, "ok"), (f"   {told}", "faint")]
+    if columns is not None and 1 + at + len(label) > columns:
+        # At the right edge the number stands before its sign.
+        label = f"{current} {glyphs.here}"
+        at = max(0, at + 1 - len(label))
+    return [cells, _axis(told, label, at, columns)]
+
+
+def _axis(told: Sequence[str], label: str, at: int, columns: int | None) -> Styled:
+    """Put a label at a column, and the longest text that there is room for before or behind it."""
+    left = at - GAP
+    right = math.inf if columns is None else columns - (1 + at + len(label) + GAP)
+    for text in told:
+        if len(text) <= left:
+            return [(f" {text.ljust(at)}", "faint"), (label, "ok")]
+        if len(text) <= right:
+            return [(" " * (1 + at), ""), (label, "ok"), (f"{'':{GAP}}{text}", "faint")]
+    return [(" " * (1 + at), ""), (label, "ok")]
 
 
 class Timeline(Drawn):
@@ -145,7 +155,10 @@ class Timeline(Drawn):
         """Draw the steps of a range."""
         self.shown = shown
         self.wide = cell_width(len(shown), self.size.width - 2)
-        lines = timeline_lines(steps, marks, current, shown, self.glyphs, wide=self.wide, rank=rank)
+        lines = timeline_lines(
+            steps, marks, current, shown, self.glyphs,
+            wide=self.wide, rank=rank, columns=self.size.width,
+        )  # fmt: skip
         if lines != self._lines:
             self._lines = lines
             self.refresh()

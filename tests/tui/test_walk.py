@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,33 @@ def test_a_cell_is_a_bar_a_mark_or_unknown() -> None:
     assert [style for _, style in cells] == ["", "ok", "here", "warning", "error", "faint"]
     assert "^ 1" in "".join(text for text, _ in axis)
     assert "loss 1 to 3, steps 0-4" in "".join(text for text, _ in axis)
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 81, 120])
+def test_what_the_cells_mean_is_shortened_and_never_cut(columns: int) -> None:
+    steps = {n: Step(step=n, seq=1, grad_norm=0.5 + n % 2) for n in range(400)}
+    told = set()
+    for current in range(400):
+        shown = window(current, 0, 399, columns - 2)
+        _, axis = timeline_lines(steps, {}, current, shown, ASCII, rank="rank 1", columns=columns)
+        text = "".join(text for text, _ in axis)
+        assert len(text) <= columns
+        assert text[1 + current - shown.start] == "^"
+        what, part = "rank 1 grad norm 0.5 to 1.5", f"{shown.start}-{shown.stop - 1}"
+        assert f"^ {current}" in text or f"{current} ^" in text
+        said = text.replace(f"^ {current}", "").replace(f"{current} ^", "").strip()
+        assert said in (f"{what}, steps {part}", f"{what}, {part}", what, "")
+        told.add(said)
+    assert columns < 80 or "" not in told
+
+
+def test_numbers_that_are_all_not_finite_are_no_unknown_ones() -> None:
+    def axis(**fields: Any) -> str:
+        steps = {0: Step(step=0, seq=1, **fields)}
+        return "".join(text for text, _ in timeline_lines(steps, {}, 0, range(2))[1])
+
+    assert "grad norm not finite, steps 0-1" in axis(grad_norm="NaN")
+    assert "loss unknown, steps 0-1" in axis()
 
 
 def test_findings_are_walked_in_the_order_of_the_run() -> None:
