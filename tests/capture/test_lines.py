@@ -92,7 +92,7 @@ def test_statistics_of_what_calls_made_are_taken_once(monkeypatch: pytest.Monkey
     from tensortrace.capture.stats import StatsQueue
 
     added: list[int] = []
-    real, real_look = StatsQueue.add_other, StatsQueue.look
+    real, real_look, real_gather = StatsQueue.add_other, StatsQueue.look, StatsQueue.gather
 
     def add_other(self: StatsQueue, tensor: Tensor) -> Any:
         added.append(tensor.numel())
@@ -103,8 +103,14 @@ def test_statistics_of_what_calls_made_are_taken_once(monkeypatch: pytest.Monkey
         added.extend([] if found is None else [tensor.numel()])
         return found
 
+    def gather(self: StatsQueue, tensor: Tensor, head: Any) -> Any:
+        found = real_gather(self, tensor, head)  # without the kernel, copied at once, or None
+        added.extend([] if found is None else [tensor.numel()])
+        return found
+
     monkeypatch.setattr(StatsQueue, "add_other", add_other)
     monkeypatch.setattr(StatsQueue, "look", look)
+    monkeypatch.setattr(StatsQueue, "gather", gather)
 
     def function(x: Tensor) -> Tensor:
         y = x + 1
