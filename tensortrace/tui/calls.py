@@ -155,7 +155,7 @@ def row_line(
         kind = ", ".join(filter(None, [kind, told])) if fits else told
     under = rows.under(at)
     if under is not None:
-        word, tone = f"{SEVERITY_GLYPH[under]} inside", under
+        word, tone = f"{SEVERITY_GLYPH[under]} in it", under
     style = "op" if getattr(row.record, "op", None) else "strong" if opens else "name"
     left = room - cell_len(name)
     where = held.where[-max(0, layout["where"] - 2) :]  # of a long one the line number stays
