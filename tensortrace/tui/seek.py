@@ -43,9 +43,16 @@ class Seeker(Reader):
         self.searching: Worker[None] | None = None
         # What share of the logs the search has gone through, None without one.
         self.searched: float | None = None
+        # Whether the search has gone round, and whether it goes on from a hit that moved nothing.
+        self.wrapped = self.again = False
 
     def find(self, direction: int) -> None:
         """Search on from the cursor in a thread, over all ranks; a hit moves the cursor."""
+        self.wrapped = self.again = False
+        self.seek(direction)
+
+    def seek(self, direction: int) -> None:
+        """Begin a search in a thread."""
         self.cancel_search()
         if self.ranks.beside:
             self.open_beside()
@@ -80,10 +87,14 @@ class Seeker(Reader):
             if worker.is_cancelled:
                 return
             if hit is not None:
-                wrapped = at == len(pieces) - 1
-                self.from_thread(self.take_hit, hit, held, wrapped)
+                self.from_thread(self.take_hit, hit, held, at == len(pieces) - 1, direction)
                 return
-        self.from_thread(self.take_hit, None, run, False)
+        self.from_thread(self.take_hit, None, run, False, direction)
+
+    @property
+    def spot(self) -> tuple[Run, int, int]:
+        """What is the same as long as the cursor stays on its row."""
+        return self.log_, self.number, self.rows.slot(self.pane("calls").cursor or 0)
 
     def take_progress(self, worker: Worker[None], done: float) -> None:
         """Say how far a search has come."""
@@ -101,7 +112,7 @@ class Seeker(Reader):
     def remember(self) -> None:
         """Keep the place for the way back; the walker knows how."""
 
-    def take_hit(self, hit: search.Hit | None, run: Run, wrapped: bool) -> None:
+    def take_hit(self, hit: search.Hit | None, run: Run, wrapped: bool, direction: int) -> None:
         """Go to what was found, on its rank."""
         self.searching = self.searched = None
         self.hit = hit
@@ -111,7 +122,9 @@ class Seeker(Reader):
             where = "this log" if count == 1 else f"the logs of {count} ranks"
             self.tell(f"{self.term}: nowhere in {where}", "warning")
             return
+        before = self.spot
         self.remember()
+        self.wrapped |= wrapped
         other = run is not self.log_
         self.stand_at(run)
         record, offset = hit.record, hit.offset
@@ -125,7 +138,11 @@ class Seeker(Reader):
         else:
             self.go_to(record.step, lambda rows: rows.at_offset(offset) or 0)
         self.hit_row = self.row
-        if wrapped:
+        if self.spot == before and not self.again:
+            # A module is shown by its first call, a finding by its row: they have the text too.
+            self.again = True
+            self.seek(direction)
+        elif self.wrapped:
             self.tell("went round the end of the log")
         elif other:
             self.tell(f"found on rank {run.header.rank}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,7 +22,7 @@ from tensortrace.tui.screens import Prompt
 from tensortrace.tui.views import NAMES
 from tests.builders import write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_log, make_open_run, records
-from tests.tui.screen import settle, text_of, until
+from tests.tui.screen import settle, text_of, told, until
 
 Opened = AbstractAsyncContextManager[tuple[Viewer, Pilot[Any]]]
 
@@ -190,6 +191,29 @@ async def test_a_search_finds_a_class_and_shows_its_first_call(opened: Any) -> N
         await pilot.press("slash", *"layernorm", "enter")
         await settle(app, pilot)
         assert app.row.record.module == "blocks.0.norm"
+
+
+@pytest.mark.parametrize("term", ["blocks.0.norm", "log"])
+async def test_each_hit_of_a_search_is_another_row(opened: Any, term: str) -> None:
+    # A module is shown by its first call, a finding by the row of its call.
+    async with opened(step=BAD_STEP) as (app, pilot):
+        await pilot.press("slash", *term, "enter")
+        await settle(app, pilot)
+        seen = [(app.number, app.row.seq)]
+        for key in "n" * 12 + "N" * 12:
+            await pilot.press(key)
+            await settle(app, pilot)
+            seen.append((app.number, app.row.seq))
+        assert all(one != other for one, other in itertools.pairwise(seen)), seen
+
+
+async def test_the_only_hit_of_a_search_is_found_again(opened: Any) -> None:
+    async with opened(step=3) as (app, pilot):
+        for _ in range(2):
+            await pilot.press("slash", *"nonfinite-forward", "enter")
+            await settle(app, pilot)
+            assert (app.number, app.row.seq) == (BAD_STEP, 10)
+        assert "went round the end" in told(app)
 
 
 async def test_enter_gives_the_detail_the_focus_and_escape_takes_it_back(opened: Any) -> None:
