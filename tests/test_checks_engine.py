@@ -339,12 +339,12 @@ def _sees_calls(step, memory):
         yield Draft(message=f"{len(step.calls)} calls", cause=f"{step.number}")
 
 
-def _looked_at(options, *, bad=None, failed=None):
+def _looked_at(options, *, bad=None, failed=None, first=0):
     """The steps whose calls a check is shown, of forty; one of them may have a NaN or an end."""
     engine = Engine([_sees_calls])
     engine.feed(make_header(options=options))
     found = []
-    for step in range(40):
+    for step in range(first, first + 40):
         made = nan(2) if step == bad else ok(2)
         records = [
             call(0, "a", [1], [2], [ok(1)], step=step),
@@ -364,6 +364,12 @@ def test_past_the_first_steps_of_a_thinned_run_calls_are_looked_at_one_step_in_t
     assert {f.step for f in _looked_at({"every": 4})} == {*closely, 24, 28, 32, 36}
     for options in ({"every": 1}, {"steps": "[3]"}):
         assert {f.step for f in _looked_at(options)} == {*range(40)}
+
+
+def test_past_the_thousandth_step_calls_are_looked_at_one_step_in_fifty():
+    assert [f.step for f in _looked_at({}, first=980)] == [980, 990, 1000]
+    assert [f.step for f in _looked_at({"every": "auto"}, first=1030)] == [1050]
+    assert [f.step for f in _looked_at({"every": 20}, first=1030)] == [1040, 1050, 1060]
 
 
 def test_all_calls_of_a_step_are_looked_at_once_something_in_it_is_not_finite():

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tensortrace.engine import SELDOM
+from tensortrace.engine import LATE, RARELY, SELDOM
 from tensortrace.errors import LogError
 from tensortrace.log import encode
 from tensortrace.records import Line, Module, ModuleColumns, Record, Source, Step
 from tensortrace.run import Run, looked_at, newest_log, open_run, series
+from tensortrace.run.series import LATE as LATE_IN_LOGS
 from tensortrace.run.series import LOOKED_AT
 from tests.builders import (
     HERE,
@@ -244,15 +245,23 @@ def test_the_lists_of_a_huge_step_end_but_its_lines_do_not(tmp_path, monkeypatch
 
 
 def test_steps_that_are_looked_at_are_those_of_the_engine():
-    assert LOOKED_AT == SELDOM
+    assert (*LOOKED_AT, LATE_IN_LOGS) == (SELDOM, RARELY, LATE)
     assert [looked_at(range(*ends)) for ends in ((0, 9), (1, 11), (11, 20), (11, 21))] == [
         0, 10, 11, 20,
+    ]  # fmt: skip
+    assert [looked_at(range(*ends)) for ends in ((1010, 1099), (1010, 1040), (1013, 1019))] == [
+        1050, 1010, 1013,
     ]  # fmt: skip
 
 
 def test_a_series_of_many_steps_asks_for_those_that_are_looked_at(tmp_path):
     run = open_run(write_log(tmp_path / "log.jsonl", make_run(make_steps(400))))
     assert [n for n, _ in series(run, "fc2", limit=30)["flags"]] == list(range(0, 400, 20))
+
+
+def test_a_series_of_a_long_run_asks_for_steps_that_are_looked_at_late_too(tmp_path):
+    run = open_run(write_log(tmp_path / "log.jsonl", make_run(make_steps(1100))))
+    assert [n for n, _ in series(run, "fc2", limit=30)["flags"]] == list(range(0, 1100, 50))
 
 
 def test_a_series_follows_one_module_in_at_most_so_many_steps(forty):

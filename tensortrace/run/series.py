@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-# In a long run inner modules have outputs in steps whose number this divides (`engine.SELDOM`).
-LOOKED_AT = 10
+# In a long run inner modules have outputs in steps whose number one of these divides: the first up
+# to `LATE`, the second all the way (`engine.SELDOM`, `RARELY`).
+LOOKED_AT = (10, 50)
+LATE = 1000
 # Whether a column of `ModuleColumns` is about outputs or gradients, as a letter of its `flags`; an
 # update is about either.
 SIDES = {"output_rms": "o", "zero_frac": "o", "grad_rms": "g", "param_grad_rms": "g"}
@@ -36,8 +38,11 @@ def nonfinite_letter(flags: str, column: str) -> str:
 
 def looked_at(steps: range) -> int:
     """The first of some steps in which inner modules are looked at for certain, else the first."""
-    step = steps.start + -steps.start % LOOKED_AT
-    return step if step in steps else steps.start
+    for stride in reversed(LOOKED_AT):
+        step = steps.start + -steps.start % stride
+        if step in steps:
+            return step
+    return steps.start
 
 
 def held_over(values: Floats, rested: npt.NDArray[np.bool_]) -> Floats:
@@ -78,8 +83,8 @@ def series(
     first = run.first_step() if start is None else start
     last = run.last_step() + 1 if stop is None else stop
     stride = max(1, -(-(last - first) // limit))
-    if stride > LOOKED_AT:
-        stride += -stride % LOOKED_AT
+    if stride > LOOKED_AT[0]:
+        stride += -stride % LOOKED_AT[last > LATE]
     columns = ("output_rms", "zero_frac", "grad_rms", "param_grad_rms", "update_ratio", "flags")
     found: dict[str, list[tuple[int, float | str | None]]] = {name: [] for name in columns}
     for number in range(first, last, stride):
