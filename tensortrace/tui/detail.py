@@ -235,9 +235,10 @@ def _stat_block(name: str, tensor: Tensor, width: int) -> list[Styled]:
     kind = f" {shape_text(tensor.shape)} {short_dtype(tensor.dtype)} {escape(tensor.device)}"
     first: Styled = [("  " + name, "strong"), (kind, ""), (f"  {word}", style)]
     lines: list[Styled] = [[*first, (_lineage(tensor), "faint")]]
-    bad = "error" if tensor.nonfinite else ""
+    infinite = tensor.posinf + tensor.neginf
     numbers: Styled = [
-        (f"nan {tensor.nan}  inf {tensor.posinf + tensor.neginf}", bad),
+        (f"nan {tensor.nan}", "error" if tensor.nan else ""),
+        (f"inf {infinite}", "error" if infinite else ""),
         (f"zero {tensor.zeros}", ""),
         (f"min/max {number_text(tensor.min)}/{number_text(tensor.max)}", ""),
     ]

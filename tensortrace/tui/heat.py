@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rich.cells import cell_len
+
 from tensortrace.records import Module, Severity
 from tensortrace.run import nonfinite_letter
 from tensortrace.text import escape, module_text, number_text
@@ -131,7 +133,13 @@ class HeatMap:
 
 
 def told_lines(
-    grid: Grid, row: int, column: int, modules: Mapping[str, Module], width: int
+    grid: Grid,
+    row: int,
+    column: int,
+    modules: Mapping[str, Module],
+    width: int,
+    *,
+    glyphs: Glyphs = UNICODE,
 ) -> list[Styled]:
     """Tell the numbers of a cell, all quantities."""
     if not 0 <= row < len(grid.paths):
@@ -143,23 +151,27 @@ def told_lines(
     when = f"step {steps.start}" if span.per == 1 else f"steps {steps.start} to {steps.stop - 1}"
     flags = int(grid.flags[row, column])
     words = [word for letter, word in WORDS.items() if flags & FLAGS[letter]]
-    head: Styled = [(module_text(path, cls), "strong"), (f"  {cls}" if path else "", "op"),
-                    (f"  {when}", "")]  # fmt: skip
-    if words:
-        head.append(("  x " + ", ".join(words), "error"))
+    told = "  x " + ", ".join(words) if words else ""
+    name, kind = module_text(path, cls), f"  {cls}" if path else ""
+    room = width - len(when) - 2 - cell_len(told)
+    if cell_len(name + kind) > room:  # the map says the name too, and nothing else the flags
+        kind = ""
+    if cell_len(name) > room:
+        name = glyphs.more + name[-max(1, room - 1) :]
+    head: Styled = [(name, "strong"), (kind, "op"), (f"  {when}", ""), (told, "error")]
     most = "" if span.per == 1 else "the largest of each: "
     numbers = []
-    for name, told in QUANTITIES.items():
-        value = float(grid.numbers(name, row)[column])
-        before = math.isnan(grid.values[name][row, column]) and not math.isnan(value)
+    for quantity, called in QUANTITIES.items():
+        value = float(grid.numbers(quantity, row)[column])
+        before = math.isnan(grid.values[quantity][row, column]) and not math.isnan(value)
         text = (
             "-"
             if math.isnan(value)
             else f"{value:.0%}"
-            if name == "zero_frac"
+            if quantity == "zero_frac"
             else number_text(value)
         )
-        numbers.append(f"{told} {text}" + " (before)" * before)
+        numbers.append(f"{called} {text}" + " (before)" * before)
     lines, text = [head], most
     for number in numbers:
         if len(text) + len(number) + 2 > width and text:

@@ -84,8 +84,9 @@ class LayersView(SpanView):
         if self.grid is not None:
             width = max(20, pane.size.width or self.viewer.size.width - 2)
             lines = told_lines(
-                self.grid, self.main.cursor or 0, self.column, self.viewer.modules, width
-            )
+                self.grid, self.main.cursor or 0, self.column, self.viewer.modules, width,
+                glyphs=self.viewer.glyphs,
+            )  # fmt: skip
             if not self.grid.paths and self.part >= 1:
                 lines = [[(f" {NO_LAYERS}", "faint")]]
             pane.show(len(lines), lambda at, part, width, here: lines[at])

@@ -219,12 +219,14 @@ class Pane(ScrollView, Drawn, inherit_bindings=False, can_focus=True):
         if strip is None:
             glyphs = ASCII if self.app.has_class("-ascii") else UNICODE
             over = CURSOR if self.has_focus else CURSOR_BLURRED
+            ground = base + over if here else base
             pieces = [
                 # The rows are escaped where they are made; this is the last gate to the terminal.
-                Segment(escape(text), base + STYLES[style] + over if here else base + STYLES[style])
+                # What has a background of its own keeps it, with which its colour can be read.
+                Segment(escape(text), ground + STYLES[style])
                 for text, style in cut(joined(self._draw(at, part, width, here)), seen, glyphs)
             ]
-            strip = filled(pieces, width, base + over if here else base)
+            strip = filled(pieces, width, ground)
             if not here:
                 self._strips[key] = strip
         return strip

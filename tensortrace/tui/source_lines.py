@@ -196,13 +196,23 @@ def _bad(line: Line, executed: Executed) -> bool:
     return line.what == "exception" or any(t is not None and t.nonfinite for t in held)
 
 
-def title_of(executed: Executed, at: int) -> str:
-    """Say where the walk is: the calling functions, the line, how many there are."""
+def title_of(executed: Executed, at: int, width: int, glyphs: Glyphs = UNICODE) -> str:
+    """Say where the walk is: the calling functions, the line, how many there are.
+
+    Args:
+        width: so many cells; the outermost functions give way first.
+    """
     line = executed.lines[at]
     names = [executed.lines[i].location.function.rpartition(".<locals>.")[2] for i in
              executed.stack(at)]  # fmt: skip
-    path = " > ".join(shorten(name, LONGEST_NAME) for name in names[-4:])
+    names = [shorten(name, LONGEST_NAME) for name in names]
     what = {"call": ", entered", "return": ", returns", "exception": ", raised"}.get(line.what, "")
     time = f", {duration_text(line.host_ns)}" if line.host_ns else ""
     kind = "" if executed.recorded else " of those that made calls"
-    return f"{path}, line {line.location.line}{what}{time} ({at + 1} of {len(executed)}{kind})"
+    place = f", line {line.location.line}{what}{time} ({at + 1} of {len(executed)}"
+    for kept in range(len(names), 0, -1):
+        path = " > ".join([glyphs.more] * (kept < len(names)) + names[-kept:])
+        for told in (f"{path}{place}{kind})", f"{path}{place})"):
+            if cell_len(escape(told)) <= width:
+                return told
+    return f"{path}{place})"

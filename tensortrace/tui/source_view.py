@@ -155,7 +155,7 @@ class SourceView(View):
                 here=cursor, longest=longest, glyphs=glyphs,
             )  # fmt: skip
 
-        self.main.set_title(title_of(executed, at))
+        self.main.set_title(title_of(executed, at, self.main.size.width - 2, glyphs))
         self.main.show(len(function.rows), draw_code, here if follow else self.main.cursor or 0)
         self.show_variables(found, follow=follow)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import msgspec
+from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.worker import get_current_worker
@@ -27,7 +28,7 @@ from tensortrace.tui.site import Held, beside, held_of, over_steps
 from tensortrace.tui.site_track import of_site
 from tensortrace.tui.span import WIDEST, Span, fitting, span_of, used
 from tensortrace.tui.span_view import TELL_EVERY_S
-from tensortrace.tui.theme import ASCII, Glyphs, Styled, fit
+from tensortrace.tui.theme import ASCII, Glyphs, Styled, clip, fit
 from tensortrace.tui.view import View
 
 GUTTER, PLOT_LINES = 11, 6
@@ -174,7 +175,9 @@ class TensorView(View):
             location = detail.location_of(row)
             if location is not None:
                 source = self.viewer.log_.source(location.file, location.line)
-                lines.append([("where  ", "faint"), (location_text(location), "strong")])
+                place, code = location_text(location), escape((location.code or "").strip())
+                code = clip(f"  {code}", max(0, width - 7 - cell_len(place)), glyphs)
+                lines.append([("where  ", "faint"), (place, "strong"), (code, "")])
                 lines += detail.snippet(location, source, 2, glyphs)
         pane.show(len(lines), lambda at, part, width, here: lines[at], keep=True)
 
@@ -204,7 +207,7 @@ class TensorView(View):
         looking = "" if self.done else ", looking"
         told = f"{known} step{'s' * (known != 1)}{looking}: min to max, mean with deviation"
         head: Styled = [(f"{escape(held.label)} over steps", "strong"), (f"  {told}", "faint")]
-        if not known:
+        if known < 2:  # of one step the lines above tell it
             return [head]
         here = self.span.column(self.viewer.number)
         return [head, *box_lines(tensors, wide, PLOT_LINES, here, self.viewer.glyphs)]

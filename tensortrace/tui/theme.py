@@ -74,7 +74,7 @@ STYLES.update(
     }
 )
 
-# Laid over the selected line; the cursor glyph says the same without colour.
+# Laid under the selected line; the cursor glyph says the same without colour.
 CURSOR = Style(bgcolor="#1d4f73", bold=True)
 CURSOR_BLURRED = Style(bgcolor="#2a3440")
 

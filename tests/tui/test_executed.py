@@ -415,8 +415,21 @@ def test_code_gives_way_only_as_far_as_it_must() -> None:
 
 
 def test_the_title_says_the_way_from_the_outermost_function() -> None:
-    assert title_of(sample(), 5) == "train_step > Net.forward, line 8, 900 µs (6 of 16)"
-    assert title_of(sample(), 11).startswith("train_step > Net.forward, line 10, returns")
+    assert title_of(sample(), 5, 80) == "train_step > Net.forward, line 8, 900 µs (6 of 16)"
+    assert title_of(sample(), 11, 80).startswith("train_step > Net.forward, line 10, returns")
+
+
+def test_a_title_without_room_leaves_the_outermost_functions_out() -> None:
+    walked = with_replay()
+    titles = [
+        "train_step > Net.forward > b.forward, line 3 (5 of 6 of those that made calls)",
+        "train_step > Net.forward > b.forward, line 3 (5 of 6)",
+        "~ > Net.forward > b.forward, line 3 (5 of 6)",
+        "~ > b.forward, line 3 (5 of 6)",
+    ]
+    for longer, title in zip([None, *titles], [*titles, titles[-1]], strict=True):
+        width = 200 if longer is None else len(longer) - 1
+        assert title_of(walked, 4, width, ASCII) == title
 
 
 # -- the pane of variables

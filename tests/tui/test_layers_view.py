@@ -179,6 +179,8 @@ async def test_the_map_of_gradients_marks_what_is_not_finite_in_gradients(tmp_pa
     assert shown["update_ratio"] == ["n", "i", "n"]
     told = "".join(text for text, _ in told_lines(grid, 0, 1, {}, 80)[0])
     assert told.endswith("x NaN, in a gradient")
+    head = [told_lines(grid, 0, 1, {}, width)[0] for width in range(40, 60)]
+    assert all("".join(text for text, _ in line).endswith(", in a gradient") for line in head)
     record = make_call(1, "grads", step=1)
     assert "x" not in trend_text(grid, record)
     assert trend_text(grid, msgspec.structs.replace(record, phase="backward"))[:3] == "xxx"

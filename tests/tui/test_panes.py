@@ -15,9 +15,13 @@ class Lines(App[None]):
 
     CSS = "Pane { overflow-x: hidden; overflow-y: auto; scrollbar-size-vertical: 1; }"
 
+    def __init__(self, *, cursor: bool = False) -> None:
+        super().__init__()
+        self.with_cursor = cursor
+
     def compose(self) -> ComposeResult:
         """The pane."""
-        yield Pane("only", "Lines", cursor=False)
+        yield Pane("only", "Lines", cursor=self.with_cursor)
 
 
 def rows(app: App[None]) -> list[str]:
@@ -47,3 +51,17 @@ async def test_a_line_that_fits_beside_the_scrollbar_is_not_cut() -> None:
     async with app.run_test(size=(65, 10)) as pilot:
         await fill(app, pilot, 50)
         assert not any("…" in row for row in rows(app))
+
+
+async def test_under_the_cursor_a_piece_keeps_the_background_that_it_is_read_on() -> None:
+    app = Lines(cursor=True)
+    async with app.run_test(size=(20, 5)) as pilot:
+        pane = app.query_one(Pane)
+        pane.show(2, lambda at, part, width, here: [("nan", "flag"), ("-", "ok"), ("now", "here")])
+        await until(pilot, lambda: "nan-now" in rows(app)[0])
+        first, second = ([piece.style for piece in pane.render_line(y)] for y in (0, 1))
+        assert [first[0], first[2]] != [first[1]] * 2
+        assert [style.bgcolor for style in (first[0], first[2])] == [
+            style.bgcolor for style in (second[0], second[2])
+        ]
+        assert first[1].bgcolor == first[3].bgcolor != second[1].bgcolor

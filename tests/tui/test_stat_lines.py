@@ -17,3 +17,11 @@ def test_no_two_numbers_touch(number: float, width: int) -> None:
     shown = {0.5: "0.5", -0.00503: "-0.00503", -1.9e-10: "-1.9e-10", -1.234e100: "-1.2e+100"}
     assert words.count(shown[number]) == 5
     assert "1015" in words
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_only_a_count_that_is_not_zero_has_the_colour_of_an_error(width: int) -> None:
+    lines = stat_lines([("output[0]", make_tensor(0, 32, 64, nan=7))], width)
+    styles = {text.strip(): style for line in lines for text, style in line}
+    counts = ("nan 7", "inf 0") if width == 60 else ("7", "0")
+    assert [styles[count] for count in counts] == ["error", ""]

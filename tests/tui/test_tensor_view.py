@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tensortrace.records import Tensor
@@ -13,6 +14,7 @@ from tensortrace.tui.span import Span
 from tensortrace.tui.tensor_view import box_lines
 from tensortrace.tui.theme import ASCII
 from tests.builders import make_steps, make_tensor, write_log
+from tests.tui.nets import make_op_run
 from tests.tui.samples import make_log
 from tests.tui.screen import settle, text_of
 
@@ -88,7 +90,7 @@ async def test_the_page_has_numbers_gradient_series_flow_and_source(tmp_path: Pa
         assert "[output] gradient of output[0]" in text
         assert "output over steps  10 steps: min to max" in text
         assert "gradient of output[0] over steps  10 steps" in text
-        assert "scores = model(x)" in text
+        assert re.search("where  train.py:12  scores = model\\(x\\)", text)
         await pilot.press("l")
         await settle(app, pilot)
         assert "Tensor gradient of output[0] of head" in text_of(app)
@@ -99,6 +101,18 @@ async def test_the_page_has_numbers_gradient_series_flow_and_source(tmp_path: Pa
         await settle(app, pilot)
         assert '"grad_of":7' in app.clipboard
         assert app.shown == "step"
+
+
+async def test_a_tensor_of_one_step_alone_has_no_chart(tmp_path: Path) -> None:
+    app = Viewer(make_op_run(tmp_path, level="module"))
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("4")
+        await settle(app, pilot)
+        lines = [line.strip("│ ") for line in text_of(app).splitlines()]
+        at = next(i for i, line in enumerate(lines) if line.startswith("output over steps  1 step"))
+        assert lines[at + 1].startswith("from   input")
+        assert "where  net.py:7  return (x * x).log()" in "\n".join(lines)
 
 
 async def test_a_row_without_a_tensor_says_so(tmp_path: Path) -> None:
