@@ -220,6 +220,12 @@ def test_a_description_has_the_numbers_of_the_oracle(name):
 
 
 @pytest.mark.usefixtures("kernel")
+def test_a_description_knows_how_nearly_equal_numbers_differ():
+    nearly = 1e7 + torch.arange(6000.0) % 3
+    assert described(nearly).std == pytest.approx((2 / 3) ** 0.5, rel=1e-6)
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("tensor", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_description_reads_what_its_strides_say(tensor):
     assert_same(described(tensor), oracle(tensor.clone()))
@@ -227,7 +233,10 @@ def test_a_description_reads_what_its_strides_say(tensor):
 
 @pytest.mark.usefixtures("kernel")
 def test_a_description_reads_nothing_that_is_wrapped_or_not_there():
-    assert described(freed()).unmeasured == "no storage"
+    shrunk = torch.ones(8)[4:]
+    shrunk.untyped_storage().resize_(20)
+    for gone in (freed(), shrunk):
+        assert described(gone).unmeasured == "no storage"
     assert described(torch._to_functional_tensor(torch.ones(2))).unmeasured == "functional"
     seen = []
     torch.vmap(lambda row: seen.append(described(row)) or row)(torch.full((2, 3), 5.0))
