@@ -27,6 +27,7 @@ from tensortrace.tui.asking import Asker
 from tensortrace.tui.bindings import KEYS, Key, bindings
 from tensortrace.tui.choose import Palette
 from tensortrace.tui.layout import PANES
+from tensortrace.tui.looks import LOOKS
 from tensortrace.tui.opening import Opening
 from tensortrace.tui.palette import Places
 from tensortrace.tui.panes import Pane
@@ -67,6 +68,13 @@ class Viewer(Asker):
                 if key.action == "ask_save":
                     more = f"{EXPORT_TITLE}: {key.help}"
                     yield SystemCommand(more, f"key {key.shown}", self.runner(key))
+
+        for name in LOOKS:
+            yield SystemCommand(f"Theme: {name}", "colours of the viewer", self.chooser(name))
+
+    def chooser(self, theme: str) -> Callable[[], object]:
+        """Make a callable that changes the theme, for the palette."""
+        return partial(self.call_later, self.action_theme, theme)
 
     def action_command_palette(self) -> None:
         """Open the palette, unless it is open."""

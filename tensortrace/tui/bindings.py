@@ -124,7 +124,7 @@ KEYS = (
     Key("equals_sign", "=", "follow", "follow a live run, or pause", "Other"),
     Key("ctrl+l", "ctrl+l", "paint_anew", "draw the screen again", "Other"),
     Key("question_mark,f1", "? F1", "help", "this help", "Other", "Help"),
-    Key("ctrl+p", "ctrl+p", "command_palette", "all commands by name", "Other"),
+    Key("ctrl+p", "ctrl+p", "command_palette", "all commands by name, and themes", "Other"),
     Key("q", "q", "quit", "quit", "Other", "Quit"),
 )
 

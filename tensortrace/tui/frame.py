@@ -28,6 +28,7 @@ from tensortrace.tui.footer import Keys
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.header import Headline, headline, program_of, state_of
 from tensortrace.tui.layout import FINDINGS_FROM, PANES, PaneName, arrange
+from tensortrace.tui.looks import DARK, LOOKS, Look
 from tensortrace.tui.painting import Changes, Painted
 from tensortrace.tui.paints import Immediate
 from tensortrace.tui.panes import Pane
@@ -37,7 +38,7 @@ from tensortrace.tui.rows import StepRows
 from tensortrace.tui.screens import Prompt
 from tensortrace.tui.strips import Ground
 from tensortrace.tui.tabs import Tabs
-from tensortrace.tui.theme import THEME, UNICODE, Glyphs, Styled
+from tensortrace.tui.theme import UNICODE, Glyphs, Styled
 from tensortrace.tui.timeline import Timeline, window
 from tensortrace.tui.view import View
 from tensortrace.tui.views import NAMES
@@ -78,10 +79,9 @@ class Frame(App[int]):
 
     def __init__(self, log: Run, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
         super().__init__()
-        self.register_theme(THEME)
-        # As the default: set later, every rule would be read and every widget styled again.
-        self.set_reactive(Frame.theme, THEME.name)
-        self.stylesheet.set_variables(self.get_css_variables())
+        for look in LOOKS.values():
+            self.register_theme(look.theme)
+        self.begin_in(DARK)
         self.log_, self.glyphs, self.start = log, glyphs, step
         self.number = log.first_step()
         self.opened = Opened()
@@ -109,6 +109,16 @@ class Frame(App[int]):
         self.state_told = ("", "")
         # Until the user does something, the screen goes to the first error as soon as it is read.
         self.touched = step is not None
+
+    def begin_in(self, look: Look) -> None:
+        """Take a theme before there is a screen.
+
+        As the default: set later, every rule would be read and every widget styled again.
+        """
+        self.set_reactive(Frame.theme, look.theme.name)
+        self.stylesheet.set_variables(self.get_css_variables())
+        self.set_class(look.theme.dark, "-dark-mode", update=False)
+        self.set_class(not look.theme.dark, "-light-mode", update=False)
 
     def get_driver_class(self) -> type[Driver]:
         """Read keys in our own way where Textual would read those of a terminal."""

@@ -12,8 +12,9 @@ from textual.strip import Strip
 from tensortrace.records import Severity
 from tensortrace.run import Run
 from tensortrace.text import escape
+from tensortrace.tui.looks import look_of
 from tensortrace.tui.strips import Drawn, filled
-from tensortrace.tui.theme import SEVERITY_GLYPH, STYLES, Styled, clip
+from tensortrace.tui.theme import SEVERITY_GLYPH, Styled, clip
 
 
 class Headline(Drawn):
@@ -31,8 +32,8 @@ class Headline(Drawn):
 
     def render_line(self, y: int) -> Strip:
         """Draw the line."""
-        base = self.rich_style
-        pieces = [Segment(text, base + STYLES[style]) for text, style in self._line]
+        base, styles = self.rich_style, look_of(self.app.theme).styles
+        pieces = [Segment(text, base + styles[style]) for text, style in self._line]
         return filled(pieces, self.size.width, base)
 
 

@@ -9,6 +9,7 @@ from tensortrace.records import Finding
 from tensortrace.run import Ranks, Run
 from tensortrace.tui import places
 from tensortrace.tui.calls import MEANINGS
+from tensortrace.tui.looks import LOOKS
 from tensortrace.tui.places import Place
 from tensortrace.tui.switch import Switcher
 from tensortrace.tui.theme import UNICODE, Glyphs
@@ -51,6 +52,9 @@ class Opener(Switcher):
         self.opening, self.memory = asked, memory
         self.wanted_finding = asked.finding
         self.touched = asked != Opening()
+        look = LOOKS.get(places.recall_theme(memory)) if memory is not None else None
+        if look is not None:
+            self.begin_in(look)
 
     def open_at_place(self) -> None:
         """Go to the place that was asked for, or where one was; else to the first step."""
@@ -109,6 +113,12 @@ class Opener(Switcher):
             columns = None if self.columns is None else tuple(sorted(self.columns))
             place = Place(self.log_.header.run_id, self.number, seq, self.shown, columns)
             places.keep(place, self.log_, self.memory)
+
+    def action_theme(self, name: str) -> None:
+        """Change the colours, and remember them."""
+        self.theme = LOOKS[name].theme.name
+        if self.memory is not None:
+            places.keep_theme(name, self.memory)
 
     async def action_quit(self) -> None:
         """Remember the place and end."""

@@ -16,17 +16,9 @@ from textual.strip import Strip
 
 from tensortrace.text import escape
 from tensortrace.tui.kept import Kept
+from tensortrace.tui.looks import look_of
 from tensortrace.tui.strips import Bar, Drawn, filled
-from tensortrace.tui.theme import (
-    ASCII,
-    CURSOR,
-    CURSOR_BLURRED,
-    STYLES,
-    UNICODE,
-    Styled,
-    cut,
-    joined,
-)
+from tensortrace.tui.theme import ASCII, UNICODE, Styled, cut, joined
 
 # Makes line `part` of item `at` for a width, with the cursor on it or not.
 Draw = Callable[[int, int, int, bool], Styled]
@@ -82,7 +74,9 @@ class Pane(ScrollView, Drawn, inherit_bindings=False, can_focus=True):
         self._draw: Draw = lambda at, part, width, here: []
         # By item, part, width in all and beside a scrollbar, focus, whether it is the topmost item.
         self._strips: Kept[tuple[int, int, int, int, bool, bool], Strip] = Kept(KEPT_STRIPS)
+        # The style while lines are drawn, and that of the strips.
         self._base: Style | None = None
+        self._kept_in: Style | None = None
 
     def set_title(self, text: str) -> None:
         """Name the pane; the text is escaped and is never markup."""
@@ -189,6 +183,9 @@ class Pane(ScrollView, Drawn, inherit_bindings=False, can_focus=True):
     def render_lines(self, crop: Region) -> list[Strip]:
         """Draw the visible lines, all in one style: to ask for it costs as much as a line."""
         self._base = self.rich_style
+        if self._base != self._kept_in:  # the theme is another
+            self._strips.clear()
+            self._kept_in = self._base
         try:
             return super().render_lines(crop)
         finally:
@@ -218,12 +215,12 @@ class Pane(ScrollView, Drawn, inherit_bindings=False, can_focus=True):
         strip = self._strips.get(key) if not here else None
         if strip is None:
             glyphs = ASCII if self.app.has_class("-ascii") else UNICODE
-            over = CURSOR if self.has_focus else CURSOR_BLURRED
-            ground = base + over if here else base
+            look = look_of(self.app.theme)
+            ground = base + (look.cursor if self.has_focus else look.blurred) if here else base
             pieces = [
                 # The rows are escaped where they are made; this is the last gate to the terminal.
                 # What has a background of its own keeps it, with which its colour can be read.
-                Segment(escape(text), ground + STYLES[style])
+                Segment(escape(text), ground + look.styles[style])
                 for text, style in cut(joined(self._draw(at, part, width, here)), seen, glyphs)
             ]
             strip = filled(pieces, width, ground)

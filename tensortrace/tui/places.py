@@ -1,4 +1,4 @@
-"""Where one was in a log, kept from one look to the next: a small file for each log.
+"""Where one was in a log, kept from one look to the next: a small file for each log; and the theme.
 
 It stands in the state folder of the user (XDG), is replaced as a whole and never needed: what is
 missing, damaged or of another run is left out without a word.
@@ -20,6 +20,8 @@ from tensortrace.tui.tabs import TABS
 # So many logs are remembered; the file of one that was looked at longest ago goes first.
 MOST = 200
 LONGEST = 4096
+# The file of the theme, beside those of the logs.
+THEME = "theme"
 
 
 class Place(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -51,6 +53,22 @@ def path_of(run: Run, inside: Path) -> Path:
     """The file of a log."""
     name = hashlib.sha256(os.fsencode(run.path.absolute())).hexdigest()[:32]
     return inside / f"{name}.json"
+
+
+def recall_theme(inside: Path) -> str:
+    """The name of the theme that was chosen last, "" if none was."""
+    try:
+        with (inside / THEME).open("rb") as file:
+            return file.read(LONGEST).decode("ascii").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def keep_theme(name: str, inside: Path) -> None:
+    """Remember a theme; a folder that cannot be written is left alone."""
+    with contextlib.suppress(OSError):
+        inside.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (inside / THEME).write_text(f"{name}\n", "ascii")
 
 
 def recall(run: Run, inside: Path) -> Place | None:

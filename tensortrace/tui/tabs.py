@@ -8,8 +8,8 @@ from textual import events
 from textual.message import Message
 from textual.strip import Strip
 
+from tensortrace.tui.looks import look_of
 from tensortrace.tui.strips import Drawn, filled
-from tensortrace.tui.theme import STYLES
 
 # The views by the keys 1, 2, ...; each but the first is a class in `views`.
 TABS = ("step", "timeline", "layers", "tensor", "flow", "source", "findings")
@@ -47,11 +47,12 @@ class Tabs(Drawn):
     def render_line(self, y: int) -> Strip:
         """Draw the line; brackets say without colour which view is shown."""
         base, width = self.rich_style, self.size.width
+        styles = look_of(self.app.theme).styles
         pieces = []
         for name, text in tab_texts(self.names, self.shown, width):
             here = name == self.shown
             told = f"[{text[1:-1]}]" if here else text
-            pieces.append(Segment(told, base + STYLES["bar-strong" if here else "bar-faint"]))
+            pieces.append(Segment(told, base + styles["bar-strong" if here else "bar-faint"]))
         return filled(pieces, width, base)
 
     def on_click(self, event: events.Click) -> None:

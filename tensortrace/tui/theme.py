@@ -1,8 +1,7 @@
-"""Colours, style names and glyphs of the viewer.
+"""Lines and glyphs of the viewer.
 
 A line on the screen is a list of ``(text, style name)`` pieces: plain data that tests read without
-a terminal. Colours are of the Okabe-Ito palette (blue against orange, told apart by every kind of
-colour vision) and only repeat what a glyph or a word already says.
+a terminal. What colours the names stand for is in `looks`.
 """
 
 from __future__ import annotations
@@ -10,73 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
-from rich.style import Style
-from textual.theme import Theme
 
 from tensortrace.records import Severity
 
-# One line of the screen: pieces of escaped text, each with a name out of STYLES.
+# One line of the screen: pieces of escaped text, each with the name of a style.
 Styled = list[tuple[str, str]]
-
-ORANGE, SKY, YELLOW, VERMILLION = "#e69f00", "#56b4e9", "#f0e442", "#ff7f2a"
-BACKGROUND, PANEL, TEXT, FAINT, RULE = "#11151a", "#1b222b", "#e3e8ee", "#93a1b0", "#3b4856"
-
-THEME = Theme(
-    name="tensortrace",
-    primary=SKY,
-    secondary=SKY,
-    accent=ORANGE,
-    warning=YELLOW,
-    error=VERMILLION,
-    success=SKY,
-    foreground=TEXT,
-    background=BACKGROUND,
-    surface=BACKGROUND,
-    panel=PANEL,
-    dark=True,
-    variables={"border": SKY, "border-blurred": RULE, "footer-key-foreground": SKY},
-)
-
-STYLES = {
-    "": Style(),
-    "faint": Style(color=FAINT),
-    "head": Style(color=FAINT, underline=True),
-    "strong": Style(bold=True),
-    "name": Style(color=TEXT),
-    "op": Style(color="#a9d6f5"),
-    "section": Style(color=SKY, bold=True),
-    "ok": Style(color=SKY),
-    "note": Style(color=SKY, bold=True),
-    "warning": Style(color=YELLOW, bold=True),
-    "error": Style(color=VERMILLION, bold=True),
-    "here": Style(color=TEXT, bgcolor="#2a6f9f", bold=True),
-    "mark": Style(color=TEXT, bgcolor="#5a3410", bold=True),
-    "bar": Style(color=TEXT, bgcolor=PANEL),
-    "bar-strong": Style(color=SKY, bgcolor=PANEL, bold=True),
-    "bar-faint": Style(color=FAINT, bgcolor=PANEL),
-    "bar-error": Style(color=VERMILLION, bgcolor=PANEL, bold=True),
-    "bar-live": Style(color=BACKGROUND, bgcolor=ORANGE, bold=True),
-}
-
-# Ten steps of viridis (matplotlib, CC0), for small to large; brightened where it begins, so that
-# it is seen on a dark ground. Lightness grows all the way.
-VIRIDIS = (
-    "#5b3f8c", "#54559b", "#4569a3", "#377ea8", "#2c93a7", "#28a89c", "#41bd84", "#76cf5f",
-    "#b5da3c", "#fde725",
-)  # fmt: skip
-HEAT = tuple(f"heat{at}" for at in range(len(VIRIDIS)))
-STYLES.update(
-    {name: Style(color=colour) for name, colour in zip(HEAT, VIRIDIS, strict=True)}
-    | {
-        "flag": Style(color=BACKGROUND, bgcolor=VERMILLION, bold=True),
-        "flagged": Style(color=BACKGROUND, bgcolor=YELLOW, bold=True),
-        "zero": Style(color=FAINT),
-    }
-)
-
-# Laid under the selected line; the cursor glyph says the same without colour.
-CURSOR = Style(bgcolor="#1d4f73", bold=True)
-CURSOR_BLURRED = Style(bgcolor="#2a3440")
 
 
 @dataclass(frozen=True, slots=True)

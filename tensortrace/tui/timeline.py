@@ -12,8 +12,9 @@ from textual.strip import Strip
 
 from tensortrace.records import Severity, Step, from_scalar
 from tensortrace.text import number_text
+from tensortrace.tui.looks import look_of
 from tensortrace.tui.strips import Drawn, filled
-from tensortrace.tui.theme import SEVERITY_GLYPH, STYLES, UNICODE, Glyphs, Styled
+from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled
 
 # Columns between the label of the step and what the cells mean.
 GAP = 3
@@ -172,8 +173,8 @@ class Timeline(Drawn):
         width = self.size.width
         if y >= len(self._lines):
             return Strip.blank(width, self.rich_style)
-        base = self.rich_style
-        pieces = [Segment(text, base + STYLES[style]) for text, style in self._lines[y]]
+        base, styles = self.rich_style, look_of(self.app.theme).styles
+        pieces = [Segment(text, base + styles[style]) for text, style in self._lines[y]]
         return filled(pieces, width, base)
 
     def on_click(self, event: events.Click) -> None:
