@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tensortrace.capture.active import here, slot
+from tensortrace.capture.compiled import untracked
 from tensortrace.capture.drafts import (
     GradientDraft,
     NodeDraft,
@@ -37,17 +38,21 @@ _no_functions = torch._C.DisableTorchFunction
 _is_functorch = torch._C._functorch.is_functorch_wrapped_tensor
 _sequence_nr = torch._C._autograd._get_sequence_nr
 _ACCUMULATE = 2**63  # AccumulateGrad nodes count from here
+_PROBE_KEYS = tuple(f"tensortrace {nr}" for nr in range(16))
 
 
-class OutputProbe:
-    """Reports the gradient that arrives at one output of one node."""
+class OutputProbe(msgspec.Struct, gc=False, eq=False):
+    """Reports the gradient that arrives at one output of one node.
 
-    __slots__ = ("nr", "serial", "sites", "step", "tensor")
+    `sites` are (seq, module path, output name, nth) of each call that returned the tensor, inner
+    first.
+    """
 
-    def __init__(self, serial: int, step: int, nr: int, tensor: int) -> None:
-        self.serial, self.step, self.nr, self.tensor = serial, step, nr, tensor
-        # (seq, module path, output name, nth) of each call that returned the tensor, inner first.
-        self.sites: list[tuple[int, str, str, int]] = []
+    serial: int
+    step: int
+    nr: int
+    tensor: int
+    sites: list[tuple[int, str, str, int]]
 
     def __call__(self, grads: tuple[torch.Tensor | None, ...]) -> None:
         """Take the gradients of all outputs of the node; ours may be None."""
@@ -169,10 +174,13 @@ def watch_output(
     # Node.metadata lives on the node itself: the same tensor returned by nested modules is
     # measured once. Keying a table of ours by the node would keep its graph alive.
     metadata: dict[Any, Any] = node.metadata  # type: ignore[assignment]
-    key = ("tensortrace", nr)
+    # A string and a struct without `gc`: so the garbage collector passes the dict over, too.
+    key = _PROBE_KEYS[nr] if nr < len(_PROBE_KEYS) else f"tensortrace {nr}"
     probe = metadata.get(key)
     if probe is None or probe.serial != recorder.serial or probe.step != call.step:
-        probe = metadata[key] = OutputProbe(recorder.serial, call.step, nr, number)
+        sites: list[tuple[int, str, str, int]] = untracked([])
+        probe = OutputProbe(recorder.serial, call.step, nr, number, sites)
+        metadata[key] = probe
         node.register_prehook(probe)
     probe.sites.append((call.seq, call.path, name, call.nth))
     return node

@@ -22,6 +22,7 @@ from torch.nn.modules import module as torch_module
 from tensortrace.capture import ops
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.autograd_functions import watch_function, watch_functions
+from tensortrace.capture.compiled import untracked
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import watch_output, watch_parameters
@@ -327,7 +328,9 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
     else:
         _, _, kwargs, output = hook_args
         _describe(recorder, call, draft, kwargs, output)
-    fields["inputs"] = call.inputs
+    fields["inputs"] = untracked(call.inputs)
+    untracked(call.tensors)
+    untracked(fields)
     recorder.pend(draft)
 
 
@@ -365,6 +368,6 @@ def _describe(
             node = watch_output(recorder, tensor, number, call, name)
             if isinstance(node, BackwardCFunction):
                 watch_functions(recorder, node, call.path)
-    draft.fields["outputs"] = outputs
+    draft.fields["outputs"] = untracked(outputs)
     if call.module._parameters and call.grad_enabled:
         watch_parameters(recorder, call.module, call.path)
