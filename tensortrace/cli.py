@@ -390,15 +390,23 @@ def _view_arguments(parser: argparse.ArgumentParser) -> None:
 
 def view(arguments: argparse.Namespace) -> int:
     """Open the viewer; where there is no terminal for it, print the report instead."""
+    from tensortrace.tui.asked import check_place
+
+    def check(runs: Sequence[Run]) -> None:
+        if not arguments.follow:  # one that follows asks for what is to come
+            check_place(runs, arguments.step, arguments.finding, arguments.module)
+
     with ExitStack() as opened:
         if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
             runs = open_logs(arguments.log, opened)
+            check(runs)
             sys.stderr.write("tensortrace: no terminal for the viewer here; this is the report.\n")
             words = [] if arguments.step is None else ["--step", str(arguments.step)]
             return _report(runs, _parser().parse_args(["report", *words]))
         from tensortrace.run import start_ranks
 
         ranks = opened.enter_context(closing(start_ranks(arguments.log)))
+        check(ranks.runs)
         # How long to wait whether an Esc begins the code of another key: 100 ms unless told.
         os.environ.setdefault("ESCDELAY", "25")
         # How often the screen may change: a key waits for the next time.
