@@ -242,7 +242,9 @@ class Reader(Frame):
                 return
             numbers = range(block * SUMMARIES_AT_ONCE, (block + 1) * SUMMARIES_AT_ONCE)
             if log.indexed >= 1:
-                asked.update(numbers)
+                # Steps that are still open, or to come, are not there yet.
+                over = log.last_step() + (not log.live)
+                asked.update(range(numbers.start, min(numbers.stop, over)))
             for low in range(numbers.start, numbers.stop, BISECTED_AT_ONCE):
                 steps += map(bare, log.heads(low, low + BISECTED_AT_ONCE))
                 self.turns.breathe()

@@ -326,6 +326,25 @@ async def test_a_growing_log_is_shown_and_followed(tmp_path: Path) -> None:
         assert "ended" in text_of(app)
 
 
+async def test_the_line_of_steps_has_every_step_of_a_log_that_grew(tmp_path: Path) -> None:
+    whole = list(records(steps=12, bad=None))
+    parts = [b"".join(encode(r) for r in whole if r.step in steps) for steps in
+             (range(2), range(2, 3), range(3, 12))]  # fmt: skip
+    begun = parts[1].rindex(b"\n", 0, -1) + 1  # all but the step line
+    path = write_log(tmp_path / "log.jsonl", [])
+    path.write_bytes(parts[0] + parts[1][:begun])
+    app = Viewer(open_run(path))
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("equals_sign")
+        for more in (parts[1][begun:] + parts[2], encode(End(step=11, why="exit"))):
+            with path.open("ab") as file:
+                file.write(more)
+            app.poll()
+            await settle(app, pilot)
+        await until(pilot, lambda: set(app.summaries) == set(range(12)))
+
+
 async def test_a_log_that_is_truncated_is_told(tmp_path: Path) -> None:
     path = make_log(tmp_path)
     app = Viewer(open_run(path))
