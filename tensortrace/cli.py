@@ -397,7 +397,8 @@ def view(arguments: argparse.Namespace) -> int:
             check_place(runs, arguments.step, arguments.finding, arguments.module)
 
     with ExitStack() as opened:
-        if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+        keys = _keys(arguments.log) if sys.stdout.isatty() else None
+        if keys is None or os.environ.get("TERM") == "dumb":
             runs = open_logs(arguments.log, opened)
             check(runs)
             sys.stderr.write("tensortrace: no terminal for the viewer here; this is the report.\n")
@@ -407,6 +408,9 @@ def view(arguments: argparse.Namespace) -> int:
 
         ranks = opened.enter_context(closing(start_ranks(arguments.log)))
         check(ranks.runs)
+        if keys:  # the log is read through a copy of the pipe by now
+            os.dup2(keys, 0)
+            os.close(keys)
         # How long to wait whether an Esc begins the code of another key: 100 ms unless told.
         os.environ.setdefault("ESCDELAY", "25")
         # How often the screen may change: a key waits for the next time.
@@ -416,6 +420,24 @@ def view(arguments: argparse.Namespace) -> int:
 
         asked = Opening(arguments.step, arguments.finding, arguments.module, arguments.follow)
         return open_viewer(ranks, mouse=not arguments.no_mouse, opening=asked)
+
+
+def _keys(log: Path | Sequence[Path] | None) -> int | None:
+    """Where the viewer reads keys: 0 for standard input, or the terminal beside a pipe, as `less`.
+
+    Args:
+        log: ``-`` if the log comes through standard input.
+    Returns:
+        A file descriptor, None where there is no terminal.
+    """
+    if sys.stdin.isatty():
+        return 0
+    if log not in (Path("-"), [Path("-")]):
+        return None
+    try:
+        return os.open("/dev/tty", os.O_RDWR)
+    except OSError:
+        return None
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,9 @@ sys.exit(code)
 """
 
 
-def talk(path: Path, until: str, keys: bytes, **environ: str) -> tuple[bytes, int, str]:
+def talk(
+    path: Path, until: str, keys: bytes, *, program: str = PROGRAM, **environ: str
+) -> tuple[bytes, int, str]:
     """Open a log on a pseudo terminal, wait for a text, press keys.
 
     Returns:
@@ -39,7 +41,7 @@ def talk(path: Path, until: str, keys: bytes, **environ: str) -> tuple[bytes, in
     if pid == 0:
         set_size(0, 120, 40)
         environ = terminal_environ(XDG_STATE_HOME=str(path.parent / "state"), **environ)
-        os.execve(sys.executable, [sys.executable, "-c", PROGRAM, str(path)], environ)
+        os.execve(sys.executable, [sys.executable, "-c", program, str(path)], environ)
     seen, sent, shown, text = b"", False, Shown(120, 40), ""
     while select.select([fd], [], [], 60)[0]:
         try:
@@ -131,3 +133,12 @@ def test_the_frame_fits_the_terminal_whenever_it_has_another_size(terminal: Term
         terminal.resize(columns, lines)
         fits = terminal.until(lambda seen: not frame_of(seen), 20)
         assert fits is not None, "\n".join([*frame_of(terminal.seen), terminal.seen])
+
+
+def test_a_log_through_a_pipe_is_walked_with_the_keys_of_the_terminal(tmp_path: Path) -> None:
+    program = f"cat {make_log(tmp_path)} | {sys.executable} -m tensortrace view -"
+    piped = f"import os, sys; os.execvp('sh', ['sh', '-c', {program!r}])"
+    seen, code, text = talk(tmp_path / "log.jsonl", "use log_softmax", b"jjkq", program=piped)
+    assert code == 0
+    assert "x TT101" in text
+    assert b"this is the report" not in seen
