@@ -27,6 +27,7 @@ from tensortrace.log import (
     Unknown,
     decode,
     encode,
+    encode_all,
     open_log,
     open_sink,
     read_step,
@@ -68,6 +69,13 @@ def test_any_text_makes_one_line_of_strict_json(text):
     line = encode(Source(step=0, file=text, name=text, first_line=1, text=text))
     assert line.count(b"\n") == 1
     assert strict(line)["text"] == text.encode("utf-8", "backslashreplace").decode()
+
+
+@given(st.lists(st.text(st.characters(codec=None)), max_size=4))
+def test_lines_written_together_are_those_written_one_by_one(texts):
+    records = [Source(step=0, file=text, name=text, first_line=1, text=text) for text in texts]
+    records += [make_call(1, tensors=[make_tensor(1, 2, mean=bad)]) for bad in (float("nan"), 1e300)]
+    assert encode_all(records) == b"".join(map(encode, records))
 
 
 def test_what_json_has_no_form_for_becomes_its_text():

@@ -17,7 +17,7 @@ from tensortrace.capture.drafts import Unfinished
 from tensortrace.capture.summary import StepSummary
 from tensortrace.engine import Engine, is_quiet
 from tensortrace.errors import LogError
-from tensortrace.log import Sink, encode
+from tensortrace.log import Sink, encode, encode_all
 from tensortrace.records import (
     Action,
     End,
@@ -41,6 +41,8 @@ _LEAN_SHARE = 0.95
 _FOR_FINDINGS = 4096
 _FOR_END = 1024
 _LARGE_RECORD = 1 << 20
+# So many are encoded at once: some 100 kB.
+_TOGETHER = 256
 
 
 def is_full(step: int, every: int | Literal["auto"], steps: Container[int] | None) -> bool:
@@ -124,8 +126,9 @@ class Journal:
             return
         found = False
         self._summary.describe(records)
+        add = self._summary.add
         for record in records:
-            self._summary.add(record)
+            add(record)
             self._held.append(record)
             for finding in self._feed(record):
                 found = True
@@ -139,7 +142,7 @@ class Journal:
                 self.flush()
 
     def _feed(self, record: Record | Unfinished) -> list[Finding]:
-        """Show a record to the checks, or put aside what they would."""
+        """Show a record to the checks, or put aside what they would. Hot."""
         if not isinstance(record, Unfinished):
             return self._show(record)
         if self._aside is not None and record.is_quiet():
@@ -261,17 +264,16 @@ class Journal:
 
     def _write_held(self) -> None:
         held, self._held = self._held, []
-        for record in held:
-            self._write(record)
+        for start in range(0, len(held), _TOGETHER):
+            self._write_all(held[start : start + _TOGETHER])
 
     def _write_lean(self) -> None:
         held, self._held = self._held, []
+        lean: list[Record | Unfinished] = []
         rest: list[Record | Unfinished] = []
         for record in held:
-            if type(record) in _LEAN:
-                self._write(record)
-            else:
-                rest.append(record)
+            (lean if type(record) in _LEAN else rest).append(record)
+        self._write_all(lean)
         self._before = rest
         self.thinned += len(rest)
 
@@ -280,6 +282,18 @@ class Journal:
         if self.full:
             return self._thinned_in_step
         return sum(type(record) not in _LEAN for record in self._held)
+
+    def _write_all(self, made: Sequence[Record | Unfinished]) -> None:
+        """Write a few records at once, or one by one where a limit is near. Hot."""
+        records = [each.record() if isinstance(each, Unfinished) else each for each in made]
+        if self.writable and self.sink.keeps_lines:
+            lines = encode_all(records)
+            if self.sink.nbytes + len(lines) <= self._full_limit - _LARGE_RECORD:
+                self.written += len(records)
+                self._try(lambda: self.sink.write_raw(lines))
+                return
+        for record in records:
+            self._write(record)
 
     def _write(self, made: Record | Unfinished) -> None:
         record = made.record() if isinstance(made, Unfinished) else made

@@ -16,6 +16,7 @@ from tensortrace.log.codec import (
     decode,
     decode_head,
     encode,
+    encode_all,
     unknown_keys,
 )
 from tensortrace.log.files import CHUNK, LogFile
@@ -49,6 +50,7 @@ __all__ = [
     "decode",
     "decode_head",
     "encode",
+    "encode_all",
     "iterate",
     "open_log",
     "open_sink",

@@ -25,11 +25,13 @@ class Sink(Protocol):
     """Where records go. Every method raises only `LogError`; after one, the sink is dead.
 
     `nbytes` counts what was written so far, buffered bytes included (0 for a callable); `path` is
-    None where there is no file of ours.
+    None where there is no file of ours. `keeps_lines` says whether records end as lines, so that
+    they may as well come as those.
     """
 
     nbytes: int
     path: Path | None
+    keeps_lines: bool
 
     def write(self, record: Record) -> None:
         """Take one record, in log order."""
@@ -49,6 +51,8 @@ class _Buffered:
 
     The buffer is ours because a child that inherits a Python file flushes it a second time.
     """
+
+    keeps_lines = True
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -249,6 +253,8 @@ class _FileSink(_Buffered):
 
 class _CallableSink:
     """Hands every record to a callable of the user's."""
+
+    keeps_lines = False
 
     def __init__(self, take: Callable[[Record], object]) -> None:
         self.path: Path | None = None

@@ -153,10 +153,17 @@ def test_what_follows_from_a_finding_is_counted_in_step_lines() -> None:
         engine.feed(record)
 
 
+@pytest.mark.parametrize("near", [1 << 20, 2_000])
 @pytest.mark.parametrize("max_bytes", [10_000, 30_000, 100_000])
 def test_log_stays_within_max_bytes_and_keeps_findings_and_end(
-    max_bytes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    max_bytes: int,
+    near: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # So far from the limit records are written together.
+    monkeypatch.setattr("tensortrace.capture.journal._LARGE_RECORD", near)
     log = tmp_path / "log.jsonl"
     with trace(log, every=1, max_bytes=max_bytes) as t:
         train(make_net(poison=[50]), 60)
