@@ -74,7 +74,8 @@ def test_any_text_makes_one_line_of_strict_json(text):
 @given(st.lists(st.text(st.characters(codec=None)), max_size=4))
 def test_lines_written_together_are_those_written_one_by_one(texts):
     records = [Source(step=0, file=text, name=text, first_line=1, text=text) for text in texts]
-    records += [make_call(1, tensors=[make_tensor(1, 2, mean=bad)]) for bad in (float("nan"), 1e300)]
+    means = (float("nan"), 1e300)
+    records += [make_call(1, tensors=[make_tensor(1, 2, mean=mean)]) for mean in means]
     assert encode_all(records) == b"".join(map(encode, records))
 
 
