@@ -105,22 +105,26 @@ class Pane(ScrollView, Drawn, inherit_bindings=False, can_focus=True):
         self.call_after_refresh(self._reveal)
         self.post_message(self.Resized(self))
 
-    def move_to(self, at: int) -> None:
-        """Put the cursor on an item, or scroll there in a pane without a cursor."""
+    def move_to(self, at: int, around: int = AROUND) -> None:
+        """Put the cursor on an item, or scroll there in a pane without a cursor.
+
+        Args:
+            around: items that stay in sight beside it.
+        """
         if self.cursor is None:
             self.scroll_to(y=at, animate=False)
             return
         at = max(0, min(at, self.count - 1))
         if at == self.cursor or self.count == 0:
             return
-        self.place(at)
+        self.place(at, around)
         self.post_message(self.Moved(self, at))
 
-    def place(self, at: int) -> None:
+    def place(self, at: int, around: int = AROUND) -> None:
         """Put the cursor on an item without telling anybody."""
         before, top = self.cursor or 0, round(self.scroll_y)
         self.cursor = max(0, min(at, self.count - 1))
-        self._reveal()
+        self._reveal(around)
         if round(self.scroll_y) != top:
             self.refresh()
             return
@@ -153,7 +157,7 @@ class Pane(ScrollView, Drawn, inherit_bindings=False, can_focus=True):
         if most < self.count * self.item_height:
             yield f"(the first {most} lines of {self.count * self.item_height})"
 
-    def _reveal(self) -> None:
+    def _reveal(self, items: int = AROUND) -> None:
         """Scroll the cursor into sight with a little around it; far jumps put it in the middle."""
         if self.show_vertical_scrollbar:
             # One that has just appeared stands at the top.
@@ -162,7 +166,7 @@ class Pane(ScrollView, Drawn, inherit_bindings=False, can_focus=True):
             return
         height, page = self.item_height, max(1, self.size.height - self.sticky)
         top, y = round(self.scroll_y), self.cursor * height
-        around = min(AROUND * height, max(0, (page - height) // 2))
+        around = min(items * height, max(0, (page - height) // 2))
         if top + around <= y <= top + page - height - around:
             return
         if y < top - page or y > top + 2 * page:
@@ -253,4 +257,5 @@ class Pane(ScrollView, Drawn, inherit_bindings=False, can_focus=True):
         if at == self.cursor:
             self.post_message(self.Opened(self, at))
         else:
-            self.move_to(at)
+            # What was clicked stays under the pointer, so that a second click opens it.
+            self.move_to(at, 0)

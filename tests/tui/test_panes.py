@@ -18,6 +18,11 @@ class Lines(App[None]):
     def __init__(self, *, cursor: bool = False) -> None:
         super().__init__()
         self.with_cursor = cursor
+        self.opened: list[int] = []
+
+    def on_pane_opened(self, message: Pane.Opened) -> None:
+        """Keep what was opened."""
+        self.opened.append(message.at)
 
     def compose(self) -> ComposeResult:
         """The pane."""
@@ -65,3 +70,18 @@ async def test_under_the_cursor_a_piece_keeps_the_background_that_it_is_read_on(
             style.bgcolor for style in (second[0], second[2])
         ]
         assert first[1].bgcolor == first[3].bgcolor != second[1].bgcolor
+
+
+async def test_what_is_clicked_stays_under_the_pointer() -> None:
+    app = Lines(cursor=True)
+    async with app.run_test(size=(40, 12)) as pilot:
+        pane = app.query_one(Pane)
+        pane.show(50, lambda at, part, width, here: [(f"item {at}", "")], 20)
+        await until(pilot, lambda: "item 20" in "".join(rows(app)))
+        top = pane.topmost
+        for y in (0, pane.size.height - 1):
+            for _ in range(2):
+                await pilot.click(pane, offset=(2, y))
+                await until(pilot, lambda y=y: pane.cursor == top + y)  # type: ignore[misc]
+        await until(pilot, lambda: app.opened == [top, top + pane.size.height - 1])
+        assert pane.topmost == top
