@@ -392,7 +392,9 @@ class Frame(App[int]):
         self.screen_stack[0].query_one(Headline).show(line)
         shown = window(self.number, first, last, max(1, self.size.width - 2))
         timeline = self.screen_stack[0].query_one(Timeline)
-        timeline.show(self.summaries, self.marks, self.number, shown, rank=self.rank_told)
+        timeline.show(
+            self.summaries, self.marks, self.number, shown, self.size.width, rank=self.rank_told
+        )
 
     def want_detail(self) -> None:
         """Draw the detail soon: after the table, so that a key that is held down stays quick.

@@ -150,15 +150,16 @@ class Timeline(Drawn):
         marks: Mapping[int, Severity],
         current: int,
         shown: range,
+        width: int,
         *,
         rank: str = "",
     ) -> None:
-        """Draw the steps of a range."""
+        """Draw the steps of a range, for so many columns: our own are known later than those."""
         self.shown = shown
-        self.wide = cell_width(len(shown), self.size.width - 2)
+        self.wide = cell_width(len(shown), width - 2)
         lines = timeline_lines(
             steps, marks, current, shown, self.glyphs,
-            wide=self.wide, rank=rank, columns=self.size.width,
+            wide=self.wide, rank=rank, columns=width,
         )  # fmt: skip
         if lines != self._lines:
             self._lines = lines

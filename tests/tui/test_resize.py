@@ -41,3 +41,20 @@ async def test_a_view_looks_as_if_it_had_always_been_of_its_size(
         await pilot.resize_terminal(*after)
         await settle(app, pilot)
         await until(pilot, lambda: text_of(app) == wanted)
+
+
+@pytest.mark.parametrize(("before", "after"), [(SMALL, LARGE), (LARGE, SMALL)])
+async def test_the_line_of_steps_takes_the_width_that_there_is(
+    tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    run = make_open_run(tmp_path, steps=90, bad=80)  # cells of one column, or of two
+    fresh = Viewer(run)
+    async with fresh.run_test(size=after) as pilot:
+        await settle(fresh, pilot)
+        wanted = text_of(fresh).splitlines()[2:4]
+    app = Viewer(run)
+    async with app.run_test(size=before) as pilot:
+        await settle(app, pilot)
+        await pilot.resize_terminal(*after)
+        await settle(app, pilot)
+        await until(pilot, lambda: text_of(app).splitlines()[2:4] == wanted)
