@@ -96,9 +96,10 @@ def finding_lines(
     sure = f" (place is {placed})" if isinstance(placed, str) else ""
     lines += _labelled("at", ", ".join(where) + sure, width)
     if finding.location is not None:
-        code = escape((finding.location.code or "").strip())
-        place: Styled = [("  line ", "faint"), (short_place(finding.location), "")]
-        lines.append(cut([*place, (f"  {code}", "strong")], width, glyphs))
+        place, label = short_place(finding.location), "  line "
+        code, *more = wrap(f"{label}{place}  ", (finding.location.code or "").strip(), width)
+        first: Styled = [(label, "faint"), (place, ""), (code[len(label + place) :], "strong")]
+        lines += [cut(first, width, glyphs), *([(line, "strong")] for line in more)]
     lines += _labelled("why", finding.explanation, width)
     lines += _labelled("fix", finding.fix, width)
     for link in finding.chain:

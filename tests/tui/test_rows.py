@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from tensortrace.records import Action, Module, Optimizer, Param, Record, Step
+from tensortrace.records import Action, Location, Module, Optimizer, Param, Record, Step
 from tensortrace.run import open_run
 from tensortrace.tui.calls import columns, head_line, row_line
 from tensortrace.tui.cells import cells, duration_text, health, worst_health
-from tensortrace.tui.detail import detail_lines, snippet, wrap
+from tensortrace.tui.detail import detail_lines, finding_lines, snippet, wrap
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.slots import NEAR
 from tensortrace.tui.theme import ASCII, Styled
@@ -221,3 +221,14 @@ def test_a_message_without_end_is_cut_and_says_so() -> None:
 )
 def test_times_carry_their_unit(host_ns: int, told: str) -> None:
     assert duration_text(host_ns) == told
+
+
+@pytest.mark.parametrize("width", [30, 40, 79, 120])
+def test_the_line_of_a_finding_is_broken_and_not_cut(width: int) -> None:
+    code = "return -(target * p.log() + (1 - target) * (1 - p).log()).mean() * scale"
+    finding = make_finding(location=Location("/far/train.py", 37, "loss", f"    {code}"))
+    lines = ["".join(text for text, _ in line) for line in finding_lines(finding, {}, width)]
+    at = next(i for i, line in enumerate(lines) if line.startswith("  line train.py:37  "))
+    told = " ".join(line.strip() for line in lines[at:])
+    assert told.startswith(f"line train.py:37  {code} why")
+    assert max(map(len, lines)) <= width
