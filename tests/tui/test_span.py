@@ -138,7 +138,7 @@ def test_a_trend_asks_for_steps_that_are_looked_at() -> None:
 
 
 def test_viridis_grows_lighter_step_by_step() -> None:
-    from tensortrace.tui.theme import VIRIDIS
+    from tensortrace.tui.looks import VIRIDIS
 
     def light(colour: str) -> float:
         channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
