@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ BYTES = {
 }  # fmt: skip
 PAGE_DOWN, ESCAPE = b"\x1b[6~", b"\x1b"
 QUIET_S = 0.3
+_WARM_EVERY = 12
 INDEXED = re.compile(r"(?:Findings \d+|No findings) [^,]")
 # Pressed in turn while the index is read; each of them always changes the place.
 WALK = {"]": b"]", "j": b"j", "space": PAGE_DOWN, "e": b"e", "k": b"k", "G": b"G", "[": b"[",
@@ -125,9 +126,16 @@ def jump(terminal: Terminal, keys: bytes, expect: str) -> float:
     return time.perf_counter() - began
 
 
-def press_all(terminal: Terminal, times: Times, steps: int, turn: int) -> None:
-    """Press every key of every view once, each from the middle of the table of another step."""
+def press_all(
+    terminal: Terminal, times: Times, steps: int, turn: int, warm: Callable[[], None]
+) -> None:
+    """Press every key of every view once, each from the middle of the table of another step.
+
+    `warm` is called now and then: it sees to it that the log is in memory.
+    """
     for nth, (view, name, sent) in enumerate(every_key()):
+        if nth % _WARM_EVERY == 0:
+            warm()
         go_back(terminal)
         number = 1 + (nth * 37 + turn * 1009) % (steps - 2)
         jump(terminal, b":%d\r" % number, rf"Step {number}\b")
