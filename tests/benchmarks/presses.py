@@ -31,7 +31,7 @@ BYTES = {
 }  # fmt: skip
 PAGE_DOWN, ESCAPE = b"\x1b[6~", b"\x1b"
 QUIET_S = 0.3
-_WARM_EVERY = 12
+_WARM_EVERY = 4
 INDEXED = re.compile(r"(?:Findings \d+|No findings) [^,]")
 # Pressed in turn while the index is read; each of them always changes the place.
 WALK = {"]": b"]", "j": b"j", "space": PAGE_DOWN, "e": b"e", "k": b"k", "G": b"G", "[": b"[",
