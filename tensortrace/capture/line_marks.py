@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from tensortrace.capture.line_drafts import LineDraft
-from tensortrace.checks import plain_op
-from tensortrace.checks.nonfinite_forward import FILLS
+from tensortrace.checks import FILLS, plain_op
 from tensortrace.records import Call, Line, Record, Tensor
 
 if TYPE_CHECKING:

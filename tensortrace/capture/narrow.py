@@ -29,8 +29,7 @@ from tensortrace.capture.recorder import Recorder
 from tensortrace.capture.roots import Root, Roots, UnkeptError, refusal_of
 from tensortrace.capture.stats import StatsQueue
 from tensortrace.capture.tensors import TensorDraft, TensorTable, version_of
-from tensortrace.checks import StepView, completion_order, is_own_backward, plain_op
-from tensortrace.checks.nonfinite_forward import FILLS
+from tensortrace.checks import FILLS, StepView, completion_order, is_own_backward, plain_op
 from tensortrace.records import Call, Tensor
 
 MOST_REPLAYS = 8

@@ -36,11 +36,20 @@ from tensortrace.step_view import (
 )
 
 __all__ = [
-    "CODE", "SECTIONS", "Check", "Draft", "Page", "StepView", "all_checks", "check", "closest",
-    "completion_order", "count_text", "finite", "has_matrix", "is_damage", "is_own_backward",
-    "plain_op", "rates_rise", "select", "steadiness", "unheld",
+    "CODE", "FILLS", "SECTIONS", "Check", "Draft", "Page", "StepView", "all_checks", "check",
+    "closest", "completion_order", "count_text", "finite", "has_matrix", "is_damage",
+    "is_own_backward", "plain_op", "rates_rise", "select", "steadiness", "unheld",
 ]  # fmt: skip
 
+# Narrowing, section 3 item 7: what fills with a literal is no origin, and memory from `empty` is
+# whatever was there.
+_FILLS = (
+    "full fulllike newfull fill fillslice maskedfill where triu tril setitem scalartensor tensor "
+    "astensor asarray fromnumpy frombuffer indexfill maskedscatter scatter pad constantpadnd copy "
+    "generatesquaresubsequentmask empty emptylike newempty emptystrided newemptystrided resize "
+    "resizeas load"
+)
+FILLS = frozenset(_FILLS.split())
 # What a docstring of a check tells in prose; and what is code, and keeps its lines.
 SECTIONS = ("Symptom", "Threshold", "Source", "Fix", "Misses")
 CODE = ("Example", "Fixed")

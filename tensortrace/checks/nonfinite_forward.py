@@ -11,6 +11,7 @@ from msgspec import structs
 
 from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
 from tensortrace.checks import (
+    FILLS,
     Draft,
     StepView,
     check,
@@ -24,15 +25,6 @@ from tensortrace.text import location_text, module_text, shape_text, short_dtype
 # Origins kept of one step: the first is what counts, the rest help to find which one did harm.
 KEPT = 16
 HARMLESS = "; harmless in this step: loss and gradients stay finite"
-# Narrowing, section 3 item 7: what fills with a literal is no origin, and memory from `empty` is
-# whatever was there.
-_FILLS = (
-    "full fulllike newfull fill fillslice maskedfill where triu tril setitem scalartensor tensor "
-    "astensor asarray fromnumpy frombuffer indexfill maskedscatter scatter pad constantpadnd copy "
-    "generatesquaresubsequentmask empty emptylike newempty emptystrided newemptystrided resize "
-    "resizeas load"
-)
-FILLS = frozenset(_FILLS.split())
 _WEIGHTS = Reason(
     "what went into this module is finite, its weights are not, and no optimizer step that was "
     "seen wrote them so: code between the steps did, or they were loaded like that",
@@ -95,7 +87,7 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
     if guilty:
         memory["told"] = True
         yield _draft(step, guilty, damage, chain)
-    elif damage and memory["before"] and _inherits(step):
+    elif damage and memory["before"] and step.inherits():
         memory["told"] = True
         yield _from_before(step, memory["before"][0], damage)
     elif step.summary is not None and not step.poisoned and step.blamed() is None:
@@ -103,12 +95,6 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
         own = (origin for origin in origins if not step.nonfinite(origin.call.inputs))
         memory["notes"] = [_draft(step, origin, None, chain) for origin in own]
         yield from memory["notes"]
-
-
-def _inherits(step: StepView) -> bool:
-    """Tell whether a bad tensor that the step before made comes in from outside the modules."""
-    outer = (c for c in step.calls if c.phase == "forward" and c.parent is None)
-    return any(t.from_step == step.number - 1 for c in outer for t in step.hurt(c.inputs))
 
 
 def _from_before(step: StepView, note: Draft, damage: str) -> Draft:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check, count_text, plain_op
+from tensortrace.checks import FILLS, Draft, StepView, check, count_text, plain_op
 from tensortrace.records import Call, Severity, Tensor
 from tensortrace.text import location_text
 
@@ -19,7 +20,8 @@ def nonfinite_input(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
 
     Symptom:    NaN loss on some batches only, before any weight has changed
     Threshold:  a floating tensor of more than one element that enters an outermost module, or an
-                op outside modules, that no call of this or an earlier step made, holds NaN (error)
+                op outside modules, that no call of this or an earlier step made (what the end of
+                the step before left for this one counts if no call there did), holds NaN (error)
                 or infinity (warning), and the damage reaches the loss, a gradient or the output;
                 a note if it does not (missing values that are handled), or if it is -inf alone
                 (a mask)
@@ -34,12 +36,22 @@ def nonfinite_input(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
                 x = torch.tensor(frame.fillna(frame.median()).values, dtype=torch.float32)
     """
     if memory.get("step") != step.number:
-        memory.update(step=step.number, met=[])
-    if step.bad and len(memory["met"]) < 8:
-        memory["met"] += list(_entries(step))[: 8 - len(memory["met"])]
-    if not memory["met"] or (memory["met"] and not (step.summary or step.damage())):
+        # Of the step before, as in TT101: a batch may be taken from the data after the last update.
+        follows = memory.get("step") == step.number - 1
+        before, made = (memory["last"], memory["makes"]) if follows else ([], False)
+        memory.update(step=step.number, met=[], before=before, made=made, last=[], makes=False)
+    if step.bad:
+        memory["makes"] = memory["makes"] or any(map(partial(_makes_bad, step), step.calls))
+        # What the step before left, and no call of it made, is data too.
+        left = None if memory["made"] or memory["before"] else step.number - 1
+        memory["met"] += list(_entries(step, left))[: 8 - len(memory["met"])]
+    damage = step.damage() if memory["met"] or memory["before"] else None
+    if damage and not memory["met"] and step.inherits():
+        met, memory["before"] = memory["before"], []
+        yield from _from_before(step, met, damage)
+    if not memory["met"] or not (step.summary or damage):
         return
-    damage = step.damage()
+    memory["last"] += memory["met"]
     for call, name, tensor in memory["met"]:
         severity: Severity = "error" if tensor.nan else "warning"
         if damage is None or not (tensor.nan or tensor.posinf):
@@ -58,7 +70,34 @@ def nonfinite_input(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     memory["met"] = []
 
 
-def _entries(step: StepView) -> Iterator[tuple[Call, str, Tensor]]:
+def _from_before(
+    step: StepView, met: list[tuple[Call, str, Tensor]], damage: str
+) -> Iterator[Draft]:
+    """Say of data that came in at the end of the step before what harm it did in this one."""
+    for call, name, tensor in met:
+        if tensor.nan or tensor.posinf:
+            by = call.op or call.module or "the model"
+            message = f"{count_text(tensor)} in the data: {name} of {by}"
+            # The seq and the tensor id are those of another step.
+            yield Draft(
+                message=f"{message}, at the end of step {step.number - 1}",
+                severity="error" if tensor.nan else "warning", follows=step.blamed(),
+                phase="forward", cause=f"{name} {location_text(call.location)}",
+                module=call.module, op=call.op, value=tensor.nonfinite, limit=0,
+                location=call.location,
+                evidence={"placed": "direct", "shape": tensor.shape, "reached": damage,
+                          "made_in_step": step.number - 1},
+            )  # fmt: skip
+
+
+def _makes_bad(step: StepView, call: Call) -> bool:
+    """Whether bad values begin in a call; what fills with a literal only says what they are."""
+    if call.phase != "forward" or plain_op(call.op) in FILLS:
+        return False
+    return bool(step.hurt(call.outputs)) and not step.hurt(call.inputs)
+
+
+def _entries(step: StepView, left: int | None) -> Iterator[tuple[Call, str, Tensor]]:
     """List the bad tensors that come in from outside, once each, where they are first used."""
     made: set[int] = set()
     for call in step.calls:
@@ -73,14 +112,15 @@ def _entries(step: StepView) -> Iterator[tuple[Call, str, Tensor]]:
                 continue
             seen.add(id)
             tensor = step.tensors.get(id)
-            if tensor is not None and tensor.nonfinite and _is_data(tensor):
+            if tensor is not None and tensor.nonfinite and _is_data(tensor, left):
                 yield call, name, tensor
 
 
-def _is_data(tensor: Tensor) -> bool:
-    links = (tensor.from_step, tensor.view_of, tensor.grad_of, tensor.previous)
+def _is_data(tensor: Tensor, left: int | None) -> bool:
+    links = (tensor.view_of, tensor.grad_of, tensor.previous)
     return (
         tensor.numel > 1
+        and tensor.from_step in (None, left)
         and not tensor.requires_grad
         and tensor.dtype.startswith(("float", "bfloat", "complex"))
         and all(link is None for link in links)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
@@ -16,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tensortrace import Lines, trace
 from tensortrace.capture import recorder as recorder_module
 from tensortrace.capture import rest, roots
-from tensortrace.records import Call, Finding, Module, Param, Step
+from tensortrace.engine import Engine
+from tensortrace.log import decode
+from tensortrace.records import Call, Finding, Module, Param, Record, Step
 
 FROM, STEPS = 20, 45
 # Full by `every=100` is the first step only; checks look at one in ten.
@@ -530,3 +534,32 @@ def test_a_dispatch_mode_of_the_users_sees_no_question_of_ours(options: dict[str
         return mode.count
 
     assert count(traced=True) == count(traced=False)
+
+
+@pytest.mark.parametrize("bad_step", [5, 14, 26])
+@pytest.mark.parametrize("how", ["written", "taken"])
+def test_bad_data_of_a_loop_without_a_loader_is_named_as_data(
+    how: str, bad_step: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    data = torch.randn(STEPS, 16, 4)
+    if how == "taken":
+        data[bad_step, 0, 0] = math.nan
+    with trace(tmp_path / "log.jsonl") as t:
+        for step in range(bad_step + 1):
+            x = data[step]
+            if how == "written" and step == bad_step:
+                x[0, 0] = math.nan
+            model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    errors = [f for f in t.findings if f.severity == "error"]
+    assert [(f.code, f.step) for f in errors] == [("TT105", bad_step)]
+    engine = Engine()
+    lines = (tmp_path / "log.jsonl").read_bytes().splitlines()
+    saved = [f for line in lines for f in engine.feed(cast(Record, decode(line)))]
+    assert [(f.code, f.step, f.message) for f in saved] == [
+        (f.code, f.step, f.message) for f in t.findings
+    ]

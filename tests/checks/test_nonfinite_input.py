@@ -60,6 +60,42 @@ def test_a_tensor_that_a_call_of_the_step_made_is_no_data():
     assert brief(find(records, "TT105")) == [("TT105", "error", "net")]
 
 
+def spoilt(step=1, **changes):
+    """A step that takes a NaN from the one before and passes it on to the loss."""
+    return [
+        call(1, "net", [1], [2], [nan(1, **{"from_step": step - 1, **changes}), nan(2)], step=step),
+        loss(2, "NaN", 2, step=step),
+        optimizer(step=step, grad_norm="NaN"),
+        closing(step),
+    ]
+
+
+def test_a_batch_that_nobody_was_seen_to_make_at_the_end_of_the_step_before_is_data():
+    (found,) = find([call(1, "net", [1], [2], [ok(1), ok(2)]), closing(), *spoilt()])
+    assert brief([found]) == [("TT105", "error", "net")]
+    assert (found.step, found.tensor) == (1, 1)
+
+
+def test_a_batch_taken_from_bad_data_at_the_end_of_the_step_before_is_told_by_its_line():
+    take = [op(1, "getitem", [1], [2], [nan(1, 80), nan(2)]), closing()]
+    note, error = find([*take, *spoilt()])
+    assert brief([note, error]) == [("TT105", "note", "getitem"), ("TT105", "error", "getitem")]
+    assert (error.step, error.seq, error.evidence["made_in_step"]) == (1, None, 0)
+    assert error.message == "1 NaN of 80 in the data: args[0] of getitem, at the end of step 0"
+
+
+def test_a_batch_into_which_a_nan_was_written_at_the_end_of_the_step_before_is_data():
+    write = [op(1, "setitem", [1], [2], [ok(1), nan(2, previous=1)]), closing()]
+    assert brief(find([*write, *spoilt()])) == [("TT105", "error", "net")]
+
+
+@pytest.mark.parametrize("two_before", [False, True])
+def test_what_a_call_of_the_step_before_made_is_no_data(two_before):
+    made = [call(1, "net", [1], [2], [ok(1), nan(2)]), loss(3, 1.0), closing()]
+    later = [closing(1), *spoilt(2, from_step=0)] if two_before else spoilt()
+    assert find([*made, *later], "TT105") == []
+
+
 def test_what_enters_an_inner_module_is_left_to_the_forward_check():
     inner = call(2, "net.a", [3], [2], [nan(3)], parent=1)
     records = [call(1, "net", [1], [2], [ok(1), nan(2)]), inner, loss(3, "NaN", 2), optimizer()]
