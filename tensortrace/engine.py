@@ -89,6 +89,8 @@ class Engine:
         self._last: dict[tuple[str, Severity], tuple[int, str]] = {}
         self._repeats: Counter[str] = Counter()
         self._step: StepView | None = None
+        self._closed: Step | None = None
+        self._late: list[Finding] = []
         self._every = 1
         # The quiet calls and parameters of the step in flight; None while all are looked at.
         self._aside: list[Call | Param] | None = None
@@ -132,12 +134,24 @@ class Engine:
     def _view(self, number: int) -> StepView:
         step = self._step
         if step is None or step.number != number:
+            self._look_at_late_lines()
             step = StepView(number, modules=self._modules, findings=self._findings,
                             poisoned=self._poisoned)  # fmt: skip
             self._step = step
             self._aside = None if self.looks_at(number) else []
             step.has = _CALLS if self._aside is None else _NOTHING
         return step
+
+    def _look_at_late_lines(self) -> None:
+        """Look at calls that a log has only after the line of their step.
+
+        They were written when the step after it went wrong; the live run saw them in time.
+        """
+        step, closed = self._step, self._closed
+        if step is None or closed is None or step.number != closed.step or self._aside is not None:
+            return
+        step.summary = closed
+        self._late = self._run(step, "gate")
 
     def _take_call(self, call: Call) -> list[Finding]:
         """As `_take`, of what most records are. Hot."""
@@ -184,7 +198,7 @@ class Engine:
                 self._poisoned = step.poisoned = errors[-1] if errors else None
             return found
         else:
-            step.summary, self._step = record, None
+            step.summary, self._step, self._closed = record, None, record
             found = self._run(step, "gate")
             found += self._run(step, "step", "full") if record.full else self._run(step, "step")
             # An optimizer may have taken what is told only now.
@@ -209,7 +223,7 @@ class Engine:
         return found
 
     def _run(self, step: StepView, *when: When) -> list[Finding]:
-        found: list[Finding] = []
+        found, self._late = self._late, []
         running = self._running.get((step.has, when))
         if running is None:
             running = [c for c in self._checks

@@ -377,6 +377,16 @@ def test_all_calls_of_a_step_are_looked_at_once_something_in_it_is_not_finite():
     assert [f.message for f in _looked_at({}, failed=27) if f.step == 27] == ["3 calls"]
 
 
+def test_calls_that_come_after_the_line_of_their_step_are_looked_at_before_the_next():
+    late = [call(0, "a", [1], [2], [ok(1), nan(2)], step=21), call(1, "b", [2], [], [], step=21)]
+    engine = Engine([_sees_calls])
+    found = [f for r in [make_header(options={}), closing(21), *late] for f in engine.feed(r)]
+    assert found == []
+    found = [f for r in [call(0, "a", [1], [], [ok(1)], step=22), closing(22)]
+             for f in engine.feed(r)]  # fmt: skip
+    assert [(f.step, f.message) for f in found] == [(21, "2 calls")]
+
+
 def test_an_earlier_run_of_the_engine_in_the_log_is_not_looked_at():
     live = find(_long_run())
     assert find([*_long_run(), *live]) == live

@@ -38,7 +38,6 @@ _no_functions = torch._C.DisableTorchFunction
 _is_functorch = torch._C._functorch.is_functorch_wrapped_tensor
 _sequence_nr = torch._C._autograd._get_sequence_nr
 _ACCUMULATE = 2**63  # AccumulateGrad nodes count from here
-_PROBE_KEYS = tuple(f"tensortrace {nr}" for nr in range(16))
 
 
 class OutputProbe(msgspec.Struct, gc=False, eq=False):
@@ -175,7 +174,7 @@ def watch_output(
     # measured once. Keying a table of ours by the node would keep its graph alive.
     metadata: dict[Any, Any] = node.metadata  # type: ignore[assignment]
     # A string and a struct without `gc`: so the garbage collector passes the dict over, too.
-    key = _PROBE_KEYS[nr] if nr < len(_PROBE_KEYS) else f"tensortrace {nr}"
+    key = f"tensortrace {nr}"
     probe = metadata.get(key)
     if probe is None or probe.serial != recorder.serial or probe.step != call.step:
         sites: list[tuple[int, str, str, int]] = untracked([])

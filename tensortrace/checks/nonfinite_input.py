@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from tensortrace.checks import FILLS, Draft, StepView, check, count_text, plain_op
 from tensortrace.records import Call, Severity, Tensor
@@ -12,6 +11,8 @@ from tensortrace.text import location_text
 
 # Ops that only bring data in: what they return counts as data.
 _SOURCES = frozenset(("tensor", "astensor", "asarray", "fromnumpy", "frombuffer", "load"))
+# Who took it, under which name, and what it was.
+_Entry: TypeAlias = tuple[Call, str, Tensor]
 
 
 @check("TT105", "nonfinite-input", severity="error", when="gate", after=("TT104",), of=("calls",))
@@ -40,54 +41,44 @@ def nonfinite_input(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
         follows = memory.get("step") == step.number - 1
         before, made = (memory["last"], memory["makes"]) if follows else ([], False)
         memory.update(step=step.number, met=[], before=before, made=made, last=[], makes=False)
+    met: list[_Entry] = memory["met"]
     if step.bad:
-        memory["makes"] = memory["makes"] or any(map(partial(_makes_bad, step), step.calls))
+        fresh = step.calls[step.fresh :]
+        memory["makes"] = memory["makes"] or any(_makes_bad(step, call) for call in fresh)
         # What the step before left, and no call of it made, is data too.
         left = None if memory["made"] or memory["before"] else step.number - 1
-        memory["met"] += list(_entries(step, left))[: 8 - len(memory["met"])]
-    damage = step.damage() if memory["met"] or memory["before"] else None
-    if damage and not memory["met"] and step.inherits():
-        met, memory["before"] = memory["before"], []
-        yield from _from_before(step, met, damage)
-    if not memory["met"] or not (step.summary or damage):
-        return
-    memory["last"] += memory["met"]
-    for call, name, tensor in memory["met"]:
-        severity: Severity = "error" if tensor.nan else "warning"
-        if damage is None or not (tensor.nan or tensor.posinf):
-            severity = "note"
-        by = call.op or call.module or "the model"
-        message = f"{count_text(tensor)} in the data: {name} of {by}"
-        if severity == "note":
-            message += "; loss and gradients stay finite"
-        yield Draft(
-            message=message, severity=severity, follows=step.blamed(), phase="forward",
-            cause=f"{name} {location_text(call.location)}", module=call.module, op=call.op,
-            seq=call.seq, tensor=tensor.id, value=tensor.nonfinite, limit=0,
-            location=call.location,
-            evidence={"placed": "direct", "shape": tensor.shape, "reached": damage},
-        )  # fmt: skip
-    memory["met"] = []
+        met += list(_entries(step, left))[: 8 - len(met)]
+    damage = step.damage() if met or memory["before"] else None
+    if damage and not met and step.inherits():
+        yield from (_draft(step, entry, damage, earlier=True) for entry in memory["before"])
+        memory["before"] = []
+    if met and (step.summary or damage):
+        # What an op took out of bad data is bad: a batch of it that is clean explains no other.
+        memory["last"] += [one for one in met if one[0].op and step.hurt(one[0].outputs)]
+        yield from (_draft(step, entry, damage) for entry in met)
+        memory["met"] = []
 
 
-def _from_before(
-    step: StepView, met: list[tuple[Call, str, Tensor]], damage: str
-) -> Iterator[Draft]:
-    """Say of data that came in at the end of the step before what harm it did in this one."""
-    for call, name, tensor in met:
-        if tensor.nan or tensor.posinf:
-            by = call.op or call.module or "the model"
-            message = f"{count_text(tensor)} in the data: {name} of {by}"
-            # The seq and the tensor id are those of another step.
-            yield Draft(
-                message=f"{message}, at the end of step {step.number - 1}",
-                severity="error" if tensor.nan else "warning", follows=step.blamed(),
-                phase="forward", cause=f"{name} {location_text(call.location)}",
-                module=call.module, op=call.op, value=tensor.nonfinite, limit=0,
-                location=call.location,
-                evidence={"placed": "direct", "shape": tensor.shape, "reached": damage,
-                          "made_in_step": step.number - 1},
-            )  # fmt: skip
+def _draft(step: StepView, entry: _Entry, damage: str | None, *, earlier: bool = False) -> Draft:
+    """Tell of data that came in, in this step or at the end of the one before."""
+    call, name, tensor = entry
+    severity: Severity = "error" if tensor.nan else "warning"
+    if damage is None or not (tensor.nan or tensor.posinf):
+        severity = "note"
+    message = f"{count_text(tensor)} in the data: {name} of {call.op or call.module or 'the model'}"
+    evidence: dict[str, Any] = {"placed": "direct", "shape": tensor.shape, "reached": damage}
+    if earlier:
+        message += f", at the end of step {step.number - 1}"
+        evidence["made_in_step"] = step.number - 1
+    elif severity == "note":
+        message += "; loss and gradients stay finite"
+    return Draft(
+        message=message, severity=severity, follows=step.blamed(), phase="forward",
+        cause=f"{name} {location_text(call.location)}", module=call.module, op=call.op,
+        # Of the step before, they would be those of something else.
+        seq=None if earlier else call.seq, tensor=None if earlier else tensor.id,
+        value=tensor.nonfinite, limit=0, location=call.location, evidence=evidence,
+    )  # fmt: skip
 
 
 def _makes_bad(step: StepView, call: Call) -> bool:
@@ -97,7 +88,7 @@ def _makes_bad(step: StepView, call: Call) -> bool:
     return bool(step.hurt(call.outputs)) and not step.hurt(call.inputs)
 
 
-def _entries(step: StepView, left: int | None) -> Iterator[tuple[Call, str, Tensor]]:
+def _entries(step: StepView, left: int | None) -> Iterator[_Entry]:
     """List the bad tensors that come in from outside, once each, where they are first used."""
     made: set[int] = set()
     for call in step.calls:

@@ -115,12 +115,11 @@ def _as_ran(records: Sequence[Made]) -> Iterator[Made]:
     seen: set[int] = set()
     last = -1
     for record in records:
-        if not (isinstance(record, Call) and record.replay and _is_forward(record)):
+        if not (isinstance(record, Call) and is_replay(record) and _is_forward(record)):
             continue
         if record.parent in at:
             # A call inside the same one, whose ops were repeated before, stays before it.
-            owner = child = at[record.parent]
-            child = last
+            owner, child = at[record.parent], last
             while child >= 0 and parents[child] != owner:
                 child = parents[child]
             last = ends[child] if child >= 0 else owner

@@ -82,8 +82,7 @@ class Look:
 
 def make_look(name: str, colours: Colours) -> Look:
     """Make the styles of a theme from its colours."""
-    c, dark = colours, name != "light"
-    on_flag = c.background
+    c = colours
     styles = {
         "": Style(),
         "faint": Style(color=c.faint),
@@ -103,8 +102,8 @@ def make_look(name: str, colours: Colours) -> Look:
         "bar-faint": Style(color=c.faint, bgcolor=c.panel),
         "bar-error": Style(color=c.vermillion, bgcolor=c.panel, bold=True),
         "bar-live": Style(color=c.background, bgcolor=c.orange, bold=True),
-        "flag": Style(color=on_flag, bgcolor=c.vermillion, bold=True),
-        "flagged": Style(color=on_flag, bgcolor=c.yellow, bold=True),
+        "flag": Style(color=c.background, bgcolor=c.vermillion, bold=True),
+        "flagged": Style(color=c.background, bgcolor=c.yellow, bold=True),
         "zero": Style(color=c.faint),
     }
     styles |= {name: Style(color=heat) for name, heat in zip(HEAT, c.heat, strict=True)}
@@ -120,7 +119,7 @@ def make_look(name: str, colours: Colours) -> Look:
         background=c.background,
         surface=c.background,
         panel=c.panel,
-        dark=dark,
+        dark=name != "light",
         variables={
             "border": c.blue, "border-blurred": c.rule, "footer-key-foreground": c.blue,
         },

@@ -84,6 +84,12 @@ def test_a_batch_taken_from_bad_data_at_the_end_of_the_step_before_is_told_by_it
     assert error.message == "1 NaN of 80 in the data: args[0] of getitem, at the end of step 0"
 
 
+def test_data_of_which_a_clean_batch_was_taken_is_not_blamed_for_another():
+    take = [op(1, "getitem", [1], [2], [nan(1, 80), ok(2)]), closing()]
+    note, error = find([*take, *spoilt()])
+    assert brief([note, error]) == [("TT105", "note", "getitem"), ("TT105", "error", "net")]
+
+
 def test_a_batch_into_which_a_nan_was_written_at_the_end_of_the_step_before_is_data():
     write = [op(1, "setitem", [1], [2], [ok(1), nan(2, previous=1)]), closing()]
     assert brief(find([*write, *spoilt()])) == [("TT105", "error", "net")]
