@@ -201,6 +201,8 @@ class Journal:
         failure: Failure | None,
     ) -> int:  # fmt: skip
         """Write the last line; returns the byte at which it begins."""
+        for finding in self.engine.catch_up():
+            self._keep(finding)
         self._write_held()
         start = self.sink.nbytes
         end = End(
@@ -215,9 +217,7 @@ class Journal:
             elapsed_ns=time.perf_counter_ns() - self._started_ns,
             failure=failure,
         )
-        for finding in self.engine.feed(end):
-            self._keep(finding)
-            self._write(finding)
+        self.engine.feed(end)
         self._write(end)
         self.flush()
         return start

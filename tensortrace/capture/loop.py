@@ -28,7 +28,7 @@ from torch.utils.data import (
     dataloader,
 )
 
-from tensortrace.capture import optimizers
+from tensortrace.capture import ops, optimizers
 from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.batches import Batches
 from tensortrace.capture.flatten import tensors_in
@@ -105,7 +105,8 @@ def _wrap(original: Callable[..., Any], report: _Report) -> Callable[..., Any]:
 
 
 def _quietly(call: _Call) -> Any:
-    """Call torch without recording the ops it makes."""
+    """Call torch without recording the ops it makes: to be shown each, one by one, takes time."""
+    mode = ops.enter_module(False)
     here.busy += 1
     here.rest()
     try:
@@ -113,6 +114,7 @@ def _quietly(call: _Call) -> Any:
     finally:
         here.busy -= 1
         here.go_on()
+        ops.leave_module(mode)
 
 
 def _silently(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:

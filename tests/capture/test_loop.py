@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
-from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
 from tensortrace import trace
 from tensortrace.capture import loop
@@ -250,3 +252,42 @@ def test_targets_that_another_torch_version_lacks_are_left_out(
     assert process_state() != before
     patches.remove()
     assert process_state() == before
+
+
+class _Counts(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.seen.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+class _Depths(Dataset[torch.Tensor]):
+    """Tells how many function modes there are while a batch is fetched."""
+
+    def __init__(self, failing: bool) -> None:
+        self.depths: list[int] = []
+        self.failing = failing
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        self.depths.append(torch._C._len_torch_function_stack())
+        if self.failing:
+            raise KeyError(i)
+        return torch.ones(2) + i
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_what_a_wrapped_method_calls_is_shown_to_modes_of_the_user_alone(failing: bool) -> None:
+    data = _Depths(failing)
+    with trace(out=lambda record: None), _Counts() as theirs:
+        outside = torch._C._len_torch_function_stack()
+        with contextlib.suppress(KeyError):
+            next(iter(DataLoader(data, 1)))
+        assert torch._C._len_torch_function_stack() == outside == 2
+    assert data.depths == [1]
+    assert ("add" in theirs.seen) is not failing
