@@ -33,7 +33,7 @@ from tensortrace.tui.palette import Places
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.quick import TIDY_EVERY_S, answering_soon, keep_what_is_there
 from tensortrace.tui.screens import Help
-from tensortrace.tui.theme import ASCII, UNICODE, Glyphs
+from tensortrace.tui.styled import ASCII, UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
 
 # What some call the same as writing a view to a file.

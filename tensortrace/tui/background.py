@@ -12,7 +12,7 @@ from tensortrace.records import Finding, ModuleColumns, Step
 from tensortrace.run import Ranks, Run, start_run
 from tensortrace.tui import findings
 from tensortrace.tui.frame import Frame
-from tensortrace.tui.theme import UNICODE, Glyphs
+from tensortrace.tui.styled import UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
 
 POLL_S, IDLE_POLL_S, IDLE_AFTER_S = 0.2, 1.0, 10.0

@@ -12,7 +12,7 @@ from tensortrace.records import Module
 from tensortrace.tui.cells import Cells, cells
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.rows import StepRows
-from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
+from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
 from tensortrace.tui.trend import trend_text
 
 SHORT_SECTIONS = {

@@ -24,7 +24,7 @@ from tensortrace.records import (
 )
 from tensortrace.text import escape, number_text, shape_text, short_dtype
 from tensortrace.tui.row import Lookup, Row
-from tensortrace.tui.theme import SEVERITY_GLYPH
+from tensortrace.tui.styled import SEVERITY_GLYPH
 
 # The largest finite numbers of the narrow floats: half of it is worth a word (TT501 decides).
 FLOAT_MAX = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4e38}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tensortrace.records import Severity
 from tensortrace.tui.span import Span
-from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, fit
+from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, fit
 
 
 @dataclass(frozen=True, slots=True)

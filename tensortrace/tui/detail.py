@@ -35,7 +35,7 @@ from tensortrace.tui.distribution import distribution_lines
 from tensortrace.tui.profile import profile_lines
 from tensortrace.tui.row import Row
 from tensortrace.tui.rows import StepRows
-from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, cut, fit
+from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, cut, fit
 
 # A message or text of the log is shown up to here; the whole of it is in the log.
 LONGEST = 4000

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from tensortrace.magnitudes import counts_of, lower_end
 from tensortrace.records import BUCKETS, Tensor
 from tensortrace.text import number_text
-from tensortrace.tui.theme import UNICODE, Glyphs, Styled, clip, fit
+from tensortrace.tui.styled import UNICODE, Glyphs, Styled, clip, fit
 
 _TITLE = "magnitudes"
 # Names longer than this leave no room for the bars at 80 columns.

@@ -9,7 +9,7 @@ from tensortrace.records import Finding, Module, Severity
 from tensortrace.run.ranks import RANK
 from tensortrace.text import escape, module_text
 from tensortrace.tui.row import SEVERITIES
-from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip
+from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip
 
 LINES = 3
 # Lines of a message where there is room.

@@ -16,7 +16,7 @@ from tensortrace.text import finding_text
 from tensortrace.tui import detail, findings
 from tensortrace.tui.bindings import bindings_of
 from tensortrace.tui.panes import Pane
-from tensortrace.tui.theme import Styled
+from tensortrace.tui.styled import Styled
 from tensortrace.tui.view import View
 
 # By the digit after TT.

@@ -17,7 +17,9 @@ from tensortrace.text import escape, module_text
 Named = Sequence[tuple[str, int]]
 # A tensor that nothing made is followed through its views and in-place changes up to here.
 FARTHEST = 8
-LOOKED_AT = ("call", "param", "action", "line")
+# What is read of a step: records that have tensors, or tell what was done.
+# Records that have tensors, or tell what was done.
+KINDS = ("call", "param", "action", "line")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Flow:
 
     def __init__(self, step: StepRecords, cancelled: Callable[[], bool] = lambda: False) -> None:
         self._step, self._cancelled = step, cancelled
-        self._lines: list[int] = step.indices(*LOOKED_AT).tolist()
+        self._lines: list[int] = step.indices(*KINDS).tolist()
 
     def holding(self, pattern: bytes, numbers: Iterable[int] = ()) -> list[Record]:
         """The records with a text in their line; `numbers` stand for ``%b``, any of them."""

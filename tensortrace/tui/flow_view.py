@@ -22,7 +22,7 @@ from tensortrace.tui.flow import Flow, Link, Way
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.row import Row
 from tensortrace.tui.rows import StepRows
-from tensortrace.tui.theme import Styled, clip, fit
+from tensortrace.tui.styled import Styled, clip, fit
 from tensortrace.tui.view import View
 
 # How far the way of a non-finite value is followed back.

@@ -37,8 +37,8 @@ from tensortrace.tui.row import Row
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.screens import Prompt
 from tensortrace.tui.strips import Ground
+from tensortrace.tui.styled import UNICODE, Glyphs, Styled
 from tensortrace.tui.tabs import Tabs
-from tensortrace.tui.theme import UNICODE, Glyphs, Styled
 from tensortrace.tui.timeline import Timeline, window
 from tensortrace.tui.view import View
 from tensortrace.tui.views import NAMES

@@ -14,7 +14,7 @@ from tensortrace.run import Run
 from tensortrace.text import escape
 from tensortrace.tui.looks import look_of
 from tensortrace.tui.strips import Drawn, filled
-from tensortrace.tui.theme import SEVERITY_GLYPH, Styled, clip
+from tensortrace.tui.styled import SEVERITY_GLYPH, Styled, clip
 
 
 class Headline(Drawn):

@@ -18,7 +18,7 @@ from tensortrace.text import escape, module_text, number_text
 from tensortrace.tui.columns import Columns
 from tensortrace.tui.grid import FLAGS, QUANTITIES, Grid, letters_of
 from tensortrace.tui.looks import HEAT
-from tensortrace.tui.theme import UNICODE, Glyphs, Styled, clip, fit
+from tensortrace.tui.styled import UNICODE, Glyphs, Styled, clip, fit
 
 LEVELS = len(HEAT)
 WORDS = {"n": "NaN", "i": "infinite", "o": "in an output", "g": "in a gradient", "f": "finding"}

@@ -14,7 +14,7 @@ from tensortrace.tui.heat import HeatMap, name_width, scale_of, told_lines
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.span import Span
 from tensortrace.tui.span_view import SpanView
-from tensortrace.tui.theme import Styled
+from tensortrace.tui.styled import Styled
 
 NO_LAYERS = "no layers to show: no step of this log has numbers of modules"
 NAMES = tuple(name for name in QUANTITIES if name != "param_grad_rms")

@@ -11,8 +11,8 @@ from tensortrace.tui import places
 from tensortrace.tui.calls import MEANINGS
 from tensortrace.tui.looks import LOOKS
 from tensortrace.tui.places import Place
+from tensortrace.tui.styled import UNICODE, Glyphs
 from tensortrace.tui.switch import Switcher
-from tensortrace.tui.theme import UNICODE, Glyphs
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from textual.screen import ModalScreen
 
 from tensortrace.tui.over import Over
 from tensortrace.tui.panes import Pane
-from tensortrace.tui.theme import UNICODE, Glyphs, Styled
+from tensortrace.tui.styled import UNICODE, Glyphs, Styled
 
 MOST_LINES = 12
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tensortrace.tui.theme import ASCII, Glyphs
+from tensortrace.tui.styled import ASCII, Glyphs
 
 # What a column shows: the smallest and the largest of its numbers; None where there is none.
 Extent = tuple[float, float] | None

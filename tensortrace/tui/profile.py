@@ -7,7 +7,7 @@ from typing import Any
 
 from tensortrace.records import Finding
 from tensortrace.text import escape, number_text
-from tensortrace.tui.theme import UNICODE, Glyphs, Styled, clip, fit
+from tensortrace.tui.styled import UNICODE, Glyphs, Styled, clip, fit
 
 # Of a deeper network so many of the first and of the last layers are shown.
 ENDS = 20

@@ -16,7 +16,7 @@ from tensortrace.tui.bindings import help_lines
 from tensortrace.tui.footer import Keys
 from tensortrace.tui.over import Over
 from tensortrace.tui.panes import Pane
-from tensortrace.tui.theme import Styled
+from tensortrace.tui.styled import Styled
 
 SIGNS = (
     ("x", "error, NaN or infinite"),

@@ -13,7 +13,7 @@ from tensortrace.run import Ranks, Run
 from tensortrace.tui import search
 from tensortrace.tui.background import TELL_EVERY_S, Reader
 from tensortrace.tui.row import Row
-from tensortrace.tui.theme import UNICODE, Glyphs
+from tensortrace.tui.styled import UNICODE, Glyphs
 
 SEARCHING = "searching for"
 

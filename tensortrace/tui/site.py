@@ -18,7 +18,7 @@ from tensortrace.tui.span import Span
 
 Side = Literal["inputs", "outputs", "value", "grad"]
 # Steps of a column that are looked at for one that was kept whole.
-LOOKED_AT = 256
+MOST_STEPS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def over_steps(
         steps = span.steps(column)
         low, stop = (
             max(steps.start, run.first_step()),
-            min(steps.stop, last + 1, steps.start + LOOKED_AT),
+            min(steps.stop, last + 1, steps.start + MOST_STEPS),
         )
         for start in range(low, stop, 16):
             if cancelled():

@@ -18,7 +18,7 @@ from tensortrace.tui.cells import duration_text, health
 from tensortrace.tui.executed import Executed
 from tensortrace.tui.findings import in_order
 from tensortrace.tui.row import worst
-from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
+from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
 
 LONGEST_CODE, LONGEST_NAME = 1000, 60
 # The code gets so much of the width, and what flowed so many columns if the code leaves them.

@@ -27,7 +27,7 @@ from tensortrace.tui.source_lines import (
     source_line,
     title_of,
 )
-from tensortrace.tui.theme import Styled, clip
+from tensortrace.tui.styled import Styled, clip
 from tensortrace.tui.variables import Item, item_line, items_at, name_width
 from tensortrace.tui.view import View
 

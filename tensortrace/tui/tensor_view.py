@@ -28,7 +28,7 @@ from tensortrace.tui.site import Held, beside, held_of, over_steps
 from tensortrace.tui.site_track import of_site
 from tensortrace.tui.span import WIDEST, Span, fitting, span_of, used
 from tensortrace.tui.span_view import TELL_EVERY_S
-from tensortrace.tui.theme import ASCII, Glyphs, Styled, clip, fit
+from tensortrace.tui.styled import ASCII, Glyphs, Styled, clip, fit
 from tensortrace.tui.view import View
 
 GUTTER, PLOT_LINES = 11, 6

@@ -20,7 +20,7 @@ from tensortrace.tui.site import held_of
 from tensortrace.tui.site_track import SiteStatistic, of_site
 from tensortrace.tui.span import Span
 from tensortrace.tui.span_view import SpanView
-from tensortrace.tui.theme import Styled, fit
+from tensortrace.tui.styled import Styled, fit
 from tensortrace.tui.tracks import GRAD_NORM, LOSS, RATE, Statistic, Tracks, statistics
 
 GUTTER = 11

@@ -13,7 +13,7 @@ from tensortrace.text import escape, number_text, shape_text, short_dtype, short
 from tensortrace.tui.cells import health
 from tensortrace.tui.detail import wrap
 from tensortrace.tui.executed import Executed, Value
-from tensortrace.tui.theme import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
+from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
 
 LONGEST = 500
 # What is wrong at a line takes no more lines of the pane than this.

@@ -26,7 +26,7 @@ from tensortrace.tui.pick import Pick
 from tensortrace.tui.row import Row
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.seek import Seeker
-from tensortrace.tui.theme import UNICODE, Glyphs, Styled, fit
+from tensortrace.tui.styled import UNICODE, Glyphs, Styled, fit
 
 KEPT_PLACES = 100
 # Earlier steps that are looked through for the same place.

@@ -11,7 +11,7 @@ from tensortrace.records import Tensor
 from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.distribution import distribution_lines
-from tensortrace.tui.theme import ASCII, UNICODE
+from tensortrace.tui.styled import ASCII, UNICODE
 from tests.builders import make_call, make_tensor, write_log
 from tests.tui.screen import settle, text_of
 from tests.tui.test_rows import text

@@ -24,7 +24,7 @@ from tensortrace.tui.source_lines import (
     source_line,
     title_of,
 )
-from tensortrace.tui.theme import ASCII
+from tensortrace.tui.styled import ASCII
 from tensortrace.tui.variables import item_line, items_at, name_width, tensor_text
 from tests.builders import make_call, make_tensor
 from tests.export.listed import (

@@ -14,7 +14,7 @@ from tensortrace.tui.calls import row_line
 from tensortrace.tui.folds import Opened
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.slots import LARGE
-from tensortrace.tui.theme import ASCII
+from tensortrace.tui.styled import ASCII
 from tests.builders import make_call, write_log
 from tests.tui.nets import make_op_run
 from tests.tui.screen import settle

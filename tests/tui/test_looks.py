@@ -9,7 +9,7 @@ import pytest
 from textual.pilot import Pilot
 
 from tensortrace.tui.app import Viewer
-from tensortrace.tui.theme import ASCII, UNICODE, Glyphs
+from tensortrace.tui.styled import ASCII, UNICODE, Glyphs
 from tests.tui.nets import make_op_run
 from tests.tui.samples import make_open_run
 from tests.tui.screen import settle

@@ -16,7 +16,7 @@ from tensortrace.tui.cells import cells, duration_text, health, worst_health
 from tensortrace.tui.detail import detail_lines, finding_lines, snippet, wrap
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.slots import NEAR
-from tensortrace.tui.theme import ASCII, Styled
+from tensortrace.tui.styled import ASCII, Styled
 from tests.builders import HERE, make_call, make_tensor, write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_open_run
 

@@ -12,7 +12,7 @@ from tensortrace.tui.grid import FLAGS, Grid
 from tensortrace.tui.heat import LEVELS, HeatMap, scale_of, told_lines
 from tensortrace.tui.looks import HEAT
 from tensortrace.tui.span import Span, fitting, reading_order, shifted, span_of, used, zoomed
-from tensortrace.tui.theme import ASCII
+from tensortrace.tui.styled import ASCII
 from tensortrace.tui.trend import sample
 
 

@@ -14,7 +14,7 @@ from tensortrace.tui.cells import cells
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.row import Row
 from tensortrace.tui.span import Span
-from tensortrace.tui.theme import ASCII
+from tensortrace.tui.styled import ASCII
 from tensortrace.tui.trend import sample, trend_span, trend_text
 from tests.builders import make_call
 from tests.tui.samples import BAD_STEP, make_open_run

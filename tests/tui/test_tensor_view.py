@@ -11,8 +11,8 @@ from tensortrace.tui.app import Viewer
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.site import beside, held_of, over_steps, tensor_in
 from tensortrace.tui.span import Span
+from tensortrace.tui.styled import ASCII
 from tensortrace.tui.tensor_view import box_lines
-from tensortrace.tui.theme import ASCII
 from tests.builders import make_steps, make_tensor, write_log
 from tests.tui.nets import make_op_run
 from tests.tui.samples import make_log

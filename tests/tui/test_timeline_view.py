@@ -13,7 +13,7 @@ from tensortrace.tui.plot import curve, is_log
 from tensortrace.tui.site import Held
 from tensortrace.tui.site_track import in_turn, of_site
 from tensortrace.tui.span import Span
-from tensortrace.tui.theme import ASCII, UNICODE
+from tensortrace.tui.styled import ASCII, UNICODE
 from tensortrace.tui.tracks import LOSS, Statistic, Tracks, statistics
 from tests.builders import make_call, make_tensor
 from tests.tui.samples import BAD_STEP, make_open_run

@@ -13,8 +13,8 @@ from tensortrace.tui import findings, search
 from tensortrace.tui.bindings import KEYS, bindings, bindings_of
 from tensortrace.tui.header import headline
 from tensortrace.tui.layout import arrange
+from tensortrace.tui.styled import ASCII
 from tensortrace.tui.tabs import TABS
-from tensortrace.tui.theme import ASCII
 from tensortrace.tui.timeline import cell_width, heights, timeline_lines, window
 from tensortrace.tui.views import NAMES, kind_of
 from tests.builders import make_call, make_run, write_log

@@ -1,0 +1,83 @@
+"""Lines and glyphs of the viewer.
+
+A line on the screen is a list of ``(text, style name)`` pieces: plain data that tests read without
+a terminal. What colours the names stand for is in `looks`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.cells import cell_len, set_cell_size
+
+from tensortrace.records import Severity
+
+# One line of the screen: pieces of escaped text, each with the name of a style.
+Styled = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Glyphs:
+    """The signs the viewer draws with; every set has the same meaning."""
+
+    bars: str
+    cursor: str
+    unknown: str
+    more: str
+    arrow: str
+    rule: str
+    here: str
+    folded: str
+    unfolded: str
+    heat: str
+
+
+UNICODE = Glyphs(
+    bars="▁▂▃▄▅▆▇█", cursor="▶", unknown="·", more="…", arrow="→", rule="─", here="▲",
+    folded="▸", unfolded="▾", heat="·░▒▓█",
+)  # fmt: skip
+ASCII = Glyphs(
+    bars="_.,-:=+#", cursor=">", unknown=" ", more="~", arrow="->", rule="-", here="^",
+    folded="+", unfolded="-", heat=".:-=+*%@",
+)  # fmt: skip
+
+SEVERITY_GLYPH: dict[Severity, str] = {"error": "x", "warning": "!", "note": "i"}
+
+
+def clip(text: str, width: int, glyphs: Glyphs = UNICODE) -> str:
+    """Cut a text to a width in terminal cells, with a sign where something is missing."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, max(0, width - 1)) + glyphs.more if width > 0 else ""
+
+
+def joined(line: Styled) -> Styled:
+    """Put neighbours of one style together: drawing a piece costs as much as a long one."""
+    held: Styled = []
+    for text, style in line:
+        if held and held[-1][1] == style:
+            held[-1] = (held[-1][0] + text, style)
+        else:
+            held.append((text, style))
+    return held
+
+
+def cut(line: Styled, width: int, glyphs: Glyphs = UNICODE) -> Styled:
+    """Cut a line of pieces to a width, with a sign where something is missing."""
+    held: Styled = []
+    if cell_len("".join(text for text, _ in line).rstrip()) <= width:
+        return line
+    room = width - cell_len(glyphs.more)
+    for text, style in line:
+        if cell_len(text) > room:
+            return [*held, (set_cell_size(text, max(0, room)) + glyphs.more, style)]
+        held.append((text, style))
+        room -= cell_len(text)
+    return held
+
+
+def fit(text: str, width: int, glyphs: Glyphs = UNICODE, *, right: bool = False) -> str:
+    """Cut or pad a text to exactly a width in terminal cells."""
+    text = clip(text, width, glyphs)
+    padding = " " * (width - cell_len(text))
+    return padding + text if right else text + padding
