@@ -20,7 +20,8 @@ from torch.nn import functional as F
 class Workload:
     """A model with its data; `step` trains it once, `forward` only runs it.
 
-    `steps` are timed in one go, so that a turn of any workload lasts some tenths of a second.
+    `steps` are timed in one go, so that a turn of any workload lasts some tenths of a
+    second or more.
     """
 
     name: str
@@ -184,7 +185,7 @@ def _transformer(model: nn.Module, shape: tuple[int, int]) -> Workload:
     def loss_of(logits: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
-    return _workload(("gpt2", 1), model, ids, optimizer, loss_of)
+    return _workload(("gpt2", 3), model, ids, optimizer, loss_of)
 
 
 class _Unrolled(nn.Module):
