@@ -87,6 +87,9 @@ def explain(recorder: Recorder, error: BaseException, traceback: TracebackType |
     _measure_indices(detail, message)
     if message.startswith("Error(s) in loading state_dict"):
         detail["state_dict"] = _state_dict(str(error))
+    if not isinstance(error, torch.OutOfMemoryError) and not _DEVICE_DEAD.search(message):
+        # Replayed calls come before the record that makes the checks decide.
+        recorder.narrow()
     recorder.action(
         "exception",
         of=shorten(type(module).__name__) if module is not None else None,

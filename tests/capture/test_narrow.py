@@ -336,6 +336,30 @@ def test_one_cause_is_replayed_once_and_a_run_at_most_eight_times() -> None:
     assert len({r.of for r in replays}) == len(replays)
 
 
+@pytest.mark.parametrize(
+    ("error", "placed"), [(ValueError, "exact"), (torch.OutOfMemoryError, "module")]
+)
+def test_value_that_makes_the_loss_raise_is_narrowed_unless_memory_is_short(
+    error: type[Exception], placed: str
+) -> None:
+    class Sampler(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spread, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.spread(x).abs().mul(1e4).exp())
+
+    def loss(y: Tensor) -> Tensor:
+        raise error("all elements of input should be between 0 and 1")
+
+    records: list[Any] = []
+    with pytest.raises(error), trace(out=records.append):
+        loss(Sampler()(torch.ones(2, 4)))
+    (found,) = (r for r in records if isinstance(r, Finding) and r.code == "TT101")
+    assert (found.evidence["placed"], found.op) == (placed, "exp" if placed == "exact" else None)
+
+
 def test_interrupted_call_is_not_run_again() -> None:
     class Stops(faulty.Base):
         def middle(self, h: Tensor) -> Tensor:
