@@ -169,8 +169,16 @@ def _guilty(step: StepView, origins: list[Origin], damage: str) -> Origin | None
         first = next((c for c in backward if not step.nonfinite(c.inputs)), None)
         if first is None:
             return None
-        return next((o for o in origins if first.forward == o.call.seq
-                     or (first.op is None and first.module == o.call.module)), None)  # fmt: skip
+
+        def made(call: Call) -> bool:
+            own = first.op is None and call.op is None and first.module == call.module
+            return first.forward == call.seq or own
+
+        # Values that a masked or sparse product leaves out do harm as factors of its gradient.
+        took = [t.id for c in step.forward() if made(c) for t in step.hurt(c.inputs)]
+        behind = _upstream(step, took)[0] if took else set()
+        return next((o for o in origins if made(o.call)),
+                    next((o for o in origins if o.tensor.id in behind), None))  # fmt: skip
     if damage == "loss":
         losses = (a.tensor for a in step.actions if a.action == "loss")
         bad = [id for id in losses if id is not None and id in step.tensors]

@@ -222,6 +222,24 @@ def test_a_gradient_that_another_op_spoils_leaves_the_mask_a_note():
     assert find(records, "TT101") == []
 
 
+def test_a_value_that_a_sparse_product_leaves_out_is_an_error_where_its_gradient_takes_it():
+    records = [
+        op(1, "softmax", [1], [2], [ok(1), nan(2)]),
+        op(2, "elu", [2], [3], [nan(3)]),
+        op(3, "mm", [4, 3], [5], [ok(4), ok(5)]),
+        loss(4, 1.0, 5),
+        backward(5, 3, [10], [11], [ok(10), nan(11)], op="mm"),
+        optimizer(),
+    ]
+    assert brief(find(records, "TT101")) == [("TT101", "error", "softmax")]
+    parameter = Call(step=0, seq=5, phase="backward", module="gcn", outputs=[("weight", 11)],
+                     tensors=[ok(10), nan(11)])  # fmt: skip
+    taken = Call(step=0, seq=3, module="gcn", inputs=[("input[0]", 3)], outputs=[("output[0]", 5)],
+                 tensors=[ok(5)])  # fmt: skip
+    records = [module("gcn"), *records[:2], taken, loss(4, 1.0, 5), parameter, optimizer()]
+    assert brief(find(records, "TT101")) == [("TT101", "error", "softmax")]
+
+
 def test_under_a_scaler_a_bad_gradient_is_no_damage_and_a_bad_loss_is():
     scale = Action(step=0, seq=2, action="scale", detail={"scale": 65536.0})
     overflow = [
