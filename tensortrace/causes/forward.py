@@ -198,6 +198,20 @@ def _loss(f: Facts) -> Reason:
                   masked if x.neginf else large)  # fmt: skip
 
 
+def _ctc(f: Facts) -> Reason:
+    """Inputs are logarithms of probabilities, targets, and lengths if those are tensors."""
+    x = f.first
+    if x.neginf:
+        return _loss(f)
+    why = ("a target with more labels than frames of its input (two equal labels in a row need one "
+           f"more) cannot be aligned and costs infinity; it got {values_text(x)}")  # fmt: skip
+    if len(f.inputs) == 4:
+        frames, labels = f.inputs[2:]
+        why += f", input_lengths {values_text(frames)}, target_lengths {values_text(labels)}"
+    return Reason(why, "leave such samples out (less subsampling before, shorter targets), or "
+                  "F.ctc_loss(..., zero_infinity=True)", x)  # fmt: skip
+
+
 def _overflow(f: Facts) -> Reason:
     bad = [t for t in f.inputs if t.neginf]
     if bad:
@@ -278,7 +292,7 @@ _BY_WORD: dict[str, Callable[[Facts], Reason]] = {
         (_arc, "acos asin arccos arcsin atanh arctanh erfinv acosh arccosh"),
         (_softmax, "softmax logsoftmax softmin"),
         (_attention, "scaleddotproductattention multiheadattentionforward"),
-        (_loss, "crossentropy nllloss nll binarycrossentropy bce kldiv ctcloss"),
+        (_loss, "crossentropy nllloss nll binarycrossentropy bce kldiv"), (_ctc, "ctcloss ctc"),
         (_overflow, "matmul mm bmm addmm baddbmm linear conv1d conv2d conv3d einsum sum cumsum mul "
                     "add sub norm linalgvectornorm square rmatmul iadd imul isub dot mv bilinear "
                     "mseloss l1loss smoothl1loss huberloss"),

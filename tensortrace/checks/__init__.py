@@ -44,10 +44,10 @@ __all__ = [
 # Narrowing, section 3 item 7: what fills with a literal is no origin, and memory from `empty` is
 # whatever was there.
 _FILLS = (
-    "full fulllike newfull fill fillslice maskedfill where triu tril setitem scalartensor tensor "
-    "astensor asarray fromnumpy frombuffer indexfill maskedscatter scatter pad constantpadnd copy "
-    "generatesquaresubsequentmask empty emptylike newempty emptystrided newemptystrided resize "
-    "resizeas load"
+    "full fulllike newfull fill fillslice filldiagonal maskedfill where triu tril setitem "
+    "scalartensor tensor astensor asarray fromnumpy frombuffer indexfill maskedscatter scatter "
+    "pad constantpadnd copy generatesquaresubsequentmask empty emptylike newempty emptystrided "
+    "newemptystrided resize resizeas load"
 )
 FILLS = frozenset(_FILLS.split())
 # What a docstring of a check tells in prose; and what is code, and keeps its lines.

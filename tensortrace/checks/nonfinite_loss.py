@@ -26,8 +26,8 @@ def nonfinite_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     Source:     definition; every tool read for this project stops at the same condition
     Fix:        look at the line that makes the loss: a weight or constant that is infinite, a
                 division by a count that is zero; run with level="op" to see the calls inside
-    Misses:     a loss that is very large but finite is the business of the series checks; a second
-                bad loss in a row in a step of which no call is known is told when that step ends
+    Misses:     a loss that is very large but finite is the business of the series checks; a later
+                bad loss in a step of which no call is known is told when that step ends
     Example:    pos_weight = (y_train == 0).sum() / (y_train == 1).sum()  # no positive: inf
                 loss = F.binary_cross_entropy_with_logits(logits, y, pos_weight=pos_weight)
     Fixed:      pos_weight = (y_train == 0).sum() / (y_train == 1).sum().clamp_min(1)
@@ -35,25 +35,23 @@ def nonfinite_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     """
     if memory.get("step") != step.number:
         memory.update(step=step.number, seen=-1)
-    before = _of_step_before(step, memory)
+    again = _known(step)
     for action in step.actions:
         if action.action != "loss" or action.seq <= memory["seen"]:
             continue
         value = action.detail.get("value")
-        if not finite(value) and before is not None and step.summary is None:
+        if not finite(value) and again is not None and step.summary is None:
             return  # the step line will say whether it is the same again
         memory["seen"] = action.seq
         if finite(value):
             continue
-        known = step.blamed() or before
-        memory["explained"] = (step.number, known) if known else None
         trail = _trail(step, action.tensor)
         first = trail[-1] if trail else None
         by = f"; the trail ends at {first.op or first.module or 'the model'}" if first else ""
         yield Draft(
             message=f"the loss is {value} and no finite values were seen to turn so{by}",
             cause=f"{action.location.file}:{action.location.line}" if action.location else "loss",
-            follows=known, phase="forward", module=first.module if first else None,
+            follows=step.blamed() or again, phase="forward", module=first.module if first else None,
             op=first.op if first else None, seq=action.seq, tensor=action.tensor, value=value,
             location=(first.location if first else None) or action.location,
             evidence={"placed": "direct" if first else "loss"},
@@ -62,20 +60,19 @@ def nonfinite_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
         )  # fmt: skip
 
 
-def _of_step_before(step: StepView, memory: dict[str, Any]) -> str | None:
-    """The finding that a bad loss of the step before was about, where this one may be the same.
+def _known(step: StepView) -> str | None:
+    """The finding that a bad loss follows from, in a step of which no call is known.
 
-    Of two micro-batches that spoil the loss alike a log has the calls of the first alone.
+    A log has the calls of steps with a new finding; of the others its step line says what they
+    repeat, and until that is read any damage so far may be it.
     """
     if step.calls or step.poisoned:
         return None
-    if step.summary is not None and not any(id.startswith("TT1") for id in step.summary.repeats):
-        return None
-    explained: tuple[int, str] | None = memory.get("explained")
-    if explained is not None and explained[0] == step.number - 1:
-        return explained[1]
-    return next((f.id for f in reversed(step.findings)
-                 if is_damage(f) and f.step == step.number - 1), None)  # fmt: skip
+    damage = [f.id for f in step.findings if is_damage(f)]
+    if step.summary is None:
+        return damage[-1] if damage else None
+    repeats = [id for id in step.summary.repeats if id.startswith("TT1")]
+    return next((id for id in repeats if id in damage), damage[-1] if repeats and damage else None)
 
 
 def _trail(step: StepView, tensor: int | None) -> list[Call]:

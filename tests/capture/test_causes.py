@@ -22,6 +22,7 @@ INF = float("inf")
 NOTHING = torch.full((3,), -100)
 HIDES_A_ROW = torch.tensor([[True, False, False, False]] * 2 + [[False] * 4])
 LABELS = torch.tensor([0, 1, 2])
+SPELT = torch.tensor([[1, 2, 2]])
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,10 @@ FORWARD = {
         "softmax", lambda x: x.masked_fill(~HIDES_A_ROW, -INF).softmax(-1),
         lambda x: x.masked_fill(~HIDES_A_ROW, torch.finfo(x.dtype).min).softmax(-1),
         ("a row that is -inf throughout", "its mask hides every position", "10 -inf of 12")),
+    "softmax of a diagonal that is the whole row": Case(
+        "softmax", lambda x: (x[:1] @ x[:1].T).fill_diagonal_(-INF).softmax(-1),
+        lambda x: (x @ x.T).fill_diagonal_(-INF).softmax(-1),
+        ("a row that is -inf throughout", "1 -inf of 1")),
     "attention over the range": Case(
         "scaled_dot_product_attention",
         lambda x: F.scaled_dot_product_attention(x[None] * 1e25, x[None] * 1e25, x[None])[0],
@@ -134,6 +139,10 @@ FORWARD = {
         "cross_entropy", lambda x: F.cross_entropy(x, NOTHING),
         lambda x: F.cross_entropy(x, NOTHING, reduction="sum") / 1,
         ("all 3 targets are -100", "the mean over no target at all is 0 / 0")),
+    "ctc of a target longer than its input": Case(
+        "ctc_loss", lambda x: F.ctc_loss(x.log_softmax(1)[:, None], SPELT, (3,), (3,)),
+        lambda x: F.ctc_loss(x.log_softmax(1)[:, None], SPELT[:, :2], (3,), (2,)),
+        ("more labels than frames", "it got f32 [3, 1, 4]")),
     "cross entropy of a class that is ruled out": Case(
         "cross_entropy", lambda x: F.cross_entropy(x.masked_fill(~HIDES_A_ROW[:1], -INF), LABELS),
         lambda x: F.cross_entropy(x, LABELS),

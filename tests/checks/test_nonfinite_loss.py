@@ -45,6 +45,14 @@ def test_micro_batches_that_spoil_the_loss_alike_are_one_finding_in_a_log_withou
     assert [(f.code, f.step) for f in found] == [("TT101", 0), ("TT103", 1)]
 
 
+def test_a_loss_that_is_bad_again_steps_later_follows_from_what_its_step_line_repeats():
+    first = [op(1, "log", [1], [2], [ok(1), nan(2)]), loss(3, "NaN", 2), closing()]
+    clean = [loss(1, 0.5, step=1), optimizer(step=1), closing(1, full=False)]
+    again = [loss(1, "NaN", step=2), optimizer(step=2),
+             closing(2, full=False, repeats={"TT101-1": 2})]  # fmt: skip
+    assert [(f.code, f.step) for f in find([*first, *clean, *again])] == [("TT101", 0)]
+
+
 def test_the_gradients_of_a_bad_loss_follow_from_it():
     weight = Call(step=0, seq=4, phase="backward", module="a", outputs=[("weight", 9)],
                   tensors=[nan(9)])  # fmt: skip
