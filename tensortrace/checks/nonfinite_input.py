@@ -93,7 +93,8 @@ def _entries(step: StepView, left: int | None) -> Iterator[_Entry]:
     made: set[int] = set()
     for call in step.calls:
         if call.phase == "forward" and not (plain_op(call.op) in _SOURCES and not call.inputs):
-            made.update(id for _, id in call.outputs)
+            taken = {id for _, id in call.inputs}  # x.to(device) is x where it is there already
+            made.update(id for _, id in call.outputs if id not in taken)
     seen: set[int] = set()
     for call in step.calls[step.fresh :]:
         if call.phase != "forward" or call.parent is not None or call.recompute or call.replay:

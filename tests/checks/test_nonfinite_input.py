@@ -19,6 +19,17 @@ def test_nan_in_the_batch_is_an_error_and_the_only_one():
     assert "1 NaN of 24 in the data" in found.message
 
 
+def test_data_that_an_op_hands_on_as_it_is_stays_data():
+    """`x.to(device)` returns x itself where it lies there already, as in any loop on a CPU."""
+    records = [
+        op(1, "to", [1], [1], [nan(1)]),
+        call(2, "net", [1], [2], [nan(2)]),
+        loss(3, "NaN", 2),
+        optimizer(),
+    ]
+    assert brief(find(records)) == [("TT105", "error", "to")]
+
+
 def test_infinity_in_the_batch_is_a_warning():
     records = [call(1, "net", [1], [2], [ok(1, posinf=1), nan(2)]), loss(3, "NaN", 2), optimizer()]
     assert brief(find(records)) == [("TT105", "warning", "net")]
