@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
@@ -17,11 +17,12 @@ _SENSITIVE = ("BatchNorm", "SyncBatchNorm", "LazyBatchNorm", "Dropout", "AlphaDr
 
 @dataclass(slots=True)
 class Switched:
-    """A module was put in eval mode after training had begun; `updates` since then."""
+    """A module was put in eval mode after training had begun; `updates` since then, and by whom."""
 
     step: int
     location: Location | None
     updates: int = 0
+    optimizers: set[int] = field(default_factory=set)
 
 
 @check("TT701", "eval-mode-in-training")
@@ -33,9 +34,9 @@ def eval_mode_in_training(
     Symptom:    after the first validation the training loss drops and the network overfits; or
                 BatchNorm normalises with statistics of long ago
     Threshold:  an outermost call in eval mode, with a BatchNorm or Dropout in eval mode inside,
-                gets a gradient in a step in which an optimizer steps that holds parameters of it,
-                and the module was put in eval mode after an optimizer step, with `sustain` more
-                since and no train() of it
+                gets a gradient, and the module was put in eval mode after an optimizer step, with
+                `sustain` more since, one of an optimizer that holds parameters of it among them,
+                and no train() of it
     Source:     torch.nn.Module.eval; `sustain` chosen here
     Fix:        model.train() at the top of each training epoch, behind the validation
     Misses:     a network that never was in train mode (fine-tuning in eval mode may be meant);
@@ -59,15 +60,15 @@ def eval_mode_in_training(
             if record.parameters is not None:
                 held[record.index] = set(record.parameters)
             memory["trains"] = memory.get("trains", False) or not record.skipped
-            for each in switched.values():
-                each.updates += not record.skipped
+            for each in switched.values() if not record.skipped else ():
+                each.updates += 1
+                each.optimizers.add(record.index)
         elif record.action == "eval" and memory.get("trains"):
             switched[record.of or ""] = Switched(step.number, record.location)
         elif record.action == "train":
             switched.pop(record.of or "", None)
     if step.summary is None or not any(one.updates >= sustain for one in switched.values()):
         return
-    stepping: set[str] = set().union(*(held.get(o.index, set()) for o in step.optimizers))
     reached = {c.forward for c in step.calls if c.phase == "backward"}
     for call in step.calls:
         if call.phase != "forward" or call.op or call.parent is not None or call.training:
@@ -79,8 +80,9 @@ def eval_mode_in_training(
         sensitive = {
             c.module or "" for c in inside if c.training is False and _is_sensitive(step, c)
         }
-        own = (name for c in inside for name in step.trainable(c.module))
-        if sensitive and not stepping.isdisjoint(own):
+        own = {name for c in inside for name in step.trainable(c.module)}
+        # Not of this step alone: where gradients are accumulated, none that is looked at has one.
+        if sensitive and any(own & held.get(index, set()) for index in one.optimizers):
             yield Draft(
                 message=f"{module_text(call.module, step.cls_of(call.module))} is in eval "
                 f"mode since step {one.step} and was trained in it in {one.updates} optimizer "

@@ -45,6 +45,24 @@ def test_validation_leaves_a_classifier_in_eval_mode(every):
     assert any(path for path in found.evidence["modules"])
 
 
+def test_is_found_where_the_steps_that_are_looked_at_have_no_update():
+    """Past step 20 those are the multiples of ten; here the updates come in odd steps."""
+
+    def run():
+        model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.1), nn.Linear(8, 2))
+        adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for i in range(52):
+            if i == 25:
+                model.eval()
+            F.mse_loss(model(torch.rand(8, 4)), torch.rand(8, 2)).backward()
+            if i % 2:
+                adam.step()
+                adam.zero_grad()
+
+    (found,) = find_live(run, "TT701", every="auto")
+    assert (found.step, found.value) == (30, 3)
+
+
 def test_train_at_the_top_of_the_epoch_and_frozen_norms_are_silent():
     assert find_live(classifier(back=True), "TT701") == []
     assert find_live(classifier(freeze=True), "TT701") == []
