@@ -231,8 +231,7 @@ class Engine:
         found += self._run(step, "step", "full") if step.summary.full else self._run(step, "step")
         # An optimizer may have taken what is told only now.
         spoilt = any(not o.skipped and not finite(_norm_of(step, o)) for o in step.optimizers)
-        written = [f.id for f in found if f.severity == "error"
-                   and (f.code == "TT104" or (spoilt and is_damage(f)))]  # fmt: skip
+        written = [f.id for f in found if f.severity == "error" and spoilt and is_damage(f)]
         self._poisoned = self._poisoned or (written[0] if written else None)
         self._may_wait = not found and self._repeats.total() == repeated
         return found
@@ -304,6 +303,8 @@ class Engine:
         self._last[one.code, severity] = (count + 1, finding.id)
         self._reported[key] = finding
         self._findings.append(finding)
+        if one.code == "TT104" and severity == "error":
+            self._poisoned = self._poisoned or finding.id
         step.causes.append(finding)
         return [finding]
 

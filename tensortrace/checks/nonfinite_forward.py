@@ -86,25 +86,55 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
     guilty = _guilty(step, origins, damage) if damage and origins else None
     if guilty:
         memory["told"] = True
-        yield _draft(step, guilty, damage, chain)
+        found = _draft(step, guilty, damage, chain)
+        note = _written_by(step, guilty.call, memory["before"])
+        yield _from_before(step, note, found) if note else found
     elif damage and memory["before"] and step.inherits():
         memory["told"] = True
-        yield _from_before(step, memory["before"][0], damage)
+        yield _from_before(step, memory["before"][0], None, damage)
     elif step.summary is not None and not step.poisoned and step.blamed() is None:
         # 0 * -inf of a value that is a note already is no second one.
         own = (origin for origin in origins if not step.nonfinite(origin.call.inputs))
-        memory["notes"] = [_draft(step, origin, None, chain) for origin in own]
+        memory["notes"] = [_note(step, origin, chain) for origin in own]
         yield from memory["notes"]
 
 
-def _from_before(step: StepView, note: Draft, damage: str) -> Draft:
-    """Make an error of a note of the step before, whose values did harm in this one."""
+def _note(step: StepView, origin: Origin, length: int) -> Draft:
+    """Tell of harmless values, and of the shapes of what they were written to in place."""
+    note = _draft(step, origin, None, length)
+    changed = (t for c in step.forward() for t in step.hurt(c.outputs) if t.previous is not None)
+    wrote = {t.shape for t in changed if origin.tensor.id in _upstream(step, [t.id])[0]}
+    return replace(note, evidence={**note.evidence, "wrote": sorted(wrote)}) if wrote else note
+
+
+def _written_by(step: StepView, call: Call, before: list[Draft]) -> Draft | None:
+    """Find the note of the step before whose values went into the weights of a module."""
+    if call.op is not None or not before or step.narrowed(call.seq, "forward")[1] is not None:
+        return None
+    path = call.module or ""
+    inside = [m for p, m in step.modules.items() if not path or f"{p}.".startswith(f"{path}.")]
+    shapes = {p.shape for module in inside for p in module.parameters}
+    return next((n for n in before if shapes.intersection(n.evidence.get("wrote", ()))), None)
+
+
+def _from_before(
+    step: StepView, note: Draft, found: Draft | None, damage: str | None = None
+) -> Draft:
+    """Make an error of a note of the step before, whose values did harm in this one.
+
+    With `found`, what this step says of the module whose weights they were written to.
+    """
     message = note.message.removesuffix(HARMLESS) + f"; made at the end of step {step.number - 1}"
+    if found is not None:
+        message += f" and written to weights: {found.message}"
+        damage = found.evidence["reached"]
     # The seqs and tensor ids are those of another step.
     links = tuple(ChainLink(None, None, link.op, link.location) for link in note.chain)
     evidence = {**note.evidence, "reached": damage, "made_in_step": step.number - 1}
     return replace(
-        note, message=message, severity="error", follows=step.blamed(), seq=None, tensor=None,
+        note, message=message, severity="error",
+        follows=step.blamed() if found is None else found.follows,
+        cause=note.cause if found is None else found.cause, seq=None, tensor=None,
         evidence=evidence, chain=links,
     )  # fmt: skip
 

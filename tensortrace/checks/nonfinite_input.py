@@ -95,6 +95,9 @@ def _entries(step: StepView, left: int | None) -> Iterator[_Entry]:
         if call.phase == "forward" and not (plain_op(call.op) in _SOURCES and not call.inputs):
             taken = {id for _, id in call.inputs}  # x.to(device) is x where it is there already
             made.update(id for _, id in call.outputs if id not in taken)
+    # What `.grad` holds after a backward has another id than what was seen on its way there.
+    grads = [(call.seq, tensor.shape) for call in step.calls if call.phase == "backward"
+             for tensor in step.nonfinite(call.outputs)]  # fmt: skip
     seen: set[int] = set()
     for call in step.calls[step.fresh :]:
         if call.phase != "forward" or call.parent is not None or call.recompute or call.replay:
@@ -104,7 +107,9 @@ def _entries(step: StepView, left: int | None) -> Iterator[_Entry]:
                 continue
             seen.add(id)
             tensor = step.tensors.get(id)
-            if tensor is not None and tensor.nonfinite and _is_data(tensor, left):
+            if tensor is None or not tensor.nonfinite or not _is_data(tensor, left):
+                continue
+            if not any(seq < call.seq and shape == tensor.shape for seq, shape in grads):
                 yield call, name, tensor
 
 

@@ -64,15 +64,18 @@ def _known(step: StepView) -> str | None:
     """The finding that a bad loss follows from, in a step of which no call is known.
 
     A log has the calls of steps with a new finding; of the others its step line says what they
-    repeat, and until that is read any damage so far may be it.
+    repeat. Until that is read any damage so far may be it, and so it stays without a gate before
+    the line, which alone would have counted.
     """
     if step.calls or step.poisoned:
         return None
     damage = [f.id for f in step.findings if is_damage(f)]
-    if step.summary is None:
-        return damage[-1] if damage else None
+    last = damage[-1] if damage else None
+    gated = step.optimizers or any(a.action in ("gate", "exception") for a in step.actions)
+    if step.summary is None or not gated:
+        return last
     repeats = [id for id in step.summary.repeats if id.startswith("TT1")]
-    return next((id for id in repeats if id in damage), damage[-1] if repeats and damage else None)
+    return next((id for id in repeats if id in damage), last if repeats else None)
 
 
 def _trail(step: StepView, tensor: int | None) -> list[Call]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, count_text, finite
-from tensortrace.records import Param, Scalar
+from tensortrace.records import Finding, Param, Scalar
 
 
 @check("TT104", "nonfinite-parameter", severity="error", when="gate", of=("calls",))
@@ -59,10 +59,23 @@ def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draf
     names = {p.name for p, *_ in bad}
     told = next((f.id for f in step.causes if f.code == "TT101" and f.param in names), None)
     follows = told or (None if first or mask else step.blamed())
+    by = _writer(step, param)
+    more += f"; written at the end of step {by.step}, where {by.op} made them" if by else ""
     yield Draft(
         message=f"{param.name} {what}{more}", severity="note" if mask else "error",
         follows=follows, cause="mask" if mask else "parameters",
+        location=by.location if by else None, explanation=by.explanation if by else None,
+        fix=by.fix if by else None,
         phase="optimizer", module=param.module, param=param.name, seq=param.seq,
         tensor=param.value.id, value=number, limit=0,
         evidence={"placed": "direct", "parameters": [p.name for p, *_ in bad[:20]]},
     )  # fmt: skip
+
+
+def _writer(step: StepView, param: Param) -> Finding | None:
+    """Find the note of the step before about what was written in place to such a parameter."""
+    if not param.value.nonfinite:
+        return None
+    notes = (f for f in step.findings if f.code == "TT101" and f.step == step.number - 1)
+    shape = list(param.value.shape or ())
+    return next((f for f in notes if shape in f.evidence.get("wrote", [])), None)

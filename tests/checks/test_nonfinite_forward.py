@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tensortrace import trace
-from tensortrace.records import Action, Call, Location
+from tensortrace.records import Action, Call, Finding, Location
 from tests.checks import brief, call, closing, find, loss, module, nan, ok, op, optimizer
 
 
@@ -380,6 +380,38 @@ def test_data_spoilt_after_the_last_update_is_an_error_where_it_does_harm():
     assert brief([note, error]) == [("TT101", "note", "div"), ("TT101", "error", "div")]
     assert (error.step, error.seq, error.evidence["made_in_step"]) == (1, None, 0)
     assert "made at the end of step 0" in error.message
+
+
+def test_weights_that_a_loop_of_ones_own_spoils_after_the_loss_are_told_by_its_line() -> None:
+    def train(eps: float, steps: int = 40) -> list[Finding]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 1))
+        with trace(out=io.BytesIO()) as t:
+            for step in range(steps):
+                x = torch.zeros(16, 5) if step == 25 else torch.randn(16, 5)
+                nn.functional.mse_loss(model(x).squeeze(1), x.sum(1)).backward()
+                with torch.no_grad():
+                    for p in model.parameters():
+                        assert p.grad is not None
+                        p.sub_(0.001 * p.grad / (p.grad.norm() + eps))
+                        p.grad = None
+        return [f for f in t.findings if f.severity != "note"]
+
+    (found,) = train(0.0)
+    assert brief([found]) == [("TT101", "error", "div")]
+    assert (found.step, found.evidence["made_in_step"]) == (26, 25)
+    assert "written to weights: module 0 (Linear) made" in found.message
+    assert found.location is not None and "p.grad.norm()" in (found.location.code or "")
+    assert train(1e-12) == []
+
+
+def test_what_was_written_to_no_weights_leaves_a_later_fault_its_own() -> None:
+    wrote = op(2, "div_", [2], [3], [ok(2), nan(3, 3, 3, previous=2)])
+    later = [module("net", "weight", step=1), call(1, "net", [1], [2], [ok(1), nan(2)], step=1),
+             loss(2, "NaN", 2, step=1), optimizer(step=1), closing(1)]  # fmt: skip
+    found = find([wrote, loss(1, 1.0), closing(), *later], "TT101")
+    assert brief(found) == [("TT101", "note", "div_"), ("TT101", "error", "net")]
+    assert "written" not in found[1].message
 
 
 def test_validation_loss_that_is_nan_is_an_error_though_no_backward_follows() -> None:

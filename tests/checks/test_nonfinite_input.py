@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from tensortrace.records import Call
 from tests.checks import brief, call, closing, find, loss, nan, ok, op, optimizer
 
 
@@ -117,3 +118,12 @@ def test_what_enters_an_inner_module_is_left_to_the_forward_check():
     inner = call(2, "net.a", [3], [2], [nan(3)], parent=1)
     records = [call(1, "net", [1], [2], [ok(1), nan(2)]), inner, loss(3, "NaN", 2), optimizer()]
     assert [f.code for f in find(records)] == ["TT101"]
+
+
+def test_the_gradient_that_a_loop_of_ones_own_takes_is_no_data():
+    made = Call(step=0, seq=3, phase="backward", module="a", outputs=[("weight", 3)],
+                tensors=[nan(3)])  # fmt: skip
+    update = op(4, "mul", [4], [5], [nan(4), nan(5)])
+    records = [loss(2, "NaN"), made, update, closing()]
+    assert find(records, "TT105") == []
+    assert [f.code for f in find([loss(2, "NaN"), update, closing()], "TT105")] == ["TT105"]

@@ -51,6 +51,9 @@ def test_a_loss_that_is_bad_again_steps_later_follows_from_what_its_step_line_re
     again = [loss(1, "NaN", step=2), optimizer(step=2),
              closing(2, full=False, repeats={"TT101-1": 2})]  # fmt: skip
     assert [(f.code, f.step) for f in find([*first, *clean, *again])] == [("TT101", 0)]
+    # Without a gate it was counted after its line, for a next one that never came.
+    last = [loss(1, "NaN", step=3), closing(3, full=False)]
+    assert [(f.code, f.step) for f in find([*first, *clean, *again, *last])] == [("TT101", 0)]
 
 
 def test_the_gradients_of_a_bad_loss_follow_from_it():

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import math
 
 import torch
 from torch import nn
 
 from tensortrace import trace
+from tensortrace.records import Finding
 from tests.checks import brief, call, closing, find, loss, nan, ok, op, optimizer, param
 
 
@@ -82,3 +84,31 @@ def test_weights_that_a_replay_came_to_are_told_once():
     assert (found.code, found.step, found.module, found.param) == ("TT101", 3, "2", "2.bias")
     assert found.message.startswith("2.bias holds 1 NaN of 4: module 2 (Linear) made 32 NaN of 128")
     assert "its weights are not" in found.explanation
+
+
+def test_weights_that_were_spoilt_in_place_after_the_update_name_what_did_it() -> None:
+    def train(eps: float) -> list[Finding]:
+        torch.manual_seed(0)
+        table, head = nn.Embedding(40, 8, padding_idx=0), nn.Linear(8, 2)
+        optimizers = [torch.optim.SGD(m.parameters(), 0.01) for m in (table, head)]
+        with trace(out=io.BytesIO()) as t:
+            for step in range(12):
+                ids = torch.randint(1, 40, (16, 5))
+                ids[:, 4] *= step < 8  # from then on padding
+                loss = nn.functional.cross_entropy(head(table(ids).mean(1)), ids[:, 0] % 2)
+                for each in optimizers:
+                    each.zero_grad()
+                loss.backward()
+                for each in optimizers:
+                    each.step()
+                if step >= 4:
+                    with torch.no_grad():
+                        table.weight.div_(table.weight.norm(dim=1, keepdim=True) + eps)
+        return [f for f in t.findings if f.severity != "note"]
+
+    (found,) = train(0.0)
+    assert brief([found]) == [("TT104", "error", "")]
+    assert "written at the end of step 4, where div_ made them" in found.message
+    assert found.location is not None and "table.weight.div_" in (found.location.code or "")
+    assert "the divisor has 1 zero" in found.explanation
+    assert train(1e-8) == []
