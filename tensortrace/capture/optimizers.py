@@ -21,7 +21,7 @@ from torch.optim.optimizer import (
 )
 
 from tensortrace.capture import compiled, ops
-from tensortrace.capture.active import here, slot
+from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.drafts import OptimizerDraft, ParamDraft
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.capture.unwrap import plain, quiet
@@ -46,14 +46,13 @@ _no_functions = torch._C.DisableTorchFunction
 
 
 class StepInFlight:
-    """An optimizer step between its two hooks."""
+    """An optimizer step between its two hooks; not `begun` while its closure has yet to run."""
 
-    __slots__ = ("frame", "index", "mode", "most", "optimizer", "samples")
+    __slots__ = ("begun", "frame", "index", "mode", "most", "optimizer", "samples")
 
-    def __init__(
-        self, optimizer: Optimizer, index: int, frame: FrameType, most: int = SAMPLE
-    ) -> None:
-        self.optimizer, self.index, self.frame, self.most = optimizer, index, frame, most
+    def __init__(self, optimizer: Optimizer, index: int, frame: FrameType) -> None:
+        self.optimizer, self.index, self.frame, self.most = optimizer, index, frame, SAMPLE
+        self.begun = False
         self.mode = 0  # what the function mode was changed by
         # Each parameter that has a gradient, its draft, its version and a copy of its sample.
         self.samples: list[tuple[torch.Tensor, ParamDraft, int, _Sample | None]] = []
@@ -153,7 +152,11 @@ def _before(
                 if callable(closure):
                     recorder.closure_given()
                     changed = _gate_closure(recorder, closure, args, kwargs)
-                begin_step(recorder, optimizer, sys._getframe(1))
+                if changed is None or recorder.backward_seen:
+                    begin_step(recorder, optimizer, sys._getframe(1))
+                else:  # there are no gradients yet, and at first not even names
+                    index = recorder.optimizers.index_of(optimizer)
+                    recorder.stepping = StepInFlight(optimizer, index, sys._getframe(1))
         except Exception as error:
             recorder.fault("optimizers", error)
         finally:
@@ -178,6 +181,9 @@ def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         here.busy += 1
         here.rest()
         try:
+            if not running.begun:  # it has never called its closure, so nothing moved is known
+                begin_step(recorder, optimizer, running.frame)
+                running.samples.clear()
             finish_step(recorder, running)
         except Exception as error:
             recorder.fault("optimizers", error)
@@ -193,7 +199,8 @@ def begin_step(
 ) -> None:
     """Record the optimizer and its parameters as they are, and decide the gate."""
     index = recorder.optimizers.index_of(optimizer)
-    running = StepInFlight(optimizer, index, frame, SAMPLE if recorder.full else THIN_SAMPLE)
+    running = recorder.stepping or StepInFlight(optimizer, index, frame)
+    running.begun, running.most = True, SAMPLE if recorder.full else THIN_SAMPLE
     names: list[str] = []
     grads: list[TensorDraft] = []
     unowned: list[tuple[int, ...]] = []
@@ -314,6 +321,9 @@ def _gate_closure(
         finally:
             if running is not None:
                 running.mode = ops.enter_module(False)
+        if running is not None and not running.begun:
+            with Ours(recorder, "optimizers"):
+                begin_step(recorder, running.optimizer, running.frame)
         recorder.gate_safely()
         recorder.raise_if_stopped()
         return loss

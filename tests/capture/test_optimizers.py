@@ -259,6 +259,47 @@ def test_parameter_that_no_module_owns_is_named_by_its_place_in_the_optimizer() 
     ]
 
 
+def test_what_a_closure_makes_is_what_its_optimizer_is_said_to_take() -> None:
+    """Lightning and skorch always give one, with the forward and backward pass inside."""
+    model, x = Net(), torch.rand(2, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before, taken = values(model), []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().sum()
+        loss.backward()
+        taken.append(grads(model))
+        return loss
+
+    def program(t: Any) -> None:
+        for _ in range(2):
+            optimizer.step(closure)
+
+    records = record(program)
+    assert records.of(Optimizer)[0].parameters == list(before)
+    for step, gradients in enumerate(taken):
+        (found,) = records.of(Optimizer, step=step)
+        assert (found.no_grad, found.grad_norm) == (0, pytest.approx(total(gradients), rel=1e-5))
+        assert params(records, step).keys() == before.keys()
+    for name, param in params(records).items():
+        assert param.value.norm == pytest.approx(before[name].norm().item(), rel=1e-5)
+        assert param.update_norm == pytest.approx(0.1 * taken[0][name].norm().item(), rel=1e-4)
+
+
+def test_an_optimizer_that_never_calls_its_closure_is_said_to_move_nothing_known() -> None:
+    class Lazy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            super().step()
+
+    model = Net()
+    optimizer = Lazy(model.parameters(), lr=0.1)
+    records = record(lambda t: optimizer.step(lambda: 0.0))
+    (found,) = records.of(Optimizer)
+    assert (found.no_grad, records.of(Param)) == (4, [])
+    assert records.actions("tracer_error") == []
+
+
 def test_parameter_that_the_optimizer_did_not_write_is_not_changed() -> None:
     class Picky(torch.optim.Optimizer):
         def __init__(self, parameters: Any) -> None:
