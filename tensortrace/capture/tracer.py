@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 StopOn = str | Callable[[Finding], object] | None
 Out = str | os.PathLike[str] | BinaryIO | Callable[[Any], object]
+_OFF = "Tracing is switched off (TENSORTRACE)."
 
 
 class Trace:
@@ -106,9 +107,11 @@ class Trace:
         return sink.path if isinstance(sink, LogWriter) else None
 
     def report(self) -> str:
-        """The report of the log so far, as plain text."""
+        """The report of the log so far, as plain text; one sentence where tracing is off."""
         if self._joined is not None:
             return self._joined.report()
+        if self._recorder is None and self._off:
+            return f"trace: {_OFF}\n"
         path = self.path
         if self._recorder is None or path is None:
             raise UsageError("report() needs a log file: the run has not begun, or out= is no path")
@@ -129,8 +132,7 @@ class Trace:
 
         path = self.path
         if self._recorder is None:
-            off = "Tracing is switched off (TENSORTRACE)." if self._off else "Not begun yet."
-            return show_reason(f"trace: {off}")
+            return show_reason(f"trace: {_OFF if self._off else 'Not begun yet.'}")
         try:
             if path is None:
                 raise UsageError("the records go to out=, which is no path, so there is no log")

@@ -687,6 +687,7 @@ def test_environment_turns_everything_off(folder: Path, monkeypatch: pytest.Monk
         t.step()
         train(make_net(poison=[0]), 1)
     assert (t.findings, t.ok, t.path) == ([], True, None)
+    assert t.report() == "trace: Tracing is switched off (TENSORTRACE).\n"
     t.close()
     assert logs(folder) == []
 
