@@ -7,9 +7,7 @@ What checks need of every step is in its actions, optimizers and step line. Afte
 a thinned run they look at the calls and parameters of one step in ten, past step 1000 of one in
 fifty; those of the other steps are put aside, and looked at after all if anything in the step is
 not finite or an exception ends it. So a fault that builds up is found some steps later, a NaN at
-once; and a live run need not finish the records that nobody looks at. Past step 1000, and as long
-as the checks have nothing to say, the lines of steps that are put aside wait for each other: ten
-are looked at together, or all that wait before anything else is.
+once; and a live run need not finish the records that nobody looks at.
 """
 
 from __future__ import annotations
@@ -28,7 +26,6 @@ from tensortrace.errors import UsageError
 from tensortrace.records import (
     Action,
     Call,
-    End,
     Finding,
     Header,
     Line,
@@ -55,9 +52,6 @@ CLOSELY = 20
 SELDOM = 10
 LATE = 1000
 RARELY = 50
-# Step lines that wait for each other: between a program's own work thirty checks find nothing of
-# theirs in cache, which is half of what they take (1 % of an MLP's step of 20 ms).
-TOGETHER = 10
 _NOTHING = frozenset[str]()
 _CALLS = frozenset({"calls"})
 # What of an action's detail may be non-finite.
@@ -97,9 +91,6 @@ class Engine:
         self._step: StepView | None = None
         self._closed: Step | None = None
         self._late: list[Finding] = []
-        # Steps that are over, and wait to be looked at; whether they may, as nothing was found.
-        self._waiting: list[StepView] = []
-        self._may_wait = False
         self._every = 1
         # The quiet calls and parameters of the step in flight; None while all are looked at.
         self._aside: list[Call | Param] | None = None
@@ -117,10 +108,8 @@ class Engine:
         if kind is Call:
             return self._take_call(record)  # type: ignore[arg-type]
         if kind is Module:
-            found = self.catch_up()
             self._modules[record.path] = record  # type: ignore[assignment,attr-defined]
-            return found
-        if kind is Source:
+        elif kind is Source:
             self._sources.setdefault(record.file, []).append(record)  # type: ignore[arg-type,attr-defined]
         elif kind is Line:
             # A check looks at no line, but at tensors that a line was the first to meet.
@@ -130,14 +119,7 @@ class Engine:
             return self._take(record)  # type: ignore[arg-type]
         elif kind is Header:
             self._every = _every(record)  # type: ignore[arg-type]
-        elif kind is End:
-            return self.catch_up()
         return []
-
-    def catch_up(self) -> list[Finding]:
-        """Look at the steps that wait; called for when a run ends, or nothing follows in a log."""
-        waiting, self._waiting = self._waiting, []
-        return [finding for step in waiting for finding in self._close(step)]
 
     @property
     def step_in_flight(self) -> StepView | None:
@@ -217,24 +199,14 @@ class Engine:
             return found
         else:
             step.summary, self._step, self._closed = record, None, record
-            if self._aside is not None and self._may_wait and record.step >= LATE:
-                self._waiting.append(step)
-                return self.catch_up() if len(self._waiting) >= TOGETHER else []
-            return self._close(step)
+            found = self._run(step, "gate")
+            found += self._run(step, "step", "full") if record.full else self._run(step, "step")
+            # An optimizer may have taken what is told only now.
+            spoilt = any(not o.skipped and not finite(_norm_of(step, o)) for o in step.optimizers)
+            written = [f.id for f in found if f.severity == "error" and spoilt and is_damage(f)]
+            self._poisoned = self._poisoned or (written[0] if written else None)
+            return found
         return self._gate(step) if gate else []
-
-    def _close(self, step: StepView) -> list[Finding]:
-        """Run the checks over a step that is over."""
-        assert step.summary is not None
-        repeated = self._repeats.total()
-        found = self._run(step, "gate")
-        found += self._run(step, "step", "full") if step.summary.full else self._run(step, "step")
-        # An optimizer may have taken what is told only now.
-        spoilt = any(not o.skipped and not finite(_norm_of(step, o)) for o in step.optimizers)
-        written = [f.id for f in found if f.severity == "error" and spoilt and is_damage(f)]
-        self._poisoned = self._poisoned or (written[0] if written else None)
-        self._may_wait = not found and self._repeats.total() == repeated
-        return found
 
     def _gate(self, step: StepView) -> list[Finding]:
         # Of a step that is put aside all is finite so far: nothing that cannot wait for its end.
@@ -250,10 +222,7 @@ class Engine:
         return found
 
     def _run(self, step: StepView, *when: When) -> list[Finding]:
-        # What waits comes first: it happened before.
-        found = self.catch_up() if self._waiting else []
-        found += self._late
-        self._late = []
+        found, self._late = self._late, []
         running = self._running.get((step.has, when))
         if running is None:
             running = [c for c in self._checks

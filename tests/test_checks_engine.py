@@ -387,48 +387,6 @@ def test_calls_that_come_after_the_line_of_their_step_are_looked_at_before_the_n
     assert [(f.step, f.message) for f in found] == [(21, "2 calls")]
 
 
-@check("TT9", "sees-loss", when="step")
-def _sees_loss(step, memory):
-    if step.summary.loss is not None:
-        yield Draft(message=f"loss {step.summary.loss}", cause=f"{step.number}")
-
-
-def _fed(losses, *, last=1060, settings=None, also=None):
-    """After which step line each finding came, of steps from 1000 on some of which have a loss."""
-    engine = Engine([_sees_loss])
-    engine.feed(make_header(options=settings or {}))
-    found = {}
-    for step in range(1000, last):
-        records = [*(also or {}).get(step, []), closing(step, loss=losses.get(step))]
-        found[step] = [f.step for record in records for f in engine.feed(record)]
-    found["end"] = [f.step for f in engine.catch_up()]
-    return {step: steps for step, steps in found.items() if steps}
-
-
-def test_past_the_thousandth_step_ten_step_lines_are_looked_at_together():
-    assert _fed({1000: 1.0, 1001: 1.0}) == {1000: [1000], 1001: [1001]}
-    assert _fed({1003: 1.0, 1010: 1.0, 1012: 1.0}) == {1010: [1003, 1010], 1021: [1012]}
-    # What was found once is looked for in each step, until nothing is.
-    assert _fed({1010: 1.0, 1011: 1.0, 1013: 1.0}) == {1010: [1010], 1011: [1011], 1022: [1013]}
-
-
-def test_step_lines_that_wait_are_looked_at_before_anything_else_is():
-    assert _fed({1048: 1.0}) == {1050: [1048]}  # a step that is looked at closely
-    assert _fed({1003: 1.0}, last=1006) == {"end": [1003]}
-    assert _fed({1003: 1.0}, settings={"every": 1}) == {1003: [1003]}
-    bad = {1005: [call(0, "a", [1], [2], [nan(2)], step=1005)]}
-    assert _fed({1003: 1.0}, also=bad) == {1005: [1003]}
-    changed = {1005: [module("a", step=1005)]}
-    assert _fed({1003: 1.0}, also=changed) == {1005: [1003]}
-
-
-def test_before_the_thousandth_step_no_step_line_waits():
-    engine = Engine([_sees_loss])
-    engine.feed(make_header(options={}))
-    found = [f.step for step in range(900, 940) for f in engine.feed(closing(step, loss=1.0))]
-    assert found == [*range(900, 940)]
-
-
 def test_an_earlier_run_of_the_engine_in_the_log_is_not_looked_at():
     live = find(_long_run())
     assert find([*_long_run(), *live]) == live

@@ -201,8 +201,6 @@ class Journal:
         failure: Failure | None,
     ) -> int:  # fmt: skip
         """Write the last line; returns the byte at which it begins."""
-        for finding in self.engine.catch_up():
-            self._keep(finding)
         self._write_held()
         start = self.sink.nbytes
         end = End(
@@ -217,7 +215,9 @@ class Journal:
             elapsed_ns=time.perf_counter_ns() - self._started_ns,
             failure=failure,
         )
-        self.engine.feed(end)
+        for finding in self.engine.feed(end):
+            self._keep(finding)
+            self._write(finding)
         self._write(end)
         self.flush()
         return start

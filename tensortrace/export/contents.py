@@ -153,7 +153,6 @@ def found_again(
         if isinstance(record, Step):
             tick(record.step)
             later.update(_seen_again(findings, record.step, engine.take_repeats()))
-    findings += engine.catch_up()
     return Found(findings, later, list(engine.problems), again=True)
 
 
