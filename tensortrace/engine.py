@@ -5,9 +5,10 @@ It is fed the records in log order and decides at gates (`optimizer` lines, `act
 
 What checks need of every step is in its actions, optimizers and step line. After the first steps of
 a thinned run they look at the calls and parameters of one step in ten, past step 1000 of one in
-fifty; those of the other steps are put aside, and looked at after all if anything in the step is
-not finite or an exception ends it. So a fault that builds up is found some steps later, a NaN at
-once; and a live run need not finish the records that nobody looks at.
+fifty, and of the next with an update where not every step has one; those of the other steps are put
+aside, and looked at after all if anything in the step is not finite or an exception ends it. So a
+fault that builds up is found some steps later, a NaN at once; and a live run need not finish the
+records that nobody looks at.
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ class Engine:
         self._closed: Step | None = None
         self._late: list[Finding] = []
         self._every = 1
+        # By optimizer: the last step with an update, and how many steps after the one before.
+        self._rhythms: dict[int, tuple[int, int]] = {}
         # The quiet calls and parameters of the step in flight; None while all are looked at.
         self._aside: list[Call | Param] | None = None
         self._poisoned: str | None = None
@@ -99,7 +102,24 @@ class Engine:
     def looks_at(self, step: int) -> bool:
         """Whether the calls of a step are looked at even if all in it is finite. Hot."""
         stride = SELDOM if step < LATE else RARELY
-        return step < CLOSELY or step % stride == 0 or step % self._every == 0
+        if step < CLOSELY or step % stride == 0 or step % self._every == 0:
+            return True
+        return self.brings_update(step, stride)
+
+    def brings_update(self, step: int, stride: int) -> bool:
+        """Whether a step is the first with an update since one in so many. Hot.
+
+        Where gradients accumulate over four steps, none whose number ten divides may have the
+        update: parameters would never be looked at. False of an optimizer that always steps.
+
+        Args:
+            step: that is about to begin.
+            stride: the distance of the steps that are looked at in any case.
+        """
+        for last, apart in self._rhythms.values():
+            if apart > 1 and step % stride < apart and (step - last) % apart == 0:
+                return True
+        return False
 
     def feed(self, record: Record) -> list[Finding]:
         """Take the next record in log order; returns what became certain with it."""
@@ -190,6 +210,7 @@ class Engine:
                 self._poisoned = step.poisoned = None
         elif isinstance(record, Optimizer):
             step.optimizers.append(record)
+            self._keep_time(record)
             found = self._gate(step)
             if not record.skipped and not finite(_norm_of(step, record)):
                 # From the findings of the run, not of the step: a thinned step has no calls to
@@ -207,6 +228,11 @@ class Engine:
             self._poisoned = self._poisoned or (written[0] if written else None)
             return found
         return self._gate(step) if gate else []
+
+    def _keep_time(self, optimizer: Optimizer) -> None:
+        last, _ = self._rhythms.get(optimizer.index, (optimizer.step - 1, 1))
+        if optimizer.step > last and not optimizer.skipped:
+            self._rhythms[optimizer.index] = optimizer.step, optimizer.step - last
 
     def _gate(self, step: StepView) -> list[Finding]:
         # Of a step that is put aside all is finite so far: nothing that cannot wait for its end.

@@ -372,6 +372,40 @@ def test_past_the_thousandth_step_calls_are_looked_at_one_step_in_fifty():
     assert [f.step for f in _looked_at({"every": 20}, first=1030)] == [1040, 1050, 1060]
 
 
+def _updated(*rhythms, last=70, skipped=()):
+    """The steps past the first that are looked at, where optimizer i steps as rhythms[i] says."""
+    engine = Engine([_sees_calls])
+    engine.feed(make_header(options={}))
+    found = []
+    for step in range(last):
+        records = [call(0, "a", [1], [2], [ok(1)], step=step)]
+        records += [optimizer(step=step, index=i, skipped=step in skipped)
+                    for i, steps in enumerate(rhythms) if step in steps]  # fmt: skip
+        assert engine.looks_at(step) == (step < 20 or step % 10 == 0 or _brings(engine, step))
+        found += [f for record in [*records, closing(step)] for f in engine.feed(record)]
+    return [f.step for f in found if f.step >= 20]
+
+
+def _brings(engine, step):
+    return engine.brings_update(step, 10)
+
+
+def test_where_not_every_step_has_an_update_the_next_that_has_one_is_looked_at_too():
+    tens = [20, 30, 40, 50, 60]
+    assert _updated(range(70)) == _updated() == tens
+    # Gradients that accumulate over four steps, updates at their end.
+    assert _updated(range(3, 70, 4)) == [20, 23, 30, 31, 40, 43, 50, 51, 60, 63]
+    assert _updated(range(0, 70, 4)) == [20, 30, 32, 40, 50, 52, 60]
+    assert _updated(range(15, 70, 16)) == [*tens[:3], 47, 50, 60, 63]
+    # One that steps each time beside one that steps every fifth.
+    assert _updated(range(70), range(4, 70, 5)) == [20, 24, 30, 34, 40, 44, 50, 54, 60, 64]
+
+
+def test_an_update_that_a_scaler_skips_is_none():
+    assert _updated(range(3, 70, 4), skipped=(27,)) == [20, 23, 30, 31, 40, 43, 50, 51, 60, 63]
+    assert _updated(range(3, 28, 4), skipped=range(20)) == [20, 30, 31, 40, 43, 50, 51, 60, 63]
+
+
 def test_all_calls_of_a_step_are_looked_at_once_something_in_it_is_not_finite():
     assert [f.message for f in _looked_at({}, bad=23) if f.step == 23] == ["3 calls"]
     assert [f.message for f in _looked_at({}, failed=27) if f.step == 27] == ["3 calls"]

@@ -45,11 +45,17 @@ _LARGE_RECORD = 1 << 20
 _TOGETHER = 256
 
 
-def is_full(step: int, every: int | Literal["auto"], steps: Container[int] | None) -> bool:
+def is_full(
+    step: int,
+    every: int | Literal["auto"],
+    steps: Container[int] | None,
+    brings_update: Callable[[int, int], bool] = lambda step, stride: False,
+) -> bool:
     """Whether a step writes all its records.
 
     "auto": steps 0 to 19, then 1 in 10 up to 200, 1 in 100 up to 2000, and so on, so that the log
-    grows with the logarithm of the run.
+    grows with the logarithm of the run; and after each of those the next with an update, as
+    `Engine.brings_update` says, where not every step has one.
     """
     if steps is not None and step not in steps:
         return False
@@ -60,7 +66,7 @@ def is_full(step: int, every: int | Literal["auto"], steps: Container[int] | Non
     stride = 10
     while step >= 20 * stride:
         stride *= 10
-    return step % stride == 0
+    return step % stride == 0 or brings_update(step, stride)
 
 
 class Journal:

@@ -302,7 +302,7 @@ class Trace:
         journal = Journal(
             sink,
             engine,
-            full=lambda step: is_full(step, options.every, options.steps),
+            full=lambda step: is_full(step, options.every, options.steps, engine.brings_update),
             max_bytes=options.max_bytes,
             on_finding=tell,
             warn=self._notices.warn,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tensortrace import trace
 from tensortrace.capture.journal import is_full
@@ -25,6 +26,28 @@ def test_auto_keeps_twenty_steps_then_ever_fewer() -> None:
     assert [step for step in full if 2000 <= step < 20_000] == list(range(2000, 20_000, 1000))
     # So the log grows with the logarithm of the run.
     assert len(full) <= 20 + 18 * math.ceil(math.log10(30_000 / 20))
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_where_gradients_accumulate_the_next_update_is_full_too(first: int, tmp_path: Path) -> None:
+    net, log = make_net(), tmp_path / "log.jsonl"
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    with trace(log) as t:
+        for i in range(310):
+            (net(X).sum() / 4).backward()
+            if i % 4 == first:
+                optimizer.step()
+                optimizer.zero_grad()
+    records = read(log)
+    full = {step.step for step in of(Step, records) if step.full}
+    updated = {param.step for param in of(Param, records)}
+    looked_at = {*range(20, 200, 10), 200, 300}
+    late = {next(s for s in range(step, 310) if s % 4 == first) for step in looked_at}
+    assert full - {*range(20)} == looked_at | late
+    assert updated - {*range(20)} == late
+    engine = Engine(select(None))
+    again = [finding for record in records for finding in engine.feed(record)]
+    assert [f.message for f in again] == [f.message for f in t.findings]
 
 
 def test_thin_step_writes_its_line_actions_and_optimizer_and_counts_the_rest(
