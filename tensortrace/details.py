@@ -33,10 +33,14 @@ class Named(Described):
 
 
 class ZeroGrad(TypedDict, total=False):
-    """`left` parameters outside every optimizer keep gradients that `grown` calls added to."""
+    """`left` parameters outside every optimizer keep gradients that `grown` calls added to.
+
+    Called on a module, it clears parameters of `optimizers`.
+    """
 
     set_to_none: bool
     parameters: Count
+    optimizers: list[Count]
     left: Count
     left_names: Annotated[list[str], msgspec.Meta(min_length=1)]
     grown: Count

@@ -7,7 +7,7 @@ when the next backward begins. Identity and version are compared, no value is re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,6 +64,15 @@ class Carried:
                 same = id(grad) == key and _version(grad) == version
                 fates[str(index)] = "kept" if same else "changed"
         return fates
+
+    def reached(self, parameters: Iterable[torch.Tensor]) -> list[int]:
+        """The numbers of the optimizers that hold any of these parameters."""
+        given = set(map(id, parameters))
+        return [
+            index
+            for index, optimizer in self._optimizers.met()
+            if any(id(p) in given for group in optimizer.param_groups for p in group["params"])
+        ]
 
     def owner(self, tensors: Sequence[torch.Tensor]) -> int | None:
         """The number of the first optimizer that holds any of these parameters or gradients."""

@@ -172,11 +172,13 @@ def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
         owner = args[0]
         set_to_none = kwargs.get("set_to_none", args[1] if len(args) > 1 else True)
         optimizer = None
-        detail = {"set_to_none": bool(set_to_none), "parameters": _count(owner)}
+        detail: dict[str, Any] = {"set_to_none": bool(set_to_none), "parameters": _count(owner)}
         if isinstance(owner, torch.optim.Optimizer):
             optimizer = recorder.optimizers.index_of(owner)
             if recorder.full:  # the only part that walks over all modules
                 detail.update(recorder.carried.left_over(recorder.names))
+        else:
+            detail["optimizers"] = recorder.carried.reached(owner.parameters())
         recorder.action(
             "zero_grad",
             of=shorten(type(owner).__name__),

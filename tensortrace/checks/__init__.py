@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tensortrace.errors import UsageError
-from tensortrace.records import ChainLink, Location, Module, Phase, Scalar, Severity, Tensor
+from tensortrace.records import Action, ChainLink, Location, Module, Phase, Scalar, Severity, Tensor
 from tensortrace.step_view import (
     StepView,
     completion_order,
@@ -37,7 +37,7 @@ from tensortrace.step_view import (
 
 __all__ = [
     "CODE", "FILLS", "SECTIONS", "Check", "Draft", "Page", "StepView", "all_checks", "check",
-    "closest", "completion_order", "count_text", "finite", "has_matrix", "is_damage",
+    "clears", "closest", "completion_order", "count_text", "finite", "has_matrix", "is_damage",
     "is_own_backward", "plain_op", "rates_rise", "select", "steadiness", "unheld",
 ]  # fmt: skip
 
@@ -168,6 +168,14 @@ def steadiness(values: Sequence[float]) -> tuple[float, float]:
     if total <= 0:
         return 0.0, 1.0
     return sum(step > 0 for step in steps) / len(steps), max(steps) / total
+
+
+def clears(zero_grad: Action, optimizer: int) -> bool:
+    """Tell whether a zero_grad, of an optimizer or a module, reaches gradients of an optimizer."""
+    if zero_grad.optimizer is not None:
+        return zero_grad.optimizer == optimizer
+    reached = zero_grad.detail.get("optimizers")
+    return reached is None or optimizer in reached
 
 
 def rates_rise(step: StepView, memory: dict[str, Any]) -> bool:

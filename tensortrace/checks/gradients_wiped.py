@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check
+from tensortrace.checks import Draft, StepView, check, clears
 from tensortrace.records import Location, Optimizer
 
 
@@ -58,7 +58,7 @@ def gradients_wiped(step: StepView, memory: dict[str, Any], *, sustain: int = 3)
                 cycle.backward, cycle.wiped = True, False
         elif record.action == "zero_grad":
             for index, cycle in cycles.items():
-                if record.optimizer in (None, index) and cycle.backward:
+                if clears(record, index) and cycle.backward:
                     cycle.wiped, cycle.wiper = True, record.location
 
 

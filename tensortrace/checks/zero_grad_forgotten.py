@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check
+from tensortrace.checks import Draft, StepView, check, clears
 from tensortrace.records import Action, ChainLink, Location, Optimizer
 
 
@@ -67,7 +67,7 @@ def zero_grad_forgotten(
                 _backward_begins(record, index, cycle)
         elif record.action == "zero_grad":
             for index, cycle in cycles.items():
-                if record.optimizer in (None, index):
+                if clears(record, index):
                     cycle.carried, cycle.ever_cleared = False, True
 
 

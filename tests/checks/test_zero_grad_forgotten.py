@@ -80,28 +80,29 @@ def test_accumulation_is_no_fault_and_without_zero_grad_it_is_one():
     assert found.update == 4
 
 
-def gan(forgets):
+def gan(forgets, *, by_module=False):
     def program():
         generator, judge = Generator(), critic()
         g_opt = torch.optim.Adam(generator.parameters(), lr=1e-3)
         d_opt = torch.optim.Adam(judge.parameters(), lr=1e-3)
         for _ in range(6):
             fake = generator(torch.randn(8, 8))
-            d_opt.zero_grad()
+            (judge if by_module else d_opt).zero_grad()
             F.softplus(judge(fake.detach()) - judge(images(8)[0])).mean().backward()
             d_opt.step()
             if not forgets:
-                g_opt.zero_grad()
+                (generator if by_module else g_opt).zero_grad()
             F.softplus(-judge(fake)).mean().backward()
             g_opt.step()
 
     return program
 
 
-def test_gan_that_clears_only_one_of_its_two_networks():
-    (found,) = find_live(gan(forgets=True), "TT206")
+@pytest.mark.parametrize("by_module", [False, True])
+def test_gan_that_clears_only_one_of_its_two_networks(by_module):
+    (found,) = find_live(gan(forgets=True, by_module=by_module), "TT206")
     assert found.evidence["optimizer"] == 1
-    assert find_live(gan(forgets=False), "TT206") == []
+    assert find_live(gan(forgets=False, by_module=by_module), "TT206") == []
 
 
 def steps(count, fates, *, clears=()):
