@@ -15,6 +15,8 @@ _LAYERS = frozenset(("Linear", "NonDynamicallyQuantizableLinear", "Conv1d", "Con
 _CELLS = frozenset(("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"))
 # The gain of He et al. for ReLU: std = sqrt(2) / sqrt(fan-in).
 _HE = math.sqrt(2)
+# The steps before are all full, unless somebody says otherwise.
+_ALL_FULL = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,9 @@ def bad_initialisation(
                 transformers, embeddings that share their weight with the output included; zero is
                 for biases, for the last layer, and for one of two matrices in a product
     Misses:     layers of classes of your own; equal units that get different gradients, as those of
-                an output layer; weights that were first seen when they were trained already; a tiny
-                weight between larger ones
+                an output layer; weights of an optimizer whose first step that is recorded in full
+                comes after step 20, as it may have moved them before; a tiny weight between larger
+                ones
 
     Example:
         for p in model.parameters():
@@ -90,12 +93,15 @@ def bad_initialisation(
     yield from _stuck(step, memory.setdefault("streaks", {}), sustain)
     yield from _alike(step, alike)
     met: set[str] = memory.setdefault("met", set())
+    trained = _trained(step, memory.setdefault("optimizers", set()))
     fresh: list[Weight] = []
     for param in step.params:
         shape = param.value.shape or ()
         if param.name in met or len(shape) < 2 or param.value.norm is None:
             continue
         met.add(param.name)
+        if param.optimizer in trained:
+            continue
         fan_in = param.value.numel // max(shape[0], 1)
         if fan_in and param.module is not None:
             rms = param.value.norm / math.sqrt(param.value.numel)
@@ -105,6 +111,13 @@ def bad_initialisation(
         yield from _constant(step, fresh)
         yield from _too_large(step, fresh, large, embedding)
         yield from _too_small(step, fresh, small)
+
+
+def _trained(step: StepView, met: set[int]) -> set[int]:
+    """Which optimizers may have moved their weights before any record showed them."""
+    new = {param.optimizer for param in step.params} - met
+    met |= new
+    return new if step.number >= _ALL_FULL else set()
 
 
 def _flow(step: StepView, path: str) -> tuple[Tensor, Tensor] | None:

@@ -236,14 +236,17 @@ def test_a_zero_that_moves_or_may_not_yet_is_silent(how):
     assert find(zeros(9, **how), "TT403") == []
 
 
-def first_seen(rms, out, cls="Linear"):
+def first_seen(rms, out, cls="Linear", *, step=0, before=()):
     value = make_tensor(3, 16, 16, norm=rms * 16)
     made = make_tensor(2, 4, 8, norm=out * 32**0.5)
     yield module("fc", "weight", cls=cls, shape=(16, 16))
-    yield call(1, "fc", [1], [2], [make_tensor(1, 4, 16, norm=8.0), made])
-    yield optimizer(5)
-    yield param(6, "fc.weight", value)
-    yield closing(modules=row(output_rms={"fc": 1.0}))
+    for at in before:
+        yield param(6, "head.weight", make_tensor(3, 16, 16, norm=4.0), step=at)
+        yield closing(at, full=True)
+    yield call(1, "fc", [1], [2], [make_tensor(1, 4, 16, norm=8.0), made], step=step)
+    yield optimizer(5, step=step)
+    yield param(6, "fc.weight", value, step=step)
+    yield closing(step, full=True, modules=row(output_rms={"fc": 1.0}))
 
 
 @pytest.mark.parametrize(
@@ -253,6 +256,15 @@ def test_too_large_is_five_times_he_and_shows_in_the_output(rms, out, found):
     # The limits: 5 * sqrt(2) / sqrt(16) = 1.768, and half of 5 * sqrt(2) = 3.54 times an input of 1
     assert len(find(first_seen(rms, out), "TT403")) == found
     assert find(first_seen(rms, out, cls="EqualLinear"), "TT403") == []
+
+
+@pytest.mark.parametrize(
+    ("step", "before", "found"), [(19, (), 1), (20, (), 0), (50, (), 0), (50, (19,), 1)]
+)
+def test_weights_that_may_have_been_trained_before_are_not_judged(step, before, found):
+    # The optimizer may have stepped in one of the thin steps from 20 on; a head that it got later
+    # is new.
+    assert len(find(first_seen(1.8, 9.0, step=step, before=before), "TT403")) == found
 
 
 def test_empty_input_and_a_step_without_parameters_are_silent():
