@@ -215,11 +215,13 @@ def test_several_losses_given_to_autograd_backward_are_each_recorded() -> None:
 def test_zero_grad_says_of_whom_and_how() -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    other = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
 
     def program(t: Any) -> None:
         model(torch.rand(2, 4)).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
+        other.step()
         model.zero_grad(set_to_none=False)
 
     first, second = record(program).actions("zero_grad")
@@ -227,7 +229,7 @@ def test_zero_grad_says_of_whom_and_how() -> None:
     assert first.detail == {"set_to_none": True, "parameters": 4}
     assert line_of(first.location) == "optimizer.zero_grad()"
     assert (second.of, second.optimizer) == ("Net", None)
-    assert second.detail == {"set_to_none": False, "parameters": 4}
+    assert second.detail == {"set_to_none": False, "parameters": 4, "optimizers": [0]}
 
 
 def test_clipping_by_norm_says_the_norm_before_and_the_limit() -> None:
