@@ -126,6 +126,8 @@ def without_exponents(way: Way) -> Way:
 def _with(way: Way, name: str, value: object) -> Way:
     @contextmanager
     def changed(work: Workload) -> Iterator[Turn]:
+        import tensortrace.capture.tracer  # noqa: F401 what is loaded later must not see the change
+
         with patch(name, value), way(work) as turn:
             yield turn
 
