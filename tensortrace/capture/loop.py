@@ -172,13 +172,16 @@ def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
         owner = args[0]
         set_to_none = kwargs.get("set_to_none", args[1] if len(args) > 1 else True)
         optimizer = None
-        detail: dict[str, Any] = {"set_to_none": bool(set_to_none), "parameters": _count(owner)}
+        detail: dict[str, Any] = {"set_to_none": bool(set_to_none)}
         if isinstance(owner, torch.optim.Optimizer):
             optimizer = recorder.optimizers.index_of(owner)
+            detail["parameters"] = sum(len(group["params"]) for group in owner.param_groups)
             if recorder.full:  # the only part that walks over all modules
                 detail.update(recorder.carried.left_over(recorder.names))
         else:
-            detail["optimizers"] = recorder.carried.reached(owner.parameters())
+            parameters = list(owner.parameters())
+            detail["parameters"] = len(parameters)
+            detail["optimizers"] = recorder.carried.reached(parameters)
         recorder.action(
             "zero_grad",
             of=shorten(type(owner).__name__),
@@ -187,13 +190,6 @@ def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
             detail=detail,
         )
     return result
-
-
-def _count(owner: torch.optim.Optimizer | nn.Module) -> int:
-    """How many parameters an optimizer or a module holds."""
-    if isinstance(owner, torch.optim.Optimizer):
-        return sum(len(group["params"]) for group in owner.param_groups)
-    return sum(1 for _ in owner.parameters())
 
 
 def _train(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:

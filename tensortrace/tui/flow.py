@@ -17,7 +17,6 @@ from tensortrace.text import escape, module_text
 Named = Sequence[tuple[str, int]]
 # A tensor that nothing made is followed through its views and in-place changes up to here.
 FARTHEST = 8
-# What is read of a step: records that have tensors, or tell what was done.
 # Records that have tensors, or tell what was done.
 KINDS = ("call", "param", "action", "line")
 
