@@ -272,6 +272,9 @@ class Engine:
         """Make a finding of a draft, or only count it."""
         if draft.follows is not None:
             self._repeats[draft.follows] += 1
+            met = (f for f in reversed(self._findings) if f.id == draft.follows)
+            if (earlier := next(met, None)) is not None and earlier not in step.causes:
+                step.causes.append(earlier)
             return []
         severity = draft.severity or one.severity
         key = (one.code, draft.cause or (draft.module, draft.op, draft.param))

@@ -24,6 +24,9 @@ Scalar = float | Literal["NaN", "Infinity", "-Infinity"]
 # Of `Tensor.exponents`: how many ranges, the exponent of 2 where range 1 begins, how many
 # exponents a range holds.
 BUCKETS, LOWEST, WIDTH = 16, -32, 4
+# The op of a call of torch.autograd.grad: a step forward whose result a backward pass makes. The
+# backward calls of that pass come after it and before the next forward call.
+DERIVATIVE = "autograd.grad"
 
 
 class Location(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

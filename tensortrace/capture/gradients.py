@@ -76,7 +76,7 @@ class OutputProbe(msgspec.Struct, gc=False, eq=False):
         number, draft = recorder.tensors.gradient(grad, self.tensor if same_step else None)
         if recorder.roots is not None and same_step:
             for seq, _, name, _ in self.sites:
-                recorder.roots.saw_gradient(seq, name, grad)
+                recorder.roots.saw_gradient(seq, name, grad, recorder.seq)
         described: TensorDraft | None = draft
         for seq, path, name, nth in reversed(self.sites):
             recorder.pend(

@@ -26,6 +26,7 @@ from tensortrace.capture.compiled import untracked
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import watch_output, watch_parameters
+from tensortrace.capture.op_calls import autocast_text
 from tensortrace.capture.roots import Root, Roots, is_wrapper
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import Location
@@ -195,7 +196,7 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
     _link(recorder, call, above)
     call.grad_enabled = torch.is_grad_enabled()
     if torch._C._is_any_autocast_enabled():
-        call.autocast = ops.autocast_text()
+        call.autocast = autocast_text()
     recorder.module_called(module, path)
     if recorder.roots is not None:
         _find_root(recorder.roots, call, above, args)

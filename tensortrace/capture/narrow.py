@@ -26,11 +26,12 @@ from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.names import unwrapped
 from tensortrace.capture.recorder import Recorder
-from tensortrace.capture.roots import Root, Roots, UnkeptError, refusal_of
+from tensortrace.capture.roots import Root, Roots, Tree, UnkeptError, refusal_of
 from tensortrace.capture.stats import StatsQueue
 from tensortrace.capture.tensors import TensorDraft, TensorTable, version_of
+from tensortrace.causes.derivatives import derivative_to_blame, first_bad
 from tensortrace.checks import FILLS, StepView, completion_order, is_own_backward, plain_op
-from tensortrace.records import Call, Tensor
+from tensortrace.records import DERIVATIVE, Call, Tensor
 
 MOST_REPLAYS = 8
 # Roots tried for one bad gradient: its maker may be the first op of a later root.
@@ -59,10 +60,13 @@ class Narrower:
         if isinstance(forward, Root):
             self._replay(forward, "forward", step)
         # With a finite loss it may be the backward of that, or of something else, that spoilt the
-        # gradients. A scaler's inf is its own to handle.
-        if (not forward or damage == "gradient") and not step.scaled():
-            for root in self._backward_suspects(step)[:_MOST_ROOTS]:
-                if self._replay(root, "backward", step):
+        # gradients. A scaler's inf is its own to handle, but for that in a gradient that the loss
+        # is made of.
+        blamed = derivative_to_blame(step)
+        if blamed or ((not forward or damage == "gradient") and not step.scaled()):
+            first = first_bad(step, blamed)
+            for root in self._backward_suspects(step, first)[:_MOST_ROOTS] if first else ():
+                if self._replay(root, "backward", step, first):
                     return
 
     # ---- which root
@@ -71,7 +75,7 @@ class Narrower:
         """The root of the first fresh call that made what is bad.
 
         True if an op outside modules explains it, or its root was looked at before or is not kept;
-        False if nothing forward is bad.
+        False if nothing forward is bad, or what autograd.grad returned was so first.
         """
         by_seq = {call.seq: call for call in step.calls}
         for call in completion_order(step.calls[step.fresh :]):
@@ -81,7 +85,7 @@ class Narrower:
             if call.op is not None:
                 masked = step.nonfinite(call.inputs) or plain_op(call.op) in FILLS
                 if made and not masked:
-                    return True
+                    return call.op != DERIVATIVE
                 continue
             parent = by_seq.get(call.parent) if call.parent is not None else None
             in_parent = got and parent is not None and not step.hurt(parent.inputs)
@@ -100,13 +104,8 @@ class Narrower:
             at = by_seq.get(at.parent) if at.parent is not None else None
         return None
 
-    def _backward_suspects(self, step: StepView) -> list[Root]:
+    def _backward_suspects(self, step: StepView, first: Call) -> list[Root]:
         """The roots that may have made the first bad gradient, latest first."""
-        bad = (c for c in step.calls[step.fresh :] if c.phase == "backward"
-               and (step.nonfinite(c.inputs) or step.nonfinite(c.outputs)))  # fmt: skip
-        first = min(bad, key=lambda c: c.seq, default=None)
-        if first is None:
-            return []
         # What arrived at an op was made by a root that took its result. Of what it made itself
         # nothing is to be found, but the line inside a backward of the user's own.
         own = first.op is None or is_own_backward(first)
@@ -119,7 +118,8 @@ class Narrower:
         else:  # that of a parameter, and nothing came before it
             made_in = self._first_root_with(first.module or "")
         oldest = made_in.seq if made_in is not None else -1
-        clean = [root for root in self._roots if root.seq >= oldest and self._finite(root, step)]
+        clean = [root for root in self._roots
+                 if oldest <= root.seq < first.seq and self._finite(root, step, first)]  # fmt: skip
         return sorted(clean, key=lambda root: -root.seq)
 
     def _first_root_with(self, path: str) -> Root | None:
@@ -127,24 +127,24 @@ class Narrower:
                   if not root.path or f"{path}.".startswith(f"{root.path}."))  # fmt: skip
         return min(inside, key=lambda root: root.seq, default=None)
 
-    def _finite(self, root: Root, step: StepView) -> bool:
-        """Whether the gradients that arrived at a root are known and finite."""
-        if not root.gradients or (root.path, "backward") in self._done:
+    def _finite(self, root: Root, step: StepView, first: Call) -> bool:
+        """Whether the gradients that had arrived at a root by then are known and finite."""
+        if not root.gradients_until(first.seq) or (root.path, "backward") in self._done:
             return False
         arrived = [c for c in step.calls if c.phase == "backward" and c.forward == root.seq
-                   and c.op is None and c.inputs]  # fmt: skip
+                   and c.op is None and c.inputs and c.seq <= first.seq]  # fmt: skip
         return bool(arrived) and not any(step.nonfinite(c.inputs) for c in arrived)
 
     # ---- the replay
 
-    def _replay(self, root: Root, phase: str, step: StepView) -> bool:
-        """Run a root again; True if an op was found in it."""
+    def _replay(self, root: Root, phase: str, step: StepView, first: Call | None = None) -> bool:
+        """Run a root again, and backward as far as that had come; True if an op was found."""
         self._done.add((root.path, phase))
         self._replays += 1
         # Each root is replayed once: what comes later has to show in its own calls.
         self._recorder.may_rest = False
         started = time.perf_counter_ns()
-        replay = Replay(self._recorder, root)
+        replay = Replay(self._recorder, root, math.inf if first is None else first.seq)
         try:
             why = _refusal(root, phase)
             if why is None:
@@ -202,10 +202,14 @@ class Narrower:
 
 
 class Replay:
-    """One replay: the same hooks report to a recorder of its own."""
+    """One replay: the same hooks report to a recorder of its own.
 
-    def __init__(self, live: Recorder, root: Root) -> None:
-        self.root = root
+    Args:
+        until: the seq of the first bad backward call; of several passes that one is repeated.
+    """
+
+    def __init__(self, live: Recorder, root: Root, until: float = math.inf) -> None:
+        self.root, self.until = root, until
         self.queue = StatsQueue("full", live.queue.devices)
         self.queue.locates = True
         self.recorder = ReplayRecorder(live, self.queue)
@@ -255,7 +259,7 @@ class Replay:
     def _backward(self, output: Any, stage: Stage) -> None:
         listed = output if isinstance(output, (tuple, list)) else (output,)
         named = dict(tensors_in(listed, "output"))
-        arrived = next(iter(self.root.gradients.values()), None)
+        arrived = self.root.gradients_until(self.until)
         if not arrived:
             raise UnkeptError("no gradient of its output was seen")
         pairs = [(named[name], grad) for name, (grad, _) in arrived.items() if name in named]
@@ -413,6 +417,9 @@ def _refusal(root: Root, phase: str) -> str | None:
         return why
     if [version_of(p) for p in root.tree.parameters] != root.parameter_versions:
         return "parameters changed since"
+    # As torch.func.functional_call does for the time of a call.
+    if any(a is not b for a, b in zip(Tree(module).parameters, root.tree.parameters, strict=False)):
+        return "parameters were replaced since"
     on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     capturing = on_cuda and torch.cuda.is_current_stream_capturing()
     return "a CUDA graph is being captured" if capturing else None

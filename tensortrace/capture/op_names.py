@@ -23,7 +23,7 @@ _SILENT = frozenset({
     "storage", "storage_offset", "untyped_storage", "element_size", "detach", "detach_",
     "register_hook", "retain_grad", "_is_view", "_set_grad_enabled", "has_names",
     "register_post_accumulate_grad_hook", "_is_zerotensor", "is_conj", "is_neg", "is_set_to",
-    "type_as", "share_memory_", "pin_memory", "record_stream", "manual_seed", "set_printoptions",
+    "share_memory_", "pin_memory", "record_stream", "manual_seed", "set_printoptions",
     "broadcast_shapes", "result_type", "can_cast", "promote_types", "is_grad_enabled",
     "get_default_dtype",
 })  # fmt: skip

@@ -33,17 +33,14 @@ from torch.utils.hooks import RemovableHandle
 
 from tensortrace.capture import compiled
 from tensortrace.capture.active import Ours, here, slot
-from tensortrace.capture.autograd_functions import watch_function
-from tensortrace.capture.compiled import untracked
-from tensortrace.capture.drafts import CallDraft, NodeSite
+from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
-from tensortrace.capture.gradients import watch_nodes
-from tensortrace.capture.op_names import BACKWARD, HOOKS, SYNCS, arguments_of, op_of
+from tensortrace.capture.op_calls import begin_op, end_op, identify_all, op_raised
+from tensortrace.capture.op_names import BACKWARD, HOOKS, SYNCS, op_of
 from tensortrace.capture.op_places import Place, outputs_of, versions_of, writes
 from tensortrace.capture.reader import Held
-from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD, Passed, TensorDraft
-from tensortrace.records import Location
-from tensortrace.text import shorten
+from tensortrace.capture.tensors import Passed, TensorDraft
+from tensortrace.records import DERIVATIVE, Location
 
 if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
@@ -165,6 +162,8 @@ def _other_turn(
 ) -> _Turn | None:
     if op is None and writes(name) and not recorder.replaying:
         recorder.next_seq()  # so that whoever counts knows that something happened
+    if name in _DETACHING and recorder.on["ops"] and _detaches(func, name):
+        return _Turn(recorder, name, name, None, _detach)
     if op is None or not recorder.on["ops"]:
         asked = name in SYNCS or (name in HOOKS and recorder.replaying)
         return _Turn(recorder, name, name, None, _ask) if asked else None
@@ -195,6 +194,25 @@ def _ask(
         return RemovableHandle(OrderedDict())  # a hook of the user's must not run twice
     _sync(turn.recorder, turn.name, args)
     return func(*args, **kwargs)
+
+
+# Methods, and the getter of an attribute.
+_DETACHING = frozenset({"detach", "__get__"})
+
+
+def _detaches(func: Callable[..., Any], name: str) -> bool:
+    return name != "__get__" or getattr(func, "__self__", None) is torch.Tensor.data
+
+
+def _detach(
+    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call what takes the graph off, and no value is changed by: no record, but not forgotten."""
+    result = func(*args, **kwargs)
+    if args and type(result) is torch.Tensor:
+        with Ours(turn.recorder, "ops"):
+            turn.recorder.tensors.detached(result, args[0])
+    return result
 
 
 def _sync(recorder: Recorder, name: str, args: tuple[Any, ...]) -> None:
@@ -296,7 +314,7 @@ def _run(
             location = (
                 recorder.sources.locate_frame(sys._getframe(2)) if place is None else place.location
             )
-            draft = _begin(recorder, turn.op, location, args, kwargs)
+            draft = begin_op(recorder, turn.op, location, args, kwargs)
             since = _next_node()
             if place is not None and draft is not None:
                 if place.checked:
@@ -313,7 +331,7 @@ def _run(
         result = func(*args, **kwargs)
     except Exception as error:
         if draft is not None:
-            _raised(recorder, draft, error, _clock() - started_ns)
+            op_raised(recorder, draft, error, _clock() - started_ns)
         raise
     if draft is not None:
         draft.fields["host_ns"] = _clock() - started_ns
@@ -325,7 +343,7 @@ def _run(
                     place.checked, place.writes = True, before != versions_of(args, kwargs)
                 # What writes by index returns nothing.
                 made = args[0] if turn.name == "__setitem__" else result
-                _end(recorder, draft, made, since, place)
+                end_op(recorder, draft, made, since, place)
             except Exception as error:
                 recorder.fault("ops", error)
             finally:
@@ -381,7 +399,7 @@ def _is_met(made: Passed, number: int, draft: TensorDraft) -> None:
         alive = [(name, tensor) for name, ref in outputs if (tensor := ref()) is not None]
         for _, tensor in alive:
             recorder.tensors.passed.pop(id(tensor), None)
-        fields["outputs"] = _identify(recorder, call, alive, grad_enabled)
+        fields["outputs"] = identify_all(recorder, call, alive, grad_enabled)
     recorder.pend(call)
     recorder.passed_over -= 1
 
@@ -395,7 +413,7 @@ def _record_late(
     with Ours(recorder, "ops"):
         draft = _begin_late(passed, args, kwargs)
         draft.fields["host_ns"] = host_ns
-        _end(recorder, draft, result, since, place)
+        end_op(recorder, draft, result, since, place)
         if place.has_turned and here.line is not None:
             here.line.has_news = True
     recorder.raise_if_stopped()
@@ -408,120 +426,14 @@ def _raise_late(
     recorder, started_ns = passed[0], passed[5]
     host_ns = _clock() - started_ns
     with Ours(recorder, "ops"):
-        _raised(recorder, _begin_late(passed, args, kwargs), error, host_ns)
+        op_raised(recorder, _begin_late(passed, args, kwargs), error, host_ns)
 
 
 def _begin_late(passed: _Passed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallDraft:
     recorder, op, place, seq, _, _ = passed
-    draft = _begin(recorder, op, place.location, args, kwargs, seq=seq)
+    draft = begin_op(recorder, op, place.location, args, kwargs, seq=seq)
     assert draft is not None  # it is in no module
     return draft
-
-
-def _raised(recorder: Recorder, draft: CallDraft, error: Exception, host_ns: int) -> None:
-    draft.fields["host_ns"] = host_ns
-    draft.fields["exception"] = shorten(type(error).__name__)
-    recorder.pend(draft)
-
-
-def _begin(
-    recorder: Recorder,
-    name: str,
-    location: Location | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    seq: int | None = None,
-) -> CallDraft | None:
-    inside = here.stack[-1] if here.stack else None
-    if inside is None:
-        recorder.op_called()
-    elif not inside.wanted:
-        return None
-    grad_enabled = torch.is_grad_enabled()
-    fields: dict[str, Any] = {
-        "update": recorder.update,
-        "op": name,
-        "arguments": arguments_of(name, args, kwargs),
-        "grad_enabled": grad_enabled,
-        "location": location,
-    }
-    if inside is not None:
-        fields["module"] = inside.path
-        fields["training"] = inside.module.training
-        if inside.step == recorder.step:
-            fields["parent"] = inside.seq
-        if inside.recompute:
-            fields["recompute"] = True
-    if torch._C._is_any_autocast_enabled():
-        fields["autocast"] = autocast_text()
-    if not recorder.owns_thread():
-        fields["thread"] = recorder.thread_number()
-    seq = recorder.next_seq() if seq is None else seq
-    draft = CallDraft(recorder.step, seq, fields, untracked([]))
-    inputs = tensors_in((*args, *kwargs.values()), "input")
-    for _, tensor in inputs if grad_enabled else ():
-        if tensor.requires_grad and not tensor.is_leaf:
-            watch_function(recorder, tensor, inside.path if inside is not None else None)
-    # Inputs are measured before the call: an in-place op overwrites them.
-    fields["inputs"] = _identify(recorder, draft, inputs, grad_enabled)
-    return draft
-
-
-def _end(
-    recorder: Recorder, draft: CallDraft, result: Any, since: int, place: Place | None
-) -> None:
-    fields = draft.fields
-    outputs = outputs_of(result)
-    if place is not None and recorder.thins_ops:
-        place.learn(outputs, recorder.queue)
-    if not outputs and not fields["inputs"]:
-        return  # nothing with tensors: a setting, a seed, a dtype query
-    site = None
-    for _, tensor in outputs:
-        if tensor.requires_grad:
-            if site is None:
-                site = NodeSite(
-                    recorder.serial, recorder.step, fields["op"], fields.get("module"), draft.seq,
-                    fields["location"],
-                )  # fmt: skip
-            watch_nodes(recorder, tensor, since, site)
-    fields["outputs"] = _identify(recorder, draft, outputs, fields["grad_enabled"])
-    untracked(fields)
-    recorder.pend(draft)
-
-
-def _identify(
-    recorder: Recorder,
-    draft: CallDraft,
-    tensors: list[tuple[str, torch.Tensor]],
-    grad_enabled: bool,
-) -> list[tuple[str, int]]:
-    named: list[tuple[str, int]] = untracked([])
-    for name, tensor in tensors:
-        measure = grad_enabled or bool(here.stack) or _is_small(tensor)
-        number, described = recorder.tensors.identify(tensor, measure)
-        named.append((name, number))
-        if described is not None:
-            draft.tensors.append(described)
-    return named
-
-
-def autocast_text() -> str | None:
-    """The devices on which autocast is on, with their dtypes: ``cpu:bfloat16``."""
-    on = [
-        f"{device}:{str(torch.get_autocast_dtype(device)).removeprefix('torch.')}"
-        for device in ("cpu", "cuda")
-        if torch.is_autocast_enabled(device)
-    ]
-    return ",".join(on) or None
-
-
-def _is_small(tensor: torch.Tensor) -> bool:
-    try:
-        return bool(tensor.numel() <= LARGEST_WITHOUT_GRAD)
-    except RuntimeError:
-        return False
 
 
 def _run_backward(
@@ -530,25 +442,70 @@ def _run_backward(
     recorder, name = turn.recorder, turn.name
     if recorder.replaying:
         recorder.guard(name, args, kwargs)
+    draft = None
     with _no_functions():
         here.busy += 1
         here.rest()
         try:
+            location = recorder.sources.locate_frame(sys._getframe(2))
             if name == "backward":
                 losses = tensors_in(args[0] if args else kwargs.get("tensors"), "loss")
-                recorder.loss_seen(losses, recorder.sources.locate_frame(sys._getframe(2)))
+                recorder.loss_seen(losses, location)
+            else:
+                draft = _begin_derivative(recorder, location, args, kwargs)
         except Exception as error:
             recorder.fault("ops", error)
         finally:
             here.busy -= 1
             here.go_on()
+    seen, started_ns = recorder.backward_seen, _clock()
     try:
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+    except Exception as error:
+        if draft is not None:
+            with Ours(recorder, "ops"):
+                op_raised(recorder, draft, error, _clock() - started_ns)
+        raise
     finally:
-        # A gradient with a graph of its own is a part of the loss that is still to come, and what
-        # a module does inside is no turn of the loop (nor seen at module level).
-        if not here.stack and (name == "backward" or not _makes_graph(args, kwargs)):
-            recorder.backward_finished()
+        # What a module does inside is no turn of the loop (nor seen at module level).
+        if not here.stack:
+            if name == "backward" or not _makes_graph(args, kwargs):
+                recorder.backward_finished()
+            else:
+                # A gradient with a graph of its own is a part of the loss that is still to come:
+                # what the checks decide when that has run, they decide of this, too.
+                recorder.backward_seen = seen
+    if draft is not None:
+        draft.fields["host_ns"] = _clock() - started_ns
+        with Ours(recorder, "ops"):
+            _end_derivative(recorder, draft, args, kwargs, result)
+        recorder.raise_if_stopped()
+    return result
+
+
+def _begin_derivative(
+    recorder: Recorder, location: Location | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> CallDraft | None:
+    """Begin the record of a call of torch.autograd.grad: what it differentiates goes in."""
+    outputs = args[0] if args else kwargs.get("outputs")
+    seeds = args[2] if len(args) > 2 else kwargs.get("grad_outputs")
+    asked = {"create_graph": True} if _makes_graph(args, kwargs) else {}
+    return begin_op(recorder, DERIVATIVE, location, (outputs, seeds), asked)
+
+
+def _end_derivative(
+    recorder: Recorder, draft: CallDraft, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Complete it. The gradient of a parameter is what the hook on that has described."""
+    of = args[1] if len(args) > 1 else kwargs.get("inputs")
+    of = (of,) if isinstance(of, torch.Tensor) else of
+    for tensor, grad in zip(of or (), result, strict=False):
+        if isinstance(tensor, torch.Tensor) and isinstance(grad, torch.Tensor):
+            described = recorder.parameters.gradient_seen(tensor, grad)
+            if described is not None:
+                recorder.tensors.adopt(grad, described.id)
+    # Its nodes are those of a whole backward pass.
+    end_op(recorder, draft, result, since=None)
 
 
 def _makes_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

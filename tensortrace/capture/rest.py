@@ -14,6 +14,7 @@ from torch import nn
 
 from tensortrace.capture.active import here
 from tensortrace.capture.drafts import CallDraft
+from tensortrace.records import DERIVATIVE
 
 if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
@@ -65,7 +66,8 @@ def leaks(drafts: Iterable[Any]) -> bool:
     """Whether an op outside modules took, with a graph, what no outermost call or op returned.
 
     A module that keeps such a tensor (an auxiliary loss in an attribute, features taken by a hook)
-    may spoil the loss while all that it returns is finite.
+    may spoil the loss while all that it returns is finite. So may a gradient with a graph, which
+    autograd.grad returns: in what pass through the modules it was spoilt only their calls tell.
     """
     made: set[int] = set()
     taken: set[int] = set()
@@ -77,6 +79,8 @@ def leaks(drafts: Iterable[Any]) -> bool:
         with_graph.update(tensor.id for tensor in draft.tensors if tensor.head[7] is not None)
         if fields.get("parent") is None:
             made.update(number for _, number in fields.get("outputs", ()))
+            if fields.get("op") == DERIVATIVE and "create_graph" in fields["arguments"]:
+                return True
             if fields.get("op") is not None:
                 taken.update(number for _, number in fields.get("inputs", ()))
     return not made.issuperset(taken & with_graph)

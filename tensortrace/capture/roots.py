@@ -136,9 +136,9 @@ class Root:
     """What one outermost call had at its entry."""
 
     __slots__ = (
-        "args", "attributes", "autocast", "backward_autocast", "buffers", "cast_cache", "closed",
-        "cuda_rng", "dropped", "failed", "given", "grad_enabled", "gradients", "inference",
-        "kwargs", "may_run_again", "module", "numpy_rng", "parameter_versions", "path",
+        "args", "arrived", "attributes", "autocast", "backward_autocast", "buffers", "cast_cache",
+        "closed", "cuda_rng", "dropped", "failed", "given", "grad_enabled", "gradients",
+        "inference", "kwargs", "may_run_again", "module", "numpy_rng", "parameter_versions", "path",
         "python_rng", "rng", "seq", "training", "tree",
     )  # fmt: skip
 
@@ -151,8 +151,9 @@ class Root:
         self.closed = self.failed = False
         # As far as its modules and parameters tell.
         self.may_run_again = False
-        # By backward pass: output name -> gradient and its version then.
+        # By backward pass: output name -> gradient and its version then; and when it came here.
         self.gradients: dict[int, dict[str, tuple[torch.Tensor, int]]] = {}
+        self.arrived: dict[int, int] = {}
         self.backward_autocast: list[tuple[str, bool, torch.dtype]] = []
         self.rng = torch.default_generator.get_state()
         self.cuda_rng: dict[int, torch.Tensor] = {}
@@ -179,6 +180,11 @@ class Root:
         except UnkeptError:
             return False
         return refusal_of(self.tree) is None
+
+    def gradients_until(self, seq: float) -> dict[str, tuple[torch.Tensor, int]]:
+        """The gradients of the last backward pass that had come here by then; {} if none had."""
+        passes = [number for number, at in self.arrived.items() if at <= seq]
+        return self.gradients[passes[-1]] if passes else {}
 
     def drop(self, why: str) -> None:
         """Keep nothing of this call but the reason."""
@@ -257,12 +263,14 @@ class Roots:
         if module is not None and (learnt := self._learnt[id(module)]).calls < _LEARNING:
             learnt.learn(root)
 
-    def saw_gradient(self, seq: int, name: str, grad: torch.Tensor) -> None:
-        """Keep the gradient that arrived at an output of a root. Hot."""
+    def saw_gradient(self, seq: int, name: str, grad: torch.Tensor, now: int) -> None:
+        """Keep the gradient that arrives, at `now`, at an output of a root. Hot."""
         root = self._roots.get(seq)
         if root is None or root.dropped is not None or type(grad) is not torch.Tensor:
             return
-        root.gradients.setdefault(_in_backward(), {})[name] = (grad, grad._version)
+        task = _in_backward()
+        root.gradients.setdefault(task, {})[name] = (grad, grad._version)
+        root.arrived.setdefault(task, now)
         root.backward_autocast = autocast_state()
         self._count(root, grad)
 

@@ -153,6 +153,10 @@ class TensorTable:
         # after all when it is met, or it would be taken for data that came in.
         self.passed: dict[int, Passed] = {}
         self.most_passed = _MOST_PASSED
+        # By their address, tensors that `detach` has made, and what is known of their source: torch
+        # says of them that they are no views.
+        self._detached: dict[int, tuple[weakref.ref[torch.Tensor], _Known]] = {}
+        self._most_detached = _MOST_PASSED
 
     def begin_step(self, step: int) -> None:
         """Start the ids again; remember only what is still alive."""
@@ -165,6 +169,8 @@ class TensorTable:
         self.next_id = self._compared = 0
         if self.drafts:
             self.drafts = {}
+        if self._detached:
+            self._forget_detached()
         if self._known:
             self._known = {k: e for k, e in self._known.items() if e.ref() is not None}
         self.kept = self._kept_graphs()
@@ -212,6 +218,21 @@ class TensorTable:
             weakref.ref(tensor), version_of(tensor), number, self._step
         )
 
+    def detached(self, tensor: torch.Tensor, source: torch.Tensor) -> None:
+        """Remember that a tensor is another one without its graph."""
+        entry = self._known.get(id(source))
+        if entry is None or entry.ref() is not source:
+            known = self._detached.get(id(source))
+            entry = known[1] if known is not None and known[0]() is source else None
+        if entry is not None:
+            self._detached[id(tensor)] = weakref.ref(tensor), entry
+            if len(self._detached) > self._most_detached:
+                self._forget_detached()
+
+    def _forget_detached(self) -> None:
+        self._detached = {k: e for k, e in list(self._detached.items()) if e[0]() is not None}
+        self._most_detached = _MOST_PASSED + 2 * len(self._detached)
+
     def identify(
         self, tensor: torch.Tensor, measure: bool = True
     ) -> tuple[int, TensorDraft | None]:
@@ -233,7 +254,13 @@ class TensorTable:
             self._known[id(tensor)] = _Known(weakref.ref(tensor), version, number, self._step)
         except TypeError:
             pass
-        base = self._base_id(tensor)
+        base = None
+        viewed = self._base_of(tensor)
+        if viewed is not None:
+            if viewed.step == self._step:
+                base = viewed.id
+            elif from_step is None:
+                from_step = viewed.step
         tail = (None, previous, base, from_step)
         draft = self._draft(tensor, number, tail, measure)
         if self.drafts is not None:
@@ -329,15 +356,17 @@ class TensorTable:
             alive = {e.id for e in entries if e.step == self._step and e.ref() is not None}
             self.drafts = {n: d for n, d in list(self.drafts.items()) if n in alive}
 
-    def _base_id(self, tensor: torch.Tensor) -> int | None:
+    def _base_of(self, tensor: torch.Tensor) -> _Known | None:
+        """What is known of the tensor that one is a view of."""
         try:
             base = tensor._base if tensor._is_view() else None
         except RuntimeError:
             return None
-        entry = self._known.get(id(base)) if base is not None else None
-        if entry is not None and entry.ref() is base and entry.step == self._step:
-            return entry.id
-        return None
+        if base is None:
+            known = self._detached.get(id(tensor)) if self._detached else None
+            return known[1] if known is not None and known[0]() is tensor else None
+        entry = self._known.get(id(base))
+        return entry if entry is not None and entry.ref() is base else None
 
 
 def _head(tensor: torch.Tensor, number: int) -> Head:

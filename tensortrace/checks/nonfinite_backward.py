@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tensortrace.causes import Facts, Reason, backward, first_text, follow, selector
+from tensortrace.causes.derivatives import derivative_to_blame, first_bad
 from tensortrace.checks import (
     Draft,
     StepView,
@@ -17,22 +18,26 @@ from tensortrace.checks import (
     is_own_backward,
     plain_op,
 )
-from tensortrace.records import Call, ChainLink, Tensor
+from tensortrace.records import DERIVATIVE, Call, ChainLink, Tensor
 from tensortrace.text import location_text, module_text
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The backward call with the first bad gradient, and the forward call it is the backward of."""
+    """The backward call with the first bad gradient, and the forward call it is the backward of.
+
+    `derivative` is the call of autograd.grad that spoilt the loss, if that ran it.
+    """
 
     call: Call
     grad: Tensor
     forward: Call | None
     direct: bool
+    derivative: Call | None = None
 
 
 @check(
-    "TT102", "nonfinite-backward", severity="error", when="gate", after=("TT101", "TT103"),
+    "TT102", "nonfinite-backward", severity="error", when="gate", after=("TT101",),
     of=("calls",),
 )  # fmt: skip
 def nonfinite_backward(
@@ -40,7 +45,8 @@ def nonfinite_backward(
 ) -> Iterator[Draft]:
     """A backward call makes NaN or infinity out of finite gradients.
 
-    Symptom:    the loss is finite, the gradients are not; after the optimizer step all is NaN
+    Symptom:    the loss is finite, the gradients are not; after the optimizer step all is NaN. Or
+                the loss is not, and is made of gradients (a penalty, forces, an inner step)
     Threshold:  the first backward call in execution order with a NaN or infinite element among the
                 gradients that it made and none among those that arrived, if a parameter gradient
                 or the total norm is not finite either; a note if none is, or if a GradScaler
@@ -58,11 +64,18 @@ def nonfinite_backward(
     """
     if memory.get("step") != step.number:
         memory.update(step=step.number, origin=None, told=False)
-    if step.bad and memory["origin"] is None:
-        memory["origin"] = _first(step)
+    if memory["told"]:
+        return
+    blamed = None
+    if step.bad and step.blamed() is None and step.damage() == "loss":
+        blamed = derivative_to_blame(step)
+        if blamed is None:
+            return  # what TT103 will say comes first
+    if blamed is not None or (step.bad and memory["origin"] is None):
+        memory["origin"] = _first(step, blamed)
     origin: Origin | None = memory["origin"]
     closed = step.summary is not None
-    if memory["told"] or (origin is None and not closed):
+    if origin is None and not closed:
         return
     if origin is None:
         # No call shows it, the optimizer met it: no module level gradient was seen on the way.
@@ -77,7 +90,7 @@ def nonfinite_backward(
                 )  # fmt: skip
                 return
         return
-    verdict = _verdict(step)
+    verdict = _verdict(step) if blamed is None else "harmful"
     if verdict == "undecided" and not closed:
         return
     memory["told"] = True
@@ -98,21 +111,17 @@ def _verdict(step: StepView) -> str:
     return "harmful" if reached or overflow else "undecided"
 
 
-def _first(step: StepView) -> Origin | None:
-    """Find the first backward call of this gate whose gradients went bad, and its forward call."""
-    fresh = [c for c in step.calls[step.fresh :] if c.phase == "backward" and not c.replay]
-    for call in sorted(fresh, key=lambda c: c.seq):
-        made, arrived = step.nonfinite(call.outputs), step.nonfinite(call.inputs)
-        if call.op is not None:
-            if made and not arrived:
-                return Origin(call, made[0], _forward(step, call.forward), True)
-            if arrived:
-                return Origin(call, arrived[0], _consumer(step, call, arrived[0]), False)
-        elif made:
-            return Origin(call, made[0], _last_of(step, call), False)
-        elif arrived:
-            return Origin(call, arrived[0], _consumer(step, call, arrived[0]), False)
-    return None
+def _first(step: StepView, derivative: Call | None) -> Origin | None:
+    """Find the first backward call whose gradients went bad, and its forward call."""
+    call = first_bad(step, derivative)
+    if call is None:
+        return None
+    made, arrived = step.nonfinite(call.outputs), step.nonfinite(call.inputs)
+    if call.op is not None and not arrived:
+        return Origin(call, made[0], _forward(step, call.forward), True, derivative)
+    if arrived and (call.op is not None or not made):
+        return Origin(call, arrived[0], _consumer(step, call, arrived[0]), False, derivative)
+    return Origin(call, made[0], _last_of(step, call), False, derivative)
 
 
 def _forward(step: StepView, seq: int | None) -> Call | None:
@@ -186,8 +195,10 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     if not origin.direct or is_own_backward(origin.call):
         placed, op_call = step.narrowed(None, "backward")
         if op_call is not None:
-            made = step.nonfinite(op_call.outputs)[0]
-            origin = Origin(op_call, made, _forward(step, op_call.forward), True)
+            made, of = step.nonfinite(op_call.outputs)[0], _forward(step, op_call.forward)
+            origin = replace(origin, call=op_call, grad=made, forward=of, direct=True)
+    elif origin.derivative is not None and origin.derivative.replay:
+        placed = step.narrowed(origin.derivative.parent, "forward")[0]
     call, grad = origin.call, origin.grad
     by, message, evidence = _place(step, origin)
     if placed is not None:
@@ -198,6 +209,11 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     if "passed_over" in evidence or step.was_passed_over("TT102", by.module):
         cause = f"inside {by.module}"
     message += first_text(grad)
+    if origin.derivative is not None:
+        message += f"; the loss is made of what {DERIVATIVE} returned"
+        if origin.derivative.location is not None:
+            message += f" at {location_text(origin.derivative.location)}"
+        evidence["derivative"] = origin.derivative.seq
     if verdict == "skipped":
         scales = [a.detail["scale"] for a in step.actions if a.detail.get("scale") is not None]
         scale = f" (scale {scales[-1]})" if scales else ""
@@ -247,5 +263,8 @@ def _chain(
     links = [(c, c.outputs[0][1] if c.outputs else None) for c in behind]
     if by is not call:
         links.append((by, grad.grad_of))
-    return tuple(ChainLink(c.seq, id, c.op or c.module, c.location)
-                 for c, id in [*links, (call, grad.id)])  # fmt: skip
+    links.append((call, grad.id))
+    if origin.derivative is not None:
+        gradients = step.nonfinite(origin.derivative.outputs)
+        links.append((origin.derivative, gradients[0].id))
+    return tuple(ChainLink(c.seq, id, c.op or c.module, c.location) for c, id in links)

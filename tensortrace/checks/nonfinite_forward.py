@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import structs
 
 from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
+from tensortrace.causes.derivatives import derivative_to_blame, first_bad, upstream
 from tensortrace.checks import (
     FILLS,
     Draft,
@@ -17,9 +18,10 @@ from tensortrace.checks import (
     check,
     completion_order,
     count_text,
+    is_damage,
     plain_op,
 )
-from tensortrace.records import Call, ChainLink, Tensor
+from tensortrace.records import DERIVATIVE, Call, ChainLink, Tensor
 from tensortrace.text import location_text, module_text, shape_text, short_dtype
 
 # Origins kept of one step: the first is what counts, the rest help to find which one did harm.
@@ -76,7 +78,11 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
         # Of the step before, since data may be prepared after the last update. That reaches back
         # one step only, and the step before a finding is written in full like its own.
         before = memory["notes"] if memory.get("step") == step.number - 1 else []
-        memory.update(step=step.number, origins=[], told=False, before=before, notes=[])
+        updated = memory["stepped"] if memory else -1
+        memory.update(step=step.number, origins=[], told=False, before=before, notes=[],
+                      updated=updated, stepped=updated)  # fmt: skip
+    if step.optimizers:
+        memory["stepped"] = step.number
     origins: list[Origin] = memory["origins"]
     if step.bad and len(origins) < KEPT:
         origins += _origins(step)[: KEPT - len(origins)]
@@ -84,9 +90,12 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
         return
     damage = step.damage()
     guilty = _guilty(step, origins, damage) if damage and origins else None
+    if guilty and _is_backward(step, guilty.call):
+        return  # TT102 has the place in the pass that made it
     if guilty:
         memory["told"] = True
         found = _draft(step, guilty, damage, chain)
+        found = replace(found, follows=found.follows or _by_hand(step, found, memory["updated"]))
         note = _written_by(step, guilty.call, memory["before"])
         yield _from_before(step, note, found) if note else found
     elif damage and memory["before"] and step.inherits():
@@ -94,16 +103,27 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
         yield _from_before(step, memory["before"][0], None, damage)
     elif step.summary is not None and not step.poisoned and step.blamed() is None:
         # 0 * -inf of a value that is a note already is no second one.
-        own = (origin for origin in origins if not step.nonfinite(origin.call.inputs))
+        own = [origin for origin in origins if not step.nonfinite(origin.call.inputs)]
         memory["notes"] = [_note(step, origin, chain) for origin in own]
-        yield from memory["notes"]
+        told = zip(own, memory["notes"], strict=True)
+        yield from (note for origin, note in told if not _is_backward(step, origin.call))
+
+
+def _is_backward(step: StepView, call: Call) -> bool:
+    """Whether a backward pass that was seen made the values: inside this call, or before it."""
+    blamed = derivative_to_blame(step)
+    if blamed is not None:
+        inside = blamed.replay and step.narrowed(call.seq, "forward")[1] is blamed
+        if inside or (not blamed.replay and blamed.seq < call.seq):
+            return True
+    return call.op == DERIVATIVE and first_bad(step, call) is not None
 
 
 def _note(step: StepView, origin: Origin, length: int) -> Draft:
     """Tell of harmless values, and of the shapes of what they were written to in place."""
     note = _draft(step, origin, None, length)
     changed = (t for c in step.forward() for t in step.hurt(c.outputs) if t.previous is not None)
-    wrote = {t.shape for t in changed if origin.tensor.id in _upstream(step, [t.id])[0]}
+    wrote = {t.shape for t in changed if origin.tensor.id in upstream(step, [t.id])[0]}
     return replace(note, evidence={**note.evidence, "wrote": sorted(wrote)}) if wrote else note
 
 
@@ -206,7 +226,7 @@ def _guilty(step: StepView, origins: list[Origin], damage: str) -> Origin | None
 
         # Values that a masked or sparse product leaves out do harm as factors of its gradient.
         took = [t.id for c in step.forward() if made(c) for t in step.hurt(c.inputs)]
-        behind = _upstream(step, took)[0] if took else set()
+        behind = upstream(step, took)[0] if took else set()
         return next((o for o in origins if made(o.call)),
                     next((o for o in origins if o.tensor.id in behind), None))  # fmt: skip
     if damage == "loss":
@@ -214,38 +234,11 @@ def _guilty(step: StepView, origins: list[Origin], damage: str) -> Origin | None
         bad = [id for id in losses if id is not None and id in step.tensors]
     else:
         bad = [t.id for c in step.calls if c.parent is None for t in step.hurt(c.outputs)]
-    reached, lost = _upstream(step, bad)
+    reached, lost = upstream(step, bad)
     for origin in origins:
         if origin.tensor.id in reached:
             return origin
     return origins[0] if (lost or not bad) and step.blamed() is None else None
-
-
-def _upstream(step: StepView, bad: list[int]) -> tuple[set[int], bool]:
-    """Collect the bad tensors behind these, and whether a trail ended at one that nobody made."""
-    makers: dict[int, list[Call]] = {}
-    inside: dict[int | None, list[int]] = {}  # by seq of a module call: what its children touched
-    for call in step.calls:
-        if call.phase == "forward":
-            touched = step.hurt([*call.inputs, *call.outputs])
-            inside.setdefault(call.parent, []).extend(t.id for t in touched)
-            for _, id in call.outputs:
-                makers.setdefault(id, []).append(call)
-    reached: set[int] = set()
-    stack, lost = list(bad), not bad
-    while stack:
-        id = stack.pop()
-        if id in reached:
-            continue
-        reached.add(id)
-        tensor = step.tensors.get(id)
-        behind = [i for i in (tensor.previous, tensor.view_of) if i] if tensor else []
-        for call in makers.get(id, []):
-            behind += [*(i for _, i in call.inputs), *inside.get(call.seq, ())]
-        spoilt = [i for i in behind if i in step.tensors and step.tensors[i].nonfinite]
-        stack += spoilt
-        lost = lost or (not spoilt and not any(c.op for c in makers.get(id, [])))
-    return reached, lost
 
 
 def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> Draft:
@@ -334,6 +327,18 @@ def _updated_by(step: StepView, call: Call) -> str | None:
     """
     updated = any(o.seq < call.seq and not o.skipped for o in step.optimizers)
     return step.blamed() if updated else None
+
+
+def _by_hand(step: StepView, found: Draft, updated: int) -> str | None:
+    """The finding about gradients that bad weights follow from, if no optimizer stepped since.
+
+    Args:
+        updated: the last step before this one in which one was seen to.
+    """
+    damage = [f for f in step.findings if is_damage(f)]
+    if found.op is not None or not damage or damage[-1].code != "TT102":
+        return None
+    return damage[-1].id if updated < damage[-1].step < step.number else None
 
 
 def _spoilt_weights(step: StepView, call: Call) -> tuple[str, Tensor] | None:

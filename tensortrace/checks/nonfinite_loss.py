@@ -14,7 +14,8 @@ _LINKS = 8
 
 
 @check(
-    "TT103", "nonfinite-loss", severity="error", when="gate", after=("TT101", "TT104", "TT105"),
+    "TT103", "nonfinite-loss", severity="error", when="gate",
+    after=("TT101", "TT102", "TT104", "TT105"),
     of=("calls",),
 )  # fmt: skip
 def nonfinite_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
@@ -90,7 +91,9 @@ def _trail(step: StepView, tensor: int | None) -> list[Call]:
         before = trail[-1].seq if trail else None
         made = [c for c in makers.get(tensor, ()) if before is None or c.seq < before]
         if not made:
-            break
+            known = step.tensors.get(tensor)
+            tensor = known.view_of if known is not None else None
+            continue
         trail.append(made[-1])
         behind = step.nonfinite(made[-1].inputs)
         tensor = behind[0].id if behind else None

@@ -18,6 +18,8 @@ from tests.neutral import one_thread
 PROGRAMS = load()
 # They train without an optimizer of torch's, or not at all.
 WITHOUT_OPTIMIZER = {"evaluation_only", "gradients_taken_by_autograd_grad"}
+# Their loss is made of a gradient: of a pass that spoils it only the modules' own calls tell where.
+NEVER_AT_REST = {"wasserstein_gan_with_gradient_penalty", "meta_learning"}
 
 
 @pytest.fixture(autouse=True)
@@ -62,4 +64,7 @@ def test_no_check_has_anything_to_say_while_steps_rest(
     monkeypatch.setattr(rest, "RESTS_FROM", 20)
     records = check_program(name, 120, "module", "auto")
     rested = sum(step.rested for step in records.of(Step))
-    assert rested >= 60 or len(records.of(Step)) < 100
+    if name in NEVER_AT_REST:
+        assert rested == 0
+    else:
+        assert rested >= 60 or len(records.of(Step)) < 100

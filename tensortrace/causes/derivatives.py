@@ -1,0 +1,119 @@
+"""Gradients that a loss is made of: what torch.autograd.grad returned, and the pass that made it.
+
+A penalty on gradients, forces as the slope of an energy, the inner step of meta-learning: there a
+backward pass comes before the loss, and may make the first value that is not finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from tensortrace.records import DERIVATIVE, Call
+from tensortrace.step_view import StepView, finite
+
+
+def upstream(step: StepView, bad: Iterable[int]) -> tuple[set[int], bool]:
+    """Collect the bad tensors behind these, and whether a trail ended at one that nobody made."""
+    makers: dict[int, list[Call]] = {}
+    inside: dict[int | None, list[int]] = {}  # by seq of a module call: what its children touched
+    for call in step.calls:
+        if call.phase == "forward":
+            touched = step.hurt([*call.inputs, *call.outputs])
+            inside.setdefault(call.parent, []).extend(t.id for t in touched)
+            for _, id in call.outputs:
+                makers.setdefault(id, []).append(call)
+    reached: set[int] = set()
+    stack = list(bad)
+    lost = not stack
+    while stack:
+        id = stack.pop()
+        if id in reached:
+            continue
+        reached.add(id)
+        tensor = step.tensors.get(id)
+        links = (tensor.previous, tensor.view_of) if tensor else ()
+        behind = [i for i in links if i is not None]
+        for call in makers.get(id, []):
+            behind += [*(i for _, i in call.inputs), *inside.get(call.seq, ())]
+        spoilt = [i for i in behind if i in step.tensors and step.tensors[i].nonfinite]
+        stack += spoilt
+        lost = lost or (not spoilt and not any(c.op for c in makers.get(id, [])))
+    return reached, lost
+
+
+def derivative_to_blame(step: StepView) -> Call | None:
+    """The call of autograd.grad that spoilt the loss: as a part of it, or of weights it came from.
+
+    None if the loss is finite, or no such call made what is not finite out of finite values in a
+    backward pass that was seen.
+    """
+    calls = (*step.forward(), *step.replayed)
+    made = [c for c in calls if c.op == DERIVATIVE and c.phase == "forward" and _is_origin(step, c)]
+    losses = [a for a in step.actions if a.action == "loss" and not finite(a.detail.get("value"))]
+    if not made or not losses:
+        return None
+    reached, _ = upstream(step, (a.tensor for a in losses if a.tensor is not None))
+    for derivative in made:
+        if derivative.replay:  # of a module that computes a gradient in its own forward
+            if step.narrowed(derivative.parent, "forward")[1] is derivative:
+                return derivative
+            continue
+        if any(gradient.id in reached for gradient in step.nonfinite(derivative.outputs)):
+            return derivative
+        # Weights that a functional call is given are no input of the module.
+        spoilt = _made_of(step, derivative)
+        for call in step.forward():
+            if call.seq < derivative.seq or call.op is not None or step.hurt(call.inputs):
+                continue
+            spoils = any(t.id in reached for t in step.hurt(call.outputs))
+            if spoils and spoilt & _weights(step, call.module):
+                return derivative
+    return None
+
+
+def backward_pass(step: StepView, derivative: Call) -> list[Call]:
+    """The backward calls of one call of autograd.grad, in order of execution."""
+    calls = step.replayed if derivative.replay else (c for c in step.calls if not c.replay)
+    later = [c for c in calls if c.seq > derivative.seq]
+    after = (c.seq for c in later if c.phase == "forward" and not c.recompute)
+    until = min(after, default=math.inf)
+    return sorted((c for c in later if c.phase == "backward" and c.seq < until), key=_seq)
+
+
+def first_bad(step: StepView, derivative: Call | None) -> Call | None:
+    """The first backward call that met a bad gradient: in a pass, or since the last gate."""
+    if derivative is not None:
+        calls = backward_pass(step, derivative)
+    else:
+        calls = [c for c in step.calls[step.fresh :] if c.phase == "backward" and not c.replay]
+    bad = (c for c in calls if step.nonfinite(c.inputs) or step.nonfinite(c.outputs))
+    return min(bad, key=_seq, default=None)
+
+
+def _seq(call: Call) -> int:
+    return call.seq
+
+
+def _is_origin(step: StepView, call: Call) -> bool:
+    spoilt = step.nonfinite(call.outputs) and not step.nonfinite(call.inputs)
+    return bool(spoilt) and first_bad(step, call) is not None
+
+
+def _made_of(step: StepView, derivative: Call) -> set[tuple[int, ...] | None]:
+    """The shapes of what ops made of the bad gradients of a call, and that is bad still."""
+    ids = {gradient.id for gradient in step.nonfinite(derivative.outputs)}
+    shapes: set[tuple[int, ...] | None] = set()
+    for call in step.forward():
+        if call.op is not None and any(id in ids for _, id in call.inputs):
+            spoilt = step.nonfinite(call.outputs)
+            ids.update(tensor.id for tensor in spoilt)
+            shapes.update(tensor.shape for tensor in spoilt)
+    return shapes
+
+
+def _weights(step: StepView, path: str | None) -> set[tuple[int, ...] | None]:
+    """The shapes of the parameters of a module and of all inside it."""
+    inside = (m for p, m in step.modules.items()
+              if not path or f"{p}.".startswith(f"{path}."))  # fmt: skip
+    return {parameter.shape for module in inside for parameter in module.parameters}
