@@ -105,7 +105,7 @@ class Narrower:
         return None
 
     def _backward_suspects(self, step: StepView, first: Call) -> list[Root]:
-        """The roots that may have made the first bad gradient, latest first."""
+        """The roots that may have made the first bad gradient, the likeliest first."""
         # What arrived at an op was made by a root that took its result. Of what it made itself
         # nothing is to be found, but the line inside a backward of the user's own.
         own = first.op is None or is_own_backward(first)
@@ -120,7 +120,11 @@ class Narrower:
         oldest = made_in.seq if made_in is not None else -1
         clean = [root for root in self._roots
                  if oldest <= root.seq < first.seq and self._finite(root, step, first)]  # fmt: skip
-        return sorted(clean, key=lambda root: -root.seq)
+        # What arrived was made by those that took what it is the gradient of, and what no call that
+        # was seen took, by the latest.
+        took = {root.seq for call in _takers(step, first, owner)
+                if (root := self._root_of(by_seq, call)) is not None}  # fmt: skip
+        return sorted(clean, key=lambda root: (root.seq not in took, -root.seq))
 
     def _first_root_with(self, path: str) -> Root | None:
         inside = (root for root in self._roots
@@ -169,7 +173,8 @@ class Narrower:
         calls = [record for draft in replay.drafts
                  if isinstance(record := draft.record(), Call)]  # fmt: skip
         calls.sort(key=lambda call: call.seq)
-        tensors = {t.id: t for call in calls for t in call.tensors}
+        # A stand-in has the id of what it stands for, and is described there.
+        tensors = step.tensors | {t.id: t for call in calls for t in call.tensors}
         found = next((c for c in calls if c.op is not None and c.phase == phase
                       and _made_bad(c, tensors)), None)  # fmt: skip
         if found is not None and found.phase == "backward":
@@ -423,6 +428,18 @@ def _refusal(root: Root, phase: str) -> str | None:
     on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     capturing = on_cuda and torch.cuda.is_current_stream_capturing()
     return "a CUDA graph is being captured" if capturing else None
+
+
+def _takers(step: StepView, first: Call, owner: Call | None) -> list[Call]:
+    """The forward calls that took what the gradient that arrived at a call is of."""
+    bad = step.nonfinite(first.inputs)
+    if not bad or owner is None:
+        return []
+    names = {name for name, id in first.inputs if id == bad[0].id}
+    given = {id for name, id in owner.outputs if name in names}
+    if bad[0].grad_of is not None:
+        given.add(bad[0].grad_of)
+    return [c for c in step.forward() if any(id in given for _, id in c.inputs)]
 
 
 def _made_bad(call: Call, tensors: dict[int, Tensor]) -> bool:
