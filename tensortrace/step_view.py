@@ -299,6 +299,18 @@ def is_damage(finding: Finding) -> bool:
     return finding.code.startswith("TT1") and finding.severity != "note"
 
 
+def is_left_by(note: Finding, tensor: Tensor) -> bool:
+    """Whether a tensor of an earlier step is what a note about harmless values of TT101 tells of.
+
+    The tensor itself, or, by its shape, one that these values were written to in place.
+    """
+    if tensor.from_step is None or note.step > tensor.from_step:
+        return False
+    return note.step == tensor.from_step or list(tensor.shape or ()) in note.evidence.get(
+        "wrote", ()
+    )
+
+
 def finite(x: Scalar | None) -> bool:
     """Tell whether a scalar of the log is a finite number, or absent."""
     return x is None or (not isinstance(x, str) and math.isfinite(x))

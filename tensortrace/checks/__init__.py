@@ -32,13 +32,14 @@ from tensortrace.step_view import (
     finite,
     has_matrix,
     is_damage,
+    is_left_by,
     is_own_backward,
 )
 
 __all__ = [
     "CODE", "FILLS", "SECTIONS", "Check", "Draft", "Page", "StepView", "all_checks", "check",
     "clears", "closest", "completion_order", "count_text", "finite", "has_matrix", "is_damage",
-    "is_own_backward", "plain_op", "rates_rise", "select", "steadiness", "unheld",
+    "is_left_by", "is_own_backward", "plain_op", "rates_rise", "select", "steadiness", "unheld",
 ]  # fmt: skip
 
 # Narrowing, section 3 item 7: what fills with a literal is no origin, and memory from `empty` is

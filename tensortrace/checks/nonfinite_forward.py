@@ -19,9 +19,10 @@ from tensortrace.checks import (
     completion_order,
     count_text,
     is_damage,
+    is_left_by,
     plain_op,
 )
-from tensortrace.records import DERIVATIVE, Call, ChainLink, Tensor
+from tensortrace.records import DERIVATIVE, Call, ChainLink, Finding, Tensor
 from tensortrace.text import location_text, module_text, shape_text, short_dtype
 
 # Origins kept of one step: the first is what counts, the rest help to find which one did harm.
@@ -86,7 +87,7 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
     origins: list[Origin] = memory["origins"]
     if step.bad and len(origins) < KEPT:
         origins += _origins(step)[: KEPT - len(origins)]
-    if memory["told"] or not (origins or memory["before"]):
+    if memory["told"] or not step.bad:
         return
     damage = step.damage()
     guilty = _guilty(step, origins, damage) if damage and origins else None
@@ -101,6 +102,9 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
     elif damage and memory["before"] and step.inherits():
         memory["told"] = True
         yield _from_before(step, memory["before"][0], None, damage)
+    elif damage and not guilty and (earlier := _made_earlier(step)) is not None:
+        memory["told"] = True
+        yield _from_earlier(step, earlier, damage)
     elif step.summary is not None and not step.poisoned and step.blamed() is None:
         # 0 * -inf of a value that is a note already is no second one.
         own = [origin for origin in origins if not step.nonfinite(origin.call.inputs)]
@@ -155,7 +159,30 @@ def _from_before(
         note, message=message, severity="error",
         follows=step.blamed() if found is None else found.follows,
         cause=note.cause if found is None else found.cause, seq=None, tensor=None,
-        evidence=evidence, chain=links,
+        param=note.param if found is None else found.param, evidence=evidence, chain=links,
+    )  # fmt: skip
+
+
+def _made_earlier(step: StepView) -> Finding | None:
+    """Find the note of an earlier step whose values come in: kept in a list, or in a buffer."""
+    notes = [f for f in step.findings if f.code == "TT101" and f.severity == "note"]
+    for call in step.forward() if notes else ():
+        for tensor in step.hurt(call.inputs) if call.parent is None else ():
+            for note in reversed(notes):
+                if is_left_by(note, tensor):
+                    return note
+    return None
+
+
+def _from_earlier(step: StepView, note: Finding, damage: str) -> Draft:
+    """Make an error of a note of some earlier step, whose values did harm in this one."""
+    links = tuple(ChainLink(None, None, link.op, link.location) for link in note.chain)
+    return Draft(
+        message=f"{note.message.removesuffix(HARMLESS)}; made in step {note.step}",
+        follows=step.blamed(), cause=f"earlier {note.id}", phase="forward", module=note.module,
+        op=note.op, value=note.value, limit=0, location=note.location,
+        explanation=note.explanation, fix=note.fix,
+        evidence={**note.evidence, "reached": damage, "made_in_step": note.step}, chain=links,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-from tensortrace.checks import FILLS, Draft, StepView, check, count_text, plain_op
+from tensortrace.checks import FILLS, Draft, StepView, check, count_text, is_left_by, plain_op
 from tensortrace.records import Call, Severity, Tensor
 from tensortrace.text import location_text
 
@@ -108,6 +108,8 @@ def _entries(step: StepView, left: int | None) -> Iterator[_Entry]:
             seen.add(id)
             tensor = step.tensors.get(id)
             if tensor is None or not tensor.nonfinite or not _is_data(tensor, left):
+                continue
+            if any(f.code == "TT101" and is_left_by(f, tensor) for f in step.findings):
                 continue
             if not any(seq < call.seq and shape == tensor.shape for seq, shape in grads):
                 yield call, name, tensor

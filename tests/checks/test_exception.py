@@ -8,7 +8,7 @@ import pytest
 
 from tensortrace.records import Action, Location
 from tests.builders import HERE, make_call, make_tensor
-from tests.checks import closing, find, module, op, optimizer
+from tests.checks import closing, find, loss, module, op, optimizer
 
 # One message of torch's for each kind of mistake, with nothing else known.
 MESSAGES = [
@@ -158,3 +158,18 @@ def test_memory_counts_parameters_outputs_and_the_shape_that_grew() -> None:
     # A step in between that was not written says nothing about the one before.
     apart = [head, *step(0, 8), closing(0), closing(1), *step(2, 4096), raised(text, step=2)]
     assert "went from" not in find(apart, "TT801")[0].message
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("Expected parameter loc to satisfy the constraint Real(), but found invalid values", True),
+    ("linalg.svd: the input matrix contained non-finite values", True),
+    ("probability tensor contains either `inf`, `nan` or element < 0", True),
+    ("index 5 is out of bounds for dimension 1 with size 4", False),
+    ("information is missing", False),
+])  # fmt: skip
+def test_an_exception_about_values_says_what_spoilt_them(text: str, told: bool) -> None:
+    bad = op(1, "log", [1], [2], [make_tensor(1, 4), make_tensor(2, 4, nan=4)], location=HERE)
+    spoilt = [bad, loss(2, "NaN", 2), optimizer(3, grad_norm="NaN"), closing()]
+    (finding,) = [f for f in find([*spoilt, raised(text, step=1)]) if f.code == "TT801"]
+    assert ("since step 0 there are values made by log" in finding.explanation) == told
+    assert ("(TT101-1)" in finding.explanation) == told

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check
+from tensortrace.checks import Draft, StepView, check, is_damage
 from tensortrace.checks.exception import backward, other, shapes, values
 from tensortrace.checks.exception.facts import Facts, Match, Told, quoted
 from tensortrace.text import location_text
@@ -43,7 +44,7 @@ def exception(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
             continue
         memory["told"] = [*memory["told"][-8:], key]
         facts = Facts(action, step, before[1] if before[0] == step.number - 1 else {}, inputs)
-        told = _explain(facts)
+        told = _after_damage(_explain(facts), facts)
         yield Draft(
             message=told.message, explanation=told.why, fix=told.fix, chain=told.chain,
             cause=f"{facts.type} {location_text(action.location)}", phase=facts.phase,
@@ -76,6 +77,26 @@ def _explain(facts: Facts) -> Told:
     if "gather_map" in facts.torch:
         return other.python_number(facts)
     return other.anything_else(facts)
+
+
+# What PyTorch and its distributions say of values that no computation can go on with.
+_OF_VALUES = re.compile(
+    r"invalid values|finite|converge|singular|positive-definite|probability tensor|"
+    r"\b(?:nan|nans|inf|infs)\b",
+    re.IGNORECASE,
+)
+
+
+def _after_damage(told: Told, facts: Facts) -> Told:
+    """Add what spoilt the values before, to an exception that is about values."""
+    damage = next((f for f in reversed(facts.step.findings) if is_damage(f)), None)
+    if damage is None or not _OF_VALUES.search(facts.text):
+        return told
+    by = f" made by {damage.op or damage.module}" if damage.op or damage.module else ""
+    at = f" at {location_text(damage.location)}" if damage.location else ""
+    why = f"{told.why}; since step {damage.step} there are values{by}{at} that are not finite"
+    fix = told.fix or f"mend {damage.id} first: {damage.fix}"
+    return replace(told, why=f"{why} ({damage.id})", fix=fix)
 
 
 # Tried in this order; the first that has something to say is taken.

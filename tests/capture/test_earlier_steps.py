@@ -1,0 +1,107 @@
+"""Values that an earlier step made without harm, and that do harm now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.checks.traced import find_live
+
+
+def error(program: Any) -> Any:
+    """The one error of a program; its line is marked."""
+    found = [f for f in find_live(program) if f.severity != "note"]
+    assert len(found) == 1
+    assert found[0].location is not None
+    assert found[0].location.code is not None
+    assert found[0].location.code.endswith("# the cause")
+    return found[0]
+
+
+def rollout(bad_at: int) -> None:
+    """Each call of the policy without grad is a step; the reward is used many steps later."""
+    policy = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(policy.parameters())
+    for turn in range(bad_at + 2):
+        states, rewards = [], []
+        with torch.no_grad():
+            for k in range(8):
+                action = policy(torch.randn(1, 2))
+                state = torch.zeros(1, 2) if (turn, k) == (bad_at, 2) else torch.rand(1, 2) + 0.1
+                reward = (state * action).sum(1) / state.norm(dim=1)  # the cause
+                states.append(state)
+                rewards.append(reward)
+        advantage = torch.cat(rewards) - torch.cat(rewards).mean()
+        loss = (policy(torch.cat(states)).sum(1) * advantage).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def replay_buffer(bad_at: int) -> None:
+    """What is written to a buffer is drawn from it some steps later."""
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    states, rewards = torch.randn(16, 4), torch.randn(16)
+    for step in range(bad_at + 6):
+        action = torch.zeros(2) if step == bad_at else torch.rand(2) + 0.1
+        reward = action.sum() / action.norm()  # the cause
+        states[step % 16], rewards[step % 16] = torch.randn(4), reward
+        drawn = torch.arange(bad_at + 1, bad_at + 9) % 16
+        drawn[0] = bad_at % 16 if step == bad_at + 4 else drawn[1]
+        loss = (model(states[drawn])[:, 0] - rewards[drawn]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("bad_at", [1, 5, 29])
+@pytest.mark.parametrize("program", [rollout, replay_buffer])
+def test_the_step_that_made_them_is_named(program: Any, bad_at: int) -> None:
+    found = error(lambda: program(bad_at))
+    assert (found.code, found.op, found.phase) == ("TT101", "div", "forward")
+    assert f"made in step {found.evidence['made_in_step']}" in found.message
+    assert found.evidence["made_in_step"] < found.step - 1
+    # Its seq and tensor would be those of another step.
+    assert (found.seq, found.tensor) == (None, None)
+
+
+@pytest.mark.parametrize("bad_at", [0, 3, 33])
+def test_weights_written_after_the_update_are_one_finding(bad_at: int) -> None:
+    def program() -> None:
+        embedding = nn.Embedding(12, 4)
+        optimizer = torch.optim.SGD(embedding.parameters(), 0.1)
+        for step in range(bad_at + 4):
+            optimizer.zero_grad()
+            embedding(torch.arange(12)).square().mean().backward()
+            optimizer.step()
+            with torch.no_grad():
+                if step == bad_at:
+                    embedding.weight[3] = 0.0
+                embedding.weight.div_(embedding.weight.norm(dim=1, keepdim=True))  # the cause
+
+    found = error(program)
+    assert (found.step, found.code, found.op, found.param) == (
+        bad_at + 1,
+        "TT101",
+        "div_",
+        "weight",
+    )
+
+
+def test_what_is_healed_before_it_is_used_does_no_harm() -> None:
+    def program() -> None:
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.Adam(model.parameters())
+        kept: list[torch.Tensor] = []
+        for step in range(8):
+            kept.append(torch.ones(4) / (torch.zeros(4) if step == 2 else torch.ones(4)))
+            x = torch.stack(kept).nan_to_num(0.0, 0.0, 0.0)
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+
+    assert [f.severity for f in find_live(program) if f.severity != "note"] == []
