@@ -6,6 +6,7 @@ here is what they share.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,14 +16,19 @@ from tensortrace.records import Call, Tensor
 from tensortrace.text import number_text, shape_text, short_dtype
 
 __all__ = [
-    "Carries", "Facts", "Reason", "counted", "first_index", "first_text", "follow", "large",
-    "limit_of", "masked", "negative", "plain", "range_text", "selector",
-    "values_text", "zero",
+    "Carries", "Facts", "Reason", "counted", "exp_limit", "first_index", "first_text", "follow",
+    "from_one", "jitter_text", "large", "largest", "limit_of", "masked", "negative", "plain",
+    "power_eps", "range_text", "rounding_text", "safe_eps", "selector", "values_text", "zero",
 ]  # fmt: skip
 
 # The largest finite number of a dtype.
 _LIMITS = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4e38, "float64": 1.8e308,
            "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}  # fmt: skip
+# Where exp leaves the range of a dtype: the logarithm of its largest number.
+_EXP_LIMITS = {"float16": 11.1, "float64": 709.8}
+_EXP2_LIMITS = {"float16": 16, "float64": 1024}
+# The first power of ten that 1 + it and 1 - it do not round away.
+_FROM_ONE = {"float16": "1e-3", "bfloat16": "1e-2"}
 # Ops that hand values on without computing any: what they return was made before them.
 _MOVING = (
     "view reshape transpose t permute getitem cat concat stack hstack vstack clone contiguous "
@@ -105,8 +111,12 @@ def masked(t: Tensor) -> float:
 
 def large(t: Tensor) -> float:
     """How far the largest element goes in the range of its dtype."""
-    ends = [abs(x) for x in (t.min, t.max) if x is not None]
-    return max(ends, default=0.0) / limit_of(t.dtype)
+    return largest(t) / limit_of(t.dtype)
+
+
+def largest(t: Tensor) -> float:
+    """The largest magnitude among the finite elements, 0 if there are none."""
+    return max((abs(x) for x in (t.min, t.max) if x is not None), default=0.0)
 
 
 def limit_of(dtype: str) -> float:
@@ -117,6 +127,45 @@ def limit_of(dtype: str) -> float:
 def range_text(dtype: str) -> str:
     """Name a dtype with its largest number: ``f16 (largest 65504)``."""
     return f"{short_dtype(dtype)} (largest {limit_of(dtype):g})"
+
+
+def exp_limit(word: str, dtype: str) -> float:
+    """Where exp, expm1, sinh, cosh or exp2 leaves the range of a dtype."""
+    limits, usual = (_EXP2_LIMITS, 128) if word == "exp2" else (_EXP_LIMITS, 88.7)
+    return limits.get(dtype, usual)
+
+
+def safe_eps(t: Tensor, usual: str, half: str) -> str:
+    """The eps to advise for a tensor: `usual`, or `half` in float16, where that rounds to 0.
+
+    With `half` the slope next to 0 has to stay under 65504 as well: 1e-4 for a log or a root.
+    """
+    return half if t.dtype == "float16" else usual
+
+
+def rounding_text(t: Tensor, usual: str) -> str:
+    """Say of float16 that an eps that is written for float32 does nothing in it."""
+    return f"; an eps of {usual} rounds to 0 in f16" if t.dtype == "float16" else ""
+
+
+def power_eps(t: Tensor, p: float | None) -> str:
+    """The eps to advise under the power p, whose slope there has to stay in the range too."""
+    if t.dtype != "float16":
+        return "1e-8"
+    fits = (e for e in ("1e-4", "1e-3", "1e-2")
+            if p is not None and abs(p) * float(e) ** (p - 1) < limit_of(t.dtype) / 10)  # fmt: skip
+    return next(fits, "1e-1" if p is None or p < 0 else "1e-2")
+
+
+def from_one(t: Tensor) -> str:
+    """How far from 1 or -1 to stay, for the dtype of a tensor."""
+    return _FROM_ONE.get(t.dtype, "1e-6")
+
+
+def jitter_text(t: Tensor) -> str:
+    """Advise what to add to the diagonal of a matrix: 1e-6 of its largest element, or of 1."""
+    power = math.ceil(math.log10(max(1.0, largest(t)))) - 6
+    return f"A + {f'1e{power}' if power else '1'} * torch.eye(n), more if that is too little"
 
 
 def counted(n: int, word: str) -> str:

@@ -9,21 +9,25 @@ from tensortrace.causes import (
     Facts,
     Reason,
     counted,
+    exp_limit,
+    from_one,
+    jitter_text,
     large,
+    largest,
+    limit_of,
     masked,
     negative,
+    power_eps,
     range_text,
+    rounding_text,
+    safe_eps,
     values_text,
     zero,
 )
 from tensortrace.records import Tensor
 from tensortrace.text import number_text, shape_text, short_dtype
 
-# Where exp leaves the range of a dtype: the logarithm of its largest number.
-_EXP_LIMITS = {"float16": 11.1, "float64": 709.8}
-_EXP2_LIMITS = {"float16": 16, "float64": 1024}
 _FLOAT32 = "compute this in float32: x.float(), inside torch.autocast(..., enabled=False)"
-_DIVIDE = "x / (y + 1e-8), or torch.where on the divisor before and on the result after"
 _MASK = (
     "let every row keep one position, or fill with torch.finfo(x.dtype).min instead of -inf"
 )  # fmt: skip
@@ -68,33 +72,42 @@ def _log(f: Facts) -> Reason:
     told = [counted(x.zeros, "zero")] if x.zeros else []
     told += [counted(nan, "negative")] if nan and negative(x) else []
     why = f"{f.word} of 0 is -inf and of a negative number NaN; {_got(x, *told)}"
-    fix = "x.clamp_min(1e-8).log(), or log_softmax / logsigmoid for a probability"
+    why += rounding_text(x, "1e-8")
+    fix = (f"x.clamp_min({safe_eps(x, '1e-8', '1e-4')}).{f.word}(), or log_softmax / logsigmoid "
+           "for a probability")  # fmt: skip
     return Reason(why, fix, x, zero if x.zeros else negative)
 
 
 def _log1p(f: Facts) -> Reason:
-    why = f"log1p of -1 is -inf and below it NaN; {_got(f.first)}"
-    return Reason(why, "x.clamp_min(-1 + 1e-6).log1p()", f.first, negative)
+    x = f.first
+    why = f"log1p of -1 is -inf and below it NaN; {_got(x)}"
+    return Reason(why, f"x.clamp_min(-1 + {from_one(x)}).log1p()", x, negative)
 
 
 def _xlogy(f: Facts) -> Reason:
     y = f.inputs[-1] if f.inputs else f.first
+    if f.word == "xlog1py":
+        why = f"x * log1p(y) is infinite for y = -1 and NaN below; as y {_got(y)}"
+        fix = f"torch.special.xlog1py(x, y.clamp_min(-1 + {from_one(y)}))"
+        return Reason(why, fix, y, negative)
     told = [counted(y.zeros, "zero")] if y.zeros else []
     why = f"x * log(y) is infinite for y = 0 and NaN below; as y {_got(y, *told)}"
-    return Reason(why, "torch.xlogy(x, y.clamp_min(1e-8))", y, zero if y.zeros else negative)
+    why += rounding_text(y, "1e-8")
+    fix = f"torch.xlogy(x, y.clamp_min({safe_eps(y, '1e-8', '1e-4')}))"
+    return Reason(why, fix, y, zero if y.zeros else negative)
 
 
 def _logit(f: Facts) -> Reason:
     why = f"logit is infinite at 0 and 1 and NaN outside of them; {_got(f.first)}"
-    return Reason(why, "torch.logit(x, eps=1e-6)", f.first, zero)
+    return Reason(why, f"torch.logit(x, eps={from_one(f.first)})", f.first, zero)
 
 
 def _sqrt(f: Facts) -> Reason:
     x = f.first
     told = [counted(f.came_out("nan"), "negative")] if f.came_out("nan") and negative(x) else []
     why = f"the root of a negative number is NaN; {_got(x, *told)}"
-    return Reason(why, "x.clamp_min(1e-12).sqrt(): also keeps the gradient at 0 finite", x,
-                  negative)  # fmt: skip
+    fix = f"x.clamp_min({safe_eps(x, '1e-12', '1e-4')}).sqrt()"
+    return Reason(why, f"{fix}: also keeps the gradient at 0 finite", x, negative)
 
 
 def _rsqrt(f: Facts) -> Reason:
@@ -102,29 +115,45 @@ def _rsqrt(f: Facts) -> Reason:
     told = [counted(x.zeros, "zero")] if x.zeros else []
     told += [counted(nan, "negative")] if nan and negative(x) else []
     why = f"1 / sqrt(x) is infinite at 0 and NaN for a negative number; {_got(x, *told)}"
-    return Reason(why, "(x + 1e-8).rsqrt()", x, zero if x.zeros else negative)
+    why += rounding_text(x, "1e-8") if x.zeros else ""
+    eps = safe_eps(x, "1e-8", "1e-3")
+    fix = f"x.clamp_min({eps}).rsqrt()" if negative(x) else f"(x + {eps}).rsqrt()"
+    return Reason(why, fix, x, zero if x.zeros else negative)
 
 
 def _div(f: Facts) -> Reason:
     """The divisor is the second tensor; of one tensor and a number either may be it."""
     number = f.number("other", "1")
-    if len(f.inputs) == 1 and number == 0:
+    if len(f.inputs) == 1 and number == 0 and f.first.zeros and f.first.zeros == f.first.numel:
+        return Reason(f"0 / 0 is NaN: it is divided by the number 0, or that by it, and "
+                      f"{_got(f.first)}",
+                      "max(n, 1) for a count as divisor")  # fmt: skip
+    # 0 / x is 0 elsewhere.
+    bad = sum(t.nonfinite for t in f.outputs)
+    if len(f.inputs) == 1 and number == 0 and bad == f.first.numel:
         return Reason(f"x / 0 is infinite and 0 / 0 NaN: it is divided by the number 0, and "
                       f"{_got(f.first)}", "max(n, 1) for a count as divisor")  # fmt: skip
+    if len(f.inputs) == 1 and number and largest(f.first) > abs(number) * limit_of(f.dtype):
+        why = f"the quotient by {number_text(number)} is over the range of {range_text(f.dtype)}"
+        return Reason(f"{why}; {_got(f.first)}", "scale the inputs down before it", f.first, large)
     y = f.inputs[-1] if f.inputs else f.first
+    fix = (f"x / (y + {safe_eps(y, '1e-8', '1e-2')}), or torch.where on the divisor before and on "
+           "the result after")  # fmt: skip
     if y.zeros:
         why = (f"x / 0 is infinite and 0 / 0 is NaN; the divisor has {counted(y.zeros, 'zero')} "
                f"out of {y.numel} ({values_text(y)})")  # fmt: skip
-        return Reason(why, _DIVIDE, y, zero)
+        return Reason(why + rounding_text(y, "1e-8"), fix, y, zero)
     why = f"the quotient is over the range of {range_text(f.dtype)}"
     why += f"; the divisor is {values_text(y)}"
-    return Reason(why, _DIVIDE, y)
+    return Reason(why, fix, y)
 
 
 def _pow(f: Facts) -> Reason:
     x, p = f.first, f.number("exponent", "1")
+    if p is None and len(f.inputs) == 1:  # of a number to the power of a tensor
+        return _general(f) if f.came_out("nan") else _overflow(f)
     power = "a negative power" if p is None else f"the power {number_text(p)}"
-    fix = "x.clamp_min(1e-8).pow(p)"
+    fix = f"x.clamp_min({power_eps(x, p)}).pow(p)"
     if x.zeros and f.came_out("posinf") and (p is None or p < 0):
         return Reason(f"0 to {power} is infinite; {_got(x, counted(x.zeros, 'zero'))}", fix, x,
                       zero)  # fmt: skip
@@ -136,8 +165,7 @@ def _pow(f: Facts) -> Reason:
 
 
 def _exp(f: Facts) -> Reason:
-    limits, usual = (_EXP2_LIMITS, 128) if f.word == "exp2" else (_EXP_LIMITS, 88.7)
-    limit, x = limits.get(f.dtype, usual), f.first
+    limit, x = exp_limit(f.word, f.dtype), f.first
     why = f"{f.word} is over the range of {short_dtype(f.dtype)} above {limit}; {_got(x)}"
     first = "x.float() before it, " if f.dtype == "float16" else ""
     fix = (f"{first}subtract the maximum first, x.clamp(max={limit - limit % 10:g}), or use "
@@ -146,13 +174,14 @@ def _exp(f: Facts) -> Reason:
 
 
 def _arc(f: Facts) -> Reason:
+    eps = from_one(f.first)
     if f.word in ("acosh", "arccosh"):
-        return Reason(f"{f.word} is defined from 1 on; {_got(f.first)}", "x.clamp_min(1 + 1e-6)",
-                      f.first, large)  # fmt: skip
+        return Reason(f"{f.word} is defined from 1 on; {_got(f.first)}",
+                      f"{f.word}(x.clamp_min(1 + {eps}))", f.first, large)  # fmt: skip
     ends = "infinite at -1 and 1 and NaN beyond" if f.word in (
         "atanh", "arctanh", "erfinv") else "defined between -1 and 1 only"  # fmt: skip
     why = f"{f.word} is {ends}; {_got(f.first)}"
-    return Reason(why, f"{f.word}(x.clamp(-1 + 1e-6, 1 - 1e-6))", f.first, large)
+    return Reason(why, f"{f.word}(x.clamp(-1 + {eps}, 1 - {eps}))", f.first, large)
 
 
 def _softmax(f: Facts) -> Reason:
@@ -224,6 +253,54 @@ def _overflow(f: Facts) -> Reason:
     return Reason(why, fix, largest, large)
 
 
+def _mul(f: Facts) -> Reason:
+    """NaN of finite numbers and -inf can only be 0 * -inf."""
+    bad = next((t for t in f.inputs if t.neginf), None)
+    if bad is None or not f.came_out("nan"):
+        return _overflow(f)
+    why = f"0 * -inf is NaN, not 0; it got {bad.neginf} -inf of {bad.numel} ({values_text(bad)})"
+    fix = "to leave elements out, select instead of multiplying: torch.where(ok, x, 0.0)"
+    return Reason(why, fix, bad, masked)
+
+
+def _determinant(f: Facts) -> Reason:
+    x = f.first
+    if f.word in ("det", "linalgdet"):
+        why = f"the determinant is over the range of {range_text(f.dtype)}; {_got(x)}"
+        return Reason(why, "torch.linalg.slogdet(A): its sign and its logarithm", x, large)
+    if f.came_out("nan") and f.word == "logdet":
+        why = f"the logarithm of a negative determinant is NaN; {_got(x)}"
+        return Reason(why, "torch.linalg.slogdet(A), or a matrix that is positive definite", x)
+    if not f.came_out("neginf"):
+        return _general(f)
+    why = f"the matrix is singular: its determinant is 0, the logarithm of which is -inf; {_got(x)}"
+    return Reason(why, jitter_text(x), x)
+
+
+def _inverse(f: Facts) -> Reason:
+    """The matrix is the first input; of a large one the products inside may be over the range."""
+    x = f.first
+    if any(largest(t) ** 2 > limit_of(t.dtype) for t in f.inputs):
+        return _overflow(f)
+    what = "the solution" if "solve" in f.word else "its inverse"
+    why = f"the matrix is singular or so nearly that {what} is over the range; {_got(x)}"
+    return Reason(why, f"{jitter_text(x)}, or torch.linalg.lstsq / pinv", x)
+
+
+def _cholesky(f: Facts) -> Reason:
+    why = f"the matrix is not positive definite, or too nearly singular to tell; {_got(f.first)}"
+    return Reason(why, jitter_text(f.first), f.first)
+
+
+def _triangular(f: Facts) -> Reason:
+    """What went in by name: L of cholesky_solve comes second, A of solve_triangular first."""
+    told = ", ".join(values_text(t) for t in f.inputs[:2])
+    why = ("it divides by the diagonal of the triangular matrix, on which there is 0 or nearly: "
+           "what that was decomposed from is singular, or not positive definite, or the result is "
+           f"over the range; it got {told}")  # fmt: skip
+    return Reason(why, f"{jitter_text(f.first)}, before it is decomposed", f.first)
+
+
 def _spread(f: Facts) -> Reason:
     x = f.first
     given = f.arguments.get("dim")
@@ -249,11 +326,16 @@ def _mean(f: Facts) -> Reason:
 
 def _normalize(f: Facts) -> Reason:
     x, eps = f.first, f.number("eps")
-    told = [counted(x.zeros, "zero")] if x.zeros else []
-    small = f"eps {number_text(eps if eps is not None else 1e-12)}"
-    why = (f"a vector of zeros has the norm 0, and {small} rounds to 0 in {short_dtype(x.dtype)}: "
-           f"0 / 0; {_got(x, *told)}")  # fmt: skip
-    return Reason(why, "F.normalize(x.float(), eps=1e-6), or skip the vectors of zeros", x, zero)
+    eps = 1e-12 if eps is None else eps
+    if not x.zeros or eps > (3e-8 if x.dtype == "float16" else 0):
+        return _overflow(f)
+    told = [counted(x.zeros, "zero")]
+    small = f"eps {number_text(eps)}"
+    small += f" rounds to 0 in {short_dtype(x.dtype)}" if eps else ""
+    why = f"a vector of zeros has the norm 0, and {small}: 0 / 0; {_got(x, *told)}"
+    half = "F.normalize(x.float(), eps=1e-3), or skip the vectors of zeros"
+    fix = half if x.dtype == "float16" else half.replace("1e-3", "1e-6")
+    return Reason(why, fix, x, zero)
 
 
 def _layer_norm(f: Facts) -> Reason:
@@ -273,7 +355,8 @@ def _cast(f: Facts) -> Reason:
 def _product(f: Facts) -> Reason:
     reason = _overflow(f)
     return Reason(reason.why.replace("the result", "the product"),
-                  "x.log().sum().exp(), or multiply in float64", reason.blamed)  # fmt: skip
+                  "keep its logarithm, x.log().sum(), or multiply in float64",
+                  reason.blamed)  # fmt: skip
 
 
 def _general(f: Facts) -> Reason:
@@ -287,15 +370,21 @@ _BY_WORD: dict[str, Callable[[Facts], Reason]] = {
     for explain_, words in (
         (_log, "log log2 log10"), (_log1p, "log1p"), (_xlogy, "xlogy xlog1py"), (_logit, "logit"),
         (_sqrt, "sqrt"), (_rsqrt, "rsqrt"),
-        (_div, "div truediv divide reciprocal floordivide rtruediv rdiv remainder fmod itruediv"),
+        (_div, "div truediv truedivide divide reciprocal floordivide rtruediv rdiv remainder fmod "
+               "itruediv"),
         (_pow, "pow rpow floatpower"), (_exp, "exp exp2 expm1 sinh cosh"),
         (_arc, "acos asin arccos arcsin atanh arctanh erfinv acosh arccosh"),
         (_softmax, "softmax logsoftmax softmin"),
         (_attention, "scaleddotproductattention multiheadattentionforward"),
         (_loss, "crossentropy nllloss nll binarycrossentropy bce kldiv"), (_ctc, "ctcloss ctc"),
-        (_overflow, "matmul mm bmm addmm baddbmm linear conv1d conv2d conv3d einsum sum cumsum mul "
-                    "add sub norm linalgvectornorm square rmatmul iadd imul isub dot mv bilinear "
+        (_overflow, "matmul mm bmm addmm baddbmm linear conv1d conv2d conv3d einsum sum cumsum "
+                    "add sub norm linalgvectornorm square rmatmul iadd isub dot mv bilinear "
                     "mseloss l1loss smoothl1loss huberloss"),
+        (_mul, "mul multiply imul rmul"),
+        (_determinant, "det linalgdet slogdet linalgslogdet logdet"),
+        (_inverse, "inverse inv linalginv linalginvex linalgsolve linalgsolveex"),
+        (_cholesky, "cholesky linalgcholesky linalgcholeskyex"),
+        (_triangular, "choleskysolve linalgsolvetriangular triangularsolve choleskyinverse"),
         (_spread, "std var stdmean varmean"), (_mean, "mean nanmean"), (_normalize, "normalize"),
         (_layer_norm, "layernorm groupnorm batchnorm instancenorm rmsnorm"),
         (_cast, "to half type bfloat16"), (_product, "prod cumprod"),

@@ -174,6 +174,14 @@ FORWARD = {
     "cumprod": Case(
         "cumprod", lambda x: (unit(x) + 1e15).cumprod(1), lambda x: (unit(x) + 1.0).cumprod(1),
         ("the product is over the range of f32",)),
+    "slogdet": Case(
+        "linalg_slogdet", lambda x: torch.linalg.slogdet(x.T @ x * 0)[1],
+        lambda x: torch.linalg.slogdet(x.T @ x * 0 + torch.eye(4))[1],
+        ("the matrix is singular: its determinant is 0", "f32 [4, 4], all 0")),
+    "inverse": Case(
+        "linalg_inv_ex", lambda x: torch.linalg.inv_ex(x.T @ x * 0)[0],
+        lambda x: torch.linalg.inv_ex(x.T @ x * 0 + torch.eye(4))[0],
+        ("the matrix is singular or so nearly that its inverse is over the range",)),
     "anything else": Case(
         "digamma", lambda x: -unit(x).digamma(), lambda x: (unit(x) + 1).digamma(),
         ("outside its domain or over its range; it got f32 [3, 4] from 0 to",)),
@@ -222,6 +230,16 @@ BACKWARD = {
         "linalg_eigh", lambda x: torch.linalg.eigh((x[0, 0] * 0).nan_to_num() + torch.eye(3))[1],
         lambda x: torch.linalg.eigvalsh(x[0, 0] * 0 + torch.eye(3)),
         ("eigenvalues a and b", "infinite where they are equal")),
+    "acosh": Case(
+        "acosh", lambda x: (unit(x) * 0 + 1).acosh(), lambda x: unit(x).clamp_min(1.1).acosh(),
+        ("the slope of acosh is 1 / sqrt(x**2 - 1): infinite at 1; it got f32 [3, 4], all 1",)),
+    "qr": Case(
+        "linalg_qr", lambda x: torch.linalg.qr(x.T[:, :2] * 0)[1],
+        lambda x: torch.linalg.qr(x.T[:, :2])[1], ("the inverse of its factor R",)),
+    "digamma": Case(
+        "digamma", lambda x: (unit(x) * 0 + 1e-30).digamma() * 1e-8,
+        lambda x: (unit(x) + 1).digamma(),
+        ("its slope there is infinite or over the range, or a hook", "all 1e-30")),
     "anything else": Case(
         "erfinv", lambda x: (unit(x) * 0 + 0.99999994).erfinv() * 1e35,
         lambda x: (unit(x) * 0.5).erfinv(),
