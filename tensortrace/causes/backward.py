@@ -29,6 +29,7 @@ _HOOKS = (
     "look at what the hooks of this tensor and module return (register_hook, "
     'register_full_backward_hook), and at the gradients that arrive: level="op" records them'
 )
+_SHORTER = "compute this in float32, scale the loss down, or clip before"
 _ADDED = frozenset({"addmm", "baddbmm"})  # their first input is added, not multiplied
 
 
@@ -65,7 +66,8 @@ def _spoilt(f: Facts) -> Reason | None:
                ]  # fmt: skip
     elif f.word in _BY_WORD and f.word not in _SELECTS.split():
         # The dividend is a factor of the gradient of the divisor alone.
-        used = f.inputs[-1:] if f.word in DIVISIONS.split() else f.inputs
+        only = f.word in DIVISIONS.split() and f.inputs and not f.inputs[-1].requires_grad
+        used = f.inputs[-1:] if only else f.inputs
         bad = [t for t in used if t.nan]
     else:
         return None
@@ -85,6 +87,15 @@ def _spoilt(f: Facts) -> Reason | None:
 def _elsewhere(f: Facts) -> Reason:
     """The values do not show it: say what is known and no more."""
     told = ", ".join(values_text(t) for t in f.inputs[:3])
+    if "float16" in (
+        f.dtype,
+        *(t.dtype for t in f.inputs),
+    ):  # far more often than a hook it is a loss scale
+        why = (f"finite gradients went in, others came out, which {told} in the forward pass does "
+               f"not explain: they were near the end of the range of {range_text('float16')} "
+               "before, or over it in float32, or a hook on the tensor or module may have changed "
+               "them")  # fmt: skip
+        return Reason(why, f"{_SHORTER}; or {_HOOKS}")
     why = (f"finite gradients went in, others came out, which {told} in the forward pass does not "
            "explain: a hook on the tensor or module may have changed them, or they were near the "
            f"end of the range of {short_dtype(f.dtype)} before")  # fmt: skip
@@ -254,8 +265,7 @@ def _product_of(f: Facts) -> Reason:
     told = ", ".join(values_text(t) for t in f.inputs[:3])
     why = "the gradient times what went in is over the range of "
     why += f"{range_text(f.dtype)}; it got {told}"
-    fix = "compute this in float32, scale the loss down, or clip before"
-    return Reason(why, fix, max(f.inputs, key=large, default=None), large)
+    return Reason(why, _SHORTER, max(f.inputs, key=large, default=None), large)
 
 
 def _xlogy(f: Facts) -> Reason:

@@ -202,6 +202,10 @@ def _attention(f: Facts) -> Reason:
                f"{hidden} of {mask.numel} ({values_text(mask)})")  # fmt: skip
         return Reason(why, _MASK, mask, masked if mask.neginf else zero)
     told = ", ".join(values_text(t) for t in f.inputs[:2])
+    query, key = (f.inputs * 2)[:2] if f.inputs else (f.first, f.first)
+    products = query.shape[-1] * largest(query) * largest(key) if query.shape else math.inf
+    if query.min is not None and key.min is not None and products < limit_of(f.dtype):
+        return _general(f)
     why = f"query times key is over the range of {short_dtype(f.dtype)}; it got {told}"
     return Reason(why, "normalise query and key (layer_norm) or scale them down before", f.first,
                   large)  # fmt: skip
@@ -253,11 +257,22 @@ def _overflow(f: Facts) -> Reason:
     return Reason(why, fix, largest, large)
 
 
+def _arithmetic(f: Facts) -> Reason:
+    """Sums and products: over the range only if all the largest together are."""
+    if any(t.nonfinite or t.min is None for t in f.inputs) or not f.inputs:
+        return _overflow(f)
+    numbers = [abs(n) for n in f.arguments.values() if isinstance(n, (int, float))]
+    most = math.prod(max(1.0, n) for n in (*map(largest, f.inputs), *numbers))
+    terms = 4 * max(t.numel for t in f.inputs)
+    # Of one input, and of the difference of two, the square may be meant.
+    return _overflow(f) if terms * most**2 > limit_of(f.dtype) else _general(f)
+
+
 def _mul(f: Facts) -> Reason:
     """NaN of finite numbers and -inf can only be 0 * -inf."""
     bad = next((t for t in f.inputs if t.neginf), None)
     if bad is None or not f.came_out("nan"):
-        return _overflow(f)
+        return _arithmetic(f)
     why = f"0 * -inf is NaN, not 0; it got {bad.neginf} -inf of {bad.numel} ({values_text(bad)})"
     fix = "to leave elements out, select instead of multiplying: torch.where(ok, x, 0.0)"
     return Reason(why, fix, bad, masked)
@@ -377,7 +392,7 @@ _BY_WORD: dict[str, Callable[[Facts], Reason]] = {
         (_softmax, "softmax logsoftmax softmin"),
         (_attention, "scaleddotproductattention multiheadattentionforward"),
         (_loss, "crossentropy nllloss nll binarycrossentropy bce kldiv"), (_ctc, "ctcloss ctc"),
-        (_overflow, "matmul mm bmm addmm baddbmm linear conv1d conv2d conv3d einsum sum cumsum "
+        (_arithmetic, "matmul mm bmm addmm baddbmm linear conv1d conv2d conv3d einsum sum cumsum "
                     "add sub norm linalgvectornorm square rmatmul iadd isub dot mv bilinear "
                     "mseloss l1loss smoothl1loss huberloss"),
         (_mul, "mul multiply imul rmul"),

@@ -24,6 +24,8 @@ def steepest(f: Facts) -> float | None:
     slope = _SLOPES.get(f.word)
     if slope is None or not f.inputs or f.first.min is None or f.first.max is None:
         return None
+    if slope is not _of_product and any(t.nonfinite for t in f.inputs):
+        return None
     try:
         return slope(f, f.first)
     except (ArithmeticError, ValueError):  # at the singular point, or beyond it
@@ -37,6 +39,28 @@ def _of_root(f: Facts, x: Tensor) -> float:
 
 def _of_log(f: Facts, x: Tensor) -> float:
     return 2 / _above_0(x.min)
+
+
+def _of_log1p(f: Facts, x: Tensor) -> float:
+    return 1 / _above_0(1 + (x.min or 0.0))
+
+
+def _of_logit(f: Facts, x: Tensor) -> float:
+    return 1 / (_above_0(x.min) * _above_0(1 - (x.max or 0.0)))
+
+
+def _of_xlogy(f: Facts, x: Tensor) -> float:
+    y = f.inputs[-1]
+    low = _above_0(y.min if f.word == "xlogy" else 1 + (y.min or 0.0))
+    return max(1.0, largest(x)) / low
+
+
+def _of_hypot(f: Facts, x: Tensor) -> float:
+    return 1.0 if any(not t.zeros for t in f.inputs) else math.inf
+
+
+def _of_one(f: Facts, x: Tensor) -> float:
+    return 1.0
 
 
 def _of_arc(f: Facts, x: Tensor) -> float:
@@ -83,6 +107,9 @@ _SLOPES: dict[str, Callable[[Facts, Tensor], float]] = {
     word: slope
     for slope, words in (
         (_of_root, "sqrt rsqrt"), (_of_log, "log log2 log10"),
+        (_of_log1p, "log1p"), (_of_logit, "logit"), (_of_xlogy, "xlogy xlog1py"),
+        (_of_hypot, "hypot"),
+        (_of_one, "logsumexp logaddexp logcumsumexp add sub iadd isub to float half clone"),
         (_of_arc, "acos asin arccos arcsin atanh arctanh erfinv acosh arccosh"),
         (_of_pow, "pow floatpower"), (_of_div, DIVISIONS),
         (_of_exp, "exp expm1 exp2 sinh cosh"), (_of_product, PRODUCTS),

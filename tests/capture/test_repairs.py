@@ -202,7 +202,8 @@ CALM = torch.tensor([0.5, 0.9])
     ("sqrt", [CALM], {}), ("rsqrt", [CALM], {}), ("log", [CALM], {}), ("acos", [CALM], {}),
     ("acosh", [CALM + 1], {}), ("div", [CALM, CALM], {}), ("div", [CALM], {"other": 2.0}),
     ("pow", [CALM], {"exponent": 0.5}), ("pow", [CALM * 0], {"exponent": 2.0}),
-    ("exp", [CALM], {}),
+    ("exp", [CALM], {}), ("log1p", [CALM - 1], {}), ("logit", [CALM], {}),
+    ("xlogy", [CALM * 0, CALM], {}), ("hypot", [CALM * 0, CALM], {}), ("logsumexp", [CALM], {}),
 ])  # fmt: skip
 def test_moderate_numbers_are_not_blamed(
     word: str, inputs: list[Tensor], arguments: dict[str, float]
@@ -210,6 +211,9 @@ def test_moderate_numbers_are_not_blamed(
     reason = backward.explain(facts(word, *inputs, **arguments))
     assert "a hook on the tensor or module may have changed them" in reason.why
     assert not re.search(r"infinite|the gradient times|slope", reason.why)
+    short = backward.explain(facts(word, *(x.half() for x in inputs), **arguments))
+    assert "near the end of the range of f16 (largest 65504) before" in short.why
+    assert "scale the loss down" in (short.fix or "")
 
 
 @pytest.mark.parametrize(("word", "inputs", "arguments"), [
@@ -217,6 +221,8 @@ def test_moderate_numbers_are_not_blamed(
     ("linear", [CALM.half(), CALM.half() * 6e4], {}), ("acos", [CALM + 0.1], {}),
     ("acosh", [CALM + 0.5], {}), ("div", [CALM, CALM * 1e-30], {}), ("atanh", [CALM * 2], {}),
     ("pow", [CALM * 0], {"exponent": 0.5}), ("exp", [CALM * 100], {}),
+    ("log1p", [ENDS], {}), ("logit", [CALM + 0.1], {}), ("xlogy", [CALM, CALM * 0], {}),
+    ("hypot", [FROM_0, FROM_0], {}), ("logsumexp", [CALM.log() - math.inf], {}),
 ])  # fmt: skip
 def test_numbers_that_may_do_it_are(
     word: str, inputs: list[Tensor], arguments: dict[str, float]
@@ -294,3 +300,39 @@ def test_number_to_the_power_of_a_tensor_overflows() -> None:
     x = torch.tensor([0.0, 200.0])
     assert "over the range" in forward.explain(facts("pow", x, out=2.0**x)).why
     assert "a ** x log(a)" in backward.explain(facts("pow", x)).why
+
+
+def test_gradient_that_is_cast_to_float16_is_told_as_such() -> None:
+    x = torch.ones(3, dtype=torch.float16, requires_grad=True)
+    (x.float() * 1e6).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isinf().all()
+    reason = backward.explain(facts("float", x.detach(), out=x.detach().float()))
+    assert "range of f16 (largest 65504) before, or over it in float32" in reason.why
+    assert "scale the loss down" in (reason.fix or "")
+
+
+def test_sum_and_product_of_moderate_numbers_are_not_over_the_range() -> None:
+    nan = torch.tensor(math.nan)
+    for word in ("matmul", "linear", "sum", "norm", "add"):
+        assert "outside its domain or" in forward.explain(facts(word, CALM, CALM, out=nan)).why
+        large = CALM * 1e20
+        assert "the result is over" in forward.explain(facts(word, large, large, out=nan)).why
+    half = torch.full((300,), 300.0).half()
+    assert "the result is over" in forward.explain(facts("sum", half, out=half.sum())).why
+
+
+def test_attention_of_moderate_numbers_is_not_over_the_range() -> None:
+    x, nan = torch.ones(1, 3, 4), torch.tensor(math.nan)
+    for factor, over in ((1.0, False), (1e20, True)):
+        why = forward.explain(
+            facts("scaleddotproductattention", x * factor, x * factor, x, out=nan)
+        ).why
+        assert ("query times key" in why) is over
+
+
+def test_missing_value_divided_by_what_has_a_gradient_is_told() -> None:
+    bad = torch.tensor([math.nan, 1.0])
+    for wanted in (True, False):
+        f = Facts("div", [told(bad), told(CALM, requires_grad=wanted)], [told(bad)])
+        assert ("0 * NaN" in backward.explain(f).why) is wanted
