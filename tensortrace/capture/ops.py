@@ -165,7 +165,7 @@ def _other_turn(
     if name in _DETACHING and recorder.on["ops"] and _detaches(func, name):
         return _Turn(recorder, name, name, None, _detach)
     if op is None or not recorder.on["ops"]:
-        asked = name in SYNCS or (name in HOOKS and recorder.replaying)
+        asked = name in SYNCS or name in HOOKS
         return _Turn(recorder, name, name, None, _ask) if asked else None
     if name in BACKWARD and getattr(func, "__module__", "").startswith("torch."):
         return _Turn(recorder, name, op, None, _run_backward)
@@ -191,7 +191,11 @@ def _ask(
 ) -> Any:
     """Call what is no op."""
     if turn.name in HOOKS:
-        return RemovableHandle(OrderedDict())  # a hook of the user's must not run twice
+        with Ours(turn.recorder, "ops"):
+            turn.recorder.hook_given(args[1] if len(args) > 1 else kwargs.get("hook"))
+        if turn.recorder.replaying:
+            return RemovableHandle(OrderedDict())  # a hook of the user's must not run twice
+        return func(*args, **kwargs)
     _sync(turn.recorder, turn.name, args)
     return func(*args, **kwargs)
 

@@ -40,6 +40,7 @@ from tensortrace.capture.roots import Root, Roots
 from tensortrace.capture.source import SourceLines
 from tensortrace.capture.stats import StatsQueue
 from tensortrace.capture.tensors import TensorTable
+from tensortrace.capture.user_hooks import MOST, where_defined
 from tensortrace.capture.wanted import Wanted
 from tensortrace.checks import StepView
 from tensortrace.errors import TraceStoppedError
@@ -153,6 +154,8 @@ class Recorder:
         # forward calls, and (seq, nth) of those that no checkpoint has recomputed yet.
         self.calls_of_step: dict[tuple[str, type], list[int]] = {}
         self.to_recompute: dict[tuple[str, type], list[tuple[int, int]]] = {}
+        # Where the hooks are defined that were put on tensors in this step.
+        self.hooks: list[Location] = []
         self._without_grad: set[int] = set()
         self._begin_step()
 
@@ -336,6 +339,11 @@ class Recorder:
             return
         record_losses(self, losses, location)
 
+    def hook_given(self, hook: Any) -> None:
+        """A hook of the user's is about to be put on a tensor."""
+        if len(self.hooks) < MOST:
+            self.hooks += where_defined([hook], self.sources)
+
     def backward_finished(self) -> None:
         """A call of backward() has returned."""
         self.backward_done = self.holds_call = True
@@ -394,6 +402,7 @@ class Recorder:
             self.roots.release()
         self.calls_of_step.clear()
         self.to_recompute.clear()
+        self.hooks = []
         self._without_grad.clear()
         self.holds_call = self.stepped = self.clipped = self.loss_scaled = False
         self.backward_seen = self.backward_done = False

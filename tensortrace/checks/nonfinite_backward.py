@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from tensortrace.causes import Facts, Reason, backward, first_text, follow, selector
 from tensortrace.causes.derivatives import derivative_to_blame, first_bad
 from tensortrace.checks import (
@@ -18,7 +20,7 @@ from tensortrace.checks import (
     is_own_backward,
     plain_op,
 )
-from tensortrace.records import DERIVATIVE, Call, ChainLink, Tensor
+from tensortrace.records import DERIVATIVE, Call, ChainLink, Location, Tensor
 from tensortrace.text import location_text, module_text
 
 
@@ -203,6 +205,7 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     by, message, evidence = _place(step, origin)
     if placed is not None:
         evidence["placed"] = placed
+    hooks = [] if origin.direct else _hooks(step)
     op = call.op if origin.direct else by.op
     if by.replay and step.passed_over(by.module):
         evidence["passed_over"] = True
@@ -221,6 +224,15 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     elif verdict == "undecided":
         message += "; no parameter is reached"
     reason = _reason(step, by) if op else Reason("finite gradients went in, others came out")
+    if hooks:
+        message = message.replace(" made ", ", or a hook there, made ", 1)
+        names = ", ".join(f"{at.function} ({location_text(at)})" for at in hooks)
+        reason = Reason(
+            "run again without your hooks no op makes what is not finite, so one that returns "
+            f"another gradient may have: {names}",
+            "look at what the hook returns for a gradient of zeros (g / g.norm() is 0 / 0)",
+        )
+        evidence["hooks"] = [location_text(at) for at in hooks]
     evidence["inputs"] = [{"name": n, "shape": t.shape, "dtype": t.dtype, "min": t.min,
                            "max": t.max, "zeros": t.zeros} for n, t in _inputs(step, by)
                           ] if op else []  # fmt: skip
@@ -230,9 +242,17 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         phase="backward", module=by.module, op=op,
         param=call.outputs[0][0] if call.op is None and call.outputs else None,
         seq=call.seq, tensor=grad.id, value=grad.nonfinite, limit=0,
-        location=by.location or call.location, explanation=reason.why, fix=reason.fix,
+        location=hooks[0] if len(hooks) == 1 else by.location or call.location,
+        explanation=reason.why, fix=reason.fix,
         evidence={**evidence, "verdict": verdict}, chain=_chain(step, origin, by, reason, length),
     )  # fmt: skip
+
+
+def _hooks(step: StepView) -> list[Location]:
+    """Where the hooks are defined that a replay left out which found nothing to blame."""
+    replays = (a for a in step.actions if a.action == "replay")
+    found: Any = next((a.detail["hooks"] for a in replays if a.detail.get("hooks")), [])
+    return msgspec.convert(found, list[Location])
 
 
 def _inputs(step: StepView, call: Call) -> list[tuple[str, Tensor]]:
