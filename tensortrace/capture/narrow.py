@@ -25,6 +25,7 @@ from tensortrace.capture.user_hooks import MOST, hooks_of, where_defined
 from tensortrace.causes.derivatives import derivative_to_blame, first_bad
 from tensortrace.checks import FILLS, StepView, completion_order, is_own_backward, plain_op
 from tensortrace.records import DERIVATIVE, Call, Location, Tensor
+from tensortrace.text import shorten
 
 MOST_REPLAYS = 8
 # Roots tried for one bad gradient: its maker may be the first op of a later root.
@@ -198,9 +199,26 @@ class Narrower:
             if phase == "backward":
                 known = where_defined(hooks_of(root.tree), recorder.sources)
                 hooks = [*dict.fromkeys([*recorder.hooks, *replay.recorder.hooks, *known])][:MOST]
-        detail = {"placed": why, "differs": differs}
-        # Those are all that a replay leaves out.
-        return {**detail, "hooks": msgspec.to_builtins(hooks)} if hooks else detail
+        buffers = self._buffers_met(root, replay, tensors)
+        more = {"hooks": msgspec.to_builtins(hooks), "buffers": buffers}
+        return {"placed": why, "differs": differs, **{k: v for k, v in more.items() if v}}
+
+    def _buffers_met(
+        self, root: Root, replay: Replay, tensors: dict[int, Tensor]
+    ) -> dict[str, str]:
+        """The names of the buffers that a replay took, by tensor id: nobody else can name them."""
+        table, stage = replay.recorder.table, replay.recorder.stage
+        found: dict[str, str] = {}
+        if stage is None:
+            return found
+        for module in root.tree.modules:
+            path = self._recorder.names.known(module)
+            for name, buffer in dict(module._buffers).items():
+                number = table.id_at(id(stage.memo.get(id(buffer)))) if buffer is not None else None
+                while number is not None:  # it may have been written to since it was taken
+                    found[str(number)] = shorten(f"{path}.{name}" if path else name)
+                    number = tensors[number].previous if number in tensors else None
+        return found
 
 
 def _refusal(root: Root, phase: str) -> str | None:

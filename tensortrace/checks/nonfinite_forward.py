@@ -11,6 +11,14 @@ from msgspec import structs
 
 from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
 from tensortrace.causes.derivatives import derivative_to_blame, first_bad, upstream
+from tensortrace.causes.held import (
+    HELD,
+    WEIGHTS,
+    buffer_name,
+    buffer_reason,
+    held_by,
+    spoilt_weights,
+)
 from tensortrace.checks import (
     FILLS,
     Draft,
@@ -28,17 +36,6 @@ from tensortrace.text import location_text, module_text, shape_text, short_dtype
 # Origins kept of one step: the first is what counts, the rest help to find which one did harm.
 KEPT = 16
 HARMLESS = "; harmless in this step: loss and gradients stay finite"
-_WEIGHTS = Reason(
-    "what went into this module is finite, its weights are not, and no optimizer step that was "
-    "seen wrote them so: code between the steps did, or they were loaded like that",
-    "find what writes to the weights (a NaN passed to copy_, add_, an average of weights); load "
-    "the weights of a step before this one",
-)
-_HELD = Reason(
-    "a tensor that is no input of this module was not finite before it: a buffer, a constant, or "
-    "what another part of the program left there",
-    "find where that tensor is set: a running mean of nothing, a state dict, 0 / 0 in NumPy",
-)
 # A module says as little as this, unless it is the op and nothing else.
 _MODULES = frozenset({"softmax", "logsoftmax", "crossentropy", "nll", "bce", "kldiv", "ctc"})
 
@@ -281,7 +278,7 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         else:
             origin = _passed_over(step, origin)
     call, tensor = origin.call, origin.tensor
-    weights = _spoilt_weights(step, call) if call.op is None else None
+    weights = spoilt_weights(step, call) if call.op is None else None
     where = _name(step, call)
     inputs = [(n, step.tensors[i]) for n, i in call.inputs if i in step.tensors]
     facts = _facts(step, call)
@@ -295,15 +292,19 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     made += " and ".join(went_in) or "no tensor"
     made += first_text(tensor)
     if weights is not None:
-        reason = _WEIGHTS
+        reason = WEIGHTS
         made = f"{weights[0]} holds {count_text(weights[1])}: {where} made {count_text(tensor)}"
     location = call.location
-    held = _held(step, call) if call.op is None and weights is None else None
+    held = held_by(step, call) if call.op is None and weights is None else None
     if held is not None:
         by, bad = held
-        reason, location = _HELD, by.location or location
-        made = (f"{where} made {count_text(tensor)} in {by.op}, of a tensor that is no input of it:"
-                f" {short_dtype(bad.dtype)} {shape_text(bad.shape)} with "
+        reason, location = HELD, by.location or location
+        called = buffer_name(step, bad)
+        of = f"the buffer {called}" if called else "a tensor that is no input of it"
+        if called:
+            reason = buffer_reason(step, called, bad)
+        made = (f"{where} made {count_text(tensor)} in {by.op}, of {of}: "
+                f"{short_dtype(bad.dtype)} {shape_text(bad.shape)} with "
                 f"{count_text(bad)}")  # fmt: skip
     evidence: dict[str, Any] = {
         "placed": placed or "module",
@@ -366,28 +367,6 @@ def _by_hand(step: StepView, found: Draft, updated: int) -> str | None:
     if found.op is not None or not damage or damage[-1].code != "TT102":
         return None
     return damage[-1].id if updated < damage[-1].step < step.number else None
-
-
-def _spoilt_weights(step: StepView, call: Call) -> tuple[str, Tensor] | None:
-    """Find, in a replay that has no op to blame, the parameter that was not finite before it."""
-    module = step.module_of(call)
-    own = module.parameters if module is not None else []
-    for op in step.replayed:
-        for held in step.nonfinite(op.inputs) if op.module == call.module else ():
-            names = [p.name for p in own if p.shape == held.shape and held.is_leaf]
-            if names:
-                return f"{call.module}.{names[0]}" if call.module else names[0], held
-    return None
-
-
-def _held(step: StepView, call: Call) -> tuple[Call, Tensor] | None:
-    """Find, in such a replay, the first op that took a spoilt tensor which nothing in it made."""
-    made = {id for op in step.replayed for _, id in op.outputs}
-    for op in step.replayed:
-        for held in step.hurt(op.inputs) if op.module == call.module else ():
-            if held.is_leaf and held.id not in made:
-                return op, held
-    return None
 
 
 def _end(step: StepView, call: Call | None, otherwise: str, side: str) -> str:

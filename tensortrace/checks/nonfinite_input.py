@@ -29,7 +29,8 @@ def nonfinite_input(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     Source:     definition of the origin rule for data; one element alone is left out because of
                 `best = torch.tensor(float("inf"))`
     Fix:        find the sample: torch.isnan(x).flatten(1).any(1).nonzero(); clean it where it is
-                loaded (0/0 in a normalisation, missing values, log of 0 in a spectrogram)
+                loaded (0/0 in a normalisation, missing values, log of 0 in a spectrogram). A mask
+                that multiplies keeps it, since NaN * 0 is NaN: torch.where leaves it out
     Misses:     data made by operations inside the block is seen as those operations (TT101)
     Example:    frame = pandas.read_csv("train.csv")  # empty cells are NaN
                 x = torch.tensor(frame.values, dtype=torch.float32)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tensortrace import trace
 from tensortrace.records import Finding
 from tests.capture import Recorded
+from tests.checks.traced import find_live
 
 Level = Literal["module", "op"]
 Part = Callable[[Tensor], Tensor]
@@ -335,3 +336,35 @@ def test_repair_is_silent(name: str, level: Level) -> None:
     # Other families may speak of the same program: labels that are all ignored stay that.
     found = [f for f in train(CASES[name].right, level) if f.code.startswith("TT1")]
     assert [finding.message for finding in found] == []
+
+
+class Normaliser(nn.Module):
+    """Keeps a running mean of large values: of none that is NaN, and shows in the next call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("spread", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x / (self.spread + 1e-5)
+        with torch.no_grad():
+            large = (x > 0.5).float()
+            self.spread.lerp_((x * large).sum(0) / large.sum(0), 0.1)
+        return y
+
+
+@pytest.mark.parametrize("bad_at", [1, 32])
+def test_a_buffer_is_named_and_where_the_forward_writes_to_it(bad_at: int) -> None:
+    def program() -> None:
+        model = nn.Sequential(Normaliser(), nn.Linear(4, 1))
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        for step in range(bad_at + 3):
+            optimizer.zero_grad()
+            x = torch.rand(64, 4) * (0.4 if step == bad_at else 1.0)
+            (model(x) - 1).square().mean().backward()
+            optimizer.step()
+
+    (finding,) = [f for f in find_live(program) if f.severity != "note"]
+    assert (finding.step, finding.code, finding.module) == (bad_at + 1, "TT101", "0")
+    assert "in add, of the buffer 0.spread: f32 [4] with 4 NaN of 4" in finding.message
+    assert "writes to it in lerp_ at" in finding.explanation

@@ -1,0 +1,69 @@
+"""What a module held that was not finite before its call: weights, a buffer, a constant.
+
+A replay that has no op to blame took it, and so it shows there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tensortrace.causes import Reason
+from tensortrace.records import Call, Tensor
+from tensortrace.step_view import StepView
+from tensortrace.text import location_text
+
+WEIGHTS = Reason(
+    "what went into this module is finite, its weights are not, and no optimizer step that was "
+    "seen wrote them so: code between the steps did, or they were loaded like that",
+    "find what writes to the weights (a NaN passed to copy_, add_, an average of weights); load "
+    "the weights of a step before this one",
+)
+HELD = Reason(
+    "a tensor that is no input of this module was not finite before it: a buffer, a constant, or "
+    "what another part of the program left there",
+    "find where that tensor is set: a running mean of nothing, a state dict, 0 / 0 in NumPy",
+)
+
+
+def spoilt_weights(step: StepView, call: Call) -> tuple[str, Tensor] | None:
+    """Find, in a replay that has no op to blame, the parameter that was not finite before it."""
+    module = step.module_of(call)
+    own = module.parameters if module is not None else []
+    for op in step.replayed:
+        for held in step.nonfinite(op.inputs) if op.module == call.module else ():
+            names = [p.name for p in own if p.shape == held.shape and held.is_leaf]
+            if names:
+                return f"{call.module}.{names[0]}" if call.module else names[0], held
+    return None
+
+
+def held_by(step: StepView, call: Call) -> tuple[Call, Tensor] | None:
+    """Find, in such a replay, the first op that took a spoilt tensor which nothing in it made."""
+    made = {id for op in step.replayed for _, id in op.outputs}
+    for op in step.replayed:
+        for held in step.hurt(op.inputs) if op.module == call.module else ():
+            if held.is_leaf and held.id not in made:
+                return op, held
+    return None
+
+
+def buffer_reason(step: StepView, name: str, held: Tensor) -> Reason:
+    """Say of a buffer that was not finite where the same forward writes to it."""
+    later = {tensor.id for tensor in step.tensors.values() if tensor.previous == held.id}
+    written = (c for c in step.replayed if any(id in later for _, id in c.outputs))
+    writer = next(written, None)
+    if writer is None or writer.location is None:
+        return replace(HELD, why=f"the buffer {name} was not finite before this call")
+    at = location_text(writer.location)
+    return Reason(
+        f"the buffer {name} was not finite before this call; a call of this module writes to it "
+        f"in {writer.op} at {at}, and an earlier one may have spoilt it there",
+        f"look at what goes into {writer.op} at {at} for a batch of one row, of equal rows, or "
+        "with nothing selected",
+    )
+
+
+def buffer_name(step: StepView, tensor: Tensor) -> str | None:
+    """What a replay called a tensor that its modules hold as a buffer."""
+    named = (a.detail.get("buffers", {}).get(str(tensor.id)) for a in step.actions)
+    return next((name for name in named if name), None)
