@@ -98,6 +98,8 @@ class Engine:
         # The quiet calls and parameters of the step in flight; None while all are looked at.
         self._aside: list[Call | Param] | None = None
         self._poisoned: str | None = None
+        # The last steps that are over with an update, and with a finite loss.
+        self._updated = self._healthy = -1
 
     def looks_at(self, step: int) -> bool:
         """Whether the calls of a step are looked at even if all in it is finite. Hot."""
@@ -156,7 +158,8 @@ class Engine:
         if step is None or step.number != number:
             self._look_at_late_lines()
             step = StepView(number, modules=self._modules, findings=self._findings,
-                            poisoned=self._poisoned)  # fmt: skip
+                            poisoned=self._poisoned, updated=self._updated,
+                            healthy=self._healthy)  # fmt: skip
             self._step = step
             self._aside = None if self.looks_at(number) else []
             step.has = _CALLS if self._aside is None else _NOTHING
@@ -222,12 +225,20 @@ class Engine:
             step.summary, self._step, self._closed = record, None, record
             found = self._run(step, "gate")
             found += self._run(step, "step", "full") if record.full else self._run(step, "step")
+            self._note_health(step)
             # An optimizer may have taken what is told only now.
             spoilt = any(not o.skipped and not finite(_norm_of(step, o)) for o in step.optimizers)
             written = [f.id for f in found if f.severity == "error" and spoilt and is_damage(f)]
             self._poisoned = self._poisoned or (written[0] if written else None)
             return found
         return self._gate(step) if gate else []
+
+    def _note_health(self, step: StepView) -> None:
+        if any(not optimizer.skipped for optimizer in step.optimizers):
+            self._updated = step.number
+        losses = [a.detail.get("value") for a in step.actions if a.action == "loss"]
+        if losses and all(map(finite, losses)):
+            self._healthy = step.number
 
     def _keep_time(self, optimizer: Optimizer) -> None:
         last, _ = self._rhythms.get(optimizer.index, (optimizer.step - 1, 1))

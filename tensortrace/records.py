@@ -47,7 +47,8 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     `first_bad` counts, row by row, up to the first element that is not finite, where that is known.
     `stride` is None for a contiguous tensor, `shape` None where the tensor has none (nested).
     `grad_of` is the id of the tensor whose gradient this is, `previous` the id before an in-place
-    change, `view_of` the id of the tensor it is a view of, `from_step` the earlier step it is from.
+    change, `view_of` the id of the tensor it is a view of or was detached from, `from_step` the
+    earlier step in which it, or what it was detached from, was met last.
     What a ReLU made of a layer's `units` says how many are `dead`: not above 0 for any input of the
     last eight steps looked at, and of 300 rows at least; `dead_since` is the step since which none
     of them has been. None where too little was seen.

@@ -20,6 +20,9 @@ from tensortrace.records import (
     Tensor,
 )
 
+# What a replay says that was given up because the weights are others by now.
+MOVED = ("parameters changed since", "parameters were replaced since")
+
 Column = Literal["param_grad_rms", "output_rms"]
 
 
@@ -33,8 +36,10 @@ class StepView:
     `modules` and `findings` are of the whole run so far. `causes` are the findings made or met
     again in this step; `poisoned` is the id of the finding after which an optimizer wrote
     non-finite parameters, so that all that is non-finite since then follows from it. `summary` is
-    the step line, None until the step closes. `has` is what `Check.of` may ask for. Of a step with
-    more than 20,000 calls the older ones are dropped after a gate.
+    the step line, None until the step closes. `updated` and `healthy` are the last earlier steps
+    with an update by an optimizer and with a finite loss, -1 if there was none. `has` is what
+    `Check.of` may ask for. Of a step with more than 20,000 calls the older ones are dropped after a
+    gate.
     """
 
     number: int
@@ -52,6 +57,8 @@ class StepView:
     findings: list[Finding] = field(default_factory=list)
     causes: list[Finding] = field(default_factory=list)
     poisoned: str | None = None
+    updated: int = -1
+    healthy: int = -1
     has: frozenset[str] = frozenset()
     _forward: list[Call] = field(default_factory=list)
     _sorted: tuple[int, int] = (0, 0)
@@ -302,7 +309,8 @@ def is_damage(finding: Finding) -> bool:
 def is_left_by(note: Finding, tensor: Tensor) -> bool:
     """Whether a tensor of an earlier step is what a note about harmless values of TT101 tells of.
 
-    The tensor itself, or, by its shape, one that these values were written to in place.
+    The tensor itself if it was not met since, or, by its shape, one that these values were written
+    to in place.
     """
     if tensor.from_step is None or note.step > tensor.from_step:
         return False

@@ -23,7 +23,7 @@ from tensortrace.capture.roots import Root, Roots, Tree, UnkeptError, refusal_of
 from tensortrace.capture.tensors import version_of
 from tensortrace.capture.user_hooks import MOST, hooks_of, where_defined
 from tensortrace.causes.derivatives import derivative_to_blame, first_bad
-from tensortrace.checks import FILLS, StepView, completion_order, is_own_backward, plain_op
+from tensortrace.checks import FILLS, MOVED, StepView, completion_order, is_own_backward, plain_op
 from tensortrace.records import DERIVATIVE, Call, Location, Tensor
 from tensortrace.text import shorten
 
@@ -235,16 +235,16 @@ def _refusal(root: Root, phase: str) -> str | None:
             return "the forward call raised"
         if not root.grad_enabled:
             return "it ran without grad"
-        if any(g._version != v for by in root.gradients.values() for g, v in by.values()):
+        if any(g._version != v for _, by in root.gradients.values() for g, v in by.values()):
             return "the output gradient was modified in place since"
     why = refusal_of(root.tree)
     if why is not None:
         return why
     if [version_of(p) for p in root.tree.parameters] != root.parameter_versions:
-        return "parameters changed since"
+        return MOVED[0]
     # As torch.func.functional_call does for the time of a call.
-    if any(a is not b for a, b in zip(Tree(module).parameters, root.tree.parameters, strict=False)):
-        return "parameters were replaced since"
+    if [*map(id, Tree(module).parameters)] != [*map(id, root.tree.parameters)]:
+        return MOVED[1]
     on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     capturing = on_cuda and torch.cuda.is_current_stream_capturing()
     return "a CUDA graph is being captured" if capturing else None

@@ -342,7 +342,8 @@ class Recorder:
     def hook_given(self, hook: Any) -> None:
         """A hook of the user's is about to be put on a tensor."""
         if len(self.hooks) < MOST:
-            self.hooks += where_defined([hook], self.sources)
+            met = where_defined([hook], self.sources)
+            self.hooks += [location for location in met if location not in self.hooks]
 
     def backward_finished(self) -> None:
         """A call of backward() has returned."""

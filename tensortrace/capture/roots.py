@@ -136,7 +136,7 @@ class Root:
     """What one outermost call had at its entry."""
 
     __slots__ = (
-        "args", "arrived", "attributes", "autocast", "backward_autocast", "buffers", "cast_cache",
+        "args", "attributes", "autocast", "backward_autocast", "buffers", "cast_cache",
         "closed", "cuda_rng", "dropped", "failed", "given", "grad_enabled", "gradients",
         "inference", "kwargs", "may_run_again", "module", "numpy_rng", "parameter_versions", "path",
         "python_rng", "rng", "seq", "training", "tree",
@@ -151,9 +151,8 @@ class Root:
         self.closed = self.failed = False
         # As far as its modules and parameters tell.
         self.may_run_again = False
-        # By backward pass: output name -> gradient and its version then; and when it came here.
-        self.gradients: dict[int, dict[str, tuple[torch.Tensor, int]]] = {}
-        self.arrived: dict[int, int] = {}
+        # By backward pass: when it came here, and by output name the gradient and its version then.
+        self.gradients: dict[int, tuple[int, dict[str, tuple[torch.Tensor, int]]]] = {}
         self.backward_autocast: list[tuple[str, bool, torch.dtype]] = []
         self.rng = torch.default_generator.get_state()
         self.cuda_rng: dict[int, torch.Tensor] = {}
@@ -183,8 +182,8 @@ class Root:
 
     def gradients_until(self, seq: float) -> dict[str, tuple[torch.Tensor, int]]:
         """The gradients of the last backward pass that had come here by then; {} if none had."""
-        passes = [number for number, at in self.arrived.items() if at <= seq]
-        return self.gradients[passes[-1]] if passes else {}
+        passes = [grads for at, grads in self.gradients.values() if at <= seq]
+        return passes[-1] if passes else {}
 
     def drop(self, why: str) -> None:
         """Keep nothing of this call but the reason."""
@@ -268,9 +267,7 @@ class Roots:
         root = self._roots.get(seq)
         if root is None or root.dropped is not None or type(grad) is not torch.Tensor:
             return
-        task = _in_backward()
-        root.gradients.setdefault(task, {})[name] = (grad, grad._version)
-        root.arrived.setdefault(task, now)
+        root.gradients.setdefault(_in_backward(), (now, {}))[1][name] = (grad, grad._version)
         root.backward_autocast = autocast_state()
         self._count(root, grad)
 

@@ -259,8 +259,8 @@ class TensorTable:
         if viewed is not None:
             if viewed.step == self._step:
                 base = viewed.id
-            elif from_step is None:
-                from_step = viewed.step
+            elif from_step is None and not tensor._is_view():
+                from_step = viewed.step  # of what `detach` made; a view is made in this step
         tail = (None, previous, base, from_step)
         draft = self._draft(tensor, number, tail, measure)
         if self.drafts is not None:

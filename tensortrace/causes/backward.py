@@ -44,7 +44,7 @@ def explain(facts: Facts, selected_by: Call | None = None) -> Reason:
     if spoilt is not None:
         return spoilt
     slope = steepest(facts)
-    if slope is not None and slope**2 < limit_of(facts.dtype):
+    if slope is not None and slope * slope < limit_of(facts.dtype):
         return _elsewhere(facts)
     reason = _BY_WORD.get(facts.word, _general)(facts)
     finite = facts.word in _FINITE or (facts.word == "pow" and reason.carries is not zero)
@@ -87,19 +87,16 @@ def _spoilt(f: Facts) -> Reason | None:
 def _elsewhere(f: Facts) -> Reason:
     """The values do not show it: say what is known and no more."""
     told = ", ".join(values_text(t) for t in f.inputs[:3])
-    if "float16" in (
-        f.dtype,
-        *(t.dtype for t in f.inputs),
-    ):  # far more often than a hook it is a loss scale
-        why = (f"finite gradients went in, others came out, which {told} in the forward pass does "
-               f"not explain: they were near the end of the range of {range_text('float16')} "
-               "before, or over it in float32, or a hook on the tensor or module may have changed "
-               "them")  # fmt: skip
-        return Reason(why, f"{_SHORTER}; or {_HOOKS}")
+    half = "float16" in (f.dtype, *(t.dtype for t in f.inputs))
+    dtype = range_text("float16") if half else short_dtype(f.dtype)
+    over = ", or over it in float32" if half else ""
+    maybe = [f"they were near the end of the range of {dtype} before{over}",
+             "a hook on the tensor or module may have changed them"]  # fmt: skip
+    if not half:  # in half precision it is a loss scale far more often than a hook
+        maybe.reverse()
     why = (f"finite gradients went in, others came out, which {told} in the forward pass does not "
-           "explain: a hook on the tensor or module may have changed them, or they were near the "
-           f"end of the range of {short_dtype(f.dtype)} before")  # fmt: skip
-    return Reason(why, _HOOKS)
+           f"explain: {', or '.join(maybe)}")  # fmt: skip
+    return Reason(why, f"{_SHORTER}; or {_HOOKS}" if half else _HOOKS)
 
 
 def explain_function(name: str) -> Reason:

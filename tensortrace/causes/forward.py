@@ -265,7 +265,7 @@ def _arithmetic(f: Facts) -> Reason:
     most = math.prod(max(1.0, n) for n in (*map(largest, f.inputs), *numbers))
     terms = 4 * max(t.numel for t in f.inputs)
     # Of one input, and of the difference of two, the square may be meant.
-    return _overflow(f) if terms * most**2 > limit_of(f.dtype) else _general(f)
+    return _overflow(f) if terms * most * most > limit_of(f.dtype) else _general(f)
 
 
 def _mul(f: Facts) -> Reason:
@@ -295,7 +295,7 @@ def _determinant(f: Facts) -> Reason:
 def _inverse(f: Facts) -> Reason:
     """The matrix is the first input; of a large one the products inside may be over the range."""
     x = f.first
-    if any(largest(t) ** 2 > limit_of(t.dtype) for t in f.inputs):
+    if any(largest(t) * largest(t) > limit_of(t.dtype) for t in f.inputs):
         return _overflow(f)
     what = "the solution" if "solve" in f.word else "its inverse"
     why = f"the matrix is singular or so nearly that {what} is over the range; {_got(x)}"

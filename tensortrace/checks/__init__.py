@@ -27,6 +27,7 @@ from typing import Any, Literal
 from tensortrace.errors import UsageError
 from tensortrace.records import Action, ChainLink, Location, Module, Phase, Scalar, Severity, Tensor
 from tensortrace.step_view import (
+    MOVED,
     StepView,
     completion_order,
     finite,
@@ -37,9 +38,10 @@ from tensortrace.step_view import (
 )
 
 __all__ = [
-    "CODE", "FILLS", "SECTIONS", "Check", "Draft", "Page", "StepView", "all_checks", "check",
-    "clears", "closest", "completion_order", "count_text", "finite", "has_matrix", "is_damage",
-    "is_left_by", "is_own_backward", "plain_op", "rates_rise", "select", "steadiness", "unheld",
+    "CODE", "FILLS", "MOVED", "SECTIONS", "Check", "Draft", "Page", "StepView", "all_checks",
+    "check", "clears", "closest", "completion_order", "count_text", "finite", "has_matrix",
+    "is_damage", "is_left_by", "is_own_backward", "plain_op", "rates_rise", "select", "steadiness",
+    "unheld",
 ]  # fmt: skip
 
 # Narrowing, section 3 item 7: what fills with a literal is no origin, and memory from `empty` is

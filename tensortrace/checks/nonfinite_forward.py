@@ -21,6 +21,7 @@ from tensortrace.causes.held import (
 )
 from tensortrace.checks import (
     FILLS,
+    MOVED,
     Draft,
     StepView,
     check,
@@ -76,11 +77,7 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
         # Of the step before, since data may be prepared after the last update. That reaches back
         # one step only, and the step before a finding is written in full like its own.
         before = memory["notes"] if memory.get("step") == step.number - 1 else []
-        updated = memory["stepped"] if memory else -1
-        memory.update(step=step.number, origins=[], told=False, before=before, notes=[],
-                      updated=updated, stepped=updated)  # fmt: skip
-    if step.optimizers:
-        memory["stepped"] = step.number
+        memory.update(step=step.number, origins=[], told=False, before=before, notes=[])
     origins: list[Origin] = memory["origins"]
     if step.bad and len(origins) < KEPT:
         origins += _origins(step)[: KEPT - len(origins)]
@@ -93,13 +90,13 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
     if guilty:
         memory["told"] = True
         found = _draft(step, guilty, damage, chain)
-        found = replace(found, follows=found.follows or _by_hand(step, found, memory["updated"]))
+        found = replace(found, follows=found.follows or _by_hand(step, found))
         note = _written_by(step, guilty.call, memory["before"])
         yield _from_before(step, note, found) if note else found
     elif damage and memory["before"] and step.inherits():
         memory["told"] = True
         yield _from_before(step, memory["before"][0], None, damage)
-    elif damage and not guilty and (earlier := _made_earlier(step)) is not None:
+    elif damage and not guilty and (earlier := _made_earlier(step, damage)) is not None:
         memory["told"] = True
         yield _from_earlier(step, earlier, damage)
     elif step.summary is not None and not step.poisoned and step.blamed() is None:
@@ -149,23 +146,36 @@ def _from_before(
     if found is not None:
         message += f" and written to weights: {found.message}"
         damage = found.evidence["reached"]
-    # The seqs and tensor ids are those of another step.
-    links = tuple(ChainLink(None, None, link.op, link.location) for link in note.chain)
     evidence = {**note.evidence, "reached": damage, "made_in_step": step.number - 1}
     return replace(
         note, message=message, severity="error",
         follows=step.blamed() if found is None else found.follows,
         cause=note.cause if found is None else found.cause, seq=None, tensor=None,
-        param=note.param if found is None else found.param, evidence=evidence, chain=links,
+        param=note.param if found is None else found.param, evidence=evidence,
+        chain=_links_of(note),
     )  # fmt: skip
 
 
-def _made_earlier(step: StepView) -> Finding | None:
-    """Find the note of an earlier step whose values come in: kept in a list, or in a buffer."""
+def _links_of(note: Draft | Finding) -> tuple[ChainLink, ...]:
+    """The chain of a note of another step, whose seqs and tensor ids are none of this one."""
+    return tuple(ChainLink(None, None, link.op, link.location) for link in note.chain)
+
+
+def _made_earlier(step: StepView, damage: str) -> Finding | None:
+    """Find the note of an earlier step whose values did the damage: kept in a list or a buffer."""
     notes = [f for f in step.findings if f.code == "TT101" and f.severity == "note"]
-    for call in step.forward() if notes else ():
+    if not notes or derivative_to_blame(step) is not None:
+        return None
+    if damage == "gradient":
+        first = _first_made(step)
+        took = [c for c in step.forward() if first is not None and _is_of(first, c)]
+        bad = [t.id for c in took for t in step.hurt(c.inputs)]
+    else:
+        bad = _damaged(step, damage)
+    reached = upstream(step, bad)[0]
+    for call in step.forward():
         for tensor in step.hurt(call.inputs) if call.parent is None else ():
-            for note in reversed(notes):
+            for note in reversed(notes) if tensor.id in reached else ():
                 if is_left_by(note, tensor):
                     return note
     return None
@@ -173,13 +183,13 @@ def _made_earlier(step: StepView) -> Finding | None:
 
 def _from_earlier(step: StepView, note: Finding, damage: str) -> Draft:
     """Make an error of a note of some earlier step, whose values did harm in this one."""
-    links = tuple(ChainLink(None, None, link.op, link.location) for link in note.chain)
     return Draft(
         message=f"{note.message.removesuffix(HARMLESS)}; made in step {note.step}",
         follows=step.blamed(), cause=f"earlier {note.id}", phase="forward", module=note.module,
         op=note.op, value=note.value, limit=0, location=note.location,
         explanation=note.explanation, fix=note.fix,
-        evidence={**note.evidence, "reached": damage, "made_in_step": note.step}, chain=links,
+        evidence={**note.evidence, "reached": damage, "made_in_step": note.step}, param=note.param,
+        chain=_links_of(note),
     )  # fmt: skip
 
 
@@ -194,7 +204,7 @@ def _origins(step: StepView) -> list[Origin]:
     for call in completion_order(calls):
         parent = here.get(call.parent) if call.parent is not None else None
         got, made = step.hurt(call.inputs), step.hurt(call.outputs)
-        if parent and got and not got[0].from_step and parent.seq not in spoilt:
+        if parent and got and got[0].from_step is None and parent.seq not in spoilt:
             if not step.hurt(parent.inputs):
                 found.append(Origin(parent, got[0], (last.get(parent.seq), call)))
             spoilt.add(parent.seq)
@@ -236,28 +246,38 @@ def _unexplained_masks(step: StepView, parent: Call | None, call: Call) -> list[
     return [t for t in step.nonfinite(call.inputs) if t.neginf]
 
 
+def _damaged(step: StepView, damage: str) -> list[int]:
+    """The ids of the bad tensors that the damage shows in: losses, or what modules returned."""
+    if damage == "loss":
+        losses = (a.tensor for a in step.actions if a.action == "loss")
+        return [id for id in losses if id is not None and id in step.tensors]
+    return [t.id for c in step.calls if c.parent is None for t in step.hurt(c.outputs)]
+
+
+def _first_made(step: StepView) -> Call | None:
+    """The first backward call that made a bad gradient of finite ones."""
+    backward = (c for c in step.calls if c.phase == "backward" and step.nonfinite(c.outputs))
+    return next((c for c in backward if not step.nonfinite(c.inputs)), None)
+
+
+def _is_of(backward: Call, call: Call) -> bool:
+    """Whether a backward call is that of a forward call, or of a parameter of its module."""
+    own = backward.op is None and call.op is None and backward.module == call.module
+    return backward.forward == call.seq or own
+
+
 def _guilty(step: StepView, origins: list[Origin], damage: str) -> Origin | None:
     """Pick the origin whose values are found on the way back from the damage."""
     if damage == "gradient":
-        backward = (c for c in step.calls if c.phase == "backward" and step.nonfinite(c.outputs))
-        first = next((c for c in backward if not step.nonfinite(c.inputs)), None)
+        first = _first_made(step)
         if first is None:
             return None
-
-        def made(call: Call) -> bool:
-            own = first.op is None and call.op is None and first.module == call.module
-            return first.forward == call.seq or own
-
         # Values that a masked or sparse product leaves out do harm as factors of its gradient.
-        took = [t.id for c in step.forward() if made(c) for t in step.hurt(c.inputs)]
+        took = [t.id for c in step.forward() if _is_of(first, c) for t in step.hurt(c.inputs)]
         behind = upstream(step, took)[0] if took else set()
-        return next((o for o in origins if made(o.call)),
+        return next((o for o in origins if _is_of(first, o.call)),
                     next((o for o in origins if o.tensor.id in behind), None))  # fmt: skip
-    if damage == "loss":
-        losses = (a.tensor for a in step.actions if a.action == "loss")
-        bad = [id for id in losses if id is not None and id in step.tensors]
-    else:
-        bad = [t.id for c in step.calls if c.parent is None for t in step.hurt(c.outputs)]
+    bad = _damaged(step, damage)
     reached, lost = upstream(step, bad)
     for origin in origins:
         if origin.tensor.id in reached:
@@ -357,16 +377,15 @@ def _updated_by(step: StepView, call: Call) -> str | None:
     return step.blamed() if updated else None
 
 
-def _by_hand(step: StepView, found: Draft, updated: int) -> str | None:
-    """The finding about gradients that bad weights follow from, if no optimizer stepped since.
-
-    Args:
-        updated: the last step before this one in which one was seen to.
-    """
+def _by_hand(step: StepView, found: Draft) -> str | None:
+    """The finding about gradients that weights follow from which no optimizer has moved since."""
     damage = [f for f in step.findings if is_damage(f)]
-    if found.op is not None or not damage or damage[-1].code != "TT102":
+    # Where an optimizer does, a batch with such gradients may have been left out.
+    moved = step.updated < 0 or found.param is not None or found.evidence["placed"] in MOVED
+    if found.op is not None or not moved or not damage or damage[-1].code != "TT102":
         return None
-    return damage[-1].id if updated < damage[-1].step < step.number else None
+    last = damage[-1].step
+    return damage[-1].id if step.updated < last < step.number and step.healthy <= last else None
 
 
 def _end(step: StepView, call: Call | None, otherwise: str, side: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -105,3 +106,92 @@ def test_what_is_healed_before_it_is_used_does_no_harm() -> None:
             optimizer.step()
 
     assert [f.severity for f in find_live(program) if f.severity != "note"] == []
+
+
+class Rooted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.inner(x)
+        if x[0, 0] > 100:
+            y = y + (y - y.detach()).abs().sqrt()  # the cause
+        return y
+
+
+def test_what_was_kept_for_show_is_not_blamed_for_another_cause() -> None:
+    """A harmless inf of step 0 is read again in the very step in which a gradient is spoilt."""
+
+    def program() -> None:
+        model, history = Rooted(), []
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for step in range(6):
+            x = torch.randn(8, 4)
+            x[0, 0] = 101.0 if step == 4 else 0.0
+            loss = model(x).square().mean()
+            with torch.no_grad():
+                if step == 0:
+                    history.append(1 / torch.zeros(3))
+                if step == 4:
+                    torch.stack(history).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    found = error(program)
+    assert (found.step, found.code, found.op) == (4, "TT102", "sqrt")
+
+
+@pytest.mark.parametrize("later", [1, 7])
+def test_after_a_batch_that_was_left_out_another_cause_is_told(later: int) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.scale = nn.Linear(4, 4), torch.ones(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) * self.scale
+
+    def program() -> None:
+        model = Scaled()
+        optimizer = torch.optim.SGD(model.parameters(), 0.001)
+        for step in range(30 + later + 2):
+            model.scale = torch.full((4,), math.nan if step == 30 + later else 1.0)
+            y = model(torch.randn(8, 4))
+            loss = (y * 0).abs().sum(1).sqrt().mean() if step == 30 else y.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            if all(bool(p.grad.isfinite().all()) for p in model.parameters()):
+                optimizer.step()
+
+    found = [f for f in find_live(program) if f.severity != "note"]
+    assert [(f.step, f.code) for f in found] == [(30, "TT102"), (30 + later, "TT101")]
+
+
+def test_a_view_of_a_buffer_that_was_met_before_is_told_as_what_it_is() -> None:
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Bilinear(4, 4, 4)
+            self.register_buffer("places", torch.randn(16, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x, self.places[:8])
+
+    def program() -> None:
+        model = Embedded()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        for step in range(7):
+            if step == 5:
+                model.places.data[0, 0] = math.nan
+            loss = model(torch.randn(8, 4)).square().mean()
+            if step in (2, 4):
+                (model.places * 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    (found,) = [f for f in find_live(program) if f.severity != "note"]
+    assert (found.step, found.code) == (5, "TT101")
+    assert "of the buffer places" in found.message

@@ -336,3 +336,11 @@ def test_missing_value_divided_by_what_has_a_gradient_is_told() -> None:
     for wanted in (True, False):
         f = Facts("div", [told(bad), told(CALM, requires_grad=wanted)], [told(bad)])
         assert ("0 * NaN" in backward.explain(f).why) is wanted
+
+
+@pytest.mark.parametrize("word", ["sum", "mul", "div", "inverse", "solve", "pow", "exp", "sqrt"])
+def test_numbers_near_the_end_of_float64_raise_nothing(word: str) -> None:
+    x = torch.full((2, 2), 1e200, dtype=torch.float64)
+    for one in (facts(word, x, x, out=x * 1e200), facts(word, x, out=x * 1e200)):
+        assert forward.explain(one).why
+        assert backward.explain(one).why

@@ -126,3 +126,20 @@ def test_a_hook_is_not_to_blame_where_an_op_is() -> None:
 
     (found,) = [f for f in find_live(program) if f.severity != "note"]
     assert (found.op, "hooks" in found.evidence) == ("sqrt", False)
+
+
+def test_a_hook_that_is_put_on_many_tensors_hides_no_other_one() -> None:
+    def program() -> None:
+        model = nn.ModuleList([nn.Linear(3, 8), nn.Linear(8, 1)])
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for step in range(4):
+            h = model[0](torch.randn(8, 3))
+            for _ in range(20):
+                h.register_hook(only_looks)
+            h.register_hook(normalised)
+            optimizer.zero_grad()
+            (model[1](h) * (step != 2)).sum().backward()
+            optimizer.step()
+
+    (found,) = [f for f in find_live(program) if f.severity != "note"]
+    assert "normalised" in found.explanation

@@ -173,3 +173,12 @@ def test_an_exception_about_values_says_what_spoilt_them(text: str, told: bool) 
     (finding,) = [f for f in find([*spoilt, raised(text, step=1)]) if f.code == "TT801"]
     assert ("since step 0 there are values made by log" in finding.explanation) == told
     assert ("(TT101-1)" in finding.explanation) == told
+
+
+def test_an_exception_long_after_a_batch_that_was_left_out_is_its_own() -> None:
+    bad = op(1, "log", [1], [2], [make_tensor(1, 4), make_tensor(2, 4, nan=4)], location=HERE)
+    skipped = [bad, loss(2, "NaN", 2), closing()]
+    good = [loss(1, 1.0, step=1), optimizer(2, step=1), closing(1)]
+    records = [*skipped, *good, raised("linalg.cholesky: not positive-definite", step=2)]
+    (finding,) = [f for f in find(records) if f.code == "TT801"]
+    assert "TT101" not in finding.explanation

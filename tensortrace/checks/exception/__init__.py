@@ -89,9 +89,12 @@ _OF_VALUES = re.compile(
 
 def _after_damage(told: Told, facts: Facts) -> Told:
     """Add what spoilt the values before, to an exception that is about values."""
-    damage = next((f for f in reversed(facts.step.findings) if is_damage(f)), None)
+    step = facts.step
+    damage = next((f for f in reversed(step.findings) if is_damage(f)), None)
     if damage is None or not _OF_VALUES.search(facts.text):
         return told
+    if not step.poisoned and damage.step != step.number:
+        return told  # a batch that was left out
     by = f" made by {damage.op or damage.module}" if damage.op or damage.module else ""
     at = f" at {location_text(damage.location)}" if damage.location else ""
     why = f"{told.why}; since step {damage.step} there are values{by}{at} that are not finite"
