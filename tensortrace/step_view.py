@@ -199,9 +199,20 @@ class StepView:
         if not self.bad:
             return None
         backward = [c for c in self.calls if c.phase == "backward"]
-        if not self.scaled() and any(self.nonfinite(c.outputs) for c in backward):
+        if not self.scaled() and self.reaches_parameter():
             return "gradient"
+        if any(c.exception and self.hurt(c.inputs) for c in self.calls):
+            return "output"  # nothing else will come of this step
         return None if losses or backward else self._unhealed()
+
+    def reaches_parameter(self) -> bool:
+        """Whether the gradient of a parameter is not finite; others may be multiplied away."""
+        return (
+            any(self.nonfinite(c.outputs) for c in self.calls
+                if c.phase == "backward" and c.op is None)
+            or any(not finite(o.grad_norm) for o in self.optimizers)
+            or any(p.grad is not None and p.grad.nonfinite for p in self.params)
+        )  # fmt: skip
 
     def profile(self, column: Column) -> list[tuple[str, float]]:
         """List the layers of the commonest class with their rms in a column of the step line.

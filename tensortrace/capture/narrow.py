@@ -47,7 +47,11 @@ class Narrower:
         # What did no harm so far (a mask, a value that is consumed) may do so in a later step.
         damage = step.damage()
         if damage is None:
-            return
+            # Of a parameter that no module owns the gradient is known with the optimizer's step.
+            if step.scaled() or not any(step.nonfinite(c.outputs) for c in step.calls
+                                        if c.phase == "backward"):  # fmt: skip
+                return
+            damage = "gradient"
         forward = self._forward_suspect(step)
         if isinstance(forward, Root):
             self._replay(forward, "forward", step)

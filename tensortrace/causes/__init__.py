@@ -164,7 +164,8 @@ def from_one(t: Tensor) -> str:
 
 def jitter_text(t: Tensor) -> str:
     """Advise what to add to the diagonal of a matrix: 1e-6 of its largest element, or of 1."""
-    power = math.ceil(math.log10(max(1.0, largest(t)))) - 6
+    size = largest(t)
+    power = math.ceil(math.log10(max(1.0, size))) - 6 if math.isfinite(size) else -6
     return f"A + {f'1e{power}' if power else '1'} * torch.eye(n), more if that is too little"
 
 

@@ -13,11 +13,18 @@ from tensortrace.records import DERIVATIVE, Call
 from tensortrace.step_view import StepView, finite
 
 
-def upstream(step: StepView, bad: Iterable[int]) -> tuple[set[int], bool]:
-    """Collect the bad tensors behind these, and whether a trail ended at one that nobody made."""
+def upstream(
+    step: StepView, bad: Iterable[int], calls: Iterable[Call] | None = None
+) -> tuple[set[int], bool]:
+    """Collect the bad tensors behind these, and whether a trail ended at one that nobody made.
+
+    Args:
+        bad: ids of tensors.
+        calls: those that the trail goes through; by default all of the step that are no replay.
+    """
     makers: dict[int, list[Call]] = {}
     inside: dict[int | None, list[int]] = {}  # by seq of a module call: what its children touched
-    for call in step.calls:
+    for call in step.calls if calls is None else calls:
         if call.phase == "forward":
             touched = step.hurt([*call.inputs, *call.outputs])
             inside.setdefault(call.parent, []).extend(t.id for t in touched)

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from tensortrace.causes import Facts, Reason, backward, first_text, follow, selector
-from tensortrace.causes.derivatives import derivative_to_blame, first_bad
+from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
+from tensortrace.causes.derivatives import derivative_to_blame, first_bad, upstream
 from tensortrace.checks import (
     Draft,
     StepView,
@@ -107,10 +107,7 @@ def _verdict(step: StepView) -> str:
         # The gate is before the scaler decides; only a step that was taken did harm.
         taken = any(not o.skipped and not finite(o.grad_norm) for o in step.optimizers)
         return "harmful" if taken and step.summary is not None else "undecided"
-    reached = any(step.nonfinite(c.outputs) for c in step.calls
-                  if c.phase == "backward" and c.op is None)  # fmt: skip
-    overflow = any(not finite(o.grad_norm) for o in step.optimizers)
-    return "harmful" if reached or overflow else "undecided"
+    return "harmful" if step.reaches_parameter() else "undecided"
 
 
 def _first(step: StepView, derivative: Call | None) -> Origin | None:
@@ -205,6 +202,7 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     by, message, evidence = _place(step, origin)
     if placed is not None:
         evidence["placed"] = placed
+    maker = _made_before(step, by)
     hooks = [] if origin.direct else _hooks(step)
     op = call.op if origin.direct else by.op
     if by.replay and step.passed_over(by.module):
@@ -224,6 +222,11 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     elif verdict == "undecided":
         message += "; no parameter is reached"
     reason = _reason(step, by) if op else Reason("finite gradients went in, others came out")
+    if maker is not None:
+        spoilt = step.hurt(maker.outputs)[0]
+        message += f"; what went in was not finite: {maker.op} made {count_text(spoilt)}"
+        inputs = [step.tensors[id] for _, id in maker.inputs if id in step.tensors]
+        reason = forward.explain(Facts(plain_op(maker.op), inputs, [spoilt], maker.arguments))
     if hooks:
         message = message.replace(" made ", ", or a hook there, made ", 1)
         names = ", ".join(f"{at.function} ({location_text(at)})" for at in hooks)
@@ -242,10 +245,24 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         phase="backward", module=by.module, op=op,
         param=call.outputs[0][0] if call.op is None and call.outputs else None,
         seq=call.seq, tensor=grad.id, value=grad.nonfinite, limit=0,
-        location=hooks[0] if len(hooks) == 1 else by.location or call.location,
+        location=(maker.location if maker is not None else hooks[0] if len(hooks) == 1 else None)
+        or by.location or call.location,
         explanation=reason.why, fix=reason.fix,
         evidence={**evidence, "verdict": verdict}, chain=_chain(step, origin, by, reason, length),
     )  # fmt: skip
+
+
+def _made_before(step: StepView, by: Call) -> Call | None:
+    """The op of a replay that spoilt what went into the op to blame, which hid it in forward.
+
+    Fused attention makes zeros of a row with NaN, and NaN of its gradient.
+    """
+    if not by.replay or by.phase != "forward" or not step.hurt(by.inputs):
+        return None
+    reached, _ = upstream(step, [t.id for t in step.hurt(by.inputs)], step.replayed)
+    makers = (c for c in sorted(step.replayed, key=lambda c: c.seq)
+              if c.phase == "forward" and c.op is not None and not step.hurt(c.inputs))  # fmt: skip
+    return next((c for c in makers if any(t.id in reached for t in step.hurt(c.outputs))), None)
 
 
 def _hooks(step: StepView) -> list[Location]:

@@ -87,7 +87,10 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
     guilty = _guilty(step, origins, damage) if damage and origins else None
     if guilty and _is_backward(step, guilty.call):
         return  # TT102 has the place in the pass that made it
-    if guilty:
+    if guilty and _took_mask(step, guilty.call) and memory["before"]:
+        memory["told"] = True
+        yield _from_before(step, memory["before"][0], None, damage)
+    elif guilty:
         memory["told"] = True
         found = _draft(step, guilty, damage, chain)
         found = replace(found, follows=found.follows or _by_hand(step, found))
@@ -266,17 +269,36 @@ def _is_of(backward: Call, call: Call) -> bool:
     return backward.forward == call.seq or own
 
 
+def _after_backward(step: StepView, origins: list[Origin]) -> Origin | None:
+    """Pick what was written to gradients after a backward pass in which all was finite."""
+    calls = [c for c in step.calls if c.phase == "backward"]
+    if any(step.nonfinite(c.inputs) or step.nonfinite(c.outputs) for c in calls):
+        return None
+    last = max((c.seq for c in calls), default=-1)
+    return next((o for o in origins if o.call.op is not None and o.call.seq > last), None)
+
+
+def _took_mask(step: StepView, call: Call) -> bool:
+    """Whether -inf went in that the step before left: the end of that step prepares data, too."""
+    return any(t.from_step == step.number - 1 for t in step.nonfinite(call.inputs))
+
+
 def _guilty(step: StepView, origins: list[Origin], damage: str) -> Origin | None:
     """Pick the origin whose values are found on the way back from the damage."""
     if damage == "gradient":
         first = _first_made(step)
         if first is None:
-            return None
+            return _after_backward(step, origins)
         # Values that a masked or sparse product leaves out do harm as factors of its gradient.
         took = [t.id for c in step.forward() if _is_of(first, c) for t in step.hurt(c.inputs)]
         behind = upstream(step, took)[0] if took else set()
-        return next((o for o in origins if _is_of(first, o.call)),
-                    next((o for o in origins if o.tensor.id in behind), None))  # fmt: skip
+        # An op may make something finite of NaN, and NaN of its gradient: fused attention does.
+        backward = (c for c in step.calls if c.phase == "backward" and step.nonfinite(c.inputs))
+        spoilt = {c.forward for c in backward} if first.op is None else set()
+        own = [o for o in origins if _is_of(first, o.call)]
+        taken = [o for o in origins if o.tensor.id in behind]
+        hidden = [o for o in origins if o.call.seq in spoilt]
+        return next(iter([*own, *taken, *hidden]), None)
     bad = _damaged(step, damage)
     reached, lost = upstream(step, bad)
     for origin in origins:

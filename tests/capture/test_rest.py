@@ -500,7 +500,8 @@ def test_what_is_told_when_an_optimizer_has_stepped_is_told_once() -> None:
                 parameter.grad = grad * torch.nan if step == 3 else grad
             optimizer.step()
             optimizer.zero_grad()
-    assert [(f.step, f.code) for f in t.findings if f.severity == "error"] == [(3, "TT102")]
+    (found,) = (f for f in t.findings if f.severity == "error")
+    assert (found.step, found.code, found.op) == (3, "TT101", "mul")
 
 
 class Counting(TorchDispatchMode):

@@ -1,0 +1,174 @@
+"""What is to blame where the damage shows far from it, and what is not to blame at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tensortrace.records import Finding
+from tests.checks.traced import find_live
+
+Model = Callable[[Tensor], Tensor]
+
+
+def loud(program: Callable[[], Any], **options: Any) -> list[Finding]:
+    return [f for f in find_live(program, **options) if f.severity != "note"]
+
+
+def code_of(finding: Finding) -> str:
+    assert finding.location is not None
+    assert finding.location.code is not None
+    return finding.location.code
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("heal", [
+    lambda p, ok: p.nan_to_num(0.0), lambda p, ok: torch.where(ok.any(-1, keepdim=True), p, 0.0),
+])  # fmt: skip
+def test_a_row_that_is_masked_throughout_and_healed_is_no_fault(heal: Any, level: str) -> None:
+    """The backward of softmax makes NaN, which that of masked_fill multiplies away."""
+
+    def program() -> None:
+        qkv, out = nn.Linear(8, 24), nn.Linear(8, 1)
+        optimizer = torch.optim.Adam([*qkv.parameters(), *out.parameters()])
+        for step in range(8):
+            q, k, v = qkv(torch.randn(4, 6, 8)).chunk(3, -1)
+            ok = torch.arange(6) < torch.tensor([6, 0 if step == 3 else 5, 4, 3])[:, None, None]
+            scores = (q @ k.transpose(1, 2)).masked_fill(~ok, -math.inf)
+            mixed = heal(F.softmax(scores, -1), ok) @ v
+            optimizer.zero_grad()
+            out(mixed.mean(1)).square().mean().backward()
+            optimizer.step()
+        assert all(bool(p.isfinite().all()) for p in qkv.parameters())
+
+    assert loud(program, level=level) == []
+
+
+def divided(grad: Tensor, by: Tensor) -> Tensor:
+    return grad.div_(by)  # the cause
+
+
+def assigned(grad: Tensor, by: Tensor) -> Tensor:
+    return grad / by  # the cause
+
+
+@pytest.mark.parametrize("bad_at", [2, 33])
+@pytest.mark.parametrize("change", [divided, assigned])
+def test_a_gradient_that_is_spoilt_after_backward_is_blamed_on_that_line(
+    change: Callable[[Tensor, Tensor], Tensor], bad_at: int
+) -> None:
+    def program() -> None:
+        model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+        optimizer = torch.optim.Adam(model.parameters())
+        for step in range(bad_at + 3):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().mul(step != bad_at).backward()
+            total = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+            for parameter in model.parameters():
+                parameter.grad = change(parameter.grad, total)
+            optimizer.step()
+
+    (found,) = loud(program)
+    assert (found.step, found.code, found.severity) == (bad_at, "TT101", "error")
+    assert code_of(found).endswith("# the cause")
+    assert "harmless" not in found.message
+
+
+class Unit(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.norm(dim=-1, keepdim=True)  # the cause
+
+
+class Attention(nn.Module):
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.inner, self.unit = nn.Linear(8, 24, bias=False), Unit() if apart else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.inner(x).chunk(3, -1)
+        if self.unit is not None:
+            return self.mix(self.unit(q), k, v)
+        return self.mix(q / q.norm(dim=-1, keepdim=True), k, v)  # the cause
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("bad_at", [2, 33])
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_fused_attention_hides_is_found(apart: bool, bad_at: int) -> None:
+    """Of a row with NaN it makes zeros, and NaN of the gradient."""
+
+    def program() -> None:
+        model = nn.Sequential(Attention(apart), nn.Linear(8, 1))
+        optimizer = torch.optim.Adam(model.parameters())
+        for step in range(bad_at + 3):
+            x = torch.randn(4, 5, 8)
+            x[1, 2] = 0.0 if step == bad_at else x[1, 2]
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+
+    (found,) = loud(program)
+    assert found.step == bad_at
+    assert code_of(found).endswith("# the cause")
+    assert "x / 0 is infinite and 0 / 0" in found.explanation
+
+
+@pytest.mark.parametrize("bad_at", [2, 33])
+def test_values_that_make_the_next_call_raise_are_explained(bad_at: int) -> None:
+    def program() -> None:
+        model = nn.Linear(4, 12)
+        for step in range(bad_at + 1):
+            with torch.no_grad():
+                logits = model(torch.randn(4, 4))
+                banned = torch.full((12,), step == bad_at)
+                banned[0] = step == bad_at
+                chances = torch.softmax(logits.masked_fill(banned, -math.inf), -1)  # the cause
+                torch.multinomial(chances, 1)
+
+    found = raising(program)
+    assert [(f.step, f.code) for f in found] == [(found[0].step, "TT101"), (found[0].step, "TT801")]
+    assert code_of(found[0]).endswith("# the cause")
+    assert "(TT101-1)" in found[1].explanation
+    assert found[1].fix.startswith("mend TT101-1 first")
+
+
+def raising(program: Callable[[], Any]) -> list[Finding]:
+    from tensortrace import trace
+    from tests.capture import Recorded
+
+    records = Recorded()
+    torch.manual_seed(0)
+    with pytest.raises(RuntimeError), trace(out=records.append):
+        program()
+    return [f for f in records.of(Finding) if f.severity != "note"]
+
+
+@pytest.mark.parametrize("bad_at", [2, 33])
+def test_minus_infinity_of_the_end_of_the_step_before_is_told_where_it_was_made(
+    bad_at: int,
+) -> None:
+    """A correction that is prepared before the model is called: it belongs to the step before."""
+
+    def program() -> None:
+        model = nn.Linear(4, 6)
+        optimizer = torch.optim.Adam(model.parameters())
+        for step in range(bad_at + 3):
+            counts = torch.ones(6)
+            counts[2] = float(step != bad_at)
+            correction = torch.log(counts)  # the cause
+            logits = model(torch.randn(8, 4)) - correction
+            optimizer.zero_grad()
+            F.cross_entropy(logits, torch.zeros(8, dtype=torch.long)).backward()
+            optimizer.step()
+
+    (found,) = loud(program)
+    assert (found.code, found.op) == ("TT101", "log")
+    assert code_of(found).endswith("# the cause")
