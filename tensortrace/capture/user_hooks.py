@@ -6,6 +6,7 @@ what it closes over may be large.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,15 @@ def hooks_of(tree: Tree) -> Iterator[Callable[..., Any]]:
         for hook in (parameter._backward_hooks or {}).values():
             if type(hook) is not ParameterProbe:
                 yield hook
+        yield from (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values()
 
 
 def where_defined(hooks: Iterable[Callable[..., Any]], sources: SourceLines) -> list[Location]:
     """The lines of the user's at which hooks are defined, each once."""
     found: dict[Location, None] = {}
     for hook in hooks:
+        while isinstance(hook, functools.partial):
+            hook = hook.func  # noqa: PLW2901 what it was made of
         code = getattr(getattr(hook, "__func__", hook), "__code__", None)
         location = sources.locate_code(code) if code is not None else None
         if location is not None:

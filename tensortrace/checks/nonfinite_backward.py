@@ -89,6 +89,10 @@ def nonfinite_backward(
                     follows=step.blamed(), cause="parameter only", phase="backward",
                     module=param.module, param=param.name, seq=param.seq, tensor=param.grad.id,
                     value=param.grad.nonfinite, limit=0, evidence={"placed": "parameter only"},
+                    explanation="no bad gradient was seen in the backward pass: a hook, or code "
+                    "between backward() and the update may have made it, or what was not seen",
+                    fix="look at what divides or scales gradients between backward() and step(), "
+                    "and at register_post_accumulate_grad_hook",
                 )  # fmt: skip
                 return
         return

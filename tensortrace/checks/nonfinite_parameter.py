@@ -8,6 +8,11 @@ from typing import Any
 from tensortrace.checks import Draft, StepView, check, count_text, finite
 from tensortrace.records import Finding, Param, Scalar
 
+_UPDATE = (
+    "weights and gradients were finite: the update itself divides by zero or overflows (a second "
+    "moment or a norm of 0 without eps, an eps that is 0 in float16)"
+)
+
 
 @check("TT104", "nonfinite-parameter", severity="error", when="gate", of=("calls",))
 def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
@@ -60,12 +65,15 @@ def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draf
     told = next((f.id for f in step.causes if f.code == "TT101" and f.param in names), None)
     follows = told or (None if first or mask else step.blamed())
     by = _writer(step, param)
+    # Of an update the line of the optimizer's step is the place, of weights that were bad no line.
+    steps = (o.location for o in step.optimizers if o.index == param.optimizer)
+    at = by.location if by else None if param.value.nonfinite else next(steps, None)
+    why = by.explanation if by else None if param.value.nonfinite else _UPDATE
     more += f"; written at the end of step {by.step}, where {by.op} made them" if by else ""
     yield Draft(
         message=f"{param.name} {what}{more}", severity="note" if mask else "error",
         follows=follows, cause="mask" if mask else "parameters",
-        location=by.location if by else None, explanation=by.explanation if by else None,
-        fix=by.fix if by else None,
+        location=at, explanation=why, fix=by.fix if by else None,
         phase="optimizer", module=param.module, param=param.name, seq=param.seq,
         tensor=param.value.id, value=number, limit=0,
         evidence={"placed": "direct", "parameters": [p.name for p, *_ in bad[:20]]},

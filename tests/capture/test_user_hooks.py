@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -79,16 +80,22 @@ def train(make: Callable[[], Model], bad_at: int) -> None:
     for step in range(bad_at + 3):
         weight = torch.ones(8, 1)
         weight[2:] = 0.0 if step == bad_at else 1.0
-        weight[:2] = 0.0 if step == bad_at and make is on_a_parameter else 1.0
+        weight[:2] = 0.0 if step == bad_at and "parameter" in make.__name__ else 1.0
         optimizer.zero_grad()
         (weight * (call(torch.randn(8, 3)) - 1.0).square()).mean().backward()
         optimizer.step()
 
 
+def on_a_parameter_partially() -> Model:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 1))
+    model[1].bias.register_hook(functools.partial(of_parameter))
+    return model, model
+
+
 @pytest.mark.parametrize("bad_at", [2, 33])
 @pytest.mark.parametrize(("make", "name"), [
     (in_the_loop, "normalised"), (in_a_forward, "normalised"), (on_a_module, "of_module"),
-    (on_a_parameter, "of_parameter"),
+    (on_a_parameter, "of_parameter"), (on_a_parameter_partially, "of_parameter"),
 ])  # fmt: skip
 def test_the_hook_is_named(make: Callable[[], Model], name: str, bad_at: int) -> None:
     (found,) = [f for f in find_live(lambda: train(make, bad_at)) if f.severity != "note"]

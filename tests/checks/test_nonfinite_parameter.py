@@ -8,6 +8,7 @@ from torch import nn
 
 from tensortrace import trace
 from tensortrace.records import Finding
+from tests.builders import HERE
 from tests.checks import brief, call, closing, find, loss, nan, ok, op, optimizer, param
 
 
@@ -112,3 +113,14 @@ def test_weights_that_were_spoilt_in_place_after_the_update_name_what_did_it() -
     assert found.location is not None and "table.weight.div_" in (found.location.code or "")
     assert "the divisor has 1 zero" in found.explanation
     assert train(1e-8) == []
+
+
+def test_an_update_that_is_not_finite_is_told_at_the_line_of_the_step():
+    step = optimizer(seq=5, location=HERE)
+    spoilt = param(6, "fc.weight", ok(1), grad=ok(2), update_norm="NaN")
+    (found,) = find([step, spoilt, closing()], "TT104")
+    assert found.location == HERE
+    assert "the update itself divides by zero" in found.explanation
+    held = param(6, "fc.weight", nan(1), grad=ok(2))
+    (found,) = find([step, held, closing()], "TT104")
+    assert found.location is None
