@@ -22,7 +22,7 @@ from tensortrace.capture.replay import Replay
 from tensortrace.capture.roots import Root, Roots, Tree, UnkeptError, refusal_of
 from tensortrace.capture.tensors import version_of
 from tensortrace.capture.user_hooks import MOST, hooks_of, where_defined
-from tensortrace.causes.derivatives import derivative_to_blame, first_bad
+from tensortrace.causes.derivatives import backward_pass, derivative_to_blame, first_bad
 from tensortrace.checks import FILLS, MOVED, StepView, completion_order, is_own_backward, plain_op
 from tensortrace.records import DERIVATIVE, Call, Location, Tensor
 from tensortrace.text import shorten
@@ -61,7 +61,12 @@ class Narrower:
         blamed = derivative_to_blame(step)
         if blamed or ((not forward or damage == "gradient") and not step.scaled()):
             first = first_bad(step, blamed)
-            for root in self._backward_suspects(step, first)[:_MOST_ROOTS] if first else ():
+            suspects = self._backward_suspects(step, first) if first else []
+            if first is None and blamed is not None:
+                # No module and no op outside has seen it: inside a root, at a leaf that went in.
+                first = next(reversed(backward_pass(step, blamed)), None)
+                suspects = [r for r in self._roots if first and self._finite(r, step, first)]
+            for root in suspects[:_MOST_ROOTS]:
                 if self._replay(root, "backward", step, first):
                     return
 

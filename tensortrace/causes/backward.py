@@ -261,7 +261,7 @@ def _inverse(f: Facts) -> Reason:
 def _product_of(f: Facts) -> Reason:
     told = ", ".join(values_text(t) for t in f.inputs[:3])
     why = "the gradient times what went in is over the range of "
-    why += f"{range_text(f.dtype)}; it got {told}"
+    why += range_text(f.dtype) + (f"; it got {told}" if told else "")
     return Reason(why, _SHORTER, max(f.inputs, key=large, default=None), large)
 
 

@@ -52,8 +52,7 @@ def upstream(
 def derivative_to_blame(step: StepView) -> Call | None:
     """The call of autograd.grad that spoilt the loss: as a part of it, or of weights it came from.
 
-    None if the loss is finite, or no such call made what is not finite out of finite values in a
-    backward pass that was seen.
+    None if the loss is finite, or no such call made what is not finite out of finite values.
     """
     calls = (*step.forward(), *step.replayed)
     made = [c for c in calls if c.op == DERIVATIVE and c.phase == "forward" and _is_origin(step, c)]
@@ -88,6 +87,14 @@ def backward_pass(step: StepView, derivative: Call) -> list[Call]:
     return sorted((c for c in later if c.phase == "backward" and c.seq < until), key=_seq)
 
 
+def is_placed(step: StepView, derivative: Call) -> bool:
+    """Whether it is known where in its backward pass a gradient was spoilt."""
+    if first_bad(step, derivative) is not None:
+        return True
+    # Of a leaf that goes straight into a module nobody sees the gradient: a replay does.
+    return not derivative.replay and step.narrowed(None, "backward")[1] is not None
+
+
 def first_bad(step: StepView, derivative: Call | None) -> Call | None:
     """The first backward call that met a bad gradient: in a pass, or since the last gate."""
     if derivative is not None:
@@ -103,8 +110,7 @@ def _seq(call: Call) -> int:
 
 
 def _is_origin(step: StepView, call: Call) -> bool:
-    spoilt = step.nonfinite(call.outputs) and not step.nonfinite(call.inputs)
-    return bool(spoilt) and first_bad(step, call) is not None
+    return bool(step.nonfinite(call.outputs)) and not step.nonfinite(call.inputs)
 
 
 def _made_of(step: StepView, derivative: Call) -> set[tuple[int, ...] | None]:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
-from tensortrace.causes.derivatives import derivative_to_blame, first_bad, upstream
+from tensortrace.causes.derivatives import derivative_to_blame, first_bad, is_placed, upstream
 from tensortrace.checks import (
     Draft,
     StepView,
@@ -71,7 +71,7 @@ def nonfinite_backward(
     blamed = None
     if step.bad and step.blamed() is None and step.damage() == "loss":
         blamed = derivative_to_blame(step)
-        if blamed is None:
+        if blamed is None or not is_placed(step, blamed):
             return  # what TT103 will say comes first
     if blamed is not None or (step.bad and memory["origin"] is None):
         memory["origin"] = _first(step, blamed)
@@ -118,7 +118,10 @@ def _first(step: StepView, derivative: Call | None) -> Origin | None:
     """Find the first backward call whose gradients went bad, and its forward call."""
     call = first_bad(step, derivative)
     if call is None:
-        return None
+        replayed = step.narrowed(None, "backward")[1] if derivative is not None else None
+        if replayed is None:
+            return None
+        call = replayed
     made, arrived = step.nonfinite(call.outputs), step.nonfinite(call.inputs)
     if call.op is not None and not arrived:
         return Origin(call, made[0], _forward(step, call.forward), True, derivative)
@@ -190,11 +193,9 @@ def _place(step: StepView, origin: Origin) -> tuple[Call, str, dict[str, Any]]:
         "placed": "module", "between": between, "between_lines": lines}  # fmt: skip
 
 
-def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
+def _narrowed(step: StepView, origin: Origin) -> tuple[Origin, str | None]:
+    """Move an origin to the op that a replay came to, with how sure that is; None if seen."""
     placed = None
-    # Named before it is narrowed: in a later step the same cause is not replayed again.
-    found = _place(step, origin)[0]
-    cause = f"{found.module} {found.op or origin.call.op}"
     if not origin.direct or is_own_backward(origin.call):
         placed, op_call = step.narrowed(None, "backward")
         if op_call is not None:
@@ -202,6 +203,16 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
             origin = replace(origin, call=op_call, grad=made, forward=of, direct=True)
     elif origin.derivative is not None and origin.derivative.replay:
         placed = step.narrowed(origin.derivative.parent, "forward")[0]
+    elif origin.call.replay:
+        placed = step.narrowed(None, "backward")[0]
+    return origin, placed
+
+
+def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
+    # Named before it is narrowed: in a later step the same cause is not replayed again.
+    found = _place(step, origin)[0]
+    cause = f"{found.module} {found.op or origin.call.op}"
+    origin, placed = _narrowed(step, origin)
     call, grad = origin.call, origin.grad
     by, message, evidence = _place(step, origin)
     if placed is not None:
@@ -225,7 +236,11 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         message += f"; the scaler{scale} skipped the step, as it should while it settles"
     elif verdict == "undecided":
         message += "; no parameter is reached"
-    reason = _reason(step, by) if op else Reason("finite gradients went in, others came out")
+    # What arrived at a call was made by another one.
+    made_it = origin.direct or origin.forward is not None
+    reason = Reason("finite gradients went in, others came out")
+    if op and made_it:
+        reason = _reason(step, by)
     if maker is not None:
         spoilt = step.hurt(maker.outputs)[0]
         message += f"; what went in was not finite: {maker.op} made {count_text(spoilt)}"

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import structs
 
 from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
-from tensortrace.causes.derivatives import derivative_to_blame, first_bad, upstream
+from tensortrace.causes.derivatives import derivative_to_blame, is_placed, upstream
 from tensortrace.causes.held import (
     HELD,
     WEIGHTS,
@@ -113,11 +113,11 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
 def _is_backward(step: StepView, call: Call) -> bool:
     """Whether a backward pass that was seen made the values: inside this call, or before it."""
     blamed = derivative_to_blame(step)
-    if blamed is not None:
+    if blamed is not None and is_placed(step, blamed):
         inside = blamed.replay and step.narrowed(call.seq, "forward")[1] is blamed
         if inside or (not blamed.replay and blamed.seq < call.seq):
             return True
-    return call.op == DERIVATIVE and first_bad(step, call) is not None
+    return call.op == DERIVATIVE and is_placed(step, call)
 
 
 def _note(step: StepView, origin: Origin, length: int) -> Draft:

@@ -36,6 +36,14 @@ class Model(nn.Module):
         return self.last(h)
 
 
+class AtOnce(Model):
+    """Takes the root of what comes in, so that no module sees the gradient that it spoils."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        far = torch.sqrt(x.square().sum(1, keepdim=True))  # the cause
+        return super().forward(torch.cat([x, far], 1))
+
+
 class Forces(nn.Module):
     """Computes a gradient in its own forward."""
 
@@ -81,6 +89,14 @@ def inner_step(model: nn.Module, bad: bool) -> Tensor:
     return F.mse_loss(functional_call(model, moved, x[8:]), x[8:, :1])
 
 
+def leaf_goes_in(model: nn.Module, bad: bool) -> Tensor:
+    x = torch.rand(32, 2)
+    x[3] = 0.0 if bad else x[3]
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    return slope.square().mean()
+
+
 def energy_outside(model: nn.Module, bad: bool) -> Tensor:
     at = torch.randn(8, 2)
     at[3] = at[4] if bad else at[3]
@@ -94,7 +110,8 @@ def energy_inside(model: nn.Module, bad: bool) -> Tensor:
 
 
 Loss = Callable[[nn.Module, bool], Tensor]
-LOSSES: dict[str, tuple[type[nn.Module], Loss, str]] = {
+LOSSES: dict[str, tuple[Callable[[], nn.Module], Loss, str]] = {
+    "leaf_goes_in": (lambda: AtOnce(3), leaf_goes_in, ""),
     "differential_equation": (Model, differential_equation, "root"),
     "gradient_penalty": (Model, gradient_penalty, "root"),
     "inner_step": (Model, inner_step, "root"),
