@@ -201,8 +201,10 @@ class StepView:
         backward = [c for c in self.calls if c.phase == "backward"]
         if not self.scaled() and self.reaches_parameter():
             return "gradient"
-        if any(c.exception and self.hurt(c.inputs) for c in self.calls):
-            return "output"  # nothing else will come of this step
+        # One that is caught does no harm; this one ends the run.
+        ended = any(a.action == "exception" for a in self.actions)
+        if ended and any(c.exception and self.hurt(c.inputs) for c in self.calls):
+            return "output"
         return None if losses or backward else self._unhealed()
 
     def reaches_parameter(self) -> bool:

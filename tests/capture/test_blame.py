@@ -140,6 +140,23 @@ def test_values_that_make_the_next_call_raise_are_explained(bad_at: int) -> None
     assert found[1].fix.startswith("mend TT101-1 first")
 
 
+def test_an_exception_that_is_caught_does_no_harm() -> None:
+    def program() -> None:
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for step in range(6):
+            kernel = torch.eye(3) / torch.tensor(float(step != 3))
+            try:
+                scale = torch.linalg.cholesky(kernel).diagonal().sum()
+            except torch.linalg.LinAlgError:
+                scale = torch.tensor(1.0)
+            optimizer.zero_grad()
+            (model(torch.randn(8, 4)) * scale).square().mean().backward()
+            optimizer.step()
+
+    assert loud(program) == []
+
+
 def raising(program: Callable[[], Any]) -> list[Finding]:
     from tensortrace import trace
     from tests.capture import Recorded
