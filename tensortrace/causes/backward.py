@@ -47,7 +47,7 @@ def explain(facts: Facts, selected_by: Call | None = None) -> Reason:
     if slope is not None and slope * slope < limit_of(facts.dtype):
         return _elsewhere(facts)
     reason = _BY_WORD.get(facts.word, _general)(facts)
-    finite = facts.word in _FINITE or (facts.word == "pow" and reason.carries is not zero)
+    finite = facts.word in _FINITE or (facts.word == "pow" and not _diverges_at_0(facts))
     if selected_by is None or facts.word not in _BY_WORD or finite:
         return reason
     place = f"{selected_by.op} ({location_text(selected_by.location)})"
@@ -58,15 +58,15 @@ def explain(facts: Facts, selected_by: Call | None = None) -> Reason:
 
 def _spoilt(f: Facts) -> Reason | None:
     """What went in in the forward pass was NaN already, and is a factor of the gradient."""
-    if f.word in PRODUCTS.split():
+    if f.word in _PRODUCTS:
         factors = f.inputs[-2:] if f.word in _ADDED else f.inputs[:2]
         # Of a tensor and a number only the number is a factor.
         bad = [t for i, t in enumerate(factors) if t.nonfinite
                and (factors[i - 1].requires_grad if len(factors) > 1 else f.word == "square")
                ]  # fmt: skip
-    elif f.word in _BY_WORD and f.word not in _SELECTS.split():
+    elif f.word in _BY_WORD and f.word not in _SELECTING:
         # The dividend is a factor of the gradient of the divisor alone.
-        only = f.word in DIVISIONS.split() and f.inputs and not f.inputs[-1].requires_grad
+        only = f.word in _DIVISIONS and f.inputs and not f.inputs[-1].requires_grad
         used = f.inputs[-1:] if only else f.inputs
         bad = [t for t in used if t.nan]
     else:
@@ -177,6 +177,12 @@ def _div(f: Facts) -> Reason:
     return Reason(why, fix, y, zero)
 
 
+def _diverges_at_0(f: Facts) -> bool:
+    """Whether the slope of a power is infinite at 0: of x ** p with p below 1, or not known."""
+    p = f.number("exponent", "1")
+    return p < 1 if p is not None else len(f.inputs) != 1
+
+
 def _pow(f: Facts) -> Reason:
     p = f.number("exponent", "1")
     if p is None and len(f.inputs) == 1:
@@ -184,7 +190,7 @@ def _pow(f: Facts) -> Reason:
         return Reason(f"{why}{_got(f)}", "clamp x before it", f.first, large)
     power = "p" if p is None else number_text(p)
     why = f"the slope of x ** {power} is {power} x ** ({power} - 1): "
-    if p is not None and p >= 1:
+    if not _diverges_at_0(f):
         why += f"over the range of {range_text(f.dtype)}{_got(f)}"
         return Reason(why, "scale x down before it, or clip before", f.first, large)
     why += f"infinite at 0 for a power below 1{_got(f, *_zeros(f))}"
@@ -286,6 +292,8 @@ def _general(f: Facts) -> Reason:
 
 _NORMS = "norm linalgvectornorm linalgnorm dist cdist pairwisedistance"
 _SELECTS = "where maskedfill"
+_PRODUCTS, _DIVISIONS = frozenset(PRODUCTS.split()), frozenset(DIVISIONS.split())
+_SELECTING = frozenset(_SELECTS.split())
 # Of these a finite slope overflows, or the slope at 0 is 0: no infinity for a 0 to meet.
 _FINITE = frozenset(f"{PRODUCTS} {_NORMS} {_SELECTS} std stdmean normalize".split())
 _INVERTED = {

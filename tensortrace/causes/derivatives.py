@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from tensortrace.records import DERIVATIVE, Call
+from tensortrace.records import DERIVATIVE, Call, Tensor
 from tensortrace.step_view import StepView, finite
 
 
@@ -68,12 +68,12 @@ def derivative_to_blame(step: StepView) -> Call | None:
         if any(gradient.id in reached for gradient in step.nonfinite(derivative.outputs)):
             return derivative
         # Weights that a functional call is given are no input of the module.
-        spoilt = _made_of(step, derivative)
+        spoilt = made_of(step, step.nonfinite(derivative.outputs))
         for call in step.forward():
             if call.seq < derivative.seq or call.op is not None or step.hurt(call.inputs):
                 continue
             spoils = any(t.id in reached for t in step.hurt(call.outputs))
-            if spoils and spoilt & _weights(step, call.module):
+            if spoils and spoilt & parameter_shapes(step, call.module):
                 return derivative
     return None
 
@@ -113,9 +113,9 @@ def _is_origin(step: StepView, call: Call) -> bool:
     return bool(step.nonfinite(call.outputs)) and not step.nonfinite(call.inputs)
 
 
-def _made_of(step: StepView, derivative: Call) -> set[tuple[int, ...] | None]:
-    """The shapes of what ops made of the bad gradients of a call, and that is bad still."""
-    ids = {gradient.id for gradient in step.nonfinite(derivative.outputs)}
+def made_of(step: StepView, bad: Iterable[Tensor]) -> set[tuple[int, ...] | None]:
+    """The shapes of what ops made of bad tensors, and that is bad still."""
+    ids = {tensor.id for tensor in bad}
     shapes: set[tuple[int, ...] | None] = set()
     for call in step.forward():
         if call.op is not None and any(id in ids for _, id in call.inputs):
@@ -125,8 +125,8 @@ def _made_of(step: StepView, derivative: Call) -> set[tuple[int, ...] | None]:
     return shapes
 
 
-def _weights(step: StepView, path: str | None) -> set[tuple[int, ...] | None]:
-    """The shapes of the parameters of a module and of all inside it."""
+def parameter_shapes(step: StepView, path: str | None) -> set[tuple[int, ...] | None]:
+    """The shapes of the parameters of a module and of all inside it; None takes every module."""
     inside = (m for p, m in step.modules.items()
               if not path or f"{p}.".startswith(f"{path}."))  # fmt: skip
     return {parameter.shape for module in inside for parameter in module.parameters}

@@ -10,7 +10,13 @@ from typing import Any
 from msgspec import structs
 
 from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
-from tensortrace.causes.derivatives import derivative_to_blame, is_placed, upstream
+from tensortrace.causes.derivatives import (
+    derivative_to_blame,
+    is_placed,
+    made_of,
+    parameter_shapes,
+    upstream,
+)
 from tensortrace.causes.held import (
     HELD,
     WEIGHTS,
@@ -87,9 +93,10 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
     guilty = _guilty(step, origins, damage) if damage and origins else None
     if guilty and _is_backward(step, guilty.call):
         return  # TT102 has the place in the pass that made it
-    if guilty and _took_mask(step, guilty.call) and memory["before"]:
+    left = _left_mask(step, guilty.call, memory["before"]) if guilty else None
+    if left is not None:
         memory["told"] = True
-        yield _from_before(step, memory["before"][0], None, damage)
+        yield _from_before(step, left, None, damage)
     elif guilty:
         memory["told"] = True
         found = _draft(step, guilty, damage, chain)
@@ -98,16 +105,17 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
         yield _from_before(step, note, found) if note else found
     elif damage and memory["before"] and step.inherits():
         memory["told"] = True
-        yield _from_before(step, memory["before"][0], None, damage)
+        yield _from_before(step, memory["before"][0][0], None, damage)
     elif damage and not guilty and (earlier := _made_earlier(step, damage)) is not None:
         memory["told"] = True
         yield _from_earlier(step, earlier, damage)
     elif step.summary is not None and not step.poisoned and step.blamed() is None:
         # 0 * -inf of a value that is a note already is no second one.
         own = [origin for origin in origins if not step.nonfinite(origin.call.inputs)]
-        memory["notes"] = [_note(step, origin, chain) for origin in own]
-        told = zip(own, memory["notes"], strict=True)
-        yield from (note for origin, note in told if not _is_backward(step, origin.call))
+        notes = [_note(step, origin, chain) for origin in own]
+        memory["notes"] = [(note, o.tensor) for note, o in zip(notes, own, strict=True)]
+        yield from (note for note, o in zip(notes, own, strict=True)
+                    if not _is_backward(step, o.call))  # fmt: skip
 
 
 def _is_backward(step: StepView, call: Call) -> bool:
@@ -128,14 +136,12 @@ def _note(step: StepView, origin: Origin, length: int) -> Draft:
     return replace(note, evidence={**note.evidence, "wrote": sorted(wrote)}) if wrote else note
 
 
-def _written_by(step: StepView, call: Call, before: list[Draft]) -> Draft | None:
+def _written_by(step: StepView, call: Call, before: list[tuple[Draft, Tensor]]) -> Draft | None:
     """Find the note of the step before whose values went into the weights of a module."""
     if call.op is not None or not before or step.narrowed(call.seq, "forward")[1] is not None:
         return None
-    path = call.module or ""
-    inside = [m for p, m in step.modules.items() if not path or f"{p}.".startswith(f"{path}.")]
-    shapes = {p.shape for module in inside for p in module.parameters}
-    return next((n for n in before if shapes.intersection(n.evidence.get("wrote", ()))), None)
+    shapes = parameter_shapes(step, call.module)
+    return next((n for n, _ in before if shapes.intersection(n.evidence.get("wrote", ()))), None)
 
 
 def _from_before(
@@ -275,12 +281,18 @@ def _after_backward(step: StepView, origins: list[Origin]) -> Origin | None:
     if any(step.nonfinite(c.inputs) or step.nonfinite(c.outputs) for c in calls):
         return None
     last = max((c.seq for c in calls), default=-1)
-    return next((o for o in origins if o.call.op is not None and o.call.seq > last), None)
+    after = (o for o in origins if o.call.op is not None and o.call.seq > last)
+    # What has not the shape of a gradient, nor is taken for such a one, is a number for show.
+    shapes = parameter_shapes(step, None)
+    return next((o for o in after if o.tensor.shape in shapes
+                 or shapes & made_of(step, [o.tensor])), None)  # fmt: skip
 
 
-def _took_mask(step: StepView, call: Call) -> bool:
-    """Whether -inf went in that the step before left: the end of that step prepares data, too."""
-    return any(t.from_step == step.number - 1 for t in step.nonfinite(call.inputs))
+def _left_mask(step: StepView, call: Call, before: list[tuple[Draft, Tensor]]) -> Draft | None:
+    """Find the note of the step before about -inf that went in: its end prepares data, too."""
+    taken = {t.shape for t in step.nonfinite(call.inputs)
+             if t.neginf and t.from_step == step.number - 1}  # fmt: skip
+    return next((note for note, made in before if made.neginf and made.shape in taken), None)
 
 
 def _guilty(step: StepView, origins: list[Origin], damage: str) -> Origin | None:

@@ -189,3 +189,44 @@ def test_minus_infinity_of_the_end_of_the_step_before_is_told_where_it_was_made(
     (found,) = loud(program)
     assert (found.code, found.op) == ("TT101", "log")
     assert code_of(found).endswith("# the cause")
+
+
+def test_a_mask_that_was_kept_does_not_lead_to_another_note_of_the_step_before() -> None:
+    """A number for show is infinite at the end of step 3; in step 4 the mask is multiplied."""
+
+    def program() -> None:
+        model, out = nn.Linear(8, 6), nn.Linear(6, 1)
+        optimizer = torch.optim.Adam([*model.parameters(), *out.parameters()])
+        mask = torch.zeros(4, 6).masked_fill(torch.arange(6) > 3, -math.inf)
+        for step in range(7):
+            scores = model(torch.randn(4, 8))
+            if step == 4:
+                scores = scores.relu() * mask  # the cause
+            weights = torch.softmax(scores + mask, -1)
+            optimizer.zero_grad()
+            out(weights).square().mean().backward()
+            optimizer.step()
+            torch.ones(2) / torch.full((2,), float(step != 3))
+
+    (found,) = loud(program)
+    assert (found.step, found.code, found.op) == (4, "TT101", "mul")
+    assert code_of(found).endswith("# the cause")
+
+
+def test_a_number_for_show_is_not_blamed_for_a_gradient() -> None:
+    """Nobody sees what spoils the gradient, and a metric after backward is infinite."""
+
+    def program() -> None:
+        model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+        optimizer = torch.optim.Adam(model.parameters())
+        for step in range(6):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            if step == 3:
+                torch.ones(2) / torch.zeros(2)
+                grads = [p.grad for p in model.parameters()]
+                torch._foreach_mul_(grads, math.nan)
+            optimizer.step()
+
+    (found,) = loud(program)
+    assert (found.step, found.code) == (3, "TT102")
