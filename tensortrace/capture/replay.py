@@ -17,6 +17,7 @@ from tensortrace.capture.drafts import Draft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.names import unwrapped
+from tensortrace.capture.products import Products
 from tensortrace.capture.recorder import Recorder
 from tensortrace.capture.roots import Root, UnkeptError
 from tensortrace.capture.stats import StatsQueue
@@ -121,7 +122,7 @@ class ReplayRecorder(Recorder):
         self.names, self.sources, self.serial = live.names, live.sources, time.monotonic_ns()
         self.step, self.update = live.step, live.update
         self.tensors = self.table = ReplayTable(queue, live.tensors)
-        self.parameters = Parameters()
+        self.parameters, self.products = Parameters(), Products()
         self.on = {**dict.fromkeys(live.on, True), "loop": False, "optimizers": False}
         self.op_level = True
         self.roots = None
