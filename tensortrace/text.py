@@ -129,9 +129,18 @@ def location_text(location: Location | None) -> str:
     return "-" if location is None else f"{escape(location.file)}:{location.line}"
 
 
+def step_text(finding: Finding) -> str:
+    """Say in which step it was found, and after how many updates where steps do not count those.
+
+    A validation batch, a micro-batch, a call of a policy is a step without an update.
+    """
+    each = finding.update in (0, finding.step, finding.step + 1)
+    return f"step {finding.step}" + ("" if each else f" (update {finding.update})")
+
+
 def finding_text(finding: Finding, cls: str | None = None) -> str:
     """Tell a finding in a few plain lines: headline, place, line of code, reason, repair."""
-    place = [f"step {finding.step}"]
+    place = [step_text(finding)]
     if finding.module is not None:
         place.append(module_text(finding.module, cls))
     if finding.op:

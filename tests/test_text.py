@@ -99,6 +99,16 @@ def test_a_finding_tells_place_code_reason_and_fix():
 
 
 @pytest.mark.parametrize(
+    ("step", "update", "text"),
+    [(7, 0, "step 7,"), (7, 7, "step 7,"), (7, 8, "step 7,"), (1247, 77, "step 1247 (update 77),"),
+     (3, 30, "step 3 (update 30),")],
+)  # fmt: skip
+def test_updates_are_told_where_steps_do_not_count_them(step, update, text):
+    told = finding_text(make_finding(step=step, update=update))
+    assert f"  at {text} " in told
+
+
+@pytest.mark.parametrize(
     ("value", "text"),
     [(None, "-"), (0.0, "0"), ("NaN", "NaN"), ("-Infinity", "-inf"), ("Infinity", "inf"),
      (0.03125, "0.0312"), (5100.0, "5100"), (51_000.0, "5.1e+04"), (1e-7, "1e-07"), (-1.5, "-1.5")],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tensortrace.export.contents import Shown, shown_path
 from tensortrace.records import ChainLink, Location, Module
-from tensortrace.text import escape, location_text, number_text, shape_text, short_dtype
+from tensortrace.text import escape, location_text, number_text, shape_text, short_dtype, step_text
 
 if TYPE_CHECKING:
     from tensortrace.run import Run
@@ -45,7 +45,7 @@ def harmless_lines(text: str) -> str:
 def place(one: Shown, *, ranks: bool) -> str:
     """Say where it was found; `ranks` says that the run has several, so that theirs is named."""
     finding = one.finding
-    places = [f"step {finding.step}"]
+    places = [step_text(finding)]
     if ranks:
         plural = "" if len(one.ranks) == 1 else "s"
         places.insert(0, f"rank{plural} {', '.join(map(str, one.ranks))}")
