@@ -179,13 +179,13 @@ class StepView:
         """Tell whether a GradScaler watches the gradients of this step and skips if it must."""
         return any(a.action in ("scale", "unscale") for a in self.actions)
 
-    def inherits(self) -> bool:
-        """Tell whether a bad tensor that the step before met comes in from outside the modules.
+    def inherited(self) -> list[Tensor]:
+        """List the bad tensors that the step before met and that come in from outside the modules.
 
         Data may be prepared after the last update, which ends no step.
         """
         outer = (c for c in self.calls if c.phase == "forward" and c.parent is None)
-        return any(t.from_step == self.number - 1 for c in outer for t in self.hurt(c.inputs))
+        return [t for c in outer for t in self.hurt(c.inputs) if t.from_step == self.number - 1]
 
     def damage(self) -> Literal["loss", "gradient", "output"] | None:
         """Tell what a non-finite value has reached; None while all that counts is clean.

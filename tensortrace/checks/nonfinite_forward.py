@@ -103,9 +103,12 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
         found = replace(found, follows=found.follows or _by_hand(step, found))
         note = _written_by(step, guilty.call, memory["before"])
         yield _from_before(step, note, found) if note else found
-    elif damage and memory["before"] and step.inherits():
+    elif damage and memory["before"] and (taken := step.inherited()):
         memory["told"] = True
-        yield _from_before(step, memory["before"][0][0], None, damage)
+        # The note about what came in or, where that was computed on from it, the first.
+        shapes = {tensor.shape for tensor in taken}
+        fits = (note for note, made in memory["before"] if made.shape in shapes)
+        yield _from_before(step, next(fits, memory["before"][0][0]), None, damage)
     elif damage and not guilty and (earlier := _made_earlier(step, damage)) is not None:
         memory["told"] = True
         yield _from_earlier(step, earlier, damage)

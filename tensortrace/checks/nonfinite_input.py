@@ -50,7 +50,7 @@ def nonfinite_input(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
         left = None if memory["made"] or memory["before"] else step.number - 1
         met += list(_entries(step, left))[: 8 - len(met)]
     damage = step.damage() if met or memory["before"] else None
-    if damage and not met and step.inherits():
+    if damage and not met and step.inherited():
         yield from (_draft(step, entry, damage, earlier=True) for entry in memory["before"])
         memory["before"] = []
     if met and (step.summary or damage):

@@ -230,3 +230,24 @@ def test_a_number_for_show_is_not_blamed_for_a_gradient() -> None:
 
     (found,) = loud(program)
     assert (found.step, found.code) == (3, "TT102")
+
+
+def test_of_two_notes_of_the_step_before_that_about_the_data_is_the_cause() -> None:
+    """After the update a metric is infinite, and then the next batch is prepared."""
+
+    def program() -> None:
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.Adam(model.parameters())
+        batch = torch.randn(8, 4)
+        for step in range(6):
+            loss = model(batch).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            torch.ones(2) / torch.full((2,), float(step != 3))
+            spread = torch.randn(8, 1).expand(8, 4) * float(step != 3)
+            batch = torch.randn(8, 4) / spread.abs()  # the cause
+
+    (found,) = loud(program)
+    assert (found.step, found.code, found.op) == (4, "TT101", "div")
+    assert code_of(found).endswith("# the cause")
