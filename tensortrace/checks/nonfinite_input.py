@@ -19,7 +19,7 @@ _Entry: TypeAlias = tuple[Call, str, Tensor]
 def nonfinite_input(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     """A tensor that nothing in the program made comes in with NaN or infinity.
 
-    Symptom:    NaN loss on some batches only, before any weight has changed
+    Symptom:    NaN loss on some batches only, whatever the weights are
     Threshold:  a floating tensor of more than one element that enters an outermost module, or an
                 op outside modules, that no call of this or an earlier step made (what the end of
                 the step before left for this one counts if no call there did), holds NaN (error)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tensortrace.records import Call
-from tests.checks import brief, call, closing, find, loss, nan, ok, op, optimizer
+from tests.checks import brief, call, closing, find, loss, nan, ok, op, optimizer, param
 
 
 def test_nan_in_the_batch_is_an_error_and_the_only_one():
@@ -29,6 +29,17 @@ def test_data_that_an_op_hands_on_as_it_is_stays_data():
         optimizer(),
     ]
     assert brief(find(records)) == [("TT105", "error", "to")]
+
+
+def test_what_is_said_of_a_batch_is_true_after_many_updates():
+    records = [
+        optimizer(), param(1001, "net.weight", ok(1), update_norm=0.1), closing(),
+        call(1, "net", [1], [2], [nan(1), nan(2)], step=1), loss(3, "NaN", 2, step=1),
+        optimizer(step=1, grad_norm="NaN"), closing(1),
+    ]  # fmt: skip
+    (found,) = find(records)
+    assert (found.code, found.step) == ("TT105", 1)
+    assert found.explanation == "NaN loss on some batches only, whatever the weights are"
 
 
 def test_infinity_in_the_batch_is_a_warning():
