@@ -25,7 +25,7 @@ from tensortrace.causes import (
     zero,
 )
 from tensortrace.records import Tensor
-from tensortrace.text import number_text, shape_text, short_dtype
+from tensortrace.text import number_text, short_dtype
 
 _FLOAT32 = "compute this in float32: x.float(), inside torch.autocast(..., enabled=False)"
 _MASK = (
@@ -35,6 +35,14 @@ _ORIGIN = (
     "look where the number comes from: a mean of nothing, a division by 0 in Python or NumPy, a "
     "missing value in the data"
 )
+# Losses that take the mean over all elements, as functions and as modules.
+_MEAN_LOSSES = (
+    "l1loss mseloss smoothl1loss huberloss binarycrossentropy binarycrossentropywithlogits bce "
+    "crossentropy nllloss nll kldiv cosineembeddingloss tripletmarginloss "
+    "tripletmarginwithdistanceloss gaussiannllloss poissonnllloss softmarginloss "
+    "multilabelsoftmarginloss hingeembeddingloss marginrankingloss"
+)
+_LOSSES = frozenset(_MEAN_LOSSES.split())
 _EPS = "keep eps (1e-5) above what the dtype can hold, and normalise in float32"
 
 
@@ -48,12 +56,32 @@ def explain(facts: Facts) -> Reason:
             f"not finite, or is over the range of {range_text(facts.dtype)}",
             _ORIGIN,
         )
-    return _BY_WORD.get(facts.word, _general)(facts)
+    return _nothing(facts) or _BY_WORD.get(facts.word, _general)(facts)
 
 
 def known(word: str) -> bool:
     """Whether there is an explanation of its own for an op."""
     return word in _BY_WORD
+
+
+def _nothing(f: Facts) -> Reason | None:
+    """NaN of what has no element: the mean over an empty batch."""
+    empty = [t for t in f.inputs if t.shape is not None and not t.numel]
+    # A loss has the elements of its inputs together: an empty one leaves none.
+    if not empty or (len(empty) < len(f.inputs) and f.word not in _LOSSES):
+        return None
+    if f.outputs and not f.came_out("nan"):
+        return None
+    got, skip = ", ".join(values_text(t) for t in f.inputs[:3]), "skip an empty batch"
+    why = f"the mean of nothing is 0 / 0; it got {got}"
+    if f.word in _LOSSES:
+        fix = f"{skip}, or take reduction='sum' and divide by max(n, 1)"
+        return Reason(f"it takes the mean, and {why}", fix, empty[0])
+    if f.word in ("mean", "nanmean"):
+        return Reason(why, f"x.sum() / max(x.numel(), 1), or {skip}", empty[0])
+    named = f.word in ("median", "nanmedian", "std", "var")
+    what = f"the {f.word.removeprefix('nan')} of" if named else "what it makes of"
+    return Reason(f"{what} nothing is NaN: no element went in; it got {got}", skip, empty[0])
 
 
 def _stray(name: str, value: str) -> Reason:
@@ -220,11 +248,9 @@ def _loss(f: Facts) -> Reason:
     if target is not None and target.min == target.max == ignored:
         why = (f"all {target.numel} targets are {number_text(ignored)}, which is ignored, and the "
                "mean over no target at all is 0 / 0")  # fmt: skip
-        return Reason(why, "loss = F.cross_entropy(x, y, reduction='sum') / (y != -100).sum()"
-                      ".clamp_min(1)", target)  # fmt: skip
-    if target is not None and not target.numel:
-        return Reason("the mean over no target at all is 0 / 0: the batch is empty",
-                      "skip an empty batch")  # fmt: skip
+        given = "" if ignored == -100 else f"ignore_index={number_text(ignored)}, "
+        return Reason(why, f"loss = F.cross_entropy(x, y, {given}reduction='sum') / "
+                      f"(y != {number_text(ignored)}).sum().clamp_min(1)", target)  # fmt: skip
     why = ("a class of probability 0 costs infinity, and the mean over no target at all (all of "
            f"them ignored) is 0 / 0; {_got(x)}")  # fmt: skip
     return Reason(why, "pass logits, not probabilities or -inf, to the loss", x,
@@ -332,13 +358,6 @@ def _spread(f: Facts) -> Reason:
     return Reason(why, f"x.{f.word}(correction=0), or a batch of at least two", x)
 
 
-def _mean(f: Facts) -> Reason:
-    if f.first.numel:
-        return _overflow(f)
-    why = f"the mean of nothing is 0 / 0; it got {short_dtype(f.first.dtype)} "
-    return Reason(why + shape_text(f.first.shape), "x.sum() / max(x.numel(), 1)", f.first)
-
-
 def _normalize(f: Facts) -> Reason:
     x, eps = f.first, f.number("eps")
     eps = 1e-12 if eps is None else eps
@@ -400,7 +419,8 @@ _BY_WORD: dict[str, Callable[[Facts], Reason]] = {
         (_inverse, "inverse inv linalginv linalginvex linalgsolve linalgsolveex"),
         (_cholesky, "cholesky linalgcholesky linalgcholeskyex"),
         (_triangular, "choleskysolve linalgsolvetriangular triangularsolve choleskyinverse"),
-        (_spread, "std var stdmean varmean"), (_mean, "mean nanmean"), (_normalize, "normalize"),
+        (_spread, "std var stdmean varmean"), (_overflow, "mean nanmean"),
+        (_normalize, "normalize"),
         (_layer_norm, "layernorm groupnorm batchnorm instancenorm rmsnorm"),
         (_cast, "to half type bfloat16"), (_product, "prod cumprod"),
     )
