@@ -16,7 +16,7 @@ import threading
 import types
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ from tensortrace.capture.roots import (
     several_ranks,
 )
 from tensortrace.capture.tensors import version_of
+from tensortrace.text import shorten
 
 _HOOK_TABLES = {name for name in nn.Module().__dict__ if "hook" in name}
 _SHARED = (
@@ -64,8 +65,10 @@ class Stage:
         # The memory of the parameters, and why the replay was given up.
         self.weights: set[int] = set()
         self.refused = ""
-        # Stand-in of a tensor of the user's -> that tensor's id in memory.
+        # Stand-in of a tensor of the user's -> that tensor's id in memory; and, of what the call
+        # was given, its id in the step: the tensor itself may be gone, and its memory another's.
         self.origins: dict[int, int] = {}
+        self.given: dict[int, int] = {}
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
         # What `memo` and `weights` know by its id or memory: neither may be given away meanwhile.
@@ -90,6 +93,14 @@ class Stage:
         self.origins[id(made)] = key
         self.alive.append((tensor, made))
         return made
+
+    def know_given(self, inputs: Sequence[tuple[str, int]]) -> None:
+        """Give what the call is given the ids that its record has."""
+        ids = dict(inputs)
+        given = tensors_in(self.args, "input")
+        for key, value in self.kwargs.items():
+            given += tensors_in(value, shorten(key))
+        self.given = {id(tensor): ids[name] for name, tensor in given if name in ids}
 
     def restore(self, kept: Any, what: str) -> Any:
         """Build the value back that `roots.keep` kept; `what` names it where it cannot be."""

@@ -149,7 +149,8 @@ class Narrower:
         # Each root is replayed once: what comes later has to show in its own calls.
         self._recorder.may_rest = False
         started = time.perf_counter_ns()
-        replay = Replay(self._recorder, root, math.inf if first is None else first.seq)
+        given = next((c.inputs for c in step.calls if c.seq == root.seq), [])
+        replay = Replay(self._recorder, root, given, math.inf if first is None else first.seq)
         try:
             why = _refusal(root, phase)
             if why is None:
@@ -188,13 +189,19 @@ class Narrower:
         originals = _originals(step, root, calls)
         lines = {call.seq: call.location for call in step.calls}
         asked = self._recorder.sources.locate_frame(sys._getframe())
+        # The records of module calls go no further: what they were the first to meet is described
+        # by the op that takes it.
+        met = {t.id: t for call in calls if call.op is None for t in call.tensors}
         for call in calls:
             if call.op is not None:
                 parent = originals.get(call.parent, root.seq)
+                taken = [met.pop(i) for _, i in call.inputs if i in met]
                 # Without a line of the user's inside the module the nearest one is that which the
                 # replay runs under, not that of the call which it repeats.
                 location = lines.get(parent) if call.location == asked else call.location
-                self._recorder.pend_replayed(structs.replace(call, location=location), parent)
+                told = [*taken, *call.tensors]
+                made = structs.replace(call, location=location, tensors=told)
+                self._recorder.pend_replayed(made, parent)
         if found is not None:
             placed = "exact" if differs is None else "close"
             return {"placed": placed, "op": found.op, "seq": found.seq, "differs": differs}

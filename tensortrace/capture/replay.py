@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,11 +32,18 @@ class Replay:
     """One replay: the same hooks report to a recorder of its own.
 
     Args:
+        inputs: names and ids of what the call was given.
         until: the seq of the first bad backward call; of several passes that one is repeated.
     """
 
-    def __init__(self, live: Recorder, root: Root, until: float = math.inf) -> None:
-        self.root, self.until = root, until
+    def __init__(
+        self,
+        live: Recorder,
+        root: Root,
+        inputs: Sequence[tuple[str, int]],
+        until: float = math.inf,
+    ) -> None:
+        self.root, self.inputs, self.until = root, inputs, until
         self.queue = StatsQueue("full", live.queue.devices)
         self.queue.locates = True
         self.recorder = ReplayRecorder(live, self.queue)
@@ -59,6 +67,7 @@ class Replay:
         live, stack, busy = slot.recorder, here.stack, here.busy
         try:
             with swapped(self.root, module) as stage, as_it_was(self.root):
+                stage.know_given(self.inputs)
                 self.recorder.use(stage)
                 with torch._C._EnableTorchFunction():
                     here.stack, here.busy, slot.recorder = [], 0, self.recorder
@@ -216,8 +225,9 @@ class ReplayTable(TensorTable):
                 # Without grad a view of a leaf is a leaf too.
                 origin = tensor._base if tensor._is_view() else tensor
                 self.met_foreign_leaf |= all(origin is not leaf for leaf in stage.leaves)
-            address = stage.origins.get(id(tensor))
-            known = self._live.id_at(address) if address is not None else None
+            known = stage.given.get(id(tensor))
+            if known is None and (address := stage.origins.get(id(tensor))) is not None:
+                known = self._live.id_at(address)
             if known is not None and not tensor._version:
                 self.adopt(tensor, known)
         return super().identify(tensor, measure)

@@ -470,3 +470,64 @@ def test_what_a_closure_is_evaluated_with_after_a_bad_update_follows_from_it() -
         optimizer.step(closure)
         optimizer.step(closure)
     assert [f.code for f in t.findings if f.severity == "error"] == ["TT102"]
+
+
+class Floor(nn.Module):
+    """Spoilt by one element of what it is given, in an argument, a keyword or a global tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.linear = Power(), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        h = x if more is None else x * 0 + more
+        out: Tensor = self.linear(self.inner(h + 0 if WORLD is None else WORLD))
+        return out
+
+
+class Power(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x**0.5
+
+
+WORLD: Tensor | None = None
+
+
+@pytest.mark.parametrize("how", ["argument", "keyword", "view", "global"])
+@pytest.mark.parametrize("late", [False, True])
+def test_what_went_in_is_told_where_the_program_has_let_go_of_it(
+    how: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`criterion(model(x), y)` keeps neither output; other tensors lie where they lay."""
+    torch.manual_seed(0)
+    model = Floor()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    records: list[Any] = []
+    with trace(out=records.append, every="auto") as t:
+        for step in range(260 if late else 6):
+            data = torch.rand(8, 6) + 0.1
+            if step == (255 if late else 4):
+                data[3, 2] = -0.3
+            if how == "argument":
+                loss = model(data * 1.0).square().mean()
+            elif how == "view":
+                loss = model((data * 1.0).t().t()).square().mean()
+            elif how == "keyword":
+                loss = model(torch.ones(8, 6), more=data * 1.0).square().mean()
+            else:
+                monkeypatch.setattr(f"{__name__}.WORLD", data)
+                loss = model(torch.rand(8, 6) * 1.0).square().mean()
+            del data
+            others = [torch.full((8, 6), 7.0) for _ in range(64)]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            del others
+    (found,) = [f for f in t.findings if f.severity == "error"]
+    assert (found.op, found.evidence["placed"]) == ("pow", "exact")
+    assert "it got 1 negative of 48 (f32 [8, 6] from -0.3 to" in found.explanation
+    # Each tensor that a record names is described in the step.
+    calls = [r for r in records if isinstance(r, Call) and r.step == found.step]
+    described = {tensor.id for call in calls for tensor in call.tensors}
+    named = {i for call in calls if call.replay for _, i in (*call.inputs, *call.outputs)}
+    assert named <= described
