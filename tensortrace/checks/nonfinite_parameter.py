@@ -6,11 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, count_text, finite
-from tensortrace.records import Finding, Param, Scalar
+from tensortrace.records import Finding, Optimizer, Param, Scalar, from_scalar
+from tensortrace.text import number_text
 
 _UPDATE = (
     "weights and gradients were finite: the update itself divides by zero or overflows (a second "
     "moment or a norm of 0 without eps, an eps that is 0 in float16)"
+)
+_SCHEDULE = (
+    "look at what sets the learning rate in this step: past its end a polynomial schedule takes a "
+    "root of a negative number (max(0.0, 1 - step / total) ** 0.9 does not), a warm-up over 0 "
+    "steps divides by 0"
 )
 
 
@@ -24,7 +30,8 @@ def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draf
                 mask). Counted under the earlier finding where one explains it
     Source:     definition; an update can be NaN by itself (eps=0 and a zero second moment in Adam)
     Fix:        load the weights of a step before this one; if the checkpoint itself is bad, go back
-                further; for an update: eps of the optimizer, learning rate, weight decay in float16
+                further; for an update: the learning rate (a schedule past its end), eps of the
+                optimizer, weight decay in float16
     Misses:     optimizer state is seen through the update only; a parameter without a gradient is
                 seen through what its module makes (TT101)
     Example:    optimizer = torch.optim.Adam(model.half().parameters())  # eps 1e-8 is 0 in f16
@@ -66,18 +73,35 @@ def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draf
     follows = told or (None if first or mask else step.blamed())
     by = _writer(step, param)
     # Of an update the line of the optimizer's step is the place, of weights that were bad no line.
-    steps = (o.location for o in step.optimizers if o.index == param.optimizer)
-    at = by.location if by else None if param.value.nonfinite else next(steps, None)
-    why = by.explanation if by else None if param.value.nonfinite else _UPDATE
+    wrote = None if param.value.nonfinite else _step_of(step, param)
+    rate = _spoilt_rate(wrote) if wrote else None
+    at = by.location if by else wrote.location if wrote else None
+    why = by.explanation if by else None if param.value.nonfinite else rate or _UPDATE
     more += f"; written at the end of step {by.step}, where {by.op} made them" if by else ""
     yield Draft(
         message=f"{param.name} {what}{more}", severity="note" if mask else "error",
         follows=follows, cause="mask" if mask else "parameters",
-        location=at, explanation=why, fix=by.fix if by else None,
+        location=at, explanation=why, fix=by.fix if by else _SCHEDULE if rate else None,
         phase="optimizer", module=param.module, param=param.name, seq=param.seq,
         tensor=param.value.id, value=number, limit=0,
         evidence={"placed": "direct", "parameters": [p.name for p, *_ in bad[:20]]},
     )  # fmt: skip
+
+
+def _step_of(step: StepView, param: Param) -> Optimizer | None:
+    """The optimizer step that wrote a parameter: the last before it."""
+    steps = [o for o in step.optimizers if o.index == param.optimizer and o.seq < param.seq]
+    return steps[-1] if steps else None
+
+
+def _spoilt_rate(optimizer: Optimizer) -> str | None:
+    """Say which learning rate is not finite; None if all that are known are."""
+    for i, rate in enumerate(map(from_scalar, optimizer.lr)):
+        if rate is not None and not finite(rate):
+            of = f" of group {i}" if len(optimizer.lr) > 1 else ""
+            return (f"weights and gradients were finite, but the learning rate{of} is "
+                    f"{number_text(rate)}")  # fmt: skip
+    return None
 
 
 def _writer(step: StepView, param: Param) -> Finding | None:

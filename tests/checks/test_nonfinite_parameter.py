@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from tensortrace import trace
-from tensortrace.records import Finding
+from tensortrace.records import Finding, Scalar
 from tests.builders import HERE
 from tests.checks import brief, call, closing, find, loss, nan, ok, op, optimizer, param
+from tests.checks.traced import find_live
 
 
 def test_a_parameter_that_is_bad_before_the_step_is_an_error():
@@ -124,3 +128,46 @@ def test_an_update_that_is_not_finite_is_told_at_the_line_of_the_step():
     held = param(6, "fc.weight", nan(1), grad=ok(2))
     (found,) = find([step, held, closing()], "TT104")
     assert found.location is None
+
+
+@pytest.mark.parametrize(("lr", "words"), [
+    (["NaN"], "but the learning rate is NaN"), (["Infinity"], "but the learning rate is inf"),
+    ([0.1, "NaN"], "but the learning rate of group 1 is NaN"),
+    ([0.1], "the update itself divides by zero"), ([None], "the update itself divides by zero"),
+])  # fmt: skip
+def test_a_learning_rate_that_is_not_finite_is_blamed(lr: list[Scalar | None], words: str) -> None:
+    spoilt = param(6, "fc.weight", ok(1), grad=ok(2), update_norm="NaN")
+    # Another step of it, and another optimizer's, have other rates.
+    others = [optimizer(seq=1, index=1, lr=["NaN"]), optimizer(seq=2, lr=[1e9])]
+    (found,) = find([*others, optimizer(seq=5, lr=lr), spoilt, closing()], "TT104")
+    assert words in found.explanation
+    assert ("what sets the learning rate" in (found.fix or "")) is ("the learning rate" in words)
+
+
+OPTIMIZERS = [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad,
+              torch.optim.RMSprop]  # fmt: skip
+
+
+@pytest.mark.parametrize("of", OPTIMIZERS, ids=lambda of: str(of.__name__))
+@pytest.mark.parametrize("total", [3, 30])
+def test_a_schedule_past_its_end_is_what_spoils_the_weights(
+    of: Callable[..., torch.optim.Optimizer], total: int
+) -> None:
+    def program(floor: float = -math.inf) -> None:
+        model = nn.Linear(6, 4)
+        optimizer = of(model.parameters(), lr=0.01)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: float(np.power(max(floor, 1 - step / total), 0.9))
+        )
+        for _ in range(total + 4):
+            optimizer.zero_grad()
+            model(torch.randn(8, 6)).square().mean().backward()
+            optimizer.step()
+            schedule.step()
+
+    with np.errstate(invalid="ignore"):
+        (found,) = [f for f in find_live(program) if f.severity != "note"]
+    assert (found.code, found.step) == ("TT104", total + 1)
+    assert "the learning rate is NaN" in found.explanation
+    assert "max(0.0, 1 - step / total) ** 0.9" in (found.fix or "")
+    assert [f.code for f in find_live(lambda: program(0.0)) if f.severity != "note"] == []
