@@ -23,9 +23,10 @@ def graph_kept_alive(
     """A total or a list keeps losses or outputs of earlier steps together with their graphs.
 
     Symptom:    memory grows from step to step until it runs out, in the middle of an epoch
-    Threshold:  outside modules a number with a graph that was made in an earlier step gets another
+    Threshold:  outside modules a number with a graph that was made in the step before gets another
                 number with a graph added, in a step with a backward and an optimizer step, as that
-                earlier step was, and so it is the `sustain`-th such step of the run at least. Or:
+                step was, and so it is the `sustain`-th such step of the run at least; and it is
+                what an addition to a number of a still earlier step has made. Or:
                 in each of `growing` such steps running more tensors with a graph are still alive
                 that were made, and last used, before the step before
     Source:     PyTorch FAQ, "My model reports cuda runtime error(2): out of memory" ("Don't
@@ -46,13 +47,14 @@ def graph_kept_alive(
     if step.summary.full:
         _remember(step, places)
     trained: list[int] = memory.setdefault("trained", [])
+    before, memory["totals"] = memory.get("totals", frozenset()), _totals(step)
     if not step.optimizers or not any(a.action == "loss" for a in step.actions):
         return
     memory["count"] = memory.get("count", 0) + 1
     if memory["count"] >= sustain:
         for call in step.calls:
             total = _total(step, call)
-            if total is not None and total.from_step in trained:
+            if total is not None and total.from_step in trained and _value(total) in before:
                 yield Draft(
                     message=f"{call.op} adds to a total of step {total.from_step} that has a graph "
                     f"({total.grad_fn or 'changed in place'}): the graphs of all its steps stay in "
@@ -96,6 +98,31 @@ def _remember(step: StepView, places: dict[tuple[int, int], Call]) -> None:
     recent = [key for key in places if key[0] > step.number - _RECENT][-_PLACES:]
     for old in places.keys() - recent:
         del places[old]
+
+
+def _totals(step: StepView) -> frozenset[float]:
+    """The numbers that additions to a number of an earlier step have made.
+
+    So does the sum of the losses of two optimizers, of which the first has ended a step; but to
+    that nothing is added.
+    """
+    made: set[int] = set()
+    values: set[float] = set()
+    for call in sorted(step.calls, key=lambda c: c.seq):
+        if _total(step, call) is None and made.isdisjoint(i for _, i in call.inputs):
+            continue
+        if call.op in _SUMS and call.phase == "forward" and call.module is None:
+            for _, number in call.outputs:
+                made.add(number)
+                tensor = step.tensors.get(number)
+                value = _value(tensor) if tensor is not None else None
+                values |= {value} if value is not None else set()
+    return frozenset(values)
+
+
+def _value(number: Tensor) -> float | None:
+    """The value of a tensor of one element."""
+    return number.min
 
 
 def _total(step: StepView, call: Call) -> Tensor | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tensortrace.records import Action
 from tests.checks import brief, closing, find, loss, ok, op, optimizer
@@ -170,18 +171,54 @@ def test_eight_steps_of_growth_are_the_edge_and_a_setting():
 def steps(count, *, name="add", trains=True, **changes):
     for i in range(count):
         fields = {"requires_grad": True, "grad_fn": "AddBackward0", **changes}
-        old = ok(1, 1, **{"from_step": i - 1 if i else None, **fields})
+        old = ok(1, 1, **{"from_step": i - 1 if i else None, "min": float(i), **fields})
+        new = ok(2, 1, requires_grad=True)
+        made = ok(3, 1, **{**fields, "min": float(i + 1)})
         if trains:
             yield loss(0, 1.0, step=i)
             yield optimizer(step=i)
-        yield op(1, name, [1, 2], [3], [old, ok(2, 1, requires_grad=True)], step=i)
+        yield op(1, name, [1, 2], [3], [old, new, made], step=i)
         yield closing(i)
 
 
 def test_three_steps_are_the_edge_and_a_setting():
     assert find(steps(2), "TT703") == []
     assert brief(find(steps(3), "TT703")) == [("TT703", "warning", "add")]
-    assert len(find(steps(2), "TT703", sustain=2)) == 1
+    assert find(steps(3), "TT703", sustain=4) == []
+    assert len(find(steps(4), "TT703", sustain=4)) == 1
+
+
+def test_what_was_added_to_something_else_is_no_total():
+    assert find(steps(9, min=0.5), "TT703") == []
+
+
+SUMS = {
+    "sum": lambda one, other: one + other,
+    "other way round": lambda one, other: other + one,
+    "sum of sums": lambda one, other: (one + one.square()) + (other + 1),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_the_sum_of_the_losses_of_two_optimizers_is_no_total(name):
+    """After the step of one optimizer the next call begins a step: so does a GAN."""
+
+    def run():
+        models = [nn.Linear(4, 1), nn.Linear(4, 1)]
+        adams = [torch.optim.Adam(model.parameters()) for model in models]
+        sums = 0.0
+        for _ in range(45):
+            x = torch.randn(8, 4)
+            losses = []
+            for model, adam in zip(models, adams, strict=True):
+                out = model(x)
+                losses.append(out.square().mean() + out.abs().mean())
+                adam.zero_grad()
+                losses[-1].backward()
+                adam.step()
+            sums += SUMS[name](*losses).item()
+
+    assert find_live(run, "TT703") == []
 
 
 def test_what_keeps_no_graph_is_silent():
