@@ -47,13 +47,14 @@ def explain(facts: Facts, selected_by: Call | None = None) -> Reason:
     if slope is not None and slope * slope < limit_of(facts.dtype):
         return _elsewhere(facts)
     reason = _BY_WORD.get(facts.word, _general)(facts)
-    finite = facts.word in _FINITE or (facts.word == "pow" and not _diverges_at_0(facts))
+    finite = facts.word in _FINITE or (facts.word == "pow" and not _diverges(facts))
     if selected_by is None or facts.word not in _BY_WORD or finite:
         return reason
     place = f"{selected_by.op} ({location_text(selected_by.location)})"
     why = f"{reason.why}; {place} does not use that element, but sends it a gradient of 0, "
     fix = "make the argument safe first: f(torch.where(ok, x, 1.0)), and select after that"
-    return Reason(f"{why}and 0 * inf is NaN", fix, reason.blamed, reason.carries)
+    times = "NaN" if _learns_power_of_negative(facts) else "inf"
+    return Reason(f"{why}and 0 * {times} is NaN", fix, reason.blamed, reason.carries)
 
 
 def _spoilt(f: Facts) -> Reason | None:
@@ -177,9 +178,18 @@ def _div(f: Facts) -> Reason:
     return Reason(why, fix, y, zero)
 
 
-def _diverges_at_0(f: Facts) -> bool:
-    """Whether the slope of a power is infinite at 0: of x ** p with p below 1, or not known."""
+def _learns_power_of_negative(f: Facts) -> bool:
+    """Whether the exponent gets a gradient too, which has the logarithm of a negative number."""
+    powers = f.word in ("pow", "floatpower") and len(f.inputs) == 2
+    return powers and f.inputs[1].requires_grad and bool(negative(f.first))
+
+
+def _diverges(f: Facts) -> bool:
+    """Whether the slope of x ** p is infinite or NaN somewhere: at 0 with p below 1 or unknown."""
     p = f.number("exponent", "1")
+    if p is None and len(f.inputs) == 2:
+        p = f.inputs[1].min
+        return p is None or p < 1 or _learns_power_of_negative(f)
     return p < 1 if p is not None else len(f.inputs) != 1
 
 
@@ -188,12 +198,18 @@ def _pow(f: Facts) -> Reason:
     if p is None and len(f.inputs) == 1:
         why = f"the slope of a ** x is a ** x log(a): over the range of {range_text(f.dtype)}"
         return Reason(f"{why}{_got(f)}", "clamp x before it", f.first, large)
+    if _learns_power_of_negative(f):
+        why = "the gradient of the exponent p of x ** p is x ** p log(x): NaN for a negative x"
+        return Reason(f"{why}{_got(f)}", f"x.clamp_min({safe_eps(f.first, '1e-6', '1e-4')}).pow(p)",
+                      f.first, negative)  # fmt: skip
     power = "p" if p is None else number_text(p)
     why = f"the slope of x ** {power} is {power} x ** ({power} - 1): "
-    if not _diverges_at_0(f):
+    if not _diverges(f):
         why += f"over the range of {range_text(f.dtype)}{_got(f)}"
         return Reason(why, "scale x down before it, or clip before", f.first, large)
     why += f"infinite at 0 for a power below 1{_got(f, *_zeros(f))}"
+    if not f.inputs:  # of an op of the step before nothing more is known
+        why += f", and that of a learned power is x ** {power} log(x): NaN for a negative x"
     return Reason(why, f"x.clamp_min({power_eps(f.first, p)}).pow(p)", f.first, zero)
 
 

@@ -16,6 +16,7 @@ from tensortrace.causes import Facts, backward, forward
 from tensortrace.records import Finding
 from tensortrace.records import Tensor as Told
 from tests.capture import Recorded
+from tests.checks.traced import find_live
 
 Repaired = Callable[[Tensor, float], Tensor]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -300,6 +301,84 @@ def test_number_to_the_power_of_a_tensor_overflows() -> None:
     x = torch.tensor([0.0, 200.0])
     assert "over the range" in forward.explain(facts("pow", x, out=2.0**x)).why
     assert "a ** x log(a)" in backward.explain(facts("pow", x)).why
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("word", ["pow", "floatpower"])
+def test_gradient_of_a_learned_power_has_a_logarithm(word: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([-0.5, 0.0, 2.0]).to(dtype)
+    p = torch.tensor(3.0, dtype=dtype, requires_grad=True)
+    x.pow(p).sum().backward()
+    assert p.grad is not None
+    assert p.grad.isnan()
+    two = [told(x), told(p, requires_grad=True)]
+    reason = backward.explain(Facts(word, two, [told(x**3)]))
+    assert "x ** p log(x): NaN for a negative x; it got" in reason.why
+    assert "infinite at 0" not in reason.why
+    learned, p.grad = x.clone().requires_grad_(), None
+    learned.clamp_min(advised(reason.fix)).pow(p).sum().backward()
+    assert learned.grad is not None
+    assert (p.grad.isfinite(), learned.grad.isfinite().all()) == (True, True)
+
+
+def test_power_that_learns_nothing_or_of_positive_numbers_has_no_logarithm() -> None:
+    x, p = torch.tensor([-0.5, 2.0]), torch.tensor(3.0)
+    for one, learns in ((x, False), (x.abs(), True)):
+        why = backward.explain(
+            Facts("pow", [told(one), told(p, requires_grad=learns)], [told(one**3)])
+        ).why
+        assert "log" not in why
+        assert "the slope of x ** p is p x ** (p - 1): over the range of f32" in why
+
+
+def test_power_of_what_is_not_known_has_both_reasons() -> None:
+    why = backward.explain(Facts("pow", [], [])).why
+    assert "infinite at 0 for a power below 1, and that of a learned power is" in why
+
+
+class Pool(nn.Module):
+    """The generalised mean, whose power is learned."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__()
+        self.p, self.least = nn.Parameter(torch.full((1,), 3.0)), least
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp_min(self.least).pow(self.p).mean(1).clamp_min(1e-6).pow(1 / self.p)
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+def test_learned_power_of_a_generalised_mean_is_explained(level: str) -> None:
+    def program(least: float) -> None:
+        model = nn.Sequential(nn.Linear(6, 8), Pool(least))
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(16, 6)).square().mean().backward()
+            optimizer.step()
+
+    (found,) = [f for f in find_live(lambda: program(-math.inf), level=level)
+                if f.severity != "note"]  # fmt: skip
+    assert (found.code, found.op, found.step) == ("TT102", "pow", 0)
+    assert "NaN for a negative x; it got f32 [16, 8] from -" in found.explanation
+    assert found.fix == "x.clamp_min(1e-6).pow(p)"
+    mended = find_live(lambda: program(1e-6), level=level)
+    assert [f for f in mended if f.severity != "note"] == []
+
+
+def test_learned_power_under_a_mask_is_0_times_nan() -> None:
+    def program() -> None:
+        p, x = nn.Parameter(torch.tensor(3.0)), torch.randn(8)
+        optimizer = torch.optim.SGD([p], 0.01)
+        for _ in range(2):
+            optimizer.zero_grad()
+            torch.where(x > 0, x.pow(p), 0.0).sum().backward()
+            optimizer.step()
+
+    (found,) = [f for f in find_live(program) if f.severity != "note"]
+    assert found.code == "TT102"
+    assert "and 0 * NaN is NaN" in found.explanation
+    assert "make the argument safe first" in (found.fix or "")
 
 
 def test_gradient_that_is_cast_to_float16_is_told_as_such() -> None:
