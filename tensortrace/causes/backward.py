@@ -208,8 +208,8 @@ def _pow(f: Facts) -> Reason:
         why += f"over the range of {range_text(f.dtype)}{_got(f)}"
         return Reason(why, "scale x down before it, or clip before", f.first, large)
     why += f"infinite at 0 for a power below 1{_got(f, *_zeros(f))}"
-    if not f.inputs:  # of an op of the step before nothing more is known
-        why += f", and that of a learned power is x ** {power} log(x): NaN for a negative x"
+    if p is None and not f.inputs:  # of an op of the step before nothing more is known
+        why += ", and that of a learned power is x ** p log(x): NaN for a negative x"
     return Reason(why, f"x.clamp_min({power_eps(f.first, p)}).pow(p)", f.first, zero)
 
 

@@ -167,6 +167,10 @@ def _div(f: Facts) -> Reason:
     y = f.inputs[-1] if f.inputs else f.first
     fix = (f"x / (y + {safe_eps(y, '1e-8', '1e-2')}), or torch.where on the divisor before and on "
            "the result after")  # fmt: skip
+    if y.zeros and (y.grad_fn or "").startswith("Sqrt"):
+        # Added after the root it would leave its gradient NaN: the slope at 0 is infinite.
+        fix = f"add eps before the root, not after: x / (s + {safe_eps(y, '1e-12', '1e-4')}).sqrt()"
+        fix += "; for a norm F.normalize(x, dim=-1)"
     if y.zeros:
         why = (f"x / 0 is infinite and 0 / 0 is NaN; the divisor has {counted(y.zeros, 'zero')} "
                f"out of {y.numel} ({values_text(y)})")  # fmt: skip

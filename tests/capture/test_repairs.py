@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 
+import msgspec
 import pytest
 import torch
 import torch.nn.functional as F
@@ -297,6 +298,47 @@ def test_number_and_tensor_of_a_division_are_told_apart() -> None:
         facts("div", x, out=x / 1e-30, other=1e-30)).why  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_eps_beside_a_root_goes_under_it(dtype: torch.dtype) -> None:
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0]]).to(dtype).requires_grad_()
+    root = x.square().sum(1, keepdim=True).sqrt()
+    y = msgspec.structs.replace(told(root), grad_fn="SqrtBackward0")
+    reason = forward.explain(Facts("div", [told(x), y], [told(x / root)]))
+    assert "the divisor has 1 zero" in reason.why
+    assert "add eps before the root, not after" in (reason.fix or "")
+    for mended, helps in (
+        (x / (x.square().sum(1, keepdim=True) + advised(reason.fix)).sqrt(), True),
+        (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-2), False),
+    ):
+        x.grad = None
+        mended.sum().backward()
+        assert x.grad is not None
+        assert bool(x.grad.isfinite().all()) is helps
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+def test_division_by_a_root_is_told_where_its_eps_goes(level: str) -> None:
+    def program() -> None:
+        model = nn.Sequential(nn.Linear(4, 4, bias=False), Unit())
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        for step in range(4):
+            x = torch.randn(8, 4) * torch.arange(8)[:, None].clamp_min(step != 2)
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+
+    (found,) = [f for f in find_live(program, level=level) if f.severity != "note"]
+    assert (found.code, found.step, found.op) == ("TT101", 2, "div")
+    assert "x / (s + 1e-12).sqrt(); for a norm F.normalize" in (found.fix or "")
+
+
+class Unit(nn.Module):
+    """Rows of length 1; one of zeros has none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.square().sum(1, keepdim=True).sqrt()
+
+
 def test_number_to_the_power_of_a_tensor_overflows() -> None:
     x = torch.tensor([0.0, 200.0])
     assert "over the range" in forward.explain(facts("pow", x, out=2.0**x)).why
@@ -334,6 +376,7 @@ def test_power_that_learns_nothing_or_of_positive_numbers_has_no_logarithm() -> 
 def test_power_of_what_is_not_known_has_both_reasons() -> None:
     why = backward.explain(Facts("pow", [], [])).why
     assert "infinite at 0 for a power below 1, and that of a learned power is" in why
+    assert "learned" not in backward.explain(Facts("pow", [], [], {"exponent": 0.5})).why
 
 
 class Pool(nn.Module):
