@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -125,20 +126,31 @@ class Narrower:
         # was seen took, by the latest.
         took = {root.seq for call in _takers(step, first, owner)
                 if (root := self._root_of(by_seq, call)) is not None}  # fmt: skip
-        return sorted(clean, key=lambda root: (root.seq not in took, -root.seq))
+        suspects = sorted(clean, key=lambda root: (root.seq not in took, -root.seq))
+        # What a module returns it may have used itself: then the gradient that arrives there has
+        # come from inside, too, by way of what arrived at its other outputs.
+        if made_in is not None and made_in not in clean and self._finite(made_in, step, first, any):
+            suspects.append(made_in)
+        return suspects
 
     def _first_root_with(self, path: str) -> Root | None:
         inside = (root for root in self._roots
                   if not root.path or f"{path}.".startswith(f"{root.path}."))  # fmt: skip
         return min(inside, key=lambda root: root.seq, default=None)
 
-    def _finite(self, root: Root, step: StepView, first: Call) -> bool:
+    def _finite(
+        self,
+        root: Root,
+        step: StepView,
+        first: Call,
+        which: Callable[[Iterable[bool]], bool] = all,
+    ) -> bool:
         """Whether the gradients that had arrived at a root by then are known and finite."""
         if not root.gradients_until(first.seq) or (root.path, "backward") in self._done:
             return False
         arrived = [c for c in step.calls if c.phase == "backward" and c.forward == root.seq
                    and c.op is None and c.inputs and c.seq <= first.seq]  # fmt: skip
-        return bool(arrived) and not any(step.nonfinite(c.inputs) for c in arrived)
+        return bool(arrived) and which(not step.nonfinite(c.inputs) for c in arrived)
 
     # ---- the replay
 

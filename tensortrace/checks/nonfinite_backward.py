@@ -150,9 +150,17 @@ def _consumer(step: StepView, call: Call, grad: Tensor) -> Call | None:
         taken = next((id for n, id in source.outputs if n == call.inputs[0][0]), None)
     if taken is None:
         return None
-    spoilt = {c.forward for c in step.calls if c.phase == "backward" and step.nonfinite(c.inputs)}
+    backward = [c for c in step.calls if c.phase == "backward"]
+    spoilt = {c.forward for c in backward if step.nonfinite(c.inputs)}
     takers = [c for c in step.calls if c.phase == "forward" and not c.recompute
               and c.seq not in spoilt and any(id == taken for _, id in c.inputs)]  # fmt: skip
+    if takers and source is not None and source.op is None and source.parent is None:
+        # Of an op outside modules all that its backward made is known.
+        seen = {c.forward for c in backward if c.op is not None and c.outputs
+                and not step.nonfinite(c.outputs)}  # fmt: skip
+        takers = [c for c in takers if c.seq not in seen]
+        if not takers:
+            return source  # which has used itself what it returned
     return max(takers, key=lambda c: c.seq, default=None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -33,6 +34,19 @@ class Attention(nn.Module):
         scores = q @ k.transpose(1, 2) + mask
         weights = F.softmax(scores, -1)  # the cause
         return self.out((weights @ v).mean(1))
+
+
+class Sampler(nn.Module):
+    """Returns what it has used itself, as a variational autoencoder does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.var, self.out = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        var = F.softplus(self.var(x)) * mask
+        std = torch.sqrt(var)  # the cause
+        return self.out(x + std), var
 
 
 def many_modules(bad_at: int) -> None:
@@ -77,10 +91,34 @@ def mask_comes_in(bad_at: int) -> None:
         optimizer.step()
 
 
+def returned_and_used(bad_at: int, beside: Callable[[Tensor], Tensor]) -> None:
+    """The gradient of a second output is spoilt inside, and reaches it from outside as well."""
+    model = Sampler()
+    optimizer = torch.optim.Adam(model.parameters())
+    for step in range(bad_at + 3):
+        mask = torch.ones(4)
+        mask[2] = float(step != bad_at)
+        x = torch.randn(8, 4)
+        out, var = model(x, mask)
+        loss = F.mse_loss(out, x) + beside(var)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def taken_by_a_mean(bad_at: int) -> None:
+    returned_and_used(bad_at, lambda var: var.mean())
+
+
+def taken_without_a_graph(bad_at: int) -> None:
+    returned_and_used(bad_at, lambda var: var.detach().mean())
+
+
 @pytest.mark.parametrize("bad_at", [1, 33])
 @pytest.mark.parametrize(("program", "code", "op"), [
     (many_modules, "TT102", "sqrt"), (called_twice, "TT102", "sqrt"),
-    (mask_comes_in, "TT101", "softmax"),
+    (mask_comes_in, "TT101", "softmax"), (taken_by_a_mean, "TT102", "sqrt"),
+    (taken_without_a_graph, "TT102", "sqrt"),
 ])  # fmt: skip
 def test_the_op_to_blame_is_found(program, code: str, op: str, bad_at: int) -> None:
     found = [f for f in find_live(lambda: program(bad_at)) if f.severity != "note"]
@@ -90,3 +128,9 @@ def test_the_op_to_blame_is_found(program, code: str, op: str, bad_at: int) -> N
     assert found[0].location is not None
     assert found[0].location.code is not None
     assert found[0].location.code.endswith("# the cause")
+
+
+def test_where_no_replay_is_possible_the_module_is_named_and_not_what_took_its_result() -> None:
+    found = [f for f in find_live(lambda: taken_by_a_mean(1), narrow=False) if f.severity != "note"]
+    assert [(f.step, f.code, f.op) for f in found] == [(1, "TT102", None)]
+    assert found[0].message.startswith("the backward of Sampler made ")
