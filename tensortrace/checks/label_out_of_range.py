@@ -62,8 +62,16 @@ def label_out_of_range(
                 message=f"{value:g} in the labels or indices of {call.op or call.module}: {said}",
                 cause=location_text(call.location), phase="forward", module=call.module,
                 op=call.op, seq=call.seq, tensor=call.inputs[-1][1], value=value, limit=limit,
-                location=call.location, evidence={"placed": "direct", "raised": call.exception},
+                location=call.location, fix=_ignoring(kind, value),
+                evidence={"placed": "direct", "raised": call.exception},
             )  # fmt: skip
+
+
+def _ignoring(kind: str, value: float) -> str | None:
+    """What to write where a class index is one that marks what has no label, in most data sets."""
+    if kind not in _CLASSES or value not in (255, -1):
+        return None
+    return f"{kind}(..., ignore_index={value:g}) if it marks what to leave out"
 
 
 Outside = tuple[float, float, str]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,6 +87,16 @@ def test_class_that_the_network_does_not_have(loss):
     assert find_live(language(lambda i, t: (t, t), loss), "TT603") == []
     ignoring = lambda i, t: (t, t.masked_fill(t == 0, -100))  # noqa: E731
     assert find_live(language(ignoring, loss), "TT603") == []
+
+
+@pytest.mark.parametrize("mark", [255, -1])
+@pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss()])
+def test_label_that_marks_what_has_none_is_one_to_ignore(loss, mark):
+    (found,) = find_live(language(lambda i, t: (t, t.masked_fill(t == 0, mark)), loss), "TT603")
+    assert found.value == mark
+    assert f"(..., ignore_index={mark}) if it marks what to leave out" in found.fix
+    ignoring = partial(F.cross_entropy, ignore_index=mark)
+    assert find_live(language(lambda i, t: (t, t.masked_fill(t == 0, mark)), ignoring)) == []
 
 
 def test_word_that_the_embedding_does_not_have():
