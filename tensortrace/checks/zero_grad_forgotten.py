@@ -73,8 +73,10 @@ def zero_grad_forgotten(
 
 def _backward_begins(loss: Action, index: int, cycle: Cycle) -> None:
     fate = loss.detail.get("gradients", {}).get(str(index))
+    if fate == "kept":  # the last of a cycle is what adds to it: no backward before it has
+        cycle.backward = loss.location
     if cycle.carried is None:
-        cycle.carried, cycle.backward = fate == "kept", loss.location
+        cycle.carried = fate == "kept"
         cycle.ever_cleared = cycle.ever_cleared or fate != "kept"
     elif fate is None:
         cycle.carried, cycle.ever_cleared = False, True

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tensortrace.records import Action
+from tensortrace.records import Action, Location
 from tests.checks import brief, closing, find, optimizer
 from tests.checks.traced import find_live
 from tests.healthy.adversarial import Generator, critic
@@ -103,6 +103,45 @@ def test_gan_that_clears_only_one_of_its_two_networks(by_module):
     (found,) = find_live(gan(forgets=True, by_module=by_module), "TT206")
     assert found.evidence["optimizer"] == 1
     assert find_live(gan(forgets=False, by_module=by_module), "TT206") == []
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_backward_that_reached_the_optimizer_is_named_and_not_the_first(frozen):
+    def program():
+        actor, value = nn.Linear(4, 2), nn.Linear(4, 1)
+        first, second = (torch.optim.Adam(m.parameters(), lr=1e-3) for m in (actor, value))
+        for _ in range(6):
+            x = torch.randn(8, 4)
+            value.requires_grad_(not frozen)
+            score = value(x) if frozen else value(x).detach()
+            first.zero_grad()
+            (actor(x) * score).mean().backward()
+            first.step()
+            value.requires_grad_(True)
+            for target in (x.sum(1), x[:, 0]):
+                error = value(x).squeeze(1) - target
+                error.square().mean().backward()
+            second.step()
+
+    (found,) = find_live(program, "TT206")
+    assert (found.evidence["optimizer"], found.severity) == (1, "error")
+    assert found.location.code == "error.square().mean().backward()"
+
+
+def test_a_loss_that_finds_the_gradients_written_is_not_named():
+    (found,) = find(two_losses(6), "TT206")
+    assert found.location.line == 2
+
+
+def two_losses(count):
+    """The gradients are as the step before left them until the third loss of each step."""
+    for step in range(count):
+        for line, fate in enumerate(["kept", "kept", "changed"], start=1):
+            detail = {"gradients": {"0": fate}} if step else {}
+            where = Location("a.py", line, "f")
+            yield Action(step=step, seq=line, action="loss", detail=detail, location=where)
+        yield optimizer(10, step=step)
+        yield closing(step)
 
 
 def steps(count, fates, *, clears=()):
