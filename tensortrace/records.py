@@ -237,6 +237,8 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     names it holds, at its first step and when they change.
     With them, `unowned` has the shapes of those that no module has, or has any more: their names
     are made up ("group0.3"), and `eps` is what each group adds to a denominator, None if nothing.
+    `stray` has what is NaN or infinite of the weight decay, momentum and betas of a group, as
+    "0.weight_decay"; a learning rate that is stays in `lr`.
     `no_grad` counts parameters without a gradient. `skipped` is True if a GradScaler skipped it.
     """
 
@@ -251,6 +253,7 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     parameters: list[str] | None = None
     unowned: list[tuple[int, ...]] = []
     eps: list[float | None] = []
+    stray: dict[str, Scalar] = {}
     location: Location | None = None
 
     @property

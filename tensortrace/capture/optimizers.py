@@ -42,6 +42,8 @@ _RUN = 64
 # Units that start alike and get the same gradients show it here: a hidden layer behind an output of
 # zeros has none in the first step.
 _FIRST_STEPS = 2
+# What schedules change beside the learning rate.
+_SCHEDULED = ("weight_decay", "momentum", "betas")
 _no_functions = torch._C.DisableTorchFunction
 
 
@@ -237,6 +239,7 @@ def begin_step(
         "parameters": changed,
         "unowned": unowned if changed else [],
         "eps": _epsilons(optimizer) if changed else [],
+        "stray": _strays(optimizer),
         "location": recorder.sources.locate_frame(frame),
     }
     # Replayed calls come before the record that makes the checks decide.
@@ -405,6 +408,22 @@ def _epsilons(optimizer: Optimizer) -> list[float | None]:
     each = [group.get("eps") for group in optimizer.param_groups]
     known = [float(eps) if isinstance(eps, (int, float)) else None for eps in each]
     return known if any(eps is not None for eps in known) else []
+
+
+def _strays(optimizer: Optimizer) -> dict[str, Scalar]:
+    """What a schedule has made NaN or infinite, by group and name. Hot: a microsecond a group."""
+    return {
+        f"{g}.{name}": to_scalar(number)
+        for g, group in enumerate(optimizer.param_groups)
+        for name in _SCHEDULED
+        for number in _numbers(group.get(name))
+        if not math.isfinite(number)
+    }
+
+
+def _numbers(value: Any) -> Sequence[float]:
+    """A float or those of a pair; nothing for what is on a device, and for what is no number."""
+    return [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, float)]
 
 
 def _rate(lr: Any) -> Scalar | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, count_text, finite
-from tensortrace.records import Finding, Optimizer, Param, Scalar, from_scalar
+from tensortrace.records import Finding, Optimizer, Param, Scalar
 from tensortrace.text import number_text
 
 _UPDATE = (
@@ -14,8 +14,8 @@ _UPDATE = (
     "moment or a norm of 0 without eps, an eps that is 0 in float16)"
 )
 _SCHEDULE = (
-    "look at what sets the learning rate in this step: past its end a polynomial schedule takes a "
-    "root of a negative number (max(0.0, 1 - step / total) ** 0.9 does not), a warm-up over 0 "
+    "look at what sets the {} in this step: past its end a polynomial schedule takes a fractional "
+    "power of a negative number (max(0.0, 1 - step / total) ** 0.9 does not), a warm-up over 0 "
     "steps divides by 0"
 )
 
@@ -74,14 +74,15 @@ def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draf
     by = _writer(step, param)
     # Of an update the line of the optimizer's step is the place, of weights that were bad no line.
     wrote = None if param.value.nonfinite else _step_of(step, param)
-    rate = _spoilt_rate(wrote) if wrote else None
     at = by.location if by else wrote.location if wrote else None
-    why = by.explanation if by else None if param.value.nonfinite else rate or _UPDATE
+    why, fix = (by.explanation, by.fix) if by else (None, None)
+    if not param.value.nonfinite:
+        why, fix = _update_reason(wrote)
     more += f"; written at the end of step {by.step}, where {by.op} made them" if by else ""
     yield Draft(
         message=f"{param.name} {what}{more}", severity="note" if mask else "error",
         follows=follows, cause="mask" if mask else "parameters",
-        location=at, explanation=why, fix=by.fix if by else _SCHEDULE if rate else None,
+        location=at, explanation=why, fix=fix,
         phase="optimizer", module=param.module, param=param.name, seq=param.seq,
         tensor=param.value.id, value=number, limit=0,
         evidence={"placed": "direct", "parameters": [p.name for p, *_ in bad[:20]]},
@@ -94,14 +95,20 @@ def _step_of(step: StepView, param: Param) -> Optimizer | None:
     return steps[-1] if steps else None
 
 
-def _spoilt_rate(optimizer: Optimizer) -> str | None:
-    """Say which learning rate is not finite; None if all that are known are."""
-    for i, rate in enumerate(map(from_scalar, optimizer.lr)):
-        if rate is not None and not finite(rate):
-            of = f" of group {i}" if len(optimizer.lr) > 1 else ""
-            return (f"weights and gradients were finite, but the learning rate{of} is "
-                    f"{number_text(rate)}")  # fmt: skip
-    return None
+def _update_reason(optimizer: Optimizer | None) -> tuple[str, str | None]:
+    """Say why an update is not finite, and what to do: a number of its schedules may not be."""
+    numbers = {f"{i}.learning rate": rate for i, rate in enumerate(optimizer.lr)
+               } if optimizer else {}  # fmt: skip
+    numbers.update(optimizer.stray if optimizer else {})
+    spoilt = next((key for key, number in numbers.items() if not finite(number)), None)
+    if optimizer is None or spoilt is None:
+        return _UPDATE, None
+    group, _, name = spoilt.partition(".")
+    name = name.replace("_", " ")
+    of = f" of group {group}" if len(optimizer.lr) > 1 else ""
+    is_ = "hold" if name == "betas" else "is"
+    told = f"but the {name}{of} {is_} {number_text(numbers[spoilt])}"
+    return f"weights and gradients were finite, {told}", _SCHEDULE.format(name)
 
 
 def _writer(step: StepView, param: Param) -> Finding | None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -39,3 +41,18 @@ def test_epsilon_of_each_group_comes_with_the_names_of_its_parameters(
     make: Any, eps: list[float]
 ) -> None:
     assert first(make).eps == eps
+
+
+def test_numbers_that_are_not_finite_come_with_every_step() -> None:
+    def program(_: Any) -> None:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+        optimizer = torch.optim.AdamW(groups(model), lr=math.inf)
+        for _ in range(2):
+            model(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+            optimizer.param_groups[1].update(weight_decay=np.float64("nan"), betas=(0.9, math.inf))
+            optimizer.param_groups[0]["max_norm"] = math.inf
+
+    one, two = record(program).of(Optimizer)
+    assert one.stray == {}, "of the learning rate `lr` tells"
+    assert two.stray == {"1.weight_decay": "NaN", "1.betas": "Infinity"}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,6 +143,41 @@ def test_a_learning_rate_that_is_not_finite_is_blamed(lr: list[Scalar | None], w
     (found,) = find([*others, optimizer(seq=5, lr=lr), spoilt, closing()], "TT104")
     assert words in found.explanation
     assert ("what sets the learning rate" in (found.fix or "")) is ("the learning rate" in words)
+
+
+@pytest.mark.parametrize(("rates", "key", "words"), [
+    ([0.1], "0.weight_decay", "but the weight decay is NaN"),
+    ([0.1, 0.1], "1.momentum", "but the momentum of group 1 is NaN"),
+    ([0.1], "0.betas", "but the betas hold NaN"),
+])  # fmt: skip
+def test_another_number_of_a_schedule_is_blamed(rates: list[float], key: str, words: str) -> None:
+    spoilt = param(6, "fc.weight", ok(1), grad=ok(2), update_norm="NaN")
+    (found,) = find([optimizer(seq=5, lr=rates, stray={key: "NaN"}), spoilt, closing()], "TT104")
+    assert words in found.explanation
+    assert f"what sets the {key.split('.')[1].replace('_', ' ')} in" in (found.fix or "")
+
+
+@pytest.mark.parametrize(("of", "name", "value", "words"), [
+    (torch.optim.AdamW, "weight_decay", math.nan, "the weight decay is NaN"),
+    (torch.optim.SGD, "momentum", math.inf, "the momentum is inf"),
+    (torch.optim.Adam, "betas", (0.9, math.nan), "the betas hold NaN"),
+])  # fmt: skip
+def test_number_of_a_group_that_a_schedule_spoils_is_seen(
+    of: Callable[..., torch.optim.Optimizer], name: str, value: Any, words: str
+) -> None:
+    def program() -> None:
+        model = nn.Linear(6, 4)
+        optimizer = of(model.parameters(), lr=0.01, **{name: 0.1} if name != "betas" else {})
+        for step in range(5):
+            if step == 3:
+                optimizer.param_groups[0][name] = value
+            optimizer.zero_grad()
+            model(torch.randn(8, 6)).square().mean().backward()
+            optimizer.step()
+
+    (found,) = [f for f in find_live(program) if f.severity != "note"]
+    assert (found.code, found.step) == ("TT104", 3)
+    assert words in found.explanation
 
 
 OPTIMIZERS = [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad,
