@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,6 +12,7 @@ from tensortrace.records import (
     Action,
     Call,
     Finding,
+    Location,
     Module,
     Optimizer,
     Param,
@@ -18,6 +20,13 @@ from tensortrace.records import (
     Scalar,
     Step,
     Tensor,
+)
+
+# What PyTorch, its distributions and others say of values that no computation can go on with.
+OF_VALUES = re.compile(
+    r"invalid values|invalid numeric|finite|converge|singular|positive-definite|"
+    r"probability tensor|\b(?:is)?(?:nan|nans|inf|infs)\b",
+    re.IGNORECASE,
 )
 
 # What a replay says that was given up because the weights are others by now.
@@ -37,7 +46,8 @@ class StepView:
     again in this step; `poisoned` is the id of the finding after which an optimizer wrote
     non-finite parameters, so that all that is non-finite since then follows from it. `summary` is
     the step line, None until the step closes. `updated` and `healthy` are the last earlier steps
-    with an update by an optimizer and with a finite loss, -1 if there was none. `has` is what
+    with an update by an optimizer and with a finite loss, -1 if there was none. `raised` is what
+    the exception says that ends the run, while its action is still to come. `has` is what
     `Check.of` may ask for. Of a step with more than 20,000 calls the older ones are dropped after a
     gate.
     """
@@ -59,6 +69,7 @@ class StepView:
     poisoned: str | None = None
     updated: int = -1
     healthy: int = -1
+    raised: str | None = None
     has: frozenset[str] = frozenset()
     _forward: list[Call] = field(default_factory=list)
     _sorted: tuple[int, int] = (0, 0)
@@ -197,7 +208,7 @@ class StepView:
         if any(not finite(a.detail.get("value")) for a in losses):
             return "loss"
         if not self.bad:
-            return None
+            return "output" if any(map(self.spoilt_inside, self.raised_on_values())) else None
         backward = [c for c in self.calls if c.phase == "backward"]
         if not self.scaled() and self.reaches_parameter():
             return "gradient"
@@ -205,7 +216,29 @@ class StepView:
         ended = any(a.action == "exception" for a in self.actions)
         if ended and any(c.exception and self.hurt(c.inputs) for c in self.calls):
             return "output"
+        if any(map(self.spoilt_inside, self.raised_on_values())):
+            return "output"
         return None if losses or backward else self._unhealed()
+
+    def raised_on_values(self) -> list[Call]:
+        """List the module calls out of which the run ended, if for what is not finite."""
+        texts = [said_by(a) for a in self.actions if a.action == "exception"]
+        texts += [self.raised] if self.raised is not None else []
+        if not any(map(OF_VALUES.search, texts)):
+            return []
+        return [c for c in self.calls if c.exception and c.op is None and c.phase == "forward"]
+
+    def spoilt_inside(self, call: Call) -> Tensor | None:
+        """What is not finite in a call that was given only finite values; None if nothing is.
+
+        As the calls inside tell, or else a replay.
+        """
+        if self.hurt(call.inputs):
+            return None
+        inside = (t for c in self.calls if c.parent == call.seq and c.phase == "forward"
+                  for t in (*self.hurt(c.inputs), *self.hurt(c.outputs)))  # fmt: skip
+        op = self.narrowed(call.seq, "forward")[1]
+        return next(inside, None) or next(iter(self.nonfinite(op.outputs) if op else []), None)
 
     def reaches_parameter(self) -> bool:
         """Whether the gradient of a parameter is not finite; others may be multiplied away."""
@@ -335,3 +368,16 @@ def is_left_by(note: Finding, tensor: Tensor) -> bool:
 def finite(x: Scalar | None) -> bool:
     """Tell whether a scalar of the log is a finite number, or absent."""
     return x is None or (not isinstance(x, str) and math.isfinite(x))
+
+
+def exception_text(kind: str, message: str, location: Location | None) -> str:
+    """What an exception says; of an assertion also its line, since few say anything."""
+    code = location.code if location is not None and kind == "AssertionError" else None
+    return f"{message} {code or ''}"
+
+
+def said_by(action: Action) -> str:
+    """What the exception of an action says."""
+    detail = action.detail
+    kind, message = str(detail.get("type", "")), str(detail.get("message", ""))
+    return exception_text(kind, message, action.location)

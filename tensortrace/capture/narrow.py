@@ -43,7 +43,14 @@ class Narrower:
 
     def look(self, step: StepView) -> None:
         """Replay what the step asks for; records and the verdict are pended. Called at gates."""
-        if not step.bad or step.poisoned or self._replays >= MOST_REPLAYS:
+        if step.poisoned or self._replays >= MOST_REPLAYS:
+            return
+        for call in step.raised_on_values():
+            root = self._roots.get(call.seq)
+            known = root is None or (root.path, "forward") in self._done
+            if root is not None and not known and not step.hurt(call.inputs):
+                self._replay(root, "forward", step)
+        if not step.bad:
             return
         # What did no harm so far (a mask, a value that is consumed) may do so in a later step.
         damage = step.damage()

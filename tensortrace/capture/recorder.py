@@ -431,16 +431,22 @@ class Recorder:
             self.step += 1
             self._begin_step()
 
-    def narrow(self) -> None:
-        """Hand on what is known and replay the call that the checks would ask about."""
+    def narrow(self, raised: str | None = None) -> None:
+        """Hand on what is known and replay the call that the checks would ask about.
+
+        Args:
+            raised: what the exception says that ends the run.
+        """
         if self.roots is None:
             return
         if self.may_rest and self.journal.needs_finished() and leaks(self._pending):
             self.may_rest = False
-        if self.look is not None and self.on["narrow"] and self._undecided and not self._can_wait():
+        asked = self._undecided and (raised is not None or not self._can_wait())
+        if self.look is not None and self.on["narrow"] and asked:
             self.hand_on()
             view = self.journal.engine.step_in_flight
             if view is not None and view.number == self.step:
+                view.raised = raised
                 try:
                     self.look(view)
                 except Exception as error:

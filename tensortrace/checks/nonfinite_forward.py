@@ -87,7 +87,10 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
     origins: list[Origin] = memory["origins"]
     if step.bad and len(origins) < KEPT:
         origins += _origins(step)[: KEPT - len(origins)]
-    if memory["told"] or not step.bad:
+    if not origins:
+        made = ((call, step.spoilt_inside(call)) for call in step.raised_on_values())
+        origins += [Origin(call, tensor) for call, tensor in made if tensor is not None][:1]
+    if memory["told"] or not (step.bad or origins):
         return
     damage = step.damage()
     guilty = _guilty(step, origins, damage) if damage and origins else None

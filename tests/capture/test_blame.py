@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -251,3 +252,82 @@ def test_of_two_notes_of_the_step_before_that_about_the_data_is_the_cause() -> N
     (found,) = loud(program)
     assert (found.step, found.code, found.op) == (4, "TT101", "div")
     assert code_of(found).endswith("# the cause")
+
+
+class Rescaled(nn.Module):
+    """Makes NaN of a row of zeros; then something inside raises because of it, or does not."""
+
+    def __init__(self, end: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.linear, self.end = nn.Linear(4, 4), end
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x / x.abs().sum(1, keepdim=True)  # the cause
+        h: Tensor = self.linear(x)
+        self.end(h)
+        return h
+
+
+class Matcher(nn.Module):
+    """No module is called inside, and nothing that it returns tells of what it made."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            cost = x / x.abs().sum(1, keepdim=True)  # the cause
+            if not np.isfinite(cost.numpy()).all():
+                raise ValueError("matrix contains invalid numeric entries")
+        return x
+
+
+def check_with_an_assertion(h: Tensor) -> None:
+    assert torch.isfinite(h).all()
+
+
+ENDS: dict[str, Callable[[], nn.Module]] = {
+    "distribution": lambda: Rescaled(lambda h: torch.distributions.Normal(h, 1.0)),
+    "assertion": lambda: Rescaled(check_with_an_assertion),
+    "integer": lambda: Rescaled(lambda h: int(h.sum().item())),
+    "matcher": Matcher,
+}
+
+
+def fed(model: nn.Module, bad_at: int, catches: bool = False) -> Callable[[], None]:
+    def program() -> None:
+        last = nn.Linear(4, 1)
+        optimizer = torch.optim.Adam([*model.parameters(), *last.parameters()])
+        for step in range(bad_at + 2):
+            x = torch.randn(8, 4)
+            x[3] *= float(step != bad_at)
+            optimizer.zero_grad()
+            try:
+                h = model(x)
+            except Exception:
+                if catches:
+                    continue
+                raise
+            last(h).square().mean().backward()
+            optimizer.step()
+
+    return program
+
+
+@pytest.mark.parametrize("bad_at", [2, 33, 215])
+@pytest.mark.parametrize("end", ENDS)
+def test_what_raises_because_of_a_nan_that_was_made_inside_the_same_call(
+    end: str, bad_at: int
+) -> None:
+    ends = AssertionError if end == "assertion" else ValueError
+    cause, raised = loud(fed(ENDS[end](), bad_at), ends=ends)
+    assert (cause.step, cause.code, cause.op) == (bad_at, "TT101", "div")
+    assert cause.evidence["placed"] == "exact"
+    assert code_of(cause).endswith("# the cause")
+    assert raised.code == "TT801"
+    assert f"({cause.id})" in raised.explanation
+    assert raised.fix.startswith(f"mend {cause.id} first")
+
+
+def test_an_exception_that_is_caught_or_about_something_else_makes_no_error_of_a_nan() -> None:
+    assert loud(fed(ENDS["distribution"](), 2, catches=True)) == []
+    other = Rescaled(lambda h: {}["lr"] if h.isnan().any() else None)
+    (raised,) = loud(fed(other, 2), ends=KeyError)
+    assert raised.code == "TT801"

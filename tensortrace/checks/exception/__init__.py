@@ -13,6 +13,7 @@ from typing import Any
 from tensortrace.checks import Draft, StepView, check, is_damage
 from tensortrace.checks.exception import backward, other, shapes, values
 from tensortrace.checks.exception.facts import Facts, Match, Told, quoted
+from tensortrace.step_view import OF_VALUES, said_by
 from tensortrace.text import location_text
 
 
@@ -79,19 +80,11 @@ def _explain(facts: Facts) -> Told:
     return other.anything_else(facts)
 
 
-# What PyTorch and its distributions say of values that no computation can go on with.
-_OF_VALUES = re.compile(
-    r"invalid values|finite|converge|singular|positive-definite|probability tensor|"
-    r"\b(?:nan|nans|inf|infs)\b",
-    re.IGNORECASE,
-)
-
-
 def _after_damage(told: Told, facts: Facts) -> Told:
     """Add what spoilt the values before, to an exception that is about values."""
     step = facts.step
     damage = next((f for f in reversed(step.findings) if is_damage(f)), None)
-    if damage is None or not _OF_VALUES.search(facts.text):
+    if damage is None or not OF_VALUES.search(said_by(facts.action)):
         return told
     if not step.poisoned and damage.step != step.number:
         return told  # a batch that was left out
