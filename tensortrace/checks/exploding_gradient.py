@@ -43,21 +43,21 @@ def exploding_gradient(
     Symptom:    the loss jumps up or oscillates, soon it is NaN; clipping hides it and training
                 crawls
     Threshold:  total norm before clipping > ratio * median of up to `window` earlier norms (at
-                least `least` of them, of steps of the same optimizers) in `sustain` steps running,
-                while the loss is not below its own median and the norm is above converged * median
-                of the first `window` of them. Or: over at least `depth` layers of one class the
-                rms of the parameter gradients rises toward the input by more than depth_ratio, in
-                80 % of the steps from layer to layer and not by one jump (over 60 % of the rise),
-                in `sustain` steps running
+                least `least` of them, of steps of the same optimizers) and above the largest of
+                them in `sustain` steps running, while the loss is not below its own median and the
+                norm is above converged * median of the first `window` of them. Or: over at least
+                `depth` layers of one class the rms of the parameter gradients rises toward the
+                input by more than depth_ratio, in 80 % of the steps from layer to layer and not by
+                one jump (over 60 % of the rise), in `sustain` steps running
     Source:     relative and before clipping, as fixed limits (1e4) depend on the number of
                 elements and clipping hides them (TorchLens 2.36); first layer over last as in
                 AUTOTRAINER (70), wider since default initialisations reach 70; `ratio` and
                 `sustain` chosen here: one batch in a healthy run reaches 20, three in a row do not
     Fix:        clip with torch.nn.utils.clip_grad_norm_; a lower learning rate or a warm-up;
                 orthogonal or smaller initialisation of recurrent weights; normalisation layers
-    Misses:     growth by less than `ratio` over `window` steps; a run that is bad from its first
-                step on and has no depth to show it; a curriculum that changes the data on purpose
-                looks the same
+    Misses:     growth by less than `ratio` over `window` steps, or to no more than they have had; a
+                run that is bad from its first step on and has no depth to show it; a curriculum
+                that changes the data on purpose looks the same
     Example:    rnn = nn.RNN(1, 64, nonlinearity="relu")  # 16 pixels at first, then 64
                 nn.init.kaiming_normal_(rnn.weight_hh_l0, nonlinearity="relu")
     Fixed:      rnn = nn.RNN(1, 64, nonlinearity="relu")
@@ -95,6 +95,9 @@ def exploding_gradient(
 
 def _explained(series: Series, norm: float, loss: float | None, converged: float) -> bool:
     """Whether a norm that is large beside those before it is so for nothing."""
+    # A policy that is nearly certain has steps of almost no gradient, and then one of the old kind.
+    if norm <= max(series.norms):
+        return True
     if loss is not None and series.losses and loss < median(series.losses):
         return True
     # Near a minimum the norm falls by orders and Adam's comes back by some, for nothing.

@@ -49,6 +49,20 @@ def test_first_steps_that_are_large_and_norms_that_are_not_finite_are_silent():
     assert find(norms([1.0] * 10 + ["NaN", "Infinity", None] * 3), "TT201") == []
 
 
+def test_a_norm_that_the_window_has_had_before_is_silent():
+    assert find(norms([60.0] + [1.0] * 10 + [60.0] * 5), "TT201") == []
+    assert len(find(norms([60.0] + [1.0] * 10 + [60.1] * 5), "TT201")) == 1
+    assert len(find(norms([60.0] + [1.0] * 20 + [60.0] * 5), "TT201")) == 1
+
+
+def test_a_policy_whose_gradient_flickers_around_nothing_is_silent():
+    """Measured: steps 178 to 200 of REINFORCE, whose first norms were 3 to 18."""
+    policy = [0.2271, 3.1442, 14.088, 0.0744, 0.0374, 0.0037, 4.4444, 0.2229, 1.1745, 0.0011,
+              0.2192, 0.0088, 0.1498, 1.6031, 1.1958, 5.0358, 4.9095, 0.0118, 6.1019, 5.9715,
+              4.7719, 15.363, 0.2613]  # fmt: skip
+    assert find(norms(policy), "TT201") == []
+
+
 def test_two_optimizers_in_turn_are_two_series():
     def gan():
         for step in range(60):
