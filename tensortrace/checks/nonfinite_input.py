@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-from tensortrace.checks import FILLS, Draft, StepView, check, count_text, is_left_by, plain_op
+from tensortrace.checks import (
+    FILLS,
+    Draft,
+    StepView,
+    check,
+    completion_order,
+    count_text,
+    is_left_by,
+    plain_op,
+)
 from tensortrace.records import Call, Severity, Tensor
-from tensortrace.text import location_text
+from tensortrace.text import location_text, module_text
 
 # Ops that only bring data in: what they return counts as data.
 _SOURCES = frozenset(("tensor", "astensor", "asarray", "fromnumpy", "frombuffer", "load"))
@@ -73,13 +82,43 @@ def _draft(step: StepView, entry: _Entry, damage: str | None, *, earlier: bool =
         evidence["made_in_step"] = step.number - 1
     elif severity == "note":
         message += "; loss and gradients stay finite"
+    maker = None if earlier or severity == "note" else _made_before(step, call)
+    explanation = None
+    if maker is not None:
+        what = maker.op or module_text(maker.module, step.cls_of(maker.module))
+        message += f"; before it in this step {what} made {count_text(_bad_of(step, maker))} from "
+        message += f"finite inputs ({location_text(maker.location)})"
+        evidence["made_before"] = location_text(maker.location)
+        explanation = (
+            f"what goes through NumPy or a Python number comes back as data: if what {what} made "
+            "did, that is the cause, else the data were so when they came"
+        )
     return Draft(
         message=message, severity=severity, follows=step.blamed(), phase="forward",
+        explanation=explanation,
         cause=f"{name} {location_text(call.location)}", module=call.module, op=call.op,
         # Of the step before, they would be those of something else.
         seq=None if earlier else call.seq, tensor=None if earlier else tensor.id,
         value=tensor.nonfinite, limit=0, location=call.location, evidence=evidence,
     )  # fmt: skip
+
+
+def _made_before(step: StepView, taker: Call) -> Call | None:
+    """The first call of the step that made bad values of good ones, by its op where that is known.
+
+    They may have left torch, and have come back.
+    """
+    own = (c for c in completion_order(step.calls)
+           if c.seq < taker.seq and not c.replay and not c.recompute)  # fmt: skip
+    made = (c for c in own if _makes_bad(step, c))
+    first = next(made, None)
+    if first is None or first.op is not None:
+        return first
+    return step.narrowed(first.seq, "forward")[1] or first
+
+
+def _bad_of(step: StepView, call: Call) -> Tensor:
+    return (step.hurt(call.outputs) or step.nonfinite(call.outputs))[0]
 
 
 def _makes_bad(step: StepView, call: Call) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -331,3 +332,45 @@ def test_an_exception_that_is_caught_or_about_something_else_makes_no_error_of_a
     other = Rescaled(lambda h: {}["lr"] if h.isnan().any() else None)
     (raised,) = loud(fed(other, 2), ends=KeyError)
     assert raised.code == "TT801"
+
+
+class Policy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.linear(x) / scale  # the cause
+
+
+@pytest.mark.parametrize("bad_at", [2, 33, 215])
+def test_data_that_are_bad_after_a_bad_call_lead_to_it(bad_at: int) -> None:
+    """A policy acts, and its reward comes back from an environment that knows NumPy only."""
+
+    def program() -> None:
+        policy, critic = Policy(), nn.Linear(4, 1)
+        optimizer = torch.optim.SGD([*policy.parameters(), *critic.parameters()], 1e-2)
+        for step in range(bad_at + 2):
+            x = torch.randn(8, 4)
+            scale = torch.full((), float(step != bad_at))
+            with torch.no_grad():
+                action = policy(x, scale)
+            reward = torch.from_numpy(np.abs(action.numpy()).sum(1) * scale.item())
+            advantage = reward - critic(x).squeeze(-1)
+            loss = advantage.square().mean() + policy(x, torch.ones(())).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    with np.errstate(invalid="ignore"):
+        (found,) = loud(program)
+    assert (found.step, found.code) == (bad_at, "TT105")
+    assert "; before it in this step div made " in found.message
+    assert " of 16 from finite inputs" in found.message
+    assert "what goes through NumPy" in found.explanation
+    line = (
+        Path(__file__)
+        .read_text("utf-8")
+        .splitlines()[int(found.evidence["made_before"].rpartition(":")[2]) - 1]
+    )
+    assert line == "        return self.linear(x) / scale  # the cause"

@@ -199,6 +199,8 @@ def test_class_index_says_the_value_and_the_allowed_range() -> None:
     assert explained(lambda: criterion(logits, count)).fix.startswith("count - 1")
     pad = torch.tensor([1, -1, 2])
     assert "ignore_index=-1" in explained(lambda: criterion(logits, pad)).fix
+    void = torch.tensor([1, 255, 2])
+    assert "ignore_index=255" in explained(lambda: criterion(logits, void)).fix
 
 
 def test_embedding_index_says_the_value_and_the_allowed_range() -> None:

@@ -141,7 +141,7 @@ def _class_index(
     bad = int(value) if value is not None else _offending(y, classes)
     low, high = y.get("min"), y.get("max")
     fix = f"{max(classes, (high or 0) + 1)} outputs in the last layer, or fix the labels"
-    if bad is not None and bad < 0:
+    if bad is not None and (bad < 0 or bad == 255):  # what masks of images leave out is 255
         fix = f"{facts.function}(..., ignore_index={bad}) if it marks what to leave out"
     elif low == 1 and high == classes:
         fix = f"{code_name(y, 'target')} - 1  # the labels count from 1"
