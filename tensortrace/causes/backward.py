@@ -100,6 +100,11 @@ def _elsewhere(f: Facts) -> Reason:
     return Reason(why, f"{_SHORTER}; or {_HOOKS}" if half else _HOOKS)
 
 
+def known(word: str) -> bool:
+    """Whether there is an explanation of its own for the backward of an op."""
+    return word in _BY_WORD
+
+
 def explain_function(name: str) -> Reason:
     """The same of an autograd function of the user's own, which computes its gradient itself."""
     return Reason(

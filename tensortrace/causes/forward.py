@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tensortrace.causes import (
     Facts,
@@ -46,6 +47,10 @@ _LOSSES = frozenset(_MEAN_LOSSES.split())
 _EPS = "keep eps (1e-5) above what the dtype can hold, and normalise in float32"
 
 
+_LOGARITHMS = frozenset(("log", "log2", "log10"))
+_SUMS = frozenset(("sum", "mean"))
+
+
 def explain(facts: Facts) -> Reason:
     """Say why an op made what is not finite out of what it was given."""
     if facts.stray is not None:
@@ -62,6 +67,23 @@ def explain(facts: Facts) -> Reason:
 def known(word: str) -> bool:
     """Whether there is an explanation of its own for an op."""
     return word in _BY_WORD
+
+
+def with_chain(reason: Reason, facts: Facts, ops: Sequence[str]) -> Reason:
+    """Add what only the ops tell that made what went in, the last of which is the one to blame.
+
+    The logarithm of a sum of exponentials is infinite where all of them are rounded to 0.
+    """
+    if facts.word not in _LOGARITHMS or not facts.came_out("neginf") or facts.came_out("nan"):
+        return reason
+    before = list(ops[:-1])
+    since = before[len(before) - before[::-1].index("exp") :] if "exp" in before else []
+    if not set(since) & _SUMS or not set(since) <= _SUMS | {"mul", "div"}:
+        return reason
+    why = f"{reason.why}; what it is the sum of, exp(z), is rounded to 0 where z is far below 0"
+    fix = ("torch.logsumexp(z, dim) for exp(z).sum(dim).log(); of a mean subtract log(n), and a "
+           "factor w of exp(z) becomes z + w.log()")  # fmt: skip
+    return replace(reason, why=why, fix=fix)
 
 
 def _nothing(f: Facts) -> Reason | None:

@@ -377,14 +377,11 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     if "passed_over" in evidence or step.was_passed_over("TT101", call.module):
         cause = f"inside {call.module}"
     if origin.between and held is None:
-        a, b = origin.between
-        names = [_end(step, a, f"the entry of {where}", "the exit of "),
-                 _end(step, b, f"the exit of {where}", "the entry of ")]  # fmt: skip
-        lines = [location_text(c.location) if c else None for c in origin.between]
-        evidence.update(between=[a and a.module, b and b.module], between_lines=lines)
-        made = f"the code of {where} made {count_text(tensor)} between {names[0]} and {names[1]}"
-        told = " to ".join(line for line in lines if line)
-        made += f" ({told})" if told else ""
+        told, places = _code_between(step, origin.between, where)
+        made = f"the code of {where} made {count_text(tensor)} {told}"
+        evidence.update(places)
+    links = _chain(step, call, tensor, reason, length)
+    reason = forward.with_chain(reason, facts, [plain_op(link.op) for link in links])
     return Draft(
         message=made if damage else made + HARMLESS,
         follows=step.poisoned or _updated_by(step, call), severity="error" if damage else "note",
@@ -393,8 +390,21 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         phase="forward", module=call.module, op=call.op, seq=call.seq, tensor=tensor.id,
         param=weights[0] if weights else None,
         value=tensor.nonfinite, limit=0, location=location, explanation=reason.why,
-        fix=reason.fix, evidence=evidence, chain=_chain(step, call, tensor, reason, length),
+        fix=reason.fix, evidence=evidence, chain=links,
     )  # fmt: skip
+
+
+def _code_between(
+    step: StepView, ends: tuple[Call | None, Call | None], where: str
+) -> tuple[str, dict[str, Any]]:
+    """Name the calls that code of a module lies between: in words, and as evidence."""
+    a, b = ends
+    names = [_end(step, a, f"the entry of {where}", "the exit of "),
+             _end(step, b, f"the exit of {where}", "the entry of ")]  # fmt: skip
+    lines = [location_text(c.location) if c else None for c in ends]
+    at = " to ".join(line for line in lines if line)
+    told = f"between {names[0]} and {names[1]}" + (f" ({at})" if at else "")
+    return told, {"between": [a and a.module, b and b.module], "between_lines": lines}
 
 
 def _passed_over(step: StepView, origin: Origin) -> Origin:
@@ -456,6 +466,8 @@ def _reason(call: Call, facts: Facts) -> Reason:
 
 def _with_backward(step: StepView, call: Call, facts: Facts, reason: Reason) -> Reason:
     """Add why the gradient is not finite either, although what came out was masked away."""
+    if not backward.known(facts.word):
+        return reason  # NaN is carried on by all of them
     forward_calls = (c for c in (*step.calls, *step.replayed) if c.phase == "forward")
     back = backward.explain(facts, selector(call, forward_calls))
     return Reason(f"{reason.why}; in backward {back.why}", back.fix or reason.fix, reason.blamed,

@@ -466,3 +466,38 @@ def test_numbers_near_the_end_of_float64_raise_nothing(word: str) -> None:
     for one in (facts(word, x, x, out=x * 1e200), facts(word, x, out=x * 1e200)):
         assert forward.explain(one).why
         assert backward.explain(one).why
+
+
+def sums(p: Tensor, factor: float) -> Tensor:
+    z = p * factor - 200
+    return (torch.tensor([0.5, 2.0, 1.0]) * z.exp()).sum(-1)
+
+
+def test_the_logarithm_of_a_sum_of_exponentials_is_told_to_be_logsumexp() -> None:
+    (found,) = train(lambda p, y: (sums(p, 1.0).log() - y.sum()).mean())
+    assert (found.code, found.op) == ("TT101", "log")
+    assert "exp(z), is rounded to 0" in found.explanation
+    assert found.fix is not None
+    assert found.fix.startswith("torch.logsumexp(z, dim)")
+    z, w = torch.randn(4, 3) - 200, torch.tensor([0.5, 2.0, 1.0])
+    assert (w * z.exp()).sum(-1).log().isneginf().all()
+    repaired = torch.logsumexp(z + w.log(), -1)
+    assert torch.allclose(repaired.double(), (w.double() * z.double().exp()).sum(-1).log())
+    # Nothing is said of exponentials where there are none, nor where the sum is not of them.
+    for loss in (lambda p, y: (p * 0).sum(-1).log().mean(),
+                 lambda p, y: (p.exp().relu().sum(-1) * 0).cumsum(-1).log().mean()):  # fmt: skip
+        (found,) = train(loss)
+        assert "exp(z)" not in found.explanation
+
+
+def test_of_a_backward_that_only_carries_nan_on_nothing_is_said() -> None:
+    def loss_of(p: Tensor, y: Tensor) -> Tensor:
+        mask = torch.zeros(p.shape)
+        mask[1] = -math.inf
+        weights = (p + mask).softmax(-1)
+        return torch.where(mask < 0, 0.0, weights).square().mean()
+
+    (found,) = train(loss_of)
+    assert (found.code, found.op) == ("TT101", "softmax")
+    assert "finite gradients went in" not in found.explanation
+    assert "its mask hides every position" in found.explanation
