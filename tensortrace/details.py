@@ -78,6 +78,8 @@ class Loss(TypedDict, total=False):
 
     `gradients`: by optimizer, whether those of its last step lie untouched as backward begins.
     `graph`: name of an autograd node, places of its inputs in this list; nearest first, views out.
+    `left` parameters of no module that ran and of no optimizer have a gradient already: one of them
+    has `left_shape`, and its gradient, at most `left_absmax`, has grown over `left_updates`.
     """
 
     value: Scalar
@@ -85,6 +87,10 @@ class Loss(TypedDict, total=False):
     dtype: str
     gradients: dict[str, Literal["kept", "changed"]]
     graph: list[tuple[str, list[Count]]]
+    left: Count
+    left_shape: list[Count]
+    left_updates: Count
+    left_absmax: Scalar
     kept: Kept
 
 

@@ -11,13 +11,21 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
+    from torch.autograd.graph import Node
+
+    from tensortrace.capture.gradients import Parameters
     from tensortrace.capture.names import ModuleNames
     from tensortrace.capture.optimizers import Optimizers
 
 # How many names of parameters an action carries.
 _EXAMPLES = 5
+# Of the graph of a loss, nearest first: a microsecond each (capture/graph.py), in full steps.
+_MOST_NODES = 500
+_MOST_LONE = 64
+_LEAF = "torch::autograd::AccumulateGrad"
 
 
 class Carried:
@@ -33,6 +41,9 @@ class Carried:
         self._stepped: dict[int, tuple[int, int, int, int]] = {}
         self._left: tuple[int, int] | None = None
         self.grown = 0
+        # By identity of a lone parameter: identity and version of its gradient, its own version,
+        # and the update since which the gradient has only grown.
+        self._lone: dict[int, tuple[int, int, int, int]] = {}
 
     def stepped(self, index: int, optimizer: torch.optim.Optimizer) -> None:
         """Remember the first gradient of an optimizer, as its step has left it. Hot."""
@@ -108,6 +119,51 @@ class Carried:
         examples = [name for name, _ in found[:_EXAMPLES]]
         return {"left": len(found), "left_names": examples, "grown": self.grown}
 
+    def lone(
+        self, loss: torch.Tensor, names: ModuleNames, parameters: Parameters, update: int
+    ) -> tuple[nn.Parameter, dict[str, Any]] | None:
+        """Find what a loss has of parameters that neither a module that ran nor an optimizer holds.
+
+        A plain tensor is none of them: an input that requires a gradient may keep it.
+
+        Returns:
+            The one whose gradient, there already, has grown over most updates, and ``left`` (how
+            many there are), ``left_shape`` and ``left_updates`` (over how many); None if there is
+            none. Nobody has written its value meanwhile, as one who updates it by hand does.
+        """
+        found = [p for p in _parameters_near(loss) if parameters.name_of(p) is None]
+        if not found:
+            return None
+        held = self._held()
+        most: tuple[int, nn.Parameter] | None = None
+        count = 0
+        for parameter in found:
+            if id(parameter) in held or names.owner_of(parameter) is not None:
+                continue
+            updates = self._grown_over(parameter, update)
+            if updates is not None:
+                count += 1
+                if most is None or updates > most[0]:
+                    most = updates, parameter
+        if most is None:
+            return None
+        shape = list(most[1].shape)
+        return most[1], {"left": count, "left_shape": shape, "left_updates": most[0]}
+
+    def _grown_over(self, parameter: nn.Parameter, update: int) -> int | None:
+        before, grad = self._lone.pop(id(parameter), None), parameter.grad
+        if grad is None or grad.layout is not torch.strided:
+            return None
+        key, version, own = id(grad), _version(grad), _version(parameter)
+        since = update
+        if before is not None and (before[0], before[2]) == (key, own) and before[1] <= version:
+            since = before[3]
+        if len(self._lone) < _MOST_LONE:
+            self._lone[id(parameter)] = key, version, own, since
+        # As it was: backward was asked for the gradients of others only.
+        grown = before is not None and before[1] < version
+        return update - since if grown else None
+
     def outside(self, parameters: Sequence[torch.Tensor]) -> int:
         """Count those of some parameters that have a gradient and that no optimizer holds."""
         held = self._held()
@@ -116,6 +172,26 @@ class Carried:
     def _held(self) -> set[int]:
         met = (optimizer for _, optimizer in self._optimizers.met())
         return {id(p) for o in met for group in o.param_groups for p in group["params"]}
+
+
+def _parameters_near(loss: torch.Tensor) -> list[nn.Parameter]:
+    """The parameters among the nodes of a graph that are nearest to its loss."""
+    try:
+        root = None if loss._is_view() and loss._version else loss.grad_fn
+    except RuntimeError:
+        return []
+    todo: list[Node] = [] if root is None else [root]
+    seen, found = set(todo), []
+    for node in todo:
+        if node.name() == _LEAF:
+            variable = node.variable  # type: ignore[attr-defined]
+            if isinstance(variable, nn.Parameter):
+                found.append(variable)
+        for above, _ in node.next_functions:
+            if above is not None and above not in seen and len(todo) < _MOST_NODES:
+                seen.add(above)
+                todo.append(above)
+    return found
 
 
 def _version(grad: torch.Tensor) -> int:

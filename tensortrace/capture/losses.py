@@ -10,6 +10,7 @@ import torch
 
 from tensortrace.capture.autograd_functions import watch_function
 from tensortrace.capture.tensors import dtype_name
+from tensortrace.capture.unwrap import quiet
 from tensortrace.records import Location
 
 if TYPE_CHECKING:
@@ -34,10 +35,22 @@ def record_losses(
             recorder.products.read(tensor, recorder.parameters)
         if recorder.tensors.kept:
             detail["kept"], recorder.tensors.kept = recorder.tensors.kept, None
+        lone = None
+        if recorder.full:
+            lone = recorder.carried.lone(
+                tensor, recorder.names, recorder.parameters, recorder.update
+            )
+        if lone is not None:
+            detail.update(lone[1])
         known = recorder.tensors.id_of(tensor)
         action = recorder.action("loss", location=location, tensor=known, detail=detail)
         if tensor.numel() == 1:
             action.scalars["value"] = recorder.queue.add_scalars([tensor])[0]
+        if lone is not None and lone[0].grad is not None:
+            with quiet():
+                norm = lone[0].grad.detach().abs().max() if lone[0].numel() else None
+            if norm is not None:
+                action.scalars["left_absmax"] = recorder.queue.add_scalars([norm])[0]
 
 
 def record_scale(

@@ -99,6 +99,36 @@ def test_gradients_outside_that_are_made_anew_do_not_grow() -> None:
     assert [n for _, _, n in left(train(clear, hold=head))] == [0] * STEPS
 
 
+def lone_scale(backward: Any, make: Any = nn.Parameter) -> list[Any]:
+    """What losses say of a scale that no module and no optimizer holds."""
+
+    def program(t: Trace) -> None:
+        net, scale = nn.Linear(4, 2), make(torch.full((2,), 0.5))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for i in range(STEPS):
+            optimizer.zero_grad()
+            backward((net(torch.ones(3, 4)) * scale).square().mean(), net, i)
+            optimizer.step()
+
+    keys = ("left", "left_shape", "left_updates")
+    return [tuple(a.detail.get(k) for k in keys) for a in record(program).actions("loss")]
+
+
+def test_a_loss_says_how_long_the_gradient_of_a_lone_parameter_has_grown() -> None:
+    nothing = (None, None, None)
+    grown = [(1, [2], n) for n in range(1, STEPS - 1)]
+    assert lone_scale(lambda loss, net, i: loss.backward()) == [nothing, nothing, *grown]
+    plain = lone_scale(lambda loss, net, i: loss.backward(), lambda x: x.requires_grad_())
+    assert plain == [nothing] * STEPS
+
+
+def test_a_lone_parameter_that_backward_was_not_asked_for_has_not_grown() -> None:
+    def once(loss: torch.Tensor, net: nn.Module, i: int) -> None:
+        loss.backward(inputs=list(net.parameters()) if i else None)
+
+    assert lone_scale(once) == [(None, None, None)] * STEPS
+
+
 @pytest.mark.parametrize(
     "clip",
     [

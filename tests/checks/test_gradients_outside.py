@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -67,6 +68,120 @@ def test_language_model_of_which_one_block_is_trained():
     (found,) = find_live(adapt(), "TT208")
     assert "embed.weight" in found.message
     assert find_live(adapt(model=True), "TT208") == []
+
+
+class Agent(nn.Module):
+    """Never called itself, as an agent whose networks are: soft actor-critic."""
+
+    def __init__(self):
+        super().__init__()
+        self.policy, self.log_alpha = nn.Linear(4, 3), nn.Parameter(torch.zeros(()))
+
+
+def tune_temperature(learn=lambda agent, i: None, *, leaf=None, steps=45):
+    """Learn a policy and its temperature; `leaf` makes what stands in for the temperature."""
+
+    def program():
+        agent = Agent()
+        adam = torch.optim.Adam(agent.policy.parameters(), lr=1e-3)
+        for i in range(steps):
+            p = agent.policy(torch.randn(8, 4)).softmax(-1)
+            entropy = -(p * p.log()).sum(-1)
+            adam.zero_grad()
+            (-entropy).mean().backward()
+            adam.step()
+            alpha = agent.log_alpha if leaf is None else leaf(agent, i)
+            (alpha.exp() * (entropy.detach() - 0.6)).mean().backward()
+            learn(agent, i)
+
+    return program
+
+
+def test_a_temperature_that_no_optimizer_holds_is_a_note():
+    (found,) = find_live(tune_temperature(), "TT208")
+    assert brief([found]) == [("TT208", "note", None)]
+    assert (found.step, found.value, found.limit) == (30, 29, 20)
+    assert found.message.startswith("a parameter of shape [] keeps its gradient, added to over 29")
+    assert "alpha.exp()" in found.location.code
+
+
+def by_hand(agent, i):
+    with torch.no_grad():
+        agent.log_alpha -= 0.1 * agent.log_alpha.grad
+    agent.log_alpha.grad.zero_()
+
+
+def by_hand_as_in_old_programs(agent, i):
+    agent.log_alpha.data -= 0.1 * agent.log_alpha.grad.data
+    agent.log_alpha.grad.data.zero_()
+
+
+def by_hand_without_clearing(agent, i):
+    with torch.no_grad():
+        agent.log_alpha -= 0.1 * agent.log_alpha.grad
+
+
+def cleared_only(agent, i):
+    agent.log_alpha.grad = None
+
+
+def in_every_tenth_step():
+    made = []
+
+    def learn(agent, i):
+        made[:] = made or [torch.optim.SGD([agent.log_alpha], lr=0.1)]
+        if i % 10 == 9:
+            made[0].step()
+            made[0].zero_grad()
+
+    return learn
+
+
+@pytest.mark.parametrize(
+    "learn",
+    [by_hand, by_hand_as_in_old_programs, by_hand_without_clearing, cleared_only,
+     in_every_tenth_step()],
+    ids=["by hand", "by data", "momentum by hand", "cleared", "every tenth step"],
+)  # fmt: skip
+def test_a_temperature_that_is_learnt_or_cleared_is_silent(learn):
+    assert find_live(tune_temperature(learn), "TT208") == []
+
+
+def one_input():
+    kept = []
+
+    def leaf(agent, i):
+        kept[:] = kept or [torch.zeros((), requires_grad=True)]
+        return kept[0]
+
+    return leaf
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        lambda agent, i: agent.policy.weight.mean(),
+        lambda agent, i: nn.Parameter(torch.zeros(())),
+        lambda agent, i: torch.zeros((), requires_grad=True),
+        one_input(),
+    ],
+    ids=["held", "made anew", "an input made anew", "an input that is kept"],
+)
+def test_inputs_that_require_a_gradient_are_silent(leaf):
+    assert find_live(tune_temperature(leaf=leaf), "TT208") == []
+
+
+def lone(updates, absmax=1.0):
+    detail = {"left": 2, "left_shape": [3], "left_updates": updates, "left_absmax": absmax}
+    return [Action(step=0, seq=1, action="loss", detail=detail), closing()]
+
+
+def test_twenty_steps_of_growth_are_enough_and_the_number_is_a_setting():
+    assert find(lone(19), "TT208") == []
+    (found,) = find(lone(20), "TT208")
+    assert found.message.startswith("2 parameters, one of shape [3], keep their gradients, added")
+    assert len(find(lone(19), "TT208", alone=19)) == 1
+    assert find(lone(20, absmax=0.0), "TT208") == []
 
 
 def zeroing(count):
