@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tensortrace.capture.graph import LEAF, root_of
+
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
 
@@ -22,10 +24,9 @@ if TYPE_CHECKING:
 
 # How many names of parameters an action carries.
 _EXAMPLES = 5
-# Of the graph of a loss, nearest first: a microsecond each (capture/graph.py), in full steps.
-_MOST_NODES = 500
+# Of the graph of a loss, nearest first, in full steps: 500 would be 5 % of a small LSTM's step.
+_MOST_NODES = 64
 _MOST_LONE = 64
-_LEAF = "torch::autograd::AccumulateGrad"
 
 
 class Carried:
@@ -176,14 +177,11 @@ class Carried:
 
 def _parameters_near(loss: torch.Tensor) -> list[nn.Parameter]:
     """The parameters among the nodes of a graph that are nearest to its loss."""
-    try:
-        root = None if loss._is_view() and loss._version else loss.grad_fn
-    except RuntimeError:
-        return []
+    root = root_of(loss)
     todo: list[Node] = [] if root is None else [root]
     seen, found = set(todo), []
     for node in todo:
-        if node.name() == _LEAF:
+        if node.name() == LEAF:
             variable = node.variable  # type: ignore[attr-defined]
             if isinstance(variable, nn.Parameter):
                 found.append(variable)

@@ -23,6 +23,8 @@ _MOST_NODES = 48
 _TIMES = 3
 _MOST_PLACES = 256
 _MOST_SKIPPED = 16
+# What a node is called that adds to the gradient of a leaf, its `variable`.
+LEAF = "torch::autograd::AccumulateGrad"
 # They pass values on and change none: views, copies, casts, and bounds on probabilities.
 _TRANSPARENT = frozenset(
     f"{name}Backward{n}"
@@ -33,6 +35,14 @@ _TRANSPARENT = frozenset(
     )
     for n in range(4)
 )  # fmt: skip
+
+
+def root_of(loss: torch.Tensor) -> Node | None:
+    """The node that made a loss; None where asking for it would build one."""
+    try:
+        return None if loss._is_view() and loss._version else loss.grad_fn
+    except RuntimeError:
+        return None
 
 
 class LossGraphs:
@@ -53,12 +63,7 @@ class LossGraphs:
         if times >= _TIMES or (times == 0 and len(self._read) >= _MOST_PLACES):
             return None
         self._read[place] = times + 1
-        try:
-            if loss._is_view() and loss._version:
-                return None
-            root = loss.grad_fn
-        except RuntimeError:
-            return None
+        root = root_of(loss)
         return _walk(root) if root is not None else None
 
 

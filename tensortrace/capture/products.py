@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from tensortrace.capture import compiled, rest
+from tensortrace.capture.graph import LEAF, root_of
 
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
@@ -34,7 +35,6 @@ _MOST_NODES = 20_000
 # The inputs of a node that are factors of its product.
 _FACTORS = {"AddmmBackward0": (1, 2), "MmBackward0": (0, 1), "ConvolutionBackward0": (0, 1)}
 _TRANSPOSED = "TBackward0"
-_LEAF = "torch::autograd::AccumulateGrad"
 
 
 def is_large(parameter: nn.Parameter) -> bool:
@@ -77,10 +77,7 @@ class Products:
         """
         if not parameters.any_large:
             return
-        try:
-            root = None if loss._is_view() and loss._version else loss.grad_fn
-        except RuntimeError:
-            return
+        root = root_of(loss)
         for parameter, takers in _taken(root) if root is not None else ():
             hooks = parameter._backward_hooks
             # Ours; another may change what it is given.
@@ -110,7 +107,7 @@ def _taken(root: Node) -> Iterator[tuple[torch.Tensor, list[_Taker]]]:
                 todo.append(above)
             takers[above].append((node, i))
     for leaf in todo:
-        if leaf.name() != _LEAF:
+        if leaf.name() != LEAF:
             continue
         straight: list[_Taker] = []
         for taker, i in takers[leaf]:
