@@ -58,8 +58,6 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     `exponents` counts elements of a sample (at most 4096) by magnitude: 0 < |x| < 2**-32, then
     2**-32 <= |x| < 2**-28 and so on by factors of 16, at last 2**24 <= |x| < inf; zeros and what is
     not finite are in none. Given in full steps, for floats of 64 elements and more.
-    `sampled` is given for gradients of large weights in steps at rest: how many elements were read.
-    None of them is NaN or infinite; `zeros` and `norm` are extrapolated to all.
     """
 
     id: int
@@ -91,7 +89,6 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     dead: int | None = None
     dead_since: int | None = None
     row_spread: float | None = None
-    sampled: int | None = None
 
     @property
     def nonfinite(self) -> int:
@@ -400,8 +397,7 @@ class Step(Record, frozen=True, kw_only=True, tag="step"):
 
     `host_ns` is the time on the host since the step began. `repeats` counts, by finding id, what
     followed from an earlier finding. Of a step that `rested` only the outermost module calls were
-    seen, and the gradients and updates of all parameters, those of large weights by samples: its
-    `grad_norm` is then near the true one, within a few per cent.
+    seen, and the gradients and updates of all parameters.
     """
 
     seq: int

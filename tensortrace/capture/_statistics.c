@@ -857,37 +857,6 @@ static PyObject *seen_before(const Seen *seen, const Job *job) {
     return NULL;
 }
 
-/* How `look` measures, as in stats.py. */
-enum { FULLY, CLOSELY, LEANLY, THINLY };
-
-#define THIN_LEAST 131072
-#define THIN_COLUMNS 512
-#define THIN_RUN 64
-
-/* A run of elements of each row: it moves back by its own length from row to row, and so meets every
-   column. */
-static int thin_out(PyObject *shape, Job *job) {
-    const int64_t rows = PyTuple_Size(shape) > 1 ? number_of(owned(PyTuple_GetItem(shape, 0))) : 0;
-    const int64_t columns = rows > 0 ? job->n / rows : 0;
-    if (job->rows != 1 || job->n < THIN_LEAST || columns < THIN_COLUMNS) return 0;
-    if ((job->dtype != F32 && job->dtype != F64) || rows <= columns / THIN_RUN + 1) return 0;
-    job->pitch = columns - THIN_RUN;
-    job->rows = (job->n - THIN_RUN) / job->pitch + 1;
-    job->n = job->rows * THIN_RUN;
-    return 1;
-}
-
-/* Measures of a sample what stands for all: 0 where nothing does. */
-static int put_thinly(Job *job, int64_t n, PyObject **items) {
-    measure_and_release(job);
-    if (job->totals.first >= 0 || job->totals.zeros == job->n) return 0;
-    const double times = (double)n / job->n;
-    job->norm = finite_or(job->norm * sqrt(times), DBL_MAX);
-    job->totals.zeros = (int64_t)(job->totals.zeros * times + 0.5);
-    put_row(job, none(), items);
-    return 1;
-}
-
 /* Head and row of an ordinary tensor; 0, and none of them, of any other. Of one that is not
    contiguous nothing but finite elements: where the first bad one is, somebody else has to say. */
 static int describe(PyObject *tensor, PyObject *number, long mode, const Seen *seen, Job *job,
@@ -909,16 +878,11 @@ static int describe(PyObject *tensor, PyObject *number, long mode, const Seen *s
         found = !PyErr_Occurred() && locate(tensor, job);
     }
     PyObject *before = found && seen ? seen_before(seen, job) : NULL;
-    Job part = *job;
-    part.lean = 1;
     if (before) {
         for (int i = HEAD; i < HEAD + ROW; i++) items[i] = owned(PyTuple_GetItem(before, i));
-    } else if (found && mode == THINLY && !strides && thin_out(shape, &part) &&
-               put_thinly(&part, job->n, items + HEAD)) {
-        *job = part;
     } else if (found) {
-        job->lean = mode >= LEANLY && job->n > torch.small;
-        put_measured(job, mode == CLOSELY && job->n >= torch.least && job->rows == 1, items + HEAD);
+        job->lean = mode == 2 && job->n > torch.small;
+        put_measured(job, mode == 1 && job->n >= torch.least && job->rows == 1, items + HEAD);
         found = !strides || job->totals.first < 0;
     }
     Py_XDECREF(shape), Py_XDECREF(strides);
@@ -930,16 +894,14 @@ static PyObject *look_at(PyObject *tensor, PyObject *number, long mode) {
     PyObject *items[HEAD + ROW];
     Job job;
     if (!describe(tensor, number, mode, NULL, &job, items)) return NULL;
-    const int thinned = items[2] == Py_None && job.rows > 1; /* contiguous, and read in rows */
-    PyObject *found[3] = {as_tuple(items, HEAD), as_tuple(items + HEAD, ROW), NULL};
-    if (thinned) found[2] = PyLong_FromLongLong(job.n);
-    return as_tuple(found, thinned ? 3 : 2);
+    PyObject *found[2] = {as_tuple(items, HEAD), as_tuple(items + HEAD, ROW)};
+    return as_tuple(found, 2);
 }
 
 static PyObject *look(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
     long mode = nargs == 3 ? PyLong_AsLong(args[2]) : -1;
-    if (!torch.tensor || mode < FULLY || mode > THINLY) {
+    if (!torch.tensor || mode < 0 || mode > 2) {
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "look(tensor, number, mode)");
         return NULL;
     }
@@ -987,7 +949,7 @@ static PyObject *look_all(PyObject *module, PyObject *const *args, Py_ssize_t na
     (void)module;
     long mode = nargs == 5 && PyTuple_Check(args[2]) && PyTuple_Check(args[3])
                     ? PyLong_AsLong(args[4]) : -1;
-    if (!torch.tensor || mode < FULLY || mode > LEANLY) {
+    if (!torch.tensor || mode < 0 || mode > 2) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_TypeError, "look_all(make, table, arrived, made, mode)");
         return NULL;

@@ -20,9 +20,7 @@ def prepare(
     tensor: type, parameter: type, dtypes: dict[torch.dtype, tuple[int, str]], small: int,
     least: int, most: int, run: int, /
 ) -> None: ...  # fmt: skip
-def look(
-    tensor: torch.Tensor, number: int, mode: int, /
-) -> tuple[_Head, _Row] | tuple[_Head, _Row, int] | None: ...
+def look(tensor: torch.Tensor, number: int, mode: int, /) -> tuple[_Head, _Row] | None: ...
 def look_all(
     make: Callable[..., Any], table: Any, arrived: tuple[torch.Tensor | None, ...],
     made: tuple[torch.Tensor | None, ...], mode: int, /

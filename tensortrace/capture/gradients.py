@@ -24,7 +24,6 @@ from tensortrace.capture.drafts import (
     NodeSite,
     ParameterGradientDraft,
 )
-from tensortrace.capture.products import is_large
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.text import shorten
 
@@ -91,19 +90,12 @@ class OutputProbe(msgspec.Struct, gc=False, eq=False):
 
 
 class ParameterProbe:
-    """Reports the gradient that a backward pass makes for one parameter.
+    """Reports the gradient that a backward pass makes for one parameter."""
 
-    Attributes:
-        sampled: whether a step at rest reads a sample of it; None while it may turn out so.
-        read: the last step in which a graph that was read had the parameter.
-    """
+    __slots__ = ("key", "name", "path", "serial")
 
-    __slots__ = ("key", "name", "path", "read", "sampled", "serial")
-
-    def __init__(self, serial: int, key: int, path: str, name: str, large: bool) -> None:
+    def __init__(self, serial: int, key: int, path: str, name: str) -> None:
         self.serial, self.key, self.path, self.name = serial, key, path, name
-        self.sampled: bool | None = None if large else False
-        self.read = -1
 
     def __call__(self, grad: torch.Tensor) -> None:
         """Take the gradient that this backward pass adds to the parameter's."""
@@ -114,12 +106,7 @@ class ParameterProbe:
             here.busy += 1
             here.rest()
             try:
-                if self.sampled and recorder.resting:
-                    draft = recorder.tensors.sampled_gradient(grad)
-                else:
-                    _, draft = recorder.tensors.gradient(grad, None)
-                    if recorder.step == recorder.products.step != self.read:
-                        self.sampled = False  # it came by a way of which nothing is known
+                _, draft = recorder.tensors.gradient(grad, None)
                 seq, path = recorder.next_seq(), self.path
                 call = ParameterGradientDraft(
                     recorder.step, seq, recorder.update, path, self.name, draft
@@ -229,12 +216,12 @@ def next_sequence_nr() -> int:
 
 
 class _Watched:
-    __slots__ = ("handle", "owner", "pointer", "probe", "tensor", "version")
+    __slots__ = ("handle", "name", "owner", "path", "pointer", "tensor", "version")
 
     def __init__(
-        self, handle: RemovableHandle, owner: weakref.ref[nn.Module], probe: ParameterProbe
+        self, handle: RemovableHandle, owner: weakref.ref[nn.Module], path: str, name: str
     ) -> None:
-        self.handle, self.owner, self.probe = handle, owner, probe
+        self.handle, self.owner, self.path, self.name = handle, owner, path, name
         self.pointer = self.version = -1
         self.tensor: TensorDraft | None = None
 
@@ -248,8 +235,6 @@ class Parameters:
 
     def __init__(self) -> None:
         self._watched: dict[int, _Watched] = {}
-        # Whether there is any of which a sample would be read.
-        self.any_large = False
 
     def watch(
         self, parameter: nn.Parameter, owner: nn.Module, path: str, name: str, serial: int
@@ -259,25 +244,16 @@ class Parameters:
         if entry is not None and _is_hooked(parameter, entry):
             return
         name = shorten(name)
-        large = is_large(parameter)
-        self.any_large |= large
-        probe = ParameterProbe(serial, id(parameter), path, name, large)
+        probe = ParameterProbe(serial, id(parameter), path, name)
         handle = parameter.register_hook(probe)  # type: ignore[no-untyped-call]
-        self._watched[id(parameter)] = _Watched(handle, weakref.ref(owner), probe)
-
-    def mark(self, parameter: torch.Tensor, step: int, sampled: bool) -> None:
-        """Note that a graph read in a step has a parameter, and whether a sample may do of it."""
-        entry = self._watched.get(id(parameter))
-        if entry is not None and _is_hooked(parameter, entry):
-            probe = entry.probe
-            probe.read, probe.sampled = step, sampled and probe.sampled is not False
+        self._watched[id(parameter)] = _Watched(handle, weakref.ref(owner), path, name)
 
     def name_of(self, parameter: torch.Tensor) -> tuple[str, str] | None:
         """(module path, local name) of a parameter, None if no module that ran owns it."""
         entry = self._watched.get(id(parameter))
         if entry is None or not _is_hooked(parameter, entry):
             return None
-        return entry.probe.path, entry.probe.name
+        return entry.path, entry.name
 
     def was_replaced(self, parameter: torch.Tensor) -> bool:
         """Whether the module that had a parameter when it was called has it no longer."""
@@ -285,7 +261,7 @@ class Parameters:
         owner = entry.owner() if entry is not None else None
         if entry is None or owner is None:
             return True
-        return own_parameters(owner).get(entry.probe.name) is not parameter
+        return own_parameters(owner).get(entry.name) is not parameter
 
     def saw_gradient(self, key: int, grad: torch.Tensor, tensor: TensorDraft) -> None:
         """Remember what a backward pass delivered, to know it again as ``.grad``."""

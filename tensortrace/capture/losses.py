@@ -31,8 +31,6 @@ def record_losses(
         graph = recorder.graphs.nodes(tensor, location)
         if graph:
             detail["graph"] = graph
-        if recorder.step == recorder.products.step:
-            recorder.products.read(tensor, recorder.parameters)
         if recorder.tensors.kept:
             detail["kept"], recorder.tensors.kept = recorder.tensors.kept, None
         lone = None

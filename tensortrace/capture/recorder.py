@@ -35,7 +35,6 @@ from tensortrace.capture.op_places import Places
 from tensortrace.capture.ops import leave_module
 from tensortrace.capture.optimizers import Optimizers, StepInFlight
 from tensortrace.capture.outbox import Outbox
-from tensortrace.capture.products import Products
 from tensortrace.capture.rest import is_at_rest, is_inside_root, is_open, leaks
 from tensortrace.capture.roots import Root, Roots
 from tensortrace.capture.source import SourceLines
@@ -106,7 +105,7 @@ class Recorder:
         self.parameters = Parameters()
         self.optimizers = Optimizers()
         self.carried = Carried(self.optimizers)
-        self.graphs, self.products = LossGraphs(), Products()
+        self.graphs = LossGraphs()
         self.on = dict.fromkeys(PARTS, True)
         self.wanted = Wanted(wanted)
         self._should_stop = should_stop
@@ -391,7 +390,6 @@ class Recorder:
         self.queue.counts = not self.queue.lean
         self.sampling = not self.full and not self.op_level
         self.resting = self.sampling and is_at_rest(self)
-        self.products.begin_step(self)
         self._turns.clear()
         self.passed_over = 0
         self.on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]

@@ -18,7 +18,6 @@ from tensortrace.capture.drafts import Draft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.names import unwrapped
-from tensortrace.capture.products import Products
 from tensortrace.capture.recorder import Recorder
 from tensortrace.capture.roots import Root, UnkeptError
 from tensortrace.capture.stats import StatsQueue
@@ -134,7 +133,7 @@ class ReplayRecorder(Recorder):
         self.names, self.sources, self.serial = live.names, live.sources, time.monotonic_ns()
         self.step, self.update = live.step, live.update
         self.tensors = self.table = ReplayTable(queue, live.tensors)
-        self.parameters, self.products = Parameters(), Products()
+        self.parameters = Parameters()
         self.on = {**dict.fromkeys(live.on, True), "loop": False, "optimizers": False}
         self.op_level = True
         self.roots = None

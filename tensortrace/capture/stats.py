@@ -87,8 +87,8 @@ _HOST = {"cpu"}
 
 
 compiled.prepare(small=kernels.SMALL, least=LEAST, sample=SAMPLE, run=RUN)
-# How `look` measures: in full, in full with exponents, counts and norm, those of a sample.
-_FULLY, _CLOSELY, _LEANLY, _THINLY = 0, 1, 2, 3
+# How `look` measures: in full, in full with exponents, counts and norm.
+_FULLY, _CLOSELY, _LEANLY = 0, 1, 2
 
 
 def summarize(tensor: torch.Tensor) -> Stats:
@@ -200,25 +200,6 @@ class StatsQueue:
             self.alarmed = True
         if self._level == "minmax":
             return found[0], _minmax(_make(Stats, found[1]))
-        return found
-
-    def look_thinly(self, grad: torch.Tensor, number: int) -> tuple[Any, ...] | None:
-        """As `look`, of the gradient of a weight that `products` knows. Hot.
-
-        A NaN or infinity in what it is made of is in all of a row, or of a column. So of 131,072
-        elements and more, in rows of 512 and more, a run of 64 of each row is read, in each row
-        others. Where they hold a NaN, an infinity or nothing but zeros, all is read.
-
-        Returns:
-            None in lean steps too where `look` has none, and in others. Where a sample was read
-            also how many elements it has; zeros and norm are extrapolated from it.
-        """
-        kernel = compiled.kernel
-        if kernel is None or not self.lean or self._kernels is not FULL:
-            return None
-        found: tuple[Any, ...] | None = kernel.look(grad, number, _THINLY)
-        if found is not None and found[1][10] is not None:
-            self.alarmed = True
         return found
 
     def look_all(

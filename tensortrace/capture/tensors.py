@@ -32,9 +32,9 @@ class TensorDraft(msgspec.Struct, gc=False):
     """A described tensor: `head`, the statistics and `tail` are the fields of a `Tensor`, in order.
 
     The statistics are `known`, or None while they are in the queue, which `ticket` is for. What
-    `units`, `spread` and `sampled` say is added when it is finished, which few tensors of a thin
-    step ever are. Of a step's thousands of objects most belong to tensors: nothing here that the
-    garbage collector would have to look at is kept longer than need be.
+    `units` and `spread` say is added when it is finished, which few tensors of a thin step ever
+    are. Of a step's thousands of objects most belong to tensors: nothing here that the garbage
+    collector would have to look at is kept longer than need be.
     """
 
     head: Head
@@ -43,7 +43,6 @@ class TensorDraft(msgspec.Struct, gc=False):
     ticket: Ticket | None = None
     units: Tickets | None = None
     spread: Ticket | None = None
-    sampled: int | None = None
     made: Tensor | None = None
 
     @property
@@ -66,8 +65,6 @@ class TensorDraft(msgspec.Struct, gc=False):
             if self.spread is not None:
                 spread = stats_of(self.spread).min
                 made = msgspec.structs.replace(made, row_spread=spread)
-            if self.sampled is not None:
-                made = msgspec.structs.replace(made, sampled=self.sampled)
             self.made = made
         return made
 
@@ -295,16 +292,6 @@ class TensorTable:
         self.next_id = number + 1
         tail = _NO_TAIL if grad_of is None else (grad_of, None, None, None)
         return number, self._draft(grad, number, tail, measure)
-
-    def sampled_gradient(self, grad: torch.Tensor) -> TensorDraft:
-        """Describe a gradient by a sample of it, where that shows what is not finite. Hot."""
-        number = self.next_id
-        self.next_id = number + 1
-        found = self._queue.look_thinly(grad, number)
-        if found is None:
-            return self._draft(grad, number, _NO_TAIL, True)
-        sampled = found[2] if len(found) > 2 else None
-        return TensorDraft(found[0], found[1], _NO_TAIL, sampled=sampled)
 
     def gradients(
         self, arrived: tuple[torch.Tensor | None, ...], made: tuple[torch.Tensor | None, ...]

@@ -257,7 +257,6 @@ def _stat_block(name: str, tensor: Tensor, width: int) -> list[Styled]:
 
 def _lineage(tensor: Tensor) -> str:
     told = [f"unmeasured: {escape(tensor.unmeasured)}"] if tensor.unmeasured else []
-    told += [f"from a sample of {tensor.sampled} elements"] if tensor.sampled else []
     told += [escape(tensor.grad_fn)] if tensor.grad_fn else []
     told += [f"view of {tensor.view_of}"] if tensor.view_of is not None else []
     told += [f"changed in place, was {tensor.previous}"] if tensor.previous is not None else []

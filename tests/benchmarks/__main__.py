@@ -45,14 +45,14 @@ _ROWS: dict[str, tuple[str, Way]] = {
     "aa": ("nothing against nothing (noise)", untraced),
     "full": ("`trace(every=1)`", tracing(every=1)),
     "op": ('`trace(every=1, level="op")`', tracing(every=1, level="op")),
-    "auto": ('`trace()`, `every="auto"`, after step 1000', tracing(every="auto", after=1000)),
+    "auto": ('`trace()`, `every="auto"`, after step 1000', tracing(every="auto", after=1001)),
     "torch": ("`trace(every=1)` without the compiled kernel", without_kernel(tracing(every=1))),
     "plain": ("`trace(every=1)` without `exponents`", without_exponents(tracing(every=1))),
     "light": ('`trace(every=1, stats="light")`', tracing(every=1, stats="light")),
     "minmax": ('`trace(every=1, stats="minmax")`', tracing(every=1, stats="minmax")),
     "none": ('`trace(every=1, stats="none")`', tracing(every=1, stats="none")),
-    "every": ("`trace(every=10)`, after step 1000", tracing(every=10, after=1000)),
-    "steps": ("`trace(steps=range(100))`, after step 1000", tracing(steps=range(100), after=1000)),
+    "every": ("`trace(every=10)`, after step 1000", tracing(every=10, after=1001)),
+    "steps": ("`trace(steps=range(100))`, after step 1000", tracing(steps=range(100), after=1001)),
     "modules": ('`trace(every=1, modules="")`, the model alone', tracing(every=1, modules="")),
 }
 

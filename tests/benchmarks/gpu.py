@@ -52,7 +52,7 @@ WAYS: dict[str, Way] = {
     "`trace(every=1)`": tracing(every=1),
     "`trace(every=1)` without Triton": by_torch(tracing(every=1)),
     '`trace(every=1, level="op")`': tracing(every=1, level="op"),
-    '`trace()`, `every="auto"`, after step 1000': tracing(every="auto", after=1000),
+    '`trace()`, `every="auto"`, after step 1000': tracing(every="auto", after=1001),
     '`trace(every=1, stats="none")`': tracing(every=1, stats="none"),
 }
 

@@ -22,7 +22,7 @@ def test_the_fields_of_a_tensor_are_in_the_order_in_which_they_are_given() -> No
     stats = head + len(Stats._fields)
     assert tuple(names[head:stats]) == Stats._fields
     assert names[stats : stats + tail] == ["grad_of", "previous", "view_of", "from_step"]
-    assert names[stats + tail :] == ["units", "dead", "dead_since", "row_spread", "sampled"]
+    assert names[stats + tail :] == ["units", "dead", "dead_since", "row_spread"]
 
 
 A = torch.arange(6.0).reshape(2, 3)

@@ -25,9 +25,3 @@ def test_only_a_count_that_is_not_zero_has_the_colour_of_an_error(width: int) ->
     styles = {text.strip(): style for line in lines for text, style in line}
     counts = ("nan 7", "inf 0") if width == 60 else ("7", "0")
     assert [styles[count] for count in counts] == ["error", ""]
-
-
-@pytest.mark.parametrize("width", [60, 200])
-def test_numbers_of_a_sample_say_so(width: int) -> None:
-    lines = stat_lines([("weight", make_tensor(0, 32, 64, sampled=512))], width)
-    assert "from a sample of 512 elements" in "".join(text for line in lines for text, _ in line)
