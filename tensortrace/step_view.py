@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,7 +11,6 @@ from tensortrace.records import (
     Action,
     Call,
     Finding,
-    Location,
     Module,
     Optimizer,
     Param,
@@ -21,18 +19,16 @@ from tensortrace.records import (
     Step,
     Tensor,
 )
-
-# What PyTorch, its distributions and others say of values that no computation can go on with.
-OF_VALUES = re.compile(
-    r"invalid values|invalid numeric|finite|converge|singular|positive-definite|"
-    r"probability tensor|\b(?:is)?(?:nan|nans|inf|infs)\b",
-    re.IGNORECASE,
-)
+from tensortrace.said import Said, said_by
 
 # What a replay says that was given up because the weights are others by now.
 MOVED = ("parameters changed since", "parameters were replaced since")
 
 Column = Literal["param_grad_rms", "output_rms"]
+
+# So many ops before an exception are those of the code that raised it: a comparison, `all`, what
+# reads a value or shows it.
+_LAST = 3
 
 
 @dataclass(slots=True)
@@ -69,7 +65,7 @@ class StepView:
     poisoned: str | None = None
     updated: int = -1
     healthy: int = -1
-    raised: str | None = None
+    raised: Said | None = None
     has: frozenset[str] = frozenset()
     _forward: list[Call] = field(default_factory=list)
     _sorted: tuple[int, int] = (0, 0)
@@ -208,7 +204,7 @@ class StepView:
         if any(not finite(a.detail.get("value")) for a in losses):
             return "loss"
         if not self.bad:
-            return "output" if any(map(self.spoilt_inside, self.raised_on_values())) else None
+            return "output" if self.spoilt_inside(self.raised_on_values()) else None
         backward = [c for c in self.calls if c.phase == "backward"]
         if not self.scaled() and self.reaches_parameter():
             return "gradient"
@@ -216,29 +212,38 @@ class StepView:
         ended = any(a.action == "exception" for a in self.actions)
         if ended and any(c.exception and self.hurt(c.inputs) for c in self.calls):
             return "output"
-        if any(map(self.spoilt_inside, self.raised_on_values())):
+        if self.spoilt_inside(self.raised_on_values()):
             return "output"
         return None if losses or backward else self._unhealed()
 
-    def raised_on_values(self) -> list[Call]:
-        """List the module calls out of which the run ended, if for what is not finite."""
-        texts = [said_by(a) for a in self.actions if a.action == "exception"]
-        texts += [self.raised] if self.raised is not None else []
-        if not any(map(OF_VALUES.search, texts)):
-            return []
-        return [c for c in self.calls if c.exception and c.op is None and c.phase == "forward"]
+    def raised_on_values(self) -> Call | None:
+        """The module call out of which the run ended, if for what is not finite, as the text says.
 
-    def spoilt_inside(self, call: Call) -> Tensor | None:
-        """What is not finite in a call that was given only finite values; None if nothing is.
-
-        As the calls inside tell, or else a replay.
+        It is the last outermost call, and was given nothing bad.
         """
-        if self.hurt(call.inputs):
+        texts = [said_by(a) for a in self.actions if a.action == "exception"]
+        said = texts[-1] if texts else self.raised
+        if said is None or not said.is_of_values():
             return None
-        inside = (t for c in self.calls if c.parent == call.seq and c.phase == "forward"
-                  for t in (*self.hurt(c.inputs), *self.hurt(c.outputs)))  # fmt: skip
-        op = self.narrowed(call.seq, "forward")[1]
-        return next(inside, None) or next(iter(self.nonfinite(op.outputs) if op else []), None)
+        last = max((c for c in self.forward() if c.parent is None and c.op is None),
+                   key=lambda c: c.seq, default=None)  # fmt: skip
+        if last is None or last.exception != said.kind or self.hurt(last.inputs):
+            return None
+        return last
+
+    def spoilt_inside(self, call: Call | None) -> Tensor | None:
+        """What is not finite that a call made, and that was why it raised; None if it was not.
+
+        Its ops tell, those of a replay if there was one: one of the last took it, which the code
+        that raised has run, or made it.
+        """
+        if call is None:
+            return None
+        ops = [c for c in self.replayed or self.calls
+               if c.op is not None and c.phase == "forward" and c.seq > call.seq]  # fmt: skip
+        last = sorted(ops, key=lambda c: c.seq)[-_LAST:]
+        met = (t for c in reversed(last) for t in self.hurt([*c.inputs, *c.outputs]))
+        return next(met, None)
 
     def reaches_parameter(self) -> bool:
         """Whether the gradient of a parameter is not finite; others may be multiplied away."""
@@ -368,16 +373,3 @@ def is_left_by(note: Finding, tensor: Tensor) -> bool:
 def finite(x: Scalar | None) -> bool:
     """Tell whether a scalar of the log is a finite number, or absent."""
     return x is None or (not isinstance(x, str) and math.isfinite(x))
-
-
-def exception_text(kind: str, message: str, location: Location | None) -> str:
-    """What an exception says; of an assertion also its line, since few say anything."""
-    code = location.code if location is not None and kind == "AssertionError" else None
-    return f"{message} {code or ''}"
-
-
-def said_by(action: Action) -> str:
-    """What the exception of an action says."""
-    detail = action.detail
-    kind, message = str(detail.get("type", "")), str(detail.get("message", ""))
-    return exception_text(kind, message, action.location)

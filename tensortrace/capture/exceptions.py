@@ -28,7 +28,7 @@ from tensortrace.capture.tensors import describe
 from tensortrace.capture.unwrap import quiet
 from tensortrace.errors import TraceStoppedError
 from tensortrace.records import Location
-from tensortrace.step_view import exception_text
+from tensortrace.said import said
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def explain(recorder: Recorder, error: BaseException, traceback: TracebackType |
         detail["state_dict"] = _state_dict(str(error))
     if not isinstance(error, torch.OutOfMemoryError) and not _DEVICE_DEAD.search(message):
         # Replayed calls come before the record that makes the checks decide.
-        recorder.narrow(raised=exception_text(detail["type"], message, location))
+        recorder.narrow(raised=said(detail["type"], message, location))
     recorder.action(
         "exception",
         of=shorten(type(module).__name__) if module is not None else None,

@@ -45,11 +45,10 @@ class Narrower:
         """Replay what the step asks for; records and the verdict are pended. Called at gates."""
         if step.poisoned or self._replays >= MOST_REPLAYS:
             return
-        for call in step.raised_on_values():
-            root = self._roots.get(call.seq)
-            known = root is None or (root.path, "forward") in self._done
-            if root is not None and not known and not step.hurt(call.inputs):
-                self._replay(root, "forward", step)
+        raised = step.raised_on_values()
+        root = self._roots.get(raised.seq) if raised is not None else None
+        if root is not None and (root.path, "forward") not in self._done:
+            self._replay(root, "forward", step)
         if not step.bad:
             return
         # What did no harm so far (a mask, a value that is consumed) may do so in a later step.
@@ -168,7 +167,8 @@ class Narrower:
         # Each root is replayed once: what comes later has to show in its own calls.
         self._recorder.may_rest = False
         started = time.perf_counter_ns()
-        given = next((c.inputs for c in step.calls if c.seq == root.seq), [])
+        call = next((c for c in step.calls if c.seq == root.seq), None)
+        given = call.inputs if call is not None and not root.hooked else []
         replay = Replay(self._recorder, root, given, math.inf if first is None else first.seq)
         try:
             why = _refusal(root, phase)

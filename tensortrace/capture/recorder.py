@@ -56,6 +56,7 @@ from tensortrace.text import shorten
 
 if TYPE_CHECKING:
     from tensortrace.capture.lines import LineTracer
+    from tensortrace.said import Said
 
 # A step is handed on in parts of this many records, so that nothing is held without bound.
 PART = 20_000
@@ -429,7 +430,7 @@ class Recorder:
             self.step += 1
             self._begin_step()
 
-    def narrow(self, raised: str | None = None) -> None:
+    def narrow(self, raised: Said | None = None) -> None:
         """Hand on what is known and replay the call that the checks would ask about.
 
         Args:

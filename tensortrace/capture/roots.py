@@ -137,7 +137,7 @@ class Root:
 
     __slots__ = (
         "args", "attributes", "autocast", "backward_autocast", "buffers", "cast_cache",
-        "closed", "cuda_rng", "dropped", "failed", "given", "grad_enabled", "gradients",
+        "closed", "cuda_rng", "dropped", "failed", "given", "grad_enabled", "gradients", "hooked",
         "inference", "kwargs", "may_run_again", "module", "numpy_rng", "parameter_versions", "path",
         "python_rng", "rng", "seq", "training", "tree",
     )  # fmt: skip
@@ -148,7 +148,8 @@ class Root:
         self.args: Any = ()
         self.kwargs: Any = {}
         self.dropped: str | None = None
-        self.closed = self.failed = False
+        # Whether a hook of the user's has changed the arguments since they were recorded.
+        self.closed = self.failed = self.hooked = False
         # As far as its modules and parameters tell.
         self.may_run_again = False
         # By backward pass: when it came here, and by output name the gradient and its version then.
@@ -252,7 +253,7 @@ class Roots:
             with quiet():
                 root.kwargs = keep(kwargs)
                 if args is not given:  # by a hook of the user's: what the forward really got
-                    root.args = keep(args)
+                    root.args, root.hooked = keep(args), True
             for alias in aliases_in((root.args, root.kwargs)):
                 self._count(root, alias.tensor)
         for buffer, (_, version) in zip(root.tree.buffers, root.buffers, strict=True):

@@ -87,9 +87,9 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
     origins: list[Origin] = memory["origins"]
     if step.bad and len(origins) < KEPT:
         origins += _origins(step)[: KEPT - len(origins)]
-    if not origins:
-        made = ((call, step.spoilt_inside(call)) for call in step.raised_on_values())
-        origins += [Origin(call, tensor) for call, tensor in made if tensor is not None][:1]
+    raised = _raised(step)
+    if raised is not None:
+        origins[:] = [raised]
     if memory["told"] or not (step.bad or origins):
         return
     damage = step.damage()
@@ -108,10 +108,7 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
         yield _from_before(step, note, found) if note else found
     elif damage and memory["before"] and (taken := step.inherited()):
         memory["told"] = True
-        # The note about what came in or, where that was computed on from it, the first.
-        shapes = {tensor.shape for tensor in taken}
-        fits = (note for note, made in memory["before"] if made.shape in shapes)
-        yield _from_before(step, next(fits, memory["before"][0][0]), None, damage)
+        yield _from_before(step, _about(taken, memory["before"]), None, damage)
     elif damage and not guilty and (earlier := _made_earlier(step, damage)) is not None:
         memory["told"] = True
         yield _from_earlier(step, earlier, damage)
@@ -124,6 +121,23 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
                     if not _is_backward(step, o.call))  # fmt: skip
 
 
+def _raised(step: StepView) -> Origin | None:
+    """The call that ended the run because of what it made itself, or the op in it that did."""
+    call = step.raised_on_values()
+    spoilt = step.spoilt_inside(call)
+    if call is None or spoilt is None:
+        return None
+    ops = [c for c in step.replayed or step.calls if c.op is not None and c.phase == "forward"]
+    reached = upstream(step, [spoilt.id], ops)[0]
+    makers = (c for c in sorted(ops, key=lambda c: c.seq) if not step.hurt(c.inputs)
+              and any(t.id in reached for t in step.hurt(c.outputs)))  # fmt: skip
+    maker = next(makers, None)
+    # Before it another may have made something that did no harm.
+    if maker is None or maker is step.narrowed(call.seq, "forward")[1]:
+        return Origin(call, spoilt)
+    return Origin(maker, step.hurt(maker.outputs)[0])
+
+
 def _is_backward(step: StepView, call: Call) -> bool:
     """Whether a backward pass that was seen made the values: inside this call, or before it."""
     blamed = derivative_to_blame(step)
@@ -132,6 +146,15 @@ def _is_backward(step: StepView, call: Call) -> bool:
         if inside or (not blamed.replay and blamed.seq < call.seq):
             return True
     return call.op == DERIVATIVE and is_placed(step, call)
+
+
+def _about(taken: list[Tensor], before: list[tuple[Draft, Tensor]]) -> Draft:
+    """The note about what came in; where that was computed on from it, one that looks like it."""
+    known = [(t.shape, t.nan, t.posinf, t.neginf) for t in taken]
+    shapes = {t.shape for t in taken}
+    same = [note for note, t in before if (t.shape, t.nan, t.posinf, t.neginf) in known]
+    alike = [note for note, t in before if t.shape in shapes]
+    return next(iter([*same, *alike, before[0][0]]))
 
 
 def _note(step: StepView, origin: Origin, length: int) -> Draft:

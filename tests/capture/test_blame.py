@@ -234,7 +234,10 @@ def test_a_number_for_show_is_not_blamed_for_a_gradient() -> None:
     assert (found.step, found.code) == (3, "TT102")
 
 
-def test_of_two_notes_of_the_step_before_that_about_the_data_is_the_cause() -> None:
+@pytest.mark.parametrize("shape", [(2,), (8, 4)])
+def test_of_two_notes_of_the_step_before_that_about_the_data_is_the_cause(
+    shape: tuple[int, ...],
+) -> None:
     """After the update a metric is infinite, and then the next batch is prepared."""
 
     def program() -> None:
@@ -246,7 +249,7 @@ def test_of_two_notes_of_the_step_before_that_about_the_data_is_the_cause() -> N
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            torch.ones(2) / torch.full((2,), float(step != 3))
+            torch.zeros(shape).log() if step == 3 else None
             spread = torch.randn(8, 1).expand(8, 4) * float(step != 3)
             batch = torch.randn(8, 4) / spread.abs()  # the cause
 
@@ -332,6 +335,68 @@ def test_an_exception_that_is_caught_or_about_something_else_makes_no_error_of_a
     other = Rescaled(lambda h: {}["lr"] if h.isnan().any() else None)
     (raised,) = loud(fed(other, 2), ends=KeyError)
     assert raised.code == "TT801"
+
+
+class Entropy(nn.Module):
+    """Makes NaN in every step, which is masked away; in one step the scale is negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.sign = nn.Linear(4, 4), 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = torch.relu(self.linear(x))
+        entropy = torch.where(p > 0, p * p.detach().log(), 0.0).sum()
+        scale = (self.linear(x).abs() + 1e-3) * self.sign
+        return torch.distributions.Normal(p, scale).rsample() - 0 * entropy
+
+
+@pytest.mark.parametrize("bad_at", [5, 33, 215])
+@pytest.mark.parametrize("where", ["inside", "outside"])
+def test_what_is_masked_away_is_not_why_something_finite_is_refused(
+    where: str, bad_at: int
+) -> None:
+    model = Entropy()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+
+    def program() -> None:
+        for step in range(bad_at + 2):
+            if step == bad_at and where == "inside":
+                model.sign = -1.0
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+            if step == bad_at:
+                raise ValueError("the stream is finite")
+
+    (raised,) = loud(program, ends=ValueError)
+    assert (raised.step, raised.code) == (bad_at, "TT801")
+    assert "not finite" not in raised.explanation
+
+
+class Doubled(nn.Module):
+    """A hook of the user's changes what the forward is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+        self.register_forward_pre_hook(lambda module, args: (args[0], args[1] * 0))
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.linear(x / scale)  # type: ignore[no-any-return]
+
+
+def test_a_replayed_op_got_what_a_hook_has_made_of_the_arguments() -> None:
+    model = Doubled()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+
+    def program() -> None:
+        model(torch.randn(8, 4), torch.rand(8, 4) + 0.5).square().mean().backward()
+        optimizer.step()
+
+    (found,) = loud(program)
+    assert (found.code, found.op) == ("TT101", "div")
+    assert "the divisor has 32 zeros out of 32" in found.explanation
 
 
 class Policy(nn.Module):

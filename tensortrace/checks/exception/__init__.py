@@ -13,7 +13,7 @@ from typing import Any
 from tensortrace.checks import Draft, StepView, check, is_damage
 from tensortrace.checks.exception import backward, other, shapes, values
 from tensortrace.checks.exception.facts import Facts, Match, Told, quoted
-from tensortrace.step_view import OF_VALUES, said_by
+from tensortrace.said import said_by
 from tensortrace.text import location_text
 
 
@@ -84,7 +84,7 @@ def _after_damage(told: Told, facts: Facts) -> Told:
     """Add what spoilt the values before, to an exception that is about values."""
     step = facts.step
     damage = next((f for f in reversed(step.findings) if is_damage(f)), None)
-    if damage is None or not OF_VALUES.search(said_by(facts.action)):
+    if damage is None or not said_by(facts.action).may_be_of_values():
         return told
     if not step.poisoned and damage.step != step.number:
         return told  # a batch that was left out
