@@ -216,12 +216,13 @@ def next_sequence_nr() -> int:
 
 
 class _Watched:
-    __slots__ = ("handle", "name", "owner", "path", "pointer", "tensor", "version")
+    __slots__ = ("handle", "name", "owner", "path", "pointer", "probe", "tensor", "version")
 
     def __init__(
-        self, handle: RemovableHandle, owner: weakref.ref[nn.Module], path: str, name: str
+        self, handle: RemovableHandle, owner: weakref.ref[nn.Module], probe: ParameterProbe
     ) -> None:
-        self.handle, self.owner, self.path, self.name = handle, owner, path, name
+        self.handle, self.owner, self.probe = handle, owner, probe
+        self.path, self.name = probe.path, probe.name
         self.pointer = self.version = -1
         self.tensor: TensorDraft | None = None
 
@@ -242,11 +243,21 @@ class Parameters:
         """Hook a parameter once. Hot."""
         entry = self._watched.get(id(parameter))
         if entry is not None and _is_hooked(parameter, entry):
+            if entry.name != name and entry.owner() is owner:
+                self._rename(parameter, entry, owner, name)
             return
         name = shorten(name)
         probe = ParameterProbe(serial, id(parameter), path, name)
         handle = parameter.register_hook(probe)  # type: ignore[no-untyped-call]
-        self._watched[id(parameter)] = _Watched(handle, weakref.ref(owner), path, name)
+        self._watched[id(parameter)] = _Watched(handle, weakref.ref(owner), probe)
+
+    def _rename(
+        self, parameter: nn.Parameter, entry: _Watched, owner: nn.Module, name: str
+    ) -> None:
+        """Know a parameter by its new name: pruning makes ``weight_orig`` of ``weight``."""
+        if own_parameters(owner).get(entry.name) is not parameter:
+            entry.name = shorten(name)
+            entry.probe.name = entry.name
 
     def name_of(self, parameter: torch.Tensor) -> tuple[str, str] | None:
         """(module path, local name) of a parameter, None if no module that ran owns it."""

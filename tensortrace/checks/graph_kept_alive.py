@@ -34,8 +34,10 @@ def graph_kept_alive(
                 that a list which is emptied now and then is silent
     Fix:        total += loss.detach(), or loss.item(); losses.append(loss.item()),
                 outputs.append(output.detach())
-    Misses:     totals inside modules; a total over one step; lists of what only modules inside
-                others have made; a list that is kept short, or filled where nothing is trained
+    Misses:     totals inside modules; a total over one step; one that first keeps graphs past the
+                first twenty steps of a thinned run, which looks at no two steps running there;
+                lists of what only modules inside others have made; a list that is kept short, or
+                filled where nothing is trained
     Example:    losses.append(loss)
                 print(sum(losses) / len(losses))
     Fixed:      losses.append(loss.item())
@@ -54,7 +56,7 @@ def graph_kept_alive(
     if memory["count"] >= sustain:
         for call in step.calls:
             total = _total(step, call)
-            if total is not None and total.from_step in trained and _value(total) in before:
+            if total is not None and total.from_step in trained and total.min in before:
                 yield Draft(
                     message=f"{call.op} adds to a total of step {total.from_step} that has a graph "
                     f"({total.grad_fn or 'changed in place'}): the graphs of all its steps stay in "
@@ -115,14 +117,10 @@ def _totals(step: StepView) -> frozenset[float]:
             for _, number in call.outputs:
                 made.add(number)
                 tensor = step.tensors.get(number)
-                value = _value(tensor) if tensor is not None else None
-                values |= {value} if value is not None else set()
+                # An id is of its step: in the next one the number itself is all that is the same.
+                if tensor is not None and tensor.min is not None:
+                    values.add(tensor.min)
     return frozenset(values)
-
-
-def _value(number: Tensor) -> float | None:
-    """The value of a tensor of one element."""
-    return number.min
 
 
 def _total(step: StepView, call: Call) -> Tensor | None:

@@ -30,9 +30,10 @@ def nothing_trainable(
     Source:     definition; torch.optim.Optimizer.zero_grad on None: "in one case it does the step
                 with a gradient of 0 and in the other it skips the step altogether"; `sustain` as
                 in TT401
-    Fix:        call loss.backward(); look for detach() between the parameters and the loss; do
-                not make the loss anew with torch.tensor(loss) or .item(); set
-                requires_grad_(True) on what is to be trained, after the rest is frozen
+    Fix:        call loss.backward(); look for detach() and no_grad between the parameters and the
+                loss; do not make the loss anew with torch.tensor(loss) or .item(), nor set
+                requires_grad on it; set requires_grad_(True) on what is to be trained, after the
+                rest is frozen
     Misses:     other optimizers, as some work without gradients; gradients that are there and 0
                 (TT203); a loss that needs no gradient at all raises in backward (TT801)
     Example:    loss = torch.tensor(criterion(model(x), y).item(), requires_grad=True)

@@ -207,7 +207,7 @@ def test_the_sum_of_the_losses_of_two_optimizers_is_no_total(name):
         models = [nn.Linear(4, 1), nn.Linear(4, 1)]
         adams = [torch.optim.Adam(model.parameters()) for model in models]
         sums = 0.0
-        for _ in range(45):
+        for _ in range(150):
             x = torch.randn(8, 4)
             losses = []
             for model, adam in zip(models, adams, strict=True):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from msgspec import structs
 from torch import nn
+from torch.nn.utils import prune
 
 from tests.checks import brief, closing, find, module, optimizer, row
 from tests.checks.traced import find_live
@@ -175,5 +177,30 @@ def test_what_lbfgs_has_fitted_in_its_first_step_is_silent():
 
         for _ in range(12):
             lbfgs.step(closure)
+
+    assert find_live(run, "TT401") == []
+
+
+@pytest.mark.parametrize("rename", [
+    lambda layer: prune.l1_unstructured(layer, "weight", amount=0.3),
+    nn.utils.spectral_norm,
+], ids=["pruned", "spectral norm"])  # fmt: skip
+@pytest.mark.parametrize("at", [8, 30])
+def test_a_parameter_that_is_renamed_is_held_as_before(rename, at):
+    """`weight` becomes `weight_orig`, after a validation: the module's record is written anew."""
+
+    def run():
+        net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        adam = torch.optim.Adam(net.parameters(), lr=1e-3)
+        for i in range(60):
+            if i == at:
+                net.eval()
+                with torch.no_grad():
+                    net(torch.randn(8, 8))
+                net.train()
+                rename(net[0])
+            adam.zero_grad()
+            F.cross_entropy(net(torch.randn(8, 8)), torch.randint(3, (8,))).backward()
+            adam.step()
 
     assert find_live(run, "TT401") == []
