@@ -12,7 +12,7 @@ from tensortrace.text import module_text
 
 @check("TT704", "evaluation-without-no-grad")
 def evaluation_without_no_grad(
-    step: StepView, memory: dict[str, Any], *, batches: int = 2
+    step: StepView, memory: dict[str, Any], *, batches: int = 2, apart: int = 3
 ) -> Iterator[Draft]:
     """The network that is trained runs in eval mode with gradients on, and no backward follows.
 
@@ -20,9 +20,11 @@ def evaluation_without_no_grad(
     Threshold:  an outermost call of a module in eval mode returns something that requires a
                 gradient, parameters of it or inside it are held by an optimizer that has stepped,
                 and no gradient arrives at the call or inside it in this step; `batches` times, in
-                this step or in steps running that have neither a backward nor an optimizer step
+                this step or in steps running that have neither a backward nor an optimizer step;
+                or in `apart` such steps of the run
     Source:     torch.no_grad ("It will reduce memory consumption for computations"); `batches`
-                chosen here, so that one odd call says nothing
+                chosen here, so that one odd call says nothing, `apart` since a thinned run may
+                always look at the first batch of a validation
     Fix:        with torch.inference_mode(): around the evaluation, or torch.no_grad()
     Misses:     evaluation before the first optimizer step; evaluation of a network that is in no
                 optimizer (a teacher, an average); an output in eval mode
@@ -52,14 +54,17 @@ def evaluation_without_no_grad(
     wasted = [c for c in wasted if reached.isdisjoint(inside[c.seq])
               and any(not held.isdisjoint(step.trainable(path)) for path in inside[c.seq].values())
               ]  # fmt: skip
-    count = len(wasted) + max(memory["idle"] - 1, 0)
-    if wasted and count >= batches:
+    count, limit = len(wasted) + max(memory["idle"] - 1, 0), batches
+    memory["met"] = memory.get("met", 0) + bool(wasted and idle)
+    if count < limit <= apart <= memory["met"]:
+        count, limit = memory["met"], apart
+    if wasted and count >= limit:
         call = wasted[-1]
         yield Draft(
             message=f"{module_text(call.module)} runs in eval mode with gradients enabled, "
-            f"{count} times without a backward (limit {batches}): its graph is built for nothing",
+            f"{count} times without a backward (limit {limit}): its graph is built for nothing",
             cause=call.module or "the root", phase="forward", module=call.module, seq=call.seq,
-            value=count, limit=batches, location=call.location, evidence={"placed": "direct"},
+            value=count, limit=limit, location=call.location, evidence={"placed": "direct"},
         )  # fmt: skip
 
 

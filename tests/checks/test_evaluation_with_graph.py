@@ -101,6 +101,26 @@ def test_two_batches_are_the_edge_and_a_setting():
     assert find(steps(5, trains=True), "TT704") == []
 
 
+def validations(count, **changes):
+    """Each of one batch, as far as a thinned run looks at it, with training between them."""
+    for i in range(0, 2 * count, 2):
+        yield module("a", "weight", step=i)
+        yield optimizer(parameters=["a.weight"], step=i)
+        yield closing(i)
+        fields = {"training": False, **changes}
+        made = ok(1, requires_grad=changes.get("grad_enabled", True))
+        yield call(1, "a", [], [1], [made], step=i + 1, **fields)
+        yield closing(i + 1)
+
+
+def test_three_validations_are_the_edge_where_only_the_first_batch_is_met():
+    assert find(validations(2), "TT704") == []
+    (found,) = find(validations(3), "TT704")
+    assert (found.value, found.limit, found.step) == (3, 3, 5)
+    assert find(validations(3), "TT704", apart=4) == []
+    assert find(validations(9, grad_enabled=False), "TT704") == []
+
+
 def test_what_is_not_evaluated_or_not_trained_is_silent():
     assert find(steps(3, training=True), "TT704") == []
     assert find(steps(3, grad_enabled=False), "TT704") == []
