@@ -185,7 +185,10 @@ def _place(step: StepView, origin: Origin) -> tuple[Call, str, dict[str, Any]]:
     if origin.direct or origin.forward is not None:
         by = origin.forward or call
         placed = "direct" if origin.direct else "module"
-        told = f"the backward of {_name(step, call if origin.direct else by)} made {got}"
+        told = f"the backward of {_name(step, call if origin.direct else by)}"
+        if not origin.direct and by.seq == call.forward:  # nobody else who was seen took it
+            told += ", or of what took its output unseen,"
+        told += f" made {got}"
         return by, f"{told} from finite gradients", {"placed": placed}
     parent, source, following = _between(step, call)
     if source is None:
