@@ -110,16 +110,17 @@ def _totals(step: StepView) -> frozenset[float]:
     """
     made: set[int] = set()
     values: set[float] = set()
-    for call in sorted(step.calls, key=lambda c: c.seq):
-        if _total(step, call) is None and made.isdisjoint(i for _, i in call.inputs):
+    for call in step.forward():
+        if call.op not in _SUMS or call.module is not None:
             continue
-        if call.op in _SUMS and call.phase == "forward" and call.module is None:
-            for _, number in call.outputs:
-                made.add(number)
-                tensor = step.tensors.get(number)
-                # An id is of its step: in the next one the number itself is all that is the same.
-                if tensor is not None and tensor.min is not None:
-                    values.add(tensor.min)
+        if made.isdisjoint(i for _, i in call.inputs) and _total(step, call) is None:
+            continue
+        for _, number in call.outputs:
+            made.add(number)
+            tensor = step.tensors.get(number)
+            # An id is of its step: in the next one the number itself is all that is the same.
+            if tensor is not None and tensor.min is not None:
+                values.add(tensor.min)
     return frozenset(values)
 
 
