@@ -216,13 +216,12 @@ def next_sequence_nr() -> int:
 
 
 class _Watched:
-    __slots__ = ("handle", "name", "owner", "path", "pointer", "probe", "tensor", "version")
+    __slots__ = ("handle", "owner", "pointer", "probe", "tensor", "version")
 
     def __init__(
         self, handle: RemovableHandle, owner: weakref.ref[nn.Module], probe: ParameterProbe
     ) -> None:
         self.handle, self.owner, self.probe = handle, owner, probe
-        self.path, self.name = probe.path, probe.name
         self.pointer = self.version = -1
         self.tensor: TensorDraft | None = None
 
@@ -243,28 +242,22 @@ class Parameters:
         """Hook a parameter once. Hot."""
         entry = self._watched.get(id(parameter))
         if entry is not None and _is_hooked(parameter, entry):
-            if entry.name != name and entry.owner() is owner:
-                self._rename(parameter, entry, owner, name)
+            known = entry.probe.name
+            renamed = known != name and entry.owner() is owner
+            if renamed and own_parameters(owner).get(known) is not parameter:
+                entry.probe.name = shorten(name)  # pruning makes `weight_orig` of `weight`
             return
         name = shorten(name)
         probe = ParameterProbe(serial, id(parameter), path, name)
         handle = parameter.register_hook(probe)  # type: ignore[no-untyped-call]
         self._watched[id(parameter)] = _Watched(handle, weakref.ref(owner), probe)
 
-    def _rename(
-        self, parameter: nn.Parameter, entry: _Watched, owner: nn.Module, name: str
-    ) -> None:
-        """Know a parameter by its new name: pruning makes ``weight_orig`` of ``weight``."""
-        if own_parameters(owner).get(entry.name) is not parameter:
-            entry.name = shorten(name)
-            entry.probe.name = entry.name
-
     def name_of(self, parameter: torch.Tensor) -> tuple[str, str] | None:
         """(module path, local name) of a parameter, None if no module that ran owns it."""
         entry = self._watched.get(id(parameter))
         if entry is None or not _is_hooked(parameter, entry):
             return None
-        return entry.path, entry.name
+        return entry.probe.path, entry.probe.name
 
     def was_replaced(self, parameter: torch.Tensor) -> bool:
         """Whether the module that had a parameter when it was called has it no longer."""
@@ -272,7 +265,7 @@ class Parameters:
         owner = entry.owner() if entry is not None else None
         if entry is None or owner is None:
             return True
-        return own_parameters(owner).get(entry.name) is not parameter
+        return own_parameters(owner).get(entry.probe.name) is not parameter
 
     def saw_gradient(self, key: int, grad: torch.Tensor, tensor: TensorDraft) -> None:
         """Remember what a backward pass delivered, to know it again as ``.grad``."""

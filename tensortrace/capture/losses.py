@@ -14,6 +14,7 @@ from tensortrace.capture.unwrap import quiet
 from tensortrace.records import Location
 
 if TYPE_CHECKING:
+    from tensortrace.capture.drafts import ActionDraft
     from tensortrace.capture.recorder import Recorder
 
 
@@ -33,22 +34,25 @@ def record_losses(
             detail["graph"] = graph
         if recorder.tensors.kept:
             detail["kept"], recorder.tensors.kept = recorder.tensors.kept, None
-        lone = None
-        if recorder.full:
-            lone = recorder.carried.lone(
-                tensor, recorder.names, recorder.parameters, recorder.update
-            )
-        if lone is not None:
-            detail.update(lone[1])
         known = recorder.tensors.id_of(tensor)
         action = recorder.action("loss", location=location, tensor=known, detail=detail)
         if tensor.numel() == 1:
             action.scalars["value"] = recorder.queue.add_scalars([tensor])[0]
-        if lone is not None and lone[0].grad is not None:
-            with quiet():
-                norm = lone[0].grad.detach().abs().max() if lone[0].numel() else None
-            if norm is not None:
-                action.scalars["left_absmax"] = recorder.queue.add_scalars([norm])[0]
+        if recorder.full:
+            _record_lone(recorder, tensor, action)
+
+
+def _record_lone(recorder: Recorder, loss: torch.Tensor, action: ActionDraft) -> None:
+    """Add to a loss what it has of parameters that nobody else knows."""
+    lone = recorder.carried.lone(loss, recorder.names, recorder.parameters, recorder.update)
+    if lone is None:
+        return
+    parameter, told = lone
+    action.fields["detail"].update(told)
+    if parameter.grad is not None and parameter.numel():
+        with quiet():
+            absmax = parameter.grad.detach().abs().max()
+        action.scalars["left_absmax"] = recorder.queue.add_scalars([absmax])[0]
 
 
 def record_scale(

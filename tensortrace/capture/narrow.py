@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -135,8 +134,8 @@ class Narrower:
         suspects = sorted(clean, key=lambda root: (root.seq not in took, -root.seq))
         # What a module returns it may have used itself: then the gradient that arrives there has
         # come from inside, too, by way of what arrived at its other outputs.
-        if made_in is not None and made_in not in clean and self._finite(made_in, step, first, any):
-            suspects.append(made_in)
+        if made_in is not None and made_in not in clean:
+            suspects += [made_in] if any(self._arrived(made_in, step, first)) else []
         return suspects
 
     def _first_root_with(self, path: str) -> Root | None:
@@ -144,19 +143,21 @@ class Narrower:
                   if not root.path or f"{path}.".startswith(f"{root.path}."))  # fmt: skip
         return min(inside, key=lambda root: root.seq, default=None)
 
-    def _finite(
-        self,
-        root: Root,
-        step: StepView,
-        first: Call,
-        which: Callable[[Iterable[bool]], bool] = all,
-    ) -> bool:
+    def _finite(self, root: Root, step: StepView, first: Call) -> bool:
         """Whether the gradients that had arrived at a root by then are known and finite."""
+        arrived = self._arrived(root, step, first)
+        return bool(arrived) and all(arrived)
+
+    def _arrived(self, root: Root, step: StepView, first: Call) -> list[bool]:
+        """Of each gradient that had arrived at a root by then, whether it is finite.
+
+        None of a root that was replayed, or of which they are not kept.
+        """
         if not root.gradients_until(first.seq) or (root.path, "backward") in self._done:
-            return False
-        arrived = [c for c in step.calls if c.phase == "backward" and c.forward == root.seq
-                   and c.op is None and c.inputs and c.seq <= first.seq]  # fmt: skip
-        return bool(arrived) and which(not step.nonfinite(c.inputs) for c in arrived)
+            return []
+        return [not step.nonfinite(c.inputs) for c in step.calls if c.phase == "backward"
+                and c.forward == root.seq and c.op is None and c.inputs
+                and c.seq <= first.seq]  # fmt: skip
 
     # ---- the replay
 

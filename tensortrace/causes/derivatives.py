@@ -49,6 +49,15 @@ def upstream(
     return reached, lost
 
 
+def first_maker(step: StepView, bad: Iterable[Tensor], ops: Iterable[Call]) -> Call | None:
+    """The first of some ops that made what is not finite of what is, and that these came from."""
+    ops = sorted((c for c in ops if c.op is not None and c.phase == "forward"), key=_seq)
+    reached = upstream(step, [tensor.id for tensor in bad], ops)[0]
+    makers = (c for c in ops if not step.hurt(c.inputs)
+              and any(t.id in reached for t in step.hurt(c.outputs)))  # fmt: skip
+    return next(makers, None)
+
+
 def derivative_to_blame(step: StepView) -> Call | None:
     """The call of autograd.grad that spoilt the loss: as a part of it, or of weights it came from.
 

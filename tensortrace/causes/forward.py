@@ -44,11 +44,9 @@ _MEAN_LOSSES = (
     "multilabelsoftmarginloss hingeembeddingloss marginrankingloss"
 )
 _LOSSES = frozenset(_MEAN_LOSSES.split())
-_EPS = "keep eps (1e-5) above what the dtype can hold, and normalise in float32"
-
-
 _LOGARITHMS = frozenset(("log", "log2", "log10"))
 _SUMS = frozenset(("sum", "mean"))
+_EPS = "keep eps (1e-5) above what the dtype can hold, and normalise in float32"
 
 
 def explain(facts: Facts) -> Reason:

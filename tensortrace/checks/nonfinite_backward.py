@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
-from tensortrace.causes.derivatives import derivative_to_blame, first_bad, is_placed, upstream
+from tensortrace.causes.derivatives import derivative_to_blame, first_bad, first_maker, is_placed
 from tensortrace.checks import (
     Draft,
     StepView,
@@ -289,10 +289,7 @@ def _made_before(step: StepView, by: Call) -> Call | None:
     """
     if not by.replay or by.phase != "forward" or not step.hurt(by.inputs):
         return None
-    reached, _ = upstream(step, [t.id for t in step.hurt(by.inputs)], step.replayed)
-    makers = (c for c in sorted(step.replayed, key=lambda c: c.seq)
-              if c.phase == "forward" and c.op is not None and not step.hurt(c.inputs))  # fmt: skip
-    return next((c for c in makers if any(t.id in reached for t in step.hurt(c.outputs))), None)
+    return first_maker(step, step.hurt(by.inputs), step.replayed)
 
 
 def _hooks(step: StepView) -> list[Location]:

@@ -12,6 +12,7 @@ from msgspec import structs
 from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
 from tensortrace.causes.derivatives import (
     derivative_to_blame,
+    first_maker,
     is_placed,
     made_of,
     parameter_shapes,
@@ -127,11 +128,7 @@ def _raised(step: StepView) -> Origin | None:
     spoilt = step.spoilt_inside(call)
     if call is None or spoilt is None:
         return None
-    ops = [c for c in step.replayed or step.calls if c.op is not None and c.phase == "forward"]
-    reached = upstream(step, [spoilt.id], ops)[0]
-    makers = (c for c in sorted(ops, key=lambda c: c.seq) if not step.hurt(c.inputs)
-              and any(t.id in reached for t in step.hurt(c.outputs)))  # fmt: skip
-    maker = next(makers, None)
+    maker = first_maker(step, [spoilt], step.replayed or step.calls)
     # Before it another may have made something that did no harm.
     if maker is None or maker is step.narrowed(call.seq, "forward")[1]:
         return Origin(call, spoilt)
@@ -154,7 +151,7 @@ def _about(taken: list[Tensor], before: list[tuple[Draft, Tensor]]) -> Draft:
     shapes = {t.shape for t in taken}
     same = [note for note, t in before if (t.shape, t.nan, t.posinf, t.neginf) in known]
     alike = [note for note, t in before if t.shape in shapes]
-    return next(iter([*same, *alike, before[0][0]]))
+    return [*same, *alike, before[0][0]][0]
 
 
 def _note(step: StepView, origin: Origin, length: int) -> Draft:
