@@ -374,6 +374,25 @@ def test_what_is_masked_away_is_not_why_something_finite_is_refused(
     assert "not finite" not in raised.explanation
 
 
+class Rescaling(Entropy):
+    """Makes NaN that is masked away, and then some of a row of zeros for which it is refused."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = super().forward(x)
+        x = x / x.abs().sum(1, keepdim=True)  # the cause
+        return torch.distributions.Normal(x, 1.0).rsample() + 0 * h
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+def test_what_is_refused_leads_to_its_own_cause_and_not_to_what_was_masked_before(
+    level: str,
+) -> None:
+    cause, raised = loud(fed(Rescaling(), 5), ends=ValueError, level=level)
+    assert (cause.step, cause.code, cause.op) == (5, "TT101", "div")
+    assert code_of(cause).endswith("# the cause")
+    assert raised.fix.startswith(f"mend {cause.id} first")
+
+
 class Doubled(nn.Module):
     """A hook of the user's changes what the forward is given."""
 
