@@ -42,6 +42,7 @@ from tensortrace.records import (
     Tensor,
 )
 from tensortrace.step_view import StepView, finite, is_damage
+from tensortrace.text import is_installed
 
 # Design "Steps": a step is flushed in parts after this many records, so this much is held here too.
 HELD = 20_000
@@ -176,6 +177,17 @@ class Engine:
         step.summary = closed
         self._late = self._run(step, "gate")
 
+    def attend(self) -> None:
+        """Look at the calls of the step in flight: not all is finite, and no record says so yet."""
+        if self._step is not None:
+            self._look_at(self._step)
+
+    def _look_at(self, step: StepView) -> None:
+        aside, self._aside = self._aside or (), None
+        step.has |= _CALLS
+        for earlier in aside:
+            _file(step, earlier)
+
     def _take_call(self, call: Call) -> list[Finding]:
         """As `_take`, of what most records are. Hot."""
         step = self._step
@@ -192,10 +204,7 @@ class Engine:
         step.update = max(step.update, record.update)
         gate = False
         if self._aside is not None and not is_quiet(record):
-            aside, self._aside = self._aside, None
-            step.has |= _CALLS
-            for earlier in aside:
-                _file(step, earlier)
+            self._look_at(step)
         if isinstance(record, Call | Param):
             if self._aside is None:
                 _file(step, record)
@@ -302,7 +311,7 @@ class Engine:
         self._counts[one.code] += 1
         draft = replace(
             draft,
-            location=self._with_code(draft.location),
+            location=self._with_code(_with_caller(step, draft)),
             chain=tuple(
                 structs.replace(link, location=self._with_code(link.location))
                 for link in draft.chain
@@ -318,7 +327,9 @@ class Engine:
         return [finding]
 
     def _with_code(self, location: Location | None) -> Location | None:
-        """Add the text of a line, if its function was stored."""
+        """Add the text of a line and of its caller, if their functions were stored."""
+        if location is not None and location.caller is not None:
+            location = structs.replace(location, caller=self._with_code(location.caller))
         if location is None or location.code is not None:
             return location
         for source in self._sources.get(location.file, ()):
@@ -393,6 +404,14 @@ def _describe(step: StepView, tensor: Tensor) -> None:
     step.tensors[tensor.id] = tensor
     if tensor.nonfinite:
         step.bad.append(tensor.id)
+
+
+def _with_caller(step: StepView, draft: Draft) -> Location | None:
+    """The place of a draft, with the user's own line that led to it if it is in a package."""
+    location = draft.location
+    if location is None or location.caller is not None or not is_installed(location.file):
+        return location
+    return structs.replace(location, caller=step.caller(draft.seq))
 
 
 def _finding(one: Check, step: StepView, draft: Draft, id: str) -> Finding:

@@ -30,12 +30,16 @@ DERIVATIVE = "autograd.grad"
 
 
 class Location(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """A source line of the user's: `code` is its text where it was worth storing."""
+    """A source line of the user's: `code` is its text where it was worth storing.
+
+    Of a line in an installed package `caller` is the nearest line above that is in none.
+    """
 
     file: str
     line: Whole
     function: str
     code: str | None = None
+    caller: Location | None = None
 
 
 class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -11,6 +11,7 @@ from tensortrace.records import (
     Action,
     Call,
     Finding,
+    Location,
     Module,
     Optimizer,
     Param,
@@ -20,6 +21,7 @@ from tensortrace.records import (
     Tensor,
 )
 from tensortrace.said import Said, said_by
+from tensortrace.text import is_installed
 
 # What a replay says that was given up because the weights are others by now.
 MOVED = ("parameters changed since", "parameters were replaced since")
@@ -43,7 +45,8 @@ class StepView:
     non-finite parameters, so that all that is non-finite since then follows from it. `summary` is
     the step line, None until the step closes. `updated` and `healthy` are the last earlier steps
     with an update by an optimizer and with a finite loss, -1 if there was none. `raised` is what
-    the exception says that ends the run, while its action is still to come. `has` is what
+    the exception says that ends the run, while its action is still to come; `spoilt` whether an
+    optimizer is about to take a non-finite gradient of a tensor that no module has. `has` is what
     `Check.of` may ask for. Of a step with more than 20,000 calls the older ones are dropped after a
     gate.
     """
@@ -66,6 +69,7 @@ class StepView:
     updated: int = -1
     healthy: int = -1
     raised: Said | None = None
+    spoilt: bool = False
     has: frozenset[str] = frozenset()
     _forward: list[Call] = field(default_factory=list)
     _sorted: tuple[int, int] = (0, 0)
@@ -162,6 +166,21 @@ class StepView:
         prefix = f"{path}." if path else ""
         parameters = module.parameters if module is not None else ()
         return [prefix + p.name for p in parameters if p.requires_grad and len(p.shape) >= dims]
+
+    def caller(self, seq: int | None) -> Location | None:
+        """The line, in no installed package, that had the outermost call around a call run.
+
+        None where no such line is known.
+        """
+        by_seq = {call.seq: call for call in (*self.calls, *self.replayed)}
+        outer = None
+        while seq is not None and seq in by_seq:
+            outer = by_seq[seq]
+            seq = outer.forward if outer.parent is None else outer.parent
+        location = outer.location if outer is not None else None
+        if location is None or not is_installed(location.file):
+            return location
+        return location.caller
 
     def inside(self, root: Call) -> list[Call]:
         """List the module calls that ran inside a forward call, itself first."""

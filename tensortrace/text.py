@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import PurePath
 
 from tensortrace.records import Finding, Location, Scalar
 
@@ -23,6 +24,9 @@ _CONTROL = re.compile(
 
 # Where an object lies in memory, as a repr says it.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{4,}")
+
+# The folders that pip, and what Debian makes of it, installs into.
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 # Of a name that the program made (module, class, parameter, key); generated ones reach megabytes.
 LONGEST_NAME = 1000
@@ -129,6 +133,18 @@ def location_text(location: Location | None) -> str:
     return "-" if location is None else f"{escape(location.file)}:{location.line}"
 
 
+def located_text(location: Location) -> str:
+    """Write where a line is, its function, and its text if that is known."""
+    where = f"{location_text(location)} in {escape(location.function)}"
+    code = escape((location.code or "").strip())
+    return f"{where}: {code}" if code else where
+
+
+def is_installed(file: str) -> bool:
+    """Whether a file belongs to an installed package, which is not the user's own code."""
+    return not _INSTALLED.isdisjoint(PurePath(file).parts)
+
+
 def step_text(finding: Finding) -> str:
     """Say in which step it was found, and after how many updates where steps do not count those.
 
@@ -152,9 +168,9 @@ def finding_text(finding: Finding, cls: str | None = None) -> str:
         "  at " + ", ".join(place),
     ]
     if finding.location:
-        where = f"{location_text(finding.location)} in {escape(finding.location.function)}"
-        code = (finding.location.code or "").strip()
-        lines.append(f"  {where}: {escape(code)}" if code else f"  {where}")
+        lines.append(f"  {located_text(finding.location)}")
+        if finding.location.caller:
+            lines.append(f"  called at {located_text(finding.location.caller)}")
     lines += [f"  why: {escape(line)}" for line in finding.explanation.splitlines()[:1]]
     lines += [f"  fix: {escape(line)}" for line in finding.fix.splitlines()[:1]]
     return "\n".join(lines)

@@ -159,12 +159,20 @@ class Journal:
     def _show(self, finished: Record) -> list[Finding]:
         if self._aside is None:
             return self.engine.feed(finished)
-        found: list[Finding] = []
-        if not is_quiet(finished):
-            aside, self._aside = self._aside, None
-            for earlier in aside:
-                found += self.engine.feed(earlier.record())
+        found = [] if is_quiet(finished) else self._take_up()
         return found + self.engine.feed(finished)
+
+    def _take_up(self) -> list[Finding]:
+        aside, self._aside = self._aside or (), None
+        return [finding for earlier in aside for finding in self.engine.feed(earlier.record())]
+
+    def attend(self) -> None:
+        """Have the step in flight looked at whole: not all is finite, and no record says so yet.
+
+        What was put aside is finite, so that no check has anything to say of it before the gate.
+        """
+        self._take_up()
+        self.engine.attend()
 
     def close_step(
         self, *, number: int, seq: int, update: int, host_ns: int, passed_over: int = 0,

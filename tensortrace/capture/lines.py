@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_NESTED, CO_OPTIMIZED
-from pathlib import Path
 from types import CodeType, FrameType, MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,6 +35,7 @@ from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD, TensorDraft, draft
 from tensortrace.capture.tracing import follow_thread, forget_thread
 from tensortrace.capture.variables import is_file
 from tensortrace.capture.watched import Watched
+from tensortrace.text import is_installed
 
 if TYPE_CHECKING:
     from tensortrace.capture.drafts import Draft
@@ -50,7 +50,6 @@ _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>
 # Larger tensors that a block finds are only named: a data set need not be read for it.
 _LARGEST_FOUND = 1 << 20
 _RESUMED = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
-_INSTALLED = ("site-packages", "dist-packages")
 
 
 # Dynamo of torch 2.6 compiles trace functions too, and stumbles over their frames.
@@ -329,8 +328,9 @@ class LineTracer:
         if followed is None:
             # What dataclasses and named tuples generate is nobody's source.
             generated = name == "<string>"
-            installed = any(part in _INSTALLED for part in Path(name).parts)
-            followed = self.recorder.sources.is_user(code) and not generated and not installed
+            followed = (
+                self.recorder.sources.is_user(code) and not generated and not is_installed(name)
+            )
             self._followed[name] = followed
         # A class has lines, too; a file that is imported is no call.
         if not followed or is_file(code):

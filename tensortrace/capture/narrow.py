@@ -48,14 +48,15 @@ class Narrower:
         root = self._roots.get(raised.seq) if raised is not None else None
         if root is not None and (root.path, "forward") not in self._done:
             self._replay(root, "forward", step)
-        if not step.bad:
+        if not step.bad and not step.spoilt:
             return
         # What did no harm so far (a mask, a value that is consumed) may do so in a later step.
         damage = step.damage()
         if damage is None:
             # Of a parameter that no module owns the gradient is known with the optimizer's step.
-            if step.scaled() or not any(step.nonfinite(c.outputs) for c in step.calls
-                                        if c.phase == "backward"):  # fmt: skip
+            bad = step.spoilt or any(step.nonfinite(c.outputs) for c in step.calls
+                                     if c.phase == "backward")  # fmt: skip
+            if step.scaled() or not bad:
                 return
             damage = "gradient"
         forward = self._forward_suspect(step)
@@ -68,7 +69,7 @@ class Narrower:
         if blamed or ((not forward or damage == "gradient") and not step.scaled()):
             first = first_bad(step, blamed)
             suspects = self._backward_suspects(step, first) if first else []
-            if first is None and blamed is not None:
+            if first is None and (blamed is not None or step.spoilt):
                 # No module and no op outside has seen it: inside a root, at a leaf that went in.
                 first = next(reversed(backward_pass(step, blamed)), None)
                 suspects = [r for r in self._roots if first and self._finite(r, step, first)]

@@ -45,7 +45,7 @@ def writes(name: str) -> bool:
 
 
 _HOT = ("_dtype", "_is_bad", "_line", "_outline", "_shape", "_step", "_turns", "runs")
-_OWN = ("checked", "has_turned", "location", "writes")
+_OWN = ("checked", "has_turned", "is_own", "location", "writes")
 
 
 class Place(compiled.base_of("Place", _HOT)):  # type: ignore[misc] # compiled where it can be
@@ -53,13 +53,14 @@ class Place(compiled.base_of("Place", _HOT)):  # type: ignore[misc] # compiled w
 
     Args:
         location: its line.
+        is_own: whether that is in no installed package; else it has another caller each time.
         writes: whether what is called there changes what it is given.
     """
 
     __slots__ = tuple(_OWN)
 
-    def __init__(self, location: Location | None, writes: bool) -> None:
-        self.location, self.writes = location, writes
+    def __init__(self, location: Location | None, is_own: bool, writes: bool) -> None:
+        self.location, self.is_own, self.writes = location, is_own, writes
         # Whether its inputs were compared, before and after, so that `writes` is right.
         self.checked = writes
         self._step = self._line = -1
@@ -153,9 +154,9 @@ class Places:
         return places.get(key) or self._meet(places, key, frame)
 
     def _meet(self, places: dict[_Key, Place], key: _Key, user: FrameType) -> Place:
-        location = self._sources.locate_frame(user)
+        location, is_own = self._sources.locate_place(user)
         changes = writes(key[0]) or any(part in key[0] for part in _WRITES_UNSEEN)
-        place = places[key] = Place(location, changes)
+        place = places[key] = Place(location, is_own, changes)
         return place
 
 

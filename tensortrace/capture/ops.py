@@ -316,7 +316,9 @@ def _run(
         here.rest()
         try:
             location = (
-                recorder.sources.locate_frame(sys._getframe(2)) if place is None else place.location
+                place.location
+                if place is not None and place.is_own
+                else recorder.sources.locate_frame(sys._getframe(2))
             )
             draft = begin_op(recorder, turn.op, location, args, kwargs)
             since = _next_node()

@@ -205,6 +205,7 @@ def begin_step(
     running.begun, running.most = True, SAMPLE if recorder.full else THIN_SAMPLE
     names: list[str] = []
     grads: list[TensorDraft] = []
+    lone: list[TensorDraft] = []
     unowned: list[tuple[int, ...]] = []
     no_grad = 0
     for g, group in enumerate(optimizer.param_groups):
@@ -222,6 +223,8 @@ def begin_step(
                 fields["module"] = path
             param = _draft_parameter(recorder, parameter, fields)
             grads.append(param.grad)
+            if path is None:
+                lone.append(param.grad)
             if skipped:
                 param.changed = False
                 recorder.pend(param)
@@ -243,7 +246,7 @@ def begin_step(
         "location": recorder.sources.locate_frame(frame),
     }
     # Replayed calls come before the record that makes the checks decide.
-    recorder.narrow()
+    recorder.narrow(lone=lone)
     recorder.pend(OptimizerDraft(recorder.step, recorder.next_seq(), fields, grads))
     if not skipped:
         recorder.stepping = running

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ from tensortrace.capture.rest import is_at_rest, is_inside_root, is_open, leaks
 from tensortrace.capture.roots import Root, Roots
 from tensortrace.capture.source import SourceLines
 from tensortrace.capture.stats import StatsQueue
-from tensortrace.capture.tensors import TensorTable
+from tensortrace.capture.tensors import TensorDraft, TensorTable
 from tensortrace.capture.user_hooks import MOST, where_defined
 from tensortrace.capture.wanted import Wanted
 from tensortrace.checks import StepView
@@ -430,11 +430,12 @@ class Recorder:
             self.step += 1
             self._begin_step()
 
-    def narrow(self, raised: Said | None = None) -> None:
+    def narrow(self, raised: Said | None = None, lone: Sequence[TensorDraft] = ()) -> None:
         """Hand on what is known and replay the call that the checks would ask about.
 
         Args:
             raised: what the exception says that ends the run.
+            lone: gradients that an optimizer is about to take, of tensors that no module has.
         """
         if self.roots is None:
             return
@@ -443,9 +444,12 @@ class Recorder:
         asked = self._undecided and (raised is not None or not self._can_wait())
         if self.look is not None and self.on["narrow"] and asked:
             self.hand_on()
+            spoilt = any(not grad.is_finite() for grad in lone)
+            if spoilt:
+                self.journal.attend()
             view = self.journal.engine.step_in_flight
             if view is not None and view.number == self.step:
-                view.raised = raised
+                view.raised, view.spoilt = raised, spoilt
                 try:
                     self.look(view)
                 except Exception as error:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import executing
 import torch
+from msgspec import structs
 
 from tensortrace.records import Location, Source
-from tensortrace.text import shorten
+from tensortrace.text import is_installed, shorten
 
 if TYPE_CHECKING:
     from tensortrace.capture.op_places import Place
@@ -24,6 +25,10 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _FOREIGN = tuple(
     str(folder) + "/" for folder in (Path(torch.__file__).resolve().parent, _PACKAGE / "capture")
 )
+# Between what is run again and whoever asked for that: its frames say nothing of the first time.
+_REPLAY = str(_PACKAGE / "capture" / "replay.py")
+# What pip makes to start an installed program.
+_SCRIPTS = str(Path(sysconfig.get_paths()["scripts"]).resolve()) + "/"
 _STDLIB = str(Path(sysconfig.get_paths()["stdlib"]).resolve()) + "/"
 _TYPED_IN = ("<stdin>", "<string>", "<ipython", "<doctest", "<console>", "<input>", "<python-input")
 # What `exec` runs has no text. Python 3.13 shows that of ``python -c`` in its place.
@@ -35,14 +40,21 @@ _MOST_CODES = 10_000
 
 
 class Code:
-    """What was met in some code: its lines, by number and by instruction, and its calls of ops."""
+    """What was met in some code: its lines, by number and by instruction, and its calls of ops.
 
-    __slots__ = ("at", "code", "lines", "places")
+    Args:
+        code: of a function.
+        own: whether it is of no installed package; else `called` has its lines with their callers.
+    """
 
-    def __init__(self, code: CodeType) -> None:
+    __slots__ = ("at", "called", "code", "lines", "own", "places")
+
+    def __init__(self, code: CodeType, own: bool = True) -> None:
         self.code = code  # so that its id stays its own
+        self.own = own
         self.lines: dict[int | None, Location] = {}
         self.at: dict[int, Location] = {}
+        self.called: dict[tuple[int, Location], Location] = {}
         self.places: dict[tuple[str, int, int | None], Place] = {}
 
 
@@ -55,6 +67,7 @@ class SourceLines:
 
     def __init__(self, keep_text: bool = True) -> None:
         self._foreign: dict[str, bool] = {}
+        self._own: dict[str, bool] = {}
         # By id, since to hash code takes a microsecond, and by what it is: a function that is made
         # anew in each step is one. Code does not compare its file.
         self._codes: dict[int, Code] = {}
@@ -70,6 +83,13 @@ class SourceLines:
             foreign = self._foreign[code.co_filename] = _is_foreign(code.co_filename)
         return not foreign
 
+    def _is_own(self, code: CodeType) -> bool:
+        """Whether code of the user's is of no installed package. Hot."""
+        own = self._own.get(code.co_filename)
+        if own is None:
+            own = self._own[code.co_filename] = _is_own(code.co_filename)
+        return own
+
     def user_frame(self, frame: FrameType | None) -> FrameType | None:
         """The nearest user frame, from this frame upwards. Hot."""
         foreign = self._foreign
@@ -82,41 +102,89 @@ class SourceLines:
         return None
 
     def locate_frame(self, frame: FrameType | None) -> Location | None:
-        """The location of the nearest user frame, from this frame upwards. Hot."""
+        """The location of the nearest user frame, from this frame upwards. Hot.
+
+        Of a line in an installed package it names the line above that had it called.
+        """
         frame = self.user_frame(frame)
         if frame is None:
             return None
         known = self.code_of(frame.f_code)
+        location = self._locate_at(known, frame)
+        return location if known.own else self._with_caller(known, location, frame)
+
+    def _locate_at(self, known: Code, frame: FrameType) -> Location:
         # What line it is takes Python longer to find than all of this.
         location = known.at.get(frame.f_lasti)
         if location is None:
             location = known.at[frame.f_lasti] = self._locate(known, frame.f_lineno)
         return location
 
+    def _with_caller(self, known: Code, location: Location, frame: FrameType) -> Location:
+        above = frame.f_back
+        while above is not None:
+            code = above.f_code
+            if self.is_user(code):
+                if self._is_own(code):
+                    break
+            elif code.co_filename == _REPLAY:
+                return location
+            above = above.f_back
+        if above is None:
+            return location
+        caller = self._locate_at(self.code_of(above.f_code), above)
+        key = frame.f_lasti, caller
+        found = known.called.get(key)
+        if found is None:
+            found = known.called[key] = structs.replace(location, caller=caller)
+        return found
+
+    def locate_place(self, frame: FrameType | None) -> tuple[Location | None, bool]:
+        """The location of the nearest user frame, as it is each time that is there.
+
+        Returns:
+            The location without its caller, and whether it is in no installed package.
+        """
+        frame = self.user_frame(frame)
+        if frame is None:
+            return None, True
+        known = self.code_of(frame.f_code)
+        return self._locate_at(known, frame), known.own
+
     def locate_below(
         self, frame: FrameType | None, outer: FrameType, known: Location | None
     ) -> Location | None:
-        """As `locate_frame`, where the location of an outer frame is known already. Hot."""
+        """The nearest user frame's, where the location of an outer frame is known already. Hot.
+
+        That one's caller is the caller of all below it.
+        """
         foreign = self._foreign
         while frame is not None:
             if frame is outer:
                 return known
-            if foreign.get(frame.f_code.co_filename) is not True:
-                return self.locate_frame(frame)
+            if foreign.get(frame.f_code.co_filename) is not True and self.is_user(frame.f_code):
+                return self._locate_at(self.code_of(frame.f_code), frame)
             frame = frame.f_back
         return None
 
     def locate_traceback(self, traceback: TracebackType | None) -> Location | None:
-        """The innermost user line of a traceback, with its text."""
-        found = None
+        """The innermost user line of a traceback, with its text, and its caller if installed."""
+        found = own = None
         while traceback is not None:
-            if self.is_user(traceback.tb_frame.f_code):
-                found = (traceback.tb_frame.f_code, traceback.tb_lineno)
+            code = traceback.tb_frame.f_code
+            if self.is_user(code):
+                found = code, traceback.tb_lineno
+                if self._is_own(code):
+                    own = found
             traceback = traceback.tb_next
         if found is None:
             return None
-        code, line = found
-        return with_code(self._locate(self.code_of(code), line))
+        location = with_code(self._locate(self.code_of(found[0]), found[1]))
+        if location is None or own is None or own == found:
+            return location
+        return structs.replace(
+            location, caller=with_code(self._locate(self.code_of(own[0]), own[1]))
+        )
 
     def locate_code(self, code: CodeType) -> Location | None:
         """Where a function of the user's is defined."""
@@ -138,7 +206,7 @@ class SourceLines:
                 if len(self._codes) >= _MOST_CODES:
                     self._codes.clear()
                     self._same.clear()
-                known = self._codes[id(code)] = self._same[key] = Code(code)
+                known = self._codes[id(code)] = self._same[key] = Code(code, self._is_own(code))
         return known
 
     def _locate(self, known: Code, line: int | None) -> Location:
@@ -177,7 +245,7 @@ def with_code(location: Location | None) -> Location | None:
     if location is None or location.code is not None:
         return location
     text = line_text(location.file, location.line).strip()
-    return Location(location.file, location.line, location.function, text[:500] or None)
+    return structs.replace(location, code=text[:500] or None)
 
 
 def line_text(file: str, line: int) -> str:
@@ -212,6 +280,13 @@ def _is_foreign(filename: str) -> bool:
     if inside:
         return Path(path).name != "demo.py"
     return path.startswith(_STDLIB) and "site-packages" not in path
+
+
+def _is_own(filename: str) -> bool:
+    path = filename if filename.startswith(("/", "<")) else str(Path(filename).resolve())
+    if path.startswith(str(_PACKAGE) + "/"):
+        return True  # the demo, which plays the user wherever we are installed
+    return not is_installed(path) and not path.startswith(_SCRIPTS)
 
 
 def _read_source(code: CodeType, step: int) -> Source | None:

@@ -87,8 +87,11 @@ def derivative_to_blame(step: StepView) -> Call | None:
     return None
 
 
-def backward_pass(step: StepView, derivative: Call) -> list[Call]:
-    """The backward calls of one call of autograd.grad, in order of execution."""
+def backward_pass(step: StepView, derivative: Call | None) -> list[Call]:
+    """The backward calls of one call of autograd.grad, or since the last gate, in their order."""
+    if derivative is None:
+        fresh = step.calls[step.fresh :]
+        return sorted((c for c in fresh if c.phase == "backward" and not c.replay), key=_seq)
     calls = step.replayed if derivative.replay else (c for c in step.calls if not c.replay)
     later = [c for c in calls if c.seq > derivative.seq]
     after = (c.seq for c in later if c.phase == "forward" and not c.recompute)
@@ -106,12 +109,8 @@ def is_placed(step: StepView, derivative: Call) -> bool:
 
 def first_bad(step: StepView, derivative: Call | None) -> Call | None:
     """The first backward call that met a bad gradient: in a pass, or since the last gate."""
-    if derivative is not None:
-        calls = backward_pass(step, derivative)
-    else:
-        calls = [c for c in step.calls[step.fresh :] if c.phase == "backward" and not c.replay]
-    bad = (c for c in calls if step.nonfinite(c.inputs) or step.nonfinite(c.outputs))
-    return min(bad, key=_seq, default=None)
+    calls = backward_pass(step, derivative)
+    return next((c for c in calls if step.nonfinite(c.inputs) or step.nonfinite(c.outputs)), None)
 
 
 def _seq(call: Call) -> int:

@@ -295,6 +295,14 @@ def _ctc(f: Facts) -> Reason:
                   "F.ctc_loss(..., zero_infinity=True)", x)  # fmt: skip
 
 
+def _derivative(f: Facts) -> Reason:
+    why = ("an op between what it was given has an infinite slope there, as roots and norms have "
+           "at 0")  # fmt: skip
+    fix = ("eps inside roots and norms of what is differentiated, a logarithm or a division kept "
+           "off 0; a smaller range where it is exponentials")  # fmt: skip
+    return Reason(why, fix)
+
+
 def _overflow(f: Facts) -> Reason:
     bad = [t for t in f.inputs if t.neginf]
     if bad:
@@ -446,6 +454,7 @@ _BY_WORD: dict[str, Callable[[Facts], Reason]] = {
         (_spread, "std var stdmean varmean"), (_overflow, "mean nanmean"),
         (_normalize, "normalize"),
         (_layer_norm, "layernorm groupnorm batchnorm instancenorm rmsnorm"),
+        (_derivative, "autogradgrad grad"),
         (_cast, "to half type bfloat16"), (_product, "prod cumprod"),
     )
     for word in words.split()

@@ -73,7 +73,7 @@ def nonfinite_backward(
         blamed = derivative_to_blame(step)
         if blamed is None or not is_placed(step, blamed):
             return  # what TT103 will say comes first
-    if blamed is not None or (step.bad and memory["origin"] is None):
+    if blamed is not None or ((step.bad or step.replayed) and memory["origin"] is None):
         memory["origin"] = _first(step, blamed)
     origin: Origin | None = memory["origin"]
     closed = step.summary is not None
@@ -118,10 +118,10 @@ def _first(step: StepView, derivative: Call | None) -> Origin | None:
     """Find the first backward call whose gradients went bad, and its forward call."""
     call = first_bad(step, derivative)
     if call is None:
-        replayed = step.narrowed(None, "backward")[1] if derivative is not None else None
-        if replayed is None:
+        # Of a leaf that goes straight into a module nobody sees the gradient: a replay does.
+        call = step.narrowed(None, "backward")[1]
+        if call is None:
             return None
-        call = replayed
     made, arrived = step.nonfinite(call.outputs), step.nonfinite(call.inputs)
     if call.op is not None and not arrived:
         return Origin(call, made[0], _forward(step, call.forward), True, derivative)

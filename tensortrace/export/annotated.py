@@ -23,7 +23,7 @@ from tensortrace.export.lines import Listing
 from tensortrace.export.margins import margin
 from tensortrace.export.steps import range_text
 from tensortrace.records import Source
-from tensortrace.text import carries, escape, shorten
+from tensortrace.text import carries, escape, is_installed, shorten
 
 # A comment is no longer, and names no more groups.
 LONGEST_COMMENT, MOST_GROUPS, MOST_NAMES = 200, 3, 3
@@ -32,7 +32,6 @@ LONGEST_SOURCE = 100_000
 _SIGNED = "by `tensortrace lines --write`"
 _LARGEST = 1 << 24
 _LINE_ENDS = re.compile(r"(\r\n|\r|\n)")
-_KEPT_OUT = ("site-packages", "dist-packages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def write_copies(listing: Listing, folder: Path | None = None) -> list[Copied]:
     done = []
     for file, functions in by_file.items():
         path = Path(listing.run.header.cwd, file)
-        if folder is None and any(part in _KEPT_OUT for part in path.parts):
+        if folder is None and is_installed(str(path)):
             done.append(Copied(file, None, "it is of an installed package; name a folder for it"))
             continue
         try:

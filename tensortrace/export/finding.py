@@ -45,6 +45,8 @@ def show_finding(one: Shown, *, ranks: bool) -> RenderableType:
     rows: list[tuple[str, RenderableType]] = [("at", Text(words.place(one, ranks=ranks)))]
     if finding.location is not None:
         rows.append(("source", _source(one.run, finding.location)))
+        if finding.location.caller is not None:
+            rows.append(("called at", _source(one.run, finding.location.caller)))
     if why := words.explanation(one):
         rows.append(("why", Text(why)))
     if evidence := _evidence(one):

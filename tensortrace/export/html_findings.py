@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tensortrace.export import finding_words as words
 from tensortrace.export.contents import Shown
 from tensortrace.export.markup import Child, Html, joined, tag
+from tensortrace.records import Location
 
 # A run with more findings than this has a cause that the first ones tell.
 MOST_FINDINGS = 200
@@ -35,7 +36,7 @@ def show_findings(shown: Sequence[Shown], *, ranks: bool) -> Html:
 
 
 def _show(number: int, one: Shown, ranks: bool) -> Html:
-    finding = one.finding
+    finding, location = one.finding, one.finding.location
     title = joined([
         tag("span", str(number), class_="number"),
         tag("span", f"{finding.severity} {finding.code}", class_="severity"),
@@ -43,7 +44,8 @@ def _show(number: int, one: Shown, ranks: bool) -> Html:
     ])  # fmt: skip
     rows: list[tuple[str, Child]] = [
         ("at", words.place(one, ranks=ranks)),
-        ("source", _source(one)),
+        ("source", _source(one, location)),
+        ("called at", _source(one, location and location.caller)),
     ]
     rows += [("why", words.explanation(one)), ("evidence", _evidence(one)), ("chain", _chain(one))]
     rows += [("fix", finding.fix), ("again", words.again(one))]
@@ -56,8 +58,7 @@ def _show(number: int, one: Shown, ranks: bool) -> Html:
     return tag("article", tag("h3", title), facts, **name)
 
 
-def _source(one: Shown) -> Child:
-    location = one.finding.location
+def _source(one: Shown, location: Location | None) -> Child:
     if location is None:
         return None
     place = f"{words.place_text(one.run, location)} in {location.function}"

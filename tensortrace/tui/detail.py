@@ -96,10 +96,9 @@ def finding_lines(
     sure = f" (place is {placed})" if isinstance(placed, str) else ""
     lines += _labelled("at", ", ".join(where) + sure, width)
     if finding.location is not None:
-        place, label = short_place(finding.location), "  line "
-        code, *more = wrap(f"{label}{place}  ", (finding.location.code or "").strip(), width)
-        first: Styled = [(label, "faint"), (place, ""), (code[len(label + place) :], "strong")]
-        lines += [cut(first, width, glyphs), *([(line, "strong")] for line in more)]
+        lines += _line("line", finding.location, width, glyphs)
+        if finding.location.caller is not None:
+            lines += _line("call", finding.location.caller, width, glyphs)
     lines += _labelled("why", finding.explanation, width)
     lines += _labelled("fix", finding.fix, width)
     for link in finding.chain:
@@ -113,6 +112,13 @@ def finding_lines(
     if len(finding.chain) > 1:
         lines.append([("       c walks these causes", "faint")])
     return lines
+
+
+def _line(label: str, location: Location, width: int, glyphs: Glyphs) -> list[Styled]:
+    place, head = short_place(location), f"  {label} "
+    code, *more = wrap(f"{head}{place}  ", (location.code or "").strip(), width)
+    first: Styled = [(head, "faint"), (place, ""), (code[len(head + place) :], "strong")]
+    return [cut(first, width, glyphs), *([(line, "strong")] for line in more)]
 
 
 def _labelled(label: str, text: str, width: int) -> list[Styled]:

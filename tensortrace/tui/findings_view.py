@@ -138,7 +138,8 @@ class FindingsView(View):
         if finding is not None:
             lines = detail.finding_lines(finding, viewer.modules, self.room[1], viewer.glyphs)
             lines += repeated(finding, viewer.log_.last_step())
-            places = [finding.location, *(link.location for link in finding.chain)]
+            places = [finding.location, finding.location and finding.location.caller,
+                      *(link.location for link in finding.chain)]  # fmt: skip
             for place in dict.fromkeys(place for place in places if place is not None):
                 source = viewer.log_.source(place.file, place.line)
                 if source is not None:

@@ -195,3 +195,29 @@ def test_a_view_of_a_buffer_that_was_met_before_is_told_as_what_it_is() -> None:
     (found,) = [f for f in find_live(program) if f.severity != "note"]
     assert (found.step, found.code) == (5, "TT101")
     assert "of the buffer places" in found.message
+
+
+def test_a_gradient_taken_at_the_inputs_tells_what_makes_such_ones() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x) + (x - x.detach()).norm(dim=1, keepdim=True).sqrt()
+
+    def adversarial() -> None:
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(2):
+            x = torch.rand(8, 4, requires_grad=True)
+            (slope,) = torch.autograd.grad(model(x).square().sum(), x)  # the cause
+            loss = model(x.detach() + 0.1 * slope / slope.norm()).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    found = error(adversarial)
+    assert (found.code, found.op) == ("TT101", "autograd.grad")
+    assert "infinite slope" in found.explanation
+    assert "eps inside roots" in found.fix

@@ -304,6 +304,31 @@ def test_a_gradient_that_no_parameter_inside_gets_is_placed_inside() -> None:
     assert found.evidence["placed"] == "exact"
 
 
+@pytest.mark.parametrize("at", [5, 30, 43])
+def test_gradient_of_a_leaf_that_goes_straight_into_a_module_is_placed_inside(at: int) -> None:
+    # As a picture that is painted or a latent that is fitted: no call returns its gradient.
+    torch.manual_seed(0)
+    faulty = Faulty(lambda h: torch.tanh(h) + (h - h.detach()).norm(dim=1).sqrt().sum(), at)
+    model = Model(Inner(faulty)).requires_grad_(False)
+    picture = torch.rand(3, 4, requires_grad=True)
+    optimizer = torch.optim.SGD([picture], 0.01)
+    records: list[Any] = []
+    with trace(out=records.append, every=100) as t:
+        for faulty.step in range(STEPS):
+            optimizer.zero_grad()
+            model(picture).square().mean().backward()
+            optimizer.step()
+    assert [(f.step, f.code, f.module, f.op) for f in t.findings] == [
+        (at, "TT102", "inner", "sqrt")
+    ]
+    (finding,) = t.findings
+    assert finding.evidence["placed"] == "exact"
+    assert (at in rested(records)) is (at == 43)
+    engine = Engine()
+    saved = [found for record in records for found in engine.feed(record)]
+    assert [*map(key, saved)] == [key(finding)]
+
+
 def test_an_exception_inside_is_explained() -> None:
     def wrong(x: Tensor) -> Tensor:
         return x @ torch.ones(5, 5)
