@@ -188,7 +188,7 @@ def _words(option: str, text: str) -> list[str]:
 def _setting(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise UsageError(f"--set {text!r} is not CODE.NAME=VALUE, as in TT202.ratio=1000.")
+        raise UsageError(f"--set {text!r} is not CODE.NAME=VALUE, as in TT201.ratio=50.")
     return name.strip(), value.strip()
 
 
@@ -507,7 +507,7 @@ COMMANDS = (
         ("tensortrace report log.jsonl --step 12", "the layer table of step 12"),
         ("tensortrace report log.jsonl --module 'encoder.*'", "only what is in the encoder"),
         ("tensortrace report log.jsonl --select TT1,TT202", "run only these checks again"),
-        ("tensortrace report log.jsonl --set TT202.ratio=1e6", "with another threshold"),
+        ("tensortrace report log.jsonl --set TT201.ratio=50", "TT201 with another threshold"),
         ("tensortrace report log.jsonl --json", "for machines; exit 1 if any error"),
     )),
     Command("lines", "Print your source lines with the shapes that flowed through them.",

@@ -69,7 +69,7 @@ class Engine:
 
     Args:
         checks: those to run; `all_checks()` by default.
-        settings: ``{"TT202.ratio": 100.0}``; an unknown name is a `UsageError`.
+        settings: ``{"TT201.ratio": 50}``; an unknown name is a `UsageError`.
     """
 
     def __init__(

@@ -64,6 +64,18 @@ def test_every_option_of_trace_is_in_the_table_with_its_default() -> None:
     ]
 
 
+def test_an_example_of_a_setting_is_near_its_default() -> None:
+    # A share set to 1e6 would be no threshold at all.
+    package = (ROOT / "tensortrace").rglob("*.py")
+    words = "\n".join([README, *(path.read_text("utf-8") for path in package)])
+    examples = re.findall(r"\b(TT\d{3})\.(\w+)\W{1,4}(\d[\d.e+-]*)", words)
+    defaults = {check.code: check.thresholds for check in all_checks()}
+    assert len(examples) >= 5
+    for code_, name, value in examples:
+        default = defaults[code_][name]
+        assert default / 10 < float(value.rstrip(".")) < default * 10, (code_, name, value)
+
+
 def test_every_command_and_each_of_its_options_is_in_the_table() -> None:
     rows = {}
     for command in COMMANDS:

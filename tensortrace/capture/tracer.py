@@ -436,7 +436,7 @@ def trace(*positional: Any, **options: Any) -> Any:
         modules: glob patterns of module paths to record, such as "encoder.*".
         stats: "full"; "light" keeps the counts and the norm alone of larger tensors; "minmax"
             leaves out zeros, mean, std and norm; "none" measures nothing.
-        checks: codes, prefixes or names to run, or {"TT202.ratio": 100.0} to set thresholds.
+        checks: codes, prefixes or names to run, or {"TT201.ratio": 50} to set thresholds.
         stop_on: "error", "warning", a code, or a callable that gets each finding and returns
             true to stop: `TraceStoppedError` is raised before the optimizer moves the weights.
         narrow: whether a module call that makes NaN or inf is run again, once and on stand-ins, to

@@ -139,7 +139,7 @@ def found_again(
 
     Args:
         checks: those to run.
-        settings: thresholds that differ from the default, ``{"TT202.ratio": 100.0}``.
+        settings: thresholds that differ from the default, ``{"TT201.ratio": 50}``.
         tick: called with the number of each step that was checked, to show progress.
     Raises:
         UsageError: a setting that no check has.
