@@ -34,14 +34,19 @@ class Columns:
         return line
 
     def steps_line(self, column: int, width: int) -> Styled:
-        """Name the first step, and the steps of the column that the cursor is in."""
+        """Name the first step, and the steps of the column that the cursor is in.
+
+        The sign stands on that column; the steps are left of it if there is no room to the right.
+        """
         span = self.span
         steps = span.steps(column)
-        label = f"{self.glyphs.here} {steps.start}"
-        label += "" if span.per == 1 else f"-{steps.stop - 1}"
+        told = f"{steps.start}" if span.per == 1 else f"{steps.start}-{steps.stop - 1}"
         room = max(0, width - self.gutter)
         axis = [" "] * room
-        at = max(0, min(column * self.wide, room - len(label)))
+        at, label = column * self.wide, f"{self.glyphs.here} {told}"
+        if at + len(label) > room:
+            at, label = at - len(told) - 1, f"{told} {self.glyphs.here}"
+        at = max(0, min(at, room - len(label)))
         axis[at : at + len(label)] = label
         if at > len(str(span.start)):
             axis[: len(str(span.start))] = str(span.start)

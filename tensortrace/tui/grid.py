@@ -6,7 +6,7 @@ quantity, the flags, and a step that shows what is there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -52,7 +52,7 @@ class Grid:
     """Modules by columns of steps.
 
     Attributes:
-        paths: of the modules, in the order in which they were first seen.
+        paths: of the modules, in the order in which they were read.
         values: by quantity, float64 ``(modules, columns)``; NaN where nothing was seen.
         flags: uint8 ``(modules, columns)``, bits of `FLAGS`.
         at: int64 ``(modules, columns)``: the first step with a flag there whose calls were kept,
@@ -125,6 +125,16 @@ class Grid:
         rows = [self._rows.get(path, len(self.flags) - 1) for path in paths]
         self._last = (paths, rows)
         return rows
+
+    def in_order(self, modules: Iterable[str]) -> list[int]:
+        """The rows in the order of some modules: that of reading begins where the cursor is.
+
+        A module that is not among them comes last, by name.
+        """
+        paths = list(self.paths)
+        places = {path: at for at, path in enumerate(modules)}
+        far = len(places)
+        return sorted(range(len(paths)), key=lambda row: (places.get(paths[row], far), paths[row]))
 
     def numbers(self, name: str, row: int) -> Floats:
         """A quantity of a module by column; at rest it is what it was when it was looked at."""

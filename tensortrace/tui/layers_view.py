@@ -31,6 +31,8 @@ class LayersView(SpanView):
         self.quantity = NAMES[0]
         # The module that the cursor is on.
         self.path: str | None = None
+        # The rows of the grid as they stand on the screen.
+        self.order: list[int] = []
 
     def compose(self) -> ComposeResult:
         """The map, and below it what its cell says."""
@@ -66,26 +68,33 @@ class LayersView(SpanView):
         scale = scale_of(grid, self.quantity)
         held = HeatMap(grid, self.quantity, scale, self.shown, self.wide, viewer.glyphs)
 
+        self.order = order = grid.in_order(modules)
+
         def draw(at: int, part: int, width: int, here: bool) -> Styled:
             if at < 0:
                 return held.head_lines(viewer.marks, column, width)[part]
-            return held.row_line(at, column, modules, width, here=here)
+            return held.row_line(order[at], column, modules, width, here=here)
 
         self.main.set_title(f"Layers: {QUANTITIES[self.quantity]}, {self.each}{self.reading}")
         at = self.main.cursor or 0
-        if self.path is not None and self.path in grid.paths:
-            at = grid.paths.index(self.path)
-        self.main.show(len(grid.paths), draw, at)
+        row = grid.row(self.path) if self.path is not None else None
+        if row is not None:
+            at = order.index(row)
+        self.main.show(len(order), draw, at)
         self.draw_told()
+
+    def row_at(self, at: int) -> int | None:
+        """The row of the grid that stands at a line of the map."""
+        return self.order[at] if self.grid is not None and 0 <= at < len(self.order) else None
 
     def draw_told(self) -> None:
         """Tell the numbers of the cell under the cursor."""
         pane = self.query_one("#layers-told", Pane)
         if self.grid is not None:
             width = max(20, pane.size.width or self.viewer.size.width - 2)
-            lines = told_lines(
-                self.grid, self.main.cursor or 0, self.column, self.viewer.modules, width,
-                glyphs=self.viewer.glyphs,
+            row = self.row_at(self.main.cursor or 0)
+            lines = [] if row is None else told_lines(
+                self.grid, row, self.column, self.viewer.modules, width, glyphs=self.viewer.glyphs
             )  # fmt: skip
             if not self.grid.paths and self.part >= 1:
                 lines = [[(f" {NO_LAYERS}", "faint")]]
@@ -95,8 +104,9 @@ class LayersView(SpanView):
 
     def moved(self, pane: Pane, at: int) -> None:
         """Tell of another module."""
-        if self.grid is not None and pane is self.main and at < len(self.grid.paths):
-            self.path = self.grid.paths[at]
+        row = self.row_at(at) if pane is self.main else None
+        if self.grid is not None and row is not None:
+            self.path = self.grid.paths[row]
             self.draw_told()
 
     def action_quantity(self) -> None:
@@ -106,11 +116,11 @@ class LayersView(SpanView):
 
     def open(self, pane: Pane, at: int) -> None:
         """Go to the call of the module in a step of the column: one that is flagged, if any is."""
-        grid, viewer = self.grid, self.viewer
-        if grid is None or not at < len(grid.paths):
+        grid, viewer, row = self.grid, self.viewer, self.row_at(at)
+        if grid is None or row is None:
             return
-        path, column = grid.paths[at], self.column
-        flagged, full = int(grid.at[at, column]), int(grid.full[column])
+        path, column = grid.paths[row], self.column
+        flagged, full = int(grid.at[row, column]), int(grid.full[column])
         number = flagged if flagged >= 0 else full if full >= 0 else self.here
         viewer.remember()
         viewer.following = False
@@ -122,18 +132,19 @@ class LayersView(SpanView):
     def clicked(self, pane: Pane, at: int, x: int) -> None:
         """Go to the column under the pointer."""
         if pane is self.main and self.grid is not None:
-            self.path = self.grid.paths[at] if at >= 0 else self.path
+            row = self.row_at(at)
+            self.path = self.path if row is None else self.grid.paths[row]
             left = x - name_width(pane.size.width)
             if left >= 0:
                 self.action_column(left // self.wide - self.column)
 
     def copied(self) -> tuple[str, str] | None:
         """The numbers of the module under the cursor, over the steps, as tab-separated text."""
-        grid, at = self.grid, self.main.cursor or 0
-        if grid is None or at >= len(grid.paths):
+        grid, row = self.grid, self.row_at(self.main.cursor or 0)
+        if grid is None or row is None:
             return None
         shown = range(self.shown)
-        values = grid.values[self.quantity][at]
+        values = grid.values[self.quantity][row]
         lines = [f"{grid.span.steps(i).start}\t{float(values[i])!r}" for i in shown]
-        head = f"step\t{escape(grid.paths[at])} {QUANTITIES[self.quantity]}"
+        head = f"step\t{escape(grid.paths[row])} {QUANTITIES[self.quantity]}"
         return "\n".join([head, *lines]), "the row of the map"

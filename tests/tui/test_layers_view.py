@@ -60,6 +60,26 @@ async def test_the_map_shows_every_layer_from_the_step_lines(tmp_path: Path) -> 
         assert app.focused is app.view.main
 
 
+async def test_layers_stand_in_the_order_of_the_network_at_every_place(tmp_path: Path) -> None:
+    records = list(layered_records(40, bad=None))
+    for at, record in enumerate(records):
+        if isinstance(record, Step) and record.step > 20:  # as in a turn that begins elsewhere
+            held = record.modules
+            back = {name: getattr(held, name)[::-1] for name in held.__struct_fields__}
+            records[at] = msgspec.structs.replace(record, modules=ModuleColumns(**back))
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", records)), step=30)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("3")
+        await settle(app, pilot)
+        names = [line[2:9].strip() for line in text_of(app).splitlines()[6:10]]
+        assert names == ["Net", "first", "second", "last"]
+        await pilot.press("g", "j", "j")
+        assert "second  Linear  step" in text_of(app)
+        await pilot.press("y")
+        assert app.clipboard.startswith("step\tsecond gradient rms")
+
+
 async def test_enter_goes_to_the_call_of_the_layer_and_backspace_comes_back(tmp_path: Path) -> None:
     app = Viewer(make_layered_run(tmp_path, bad=None))
     async with app.run_test(size=(80, 24), notifications=True) as pilot:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tensortrace.records import ModuleColumns, Step
+from tensortrace.tui.columns import Columns
 from tensortrace.tui.grid import FLAGS, Grid
 from tensortrace.tui.heat import LEVELS, HeatMap, scale_of, told_lines
 from tensortrace.tui.looks import HEAT
@@ -78,6 +79,28 @@ def test_a_cell_keeps_the_largest_and_every_flag_in_whatever_order_steps_come() 
         assert math.isnan(grid.values["grad_rms"][rows["a"], 1])
         assert grid.flags[rows["a"], 0] == FLAGS["n"] | FLAGS["f"]
         assert (grid.at[rows["a"], 0], grid.full[0]) == (2, 0)
+
+
+def test_rows_are_in_the_order_of_the_modules_and_not_in_that_of_reading() -> None:
+    modules = ["", "a", "b", "c"]
+    for order in (["b", "", "c", "a"], ["", "a", "b", "c"], ["z", "y", "c", "b", "a", ""]):
+        grid = Grid(Span(0, 1, 3))
+        grid.add([step_line(at, path=[path], flags=[""]) for at, path in enumerate(order[:3])])
+        grid.add([step_line(2, path=order, flags=[""] * len(order))])
+        found = [grid.paths[row] for row in grid.in_order(modules)]
+        assert found == [*modules, *sorted(set(order) - set(modules))]
+
+
+def test_the_sign_stands_on_the_column_of_the_cursor_wherever_its_steps_have_room() -> None:
+    for per in (1, 50):
+        held = Columns(Span(100, per, 40), 40, 1, 10)
+        for column in range(40):
+            text = "".join(piece for piece, _ in held.steps_line(column, 50))
+            steps = held.span.steps(column)
+            told = f"{steps.start}-{steps.stop - 1}" if per > 1 else f"{steps.start}"
+            assert len(text) == 50
+            assert text.index("▲") == 10 + column, text
+            assert f"▲ {told}" in text or f"{told} ▲" in text
 
 
 def test_arrays_of_other_lengths_are_left_out() -> None:
