@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see the module's docstring.
     """
+    _open_closed()
     try:
         arguments = _parser().parse_args(argv)
         code: int = arguments.handler(arguments)
@@ -67,6 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None:
             _stop_writing()
         return _complain(f"{error.strerror or error}: {error.filename or 'standard output'}")
+
+
+def _open_closed() -> None:
+    """Give a stream that was closed (`>&-`), which is None here, nothing to read or write."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (kept)
 
 
 def _complain(sentence: str) -> int:

@@ -305,6 +305,29 @@ def test_a_reader_that_went_away_is_no_reason_to_complain(log: Path) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("report log.jsonl", 1),
+        ("report gone.jsonl", 2),
+        ("report --help", 0),
+        ("lines log.jsonl", 0),
+        ("export log.jsonl -o run.html", 0),
+        ("explain TT101", 0),
+        ("view log.jsonl", 1),
+    ],
+)
+@pytest.mark.parametrize("closed", [">&-", "<&- 2>&-"])
+def test_closed_streams_change_no_exit_code(log: Path, words: str, code: int, closed: str) -> None:
+    line = f'"$@" {words} {closed}'
+    done = subprocess.run(
+        ["sh", "-c", line, "sh", *COMMAND], capture_output=True, check=False, env=environment()
+    )
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+    assert done.stdout == b"" or closed != ">&-"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a full disk")
 def test_a_full_disk_is_one_sentence(log: Path) -> None:
     with Path("/dev/full").open("wb") as full:
