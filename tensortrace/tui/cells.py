@@ -28,6 +28,8 @@ from tensortrace.tui.styled import SEVERITY_GLYPH
 
 # The largest finite numbers of the narrow floats: half of it is worth a word (TT501 decides).
 FLOAT_MAX = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4e38}
+# The health of a call that did not return.
+RAISED = ("x raised", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,13 @@ class Cells:
 
 
 def shown_tensor(record: Record | None, tensor_of: Lookup) -> Tensor | None:
-    """The tensor that a row shows: the output; backward, the gradient that arrived."""
+    """The tensor that a row shows: the output; backward, the gradient that arrived.
+
+    A call that raised gave nothing back: what it was given is not shown in its place.
+    """
     match record:
+        case Call(exception=str(), phase="forward", outputs=[]):
+            return None
         case (
             Call(phase="backward", inputs=first, outputs=second)
             | Call(outputs=first, inputs=second)
@@ -120,7 +127,7 @@ def cells(row: Row, tensor_of: Lookup, modules: Mapping[str, Module]) -> Cells:
     tensor = shown_tensor(record, tensor_of)
     word, style = worst_health(record, tensor_of)
     if isinstance(record, Call) and record.exception is not None:
-        word, style = "x raised", "error"
+        word, style = RAISED
     if row.findings:
         first = next(f for f in row.findings if f.severity == row.severity)
         style = first.severity

@@ -17,7 +17,7 @@ from tensortrace.records import Call, Line, Param, Record, Tensor
 from tensortrace.text import escape, module_text, number_text, shape_text, short_dtype
 from tensortrace.tui import flow
 from tensortrace.tui.bindings import bindings_of
-from tensortrace.tui.cells import health, name_of, short_place
+from tensortrace.tui.cells import RAISED, health, name_of, short_place
 from tensortrace.tui.flow import Flow, Link, Way
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.row import Row
@@ -104,6 +104,8 @@ class FlowView(View):
             ]
         word, style = health(item.tensor)
         record = item.record
+        if isinstance(record, Call) and record.exception is not None:
+            word, style = RAISED
         name = name_of(Row(record, ""), self.viewer.modules)[0]
         if isinstance(record, Call) and record.op and record.module:
             name += f"  in {module_text(record.module)}"
@@ -207,6 +209,8 @@ def made_by(record: Record | None, tensors: dict[int, Tensor]) -> Tensor | None:
     names = [*record.outputs, *record.inputs] if record.phase != "backward" else [
         *record.inputs, *record.outputs
     ]  # fmt: skip
+    if record.phase != "backward" and record.exception is not None:
+        names = [*record.outputs]  # what it was given it did not make
     held = [tensors[number] for _, number in names if number in tensors]
     first = len(record.outputs) if record.phase != "backward" else len(names)
     return next((t for t in held[:first] if t.nonfinite), held[0] if held else None)

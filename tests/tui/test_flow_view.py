@@ -7,7 +7,9 @@ from typing import Any
 
 from textual.pilot import Pilot
 
+from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
+from tests.builders import make_call, make_header, make_tensor, write_log
 from tests.tui.nets import make_op_run
 from tests.tui.samples import make_open_run
 from tests.tui.screen import settle, text_of
@@ -85,6 +87,23 @@ async def test_a_row_without_tensors_says_why_there_is_nothing(tmp_path: Path) -
         await pilot.press("G", "5")
         await settle(app, pilot)
         assert "nothing goes into this row" in text_of(app)
+
+
+async def test_a_call_that_raised_made_nothing(tmp_path: Path) -> None:
+    given = make_tensor(1, 4, 7688)
+    calls = [
+        make_call(1, "flat", outputs=[("output", 1)], tensors=[given]),
+        make_call(2, "linear", inputs=[("input[0]", 1)], exception="RuntimeError"),
+    ]
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", [make_header(), *calls])), step=0)
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await settle(app, pilot)
+        await at_seq(app, pilot, 2)
+        lines = text_of(app).splitlines()
+        here = lines[next(i for i, line in enumerate(lines) if "this row" in line) + 1]
+        assert "7688" not in here
+        assert here.rstrip("│ ").endswith("x raised")
+        assert any("flat" in line and "[4, 7688]" in line for line in lines)
 
 
 async def test_the_view_follows_to_another_step(tmp_path: Path) -> None:

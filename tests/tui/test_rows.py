@@ -130,6 +130,15 @@ def test_a_backward_row_shows_the_gradient_that_arrived(tmp_path: Path) -> None:
     assert cells(rows[0], tensors.get, {}).shape == "[4, 5]"
 
 
+def test_a_call_that_raised_shows_nothing_that_it_made(tmp_path: Path) -> None:
+    given = make_tensor(1, 4, 7688, nan=3)
+    call = make_call(2, "a", inputs=[("input[0]", 1)], tensors=[given], exception="RuntimeError")
+    rows = rows_of(tmp_path, [call])
+    held = cells(rows[0], partial(rows.tensor_near, rows.slot(0)), {})
+    assert (held.shape, held.dtype, held.mean, held.health) == ("", "", "", "x raised")
+    assert "a   raised RuntimeError  " in text(row_line(rows, 0, {}, 100))
+
+
 def test_a_module_is_named_below_the_one_it_ran_in(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, [make_call(1, ""), make_call(2, "a.b", parent=1),
                               make_call(3, "a.b.c", parent=2, nth=1)])  # fmt: skip
