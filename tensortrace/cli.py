@@ -147,9 +147,10 @@ def report(arguments: argparse.Namespace) -> int:
 def _report(runs: Sequence[Run], arguments: argparse.Namespace) -> int:
     from tensortrace.export.contents import gather, matching_nothing
 
+    missed = matching_nothing(runs, arguments.module)
     found = _check_again(arguments, runs)
     contents = gather(runs, found, step=arguments.step, modules=arguments.module)
-    for glob in matching_nothing(runs, arguments.module):
+    for glob in missed:
         _complain(f"--module {glob!r} matches no module of the run.")
     if arguments.json:
         from tensortrace.export.report_json import render_json
@@ -177,6 +178,8 @@ def _check_again(arguments: argparse.Namespace, runs: Sequence[Run]) -> list[Fou
     chosen = None if arguments.select is None else _words("--select", arguments.select)
     ignored = None if arguments.ignore is None else _words("--ignore", arguments.ignore)
     checks = config.checks(chosen, ignored)
+    if not checks:
+        raise UsageError("what is selected is ignored too: no check is left to run.")
     settings = {**config.settings, **dict(_setting(text) for text in arguments.set)}
     found = []
     for run in runs:

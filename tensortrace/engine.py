@@ -13,6 +13,7 @@ records that nobody looks at.
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -476,4 +477,6 @@ def _cast(name: str, value: Any, default: Any) -> Any:
         raise UsageError(
             f"{name} is {value!r}, not a value of type {kind} (default {default!r})."
         ) from error
+    if isinstance(cast, float) and math.isnan(cast):  # nothing is above or below it
+        raise UsageError(f"{name} is {value!r}, which no value can reach (default {default!r}).")
     return cast

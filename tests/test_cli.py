@@ -14,6 +14,8 @@ import pytest
 from tensortrace import cli
 from tensortrace.checks import all_checks
 from tensortrace.errors import UsageError
+from tensortrace.records import Module
+from tensortrace.run.run import TAIL
 from tensortrace.tui.opening import Opening
 from tensortrace.version import __version__
 from tests.builders import make_header, make_run
@@ -186,6 +188,12 @@ def test_a_threshold_can_be_set(log: Path, run) -> None:
         (["report", "--set", "TT101.nothing=1"], "no setting named 'TT101.nothing'"),
         (["report", "--set", "TT202=3"], "no setting named 'TT202'. TT202 has TT202.ratio"),
         (["report", "--set", "nonfinite-input=3"], "nonfinite-input has none"),
+        (["report", "--set", "TT202.ratio=nan"], "TT202.ratio is 'nan', which no value can reach"),
+        (["report", "--select", "TT1", "--ignore", "TT1"], "no check is left to run"),
+        (["report", "--module", "encodr.0"], "'encodr.0' matches no module of the run. Closest:"),
+        (["report", "--module", "x.*", "--module", "y.*"], "'x.*', --module 'y.*' match no module"),
+        (["export", "-o", "-", "--module", "encodr.0"], "'encodr.0' matches no module of the run"),
+        (["export", "-o", "a.html", "--module", "x.*"], "'x.*' matches no module of the run."),
         (["report", "gone.jsonl"], "gone.jsonl"),
         (["report", "gone/log.jsonl"], "gone/log.jsonl"),
         (["report", "bare"], "there is no tensortrace log in bare"),
@@ -218,6 +226,24 @@ def test_a_glob_that_matches_nothing_is_said(log: Path, run) -> None:
     assert code in (0, 1)
     assert out
     assert err == "tensortrace: --module 'encodr.*' matches no module of the run.\n"
+
+
+def test_a_glob_that_matches_in_one_of_the_ranks_is_no_mistake(run) -> None:
+    for rank, path in enumerate(("encoder", "decoder")):
+        header = make_header(rank=rank, world_size=2)
+        finding = make_finding(step=0, module=path, severity="warning")
+        write_log(Path(f"log.rank{rank}.jsonl"), [header, finding, make_step(0)])
+    code, out, err = run("report", "log.jsonl", "--module", "dec*")
+    assert (code, err) == (0, "")
+    assert "1 warning." in out
+
+
+def test_a_module_far_from_both_ends_of_a_log_is_matched(run) -> None:
+    steps = [make_step(n) for n in range(4000)]
+    first, late = (Module(step=n, path=path, cls="A") for n, path in ((0, "first"), (2000, "late")))
+    write_log(Path("log.jsonl"), make_run([first, *steps[:2000], late, *steps[2000:]]))
+    assert Path("log.jsonl").stat().st_size > 3 * TAIL
+    assert run("export", "-o", "-", "--module", "late")[::2] == (0, "")
 
 
 def test_a_folder_without_a_log_is_a_mistake(run) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from tensortrace.checks import Check
 from tensortrace.engine import Engine
+from tensortrace.errors import UsageError
 from tensortrace.export.layers import Row, is_whole, module_rows
 from tensortrace.log import MAX_STEP
 from tensortrace.records import Finding, Module, Severity, Step
@@ -218,19 +220,36 @@ def matches(modules: Mapping[str, Module], path: str | None, globs: Sequence[str
 
 
 def matching_nothing(runs: Sequence[Run], globs: Sequence[str]) -> list[str]:
-    """Those globs that no module or parameter of the runs matches, if they have any."""
-    names = [(run.modules, name) for run in runs for name in _names(run.modules)]
-    if not names:
+    """Those globs that no module, parameter or finding of the runs matches; reads to the end.
+
+    Raises:
+        UsageError: none of them matches any, so that nothing would be looked at.
+    """
+    if not globs:
         return []
-    return [
+    for run in runs:
+        read_to_the_end(run)
+    names = [(run.modules, name) for run in runs for name in _names(run)]
+    missed = [
         glob for glob in globs if not any(matches(known, name, [glob]) for known, name in names)
     ]
+    if len(missed) < len(globs):
+        return missed
+    shown = dict.fromkeys(shown_path(known, name) for known, name in names if name in known)
+    near = [n for glob in globs for n in get_close_matches(glob, list(shown), n=3, cutoff=0.4)]
+    hint = f"Closest: {', '.join(map(repr, dict.fromkeys(near)))}." if near else (
+        "" if names else "It has none.")  # fmt: skip
+    told = ", ".join(f"--module {glob!r}" for glob in globs)
+    verb = "matches" if len(globs) == 1 else "match"
+    raise UsageError(f"{told} {verb} no module of the run. {hint}".rstrip())
 
 
-def _names(modules: Mapping[str, Module]) -> Iterator[str]:
-    for path, module in modules.items():
+def _names(run: Run) -> Iterator[str]:
+    for path, module in run.modules.items():
         yield path
         yield from (f"{path}.{p.name}" if path else p.name for p in module.parameters)
+    for finding in run.findings:  # of a parameter that belongs to no module that ran
+        yield from (name for name in (finding.module, finding.param) if name is not None)
 
 
 def _merge(runs: Sequence[Run], found: Sequence[Found], globs: Sequence[str]) -> list[Shown]:
