@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from tensortrace.export.contents import shown_path
 from tensortrace.records import Action, Call, Line, Location, Module, Optimizer, Variable
+from tensortrace.text import number_text
 
 # Variables of one line that stand for calls.
 MOST_CALLS = 32
@@ -138,10 +139,13 @@ def _is_forward(record: Made) -> bool:
 
 
 def _made_by(record: Made, modules: Mapping[str, Module]) -> list[Variable]:
-    """What a call gave back, as a variable with its name."""
+    """What a call gave back, as a variable with its name; without a text if it gave no tensor."""
     if isinstance(record, Call):
         name = record.op or shown_path(modules, record.module or "")
-        return [Variable(name, name, tensors=[("", id) for _, id in record.outputs[:1]])]
+        told = "" if record.exception is None else f"raised {record.exception}"
+        return [Variable(name, told, tensors=[("", id) for _, id in record.outputs[:1]])]
     if isinstance(record, Action) and record.tensor is not None:
-        return [Variable(record.action, record.action, tensors=[("", record.tensor)])]
+        value = record.detail.get("value", "")
+        told = number_text(value) if isinstance(value, float) else str(value)
+        return [Variable(record.action, told, tensors=[("", record.tensor)])]
     return []

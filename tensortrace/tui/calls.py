@@ -12,7 +12,7 @@ from tensortrace.records import Module
 from tensortrace.tui.cells import Cells, cells
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.rows import StepRows
-from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
+from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, clip_words, fit
 from tensortrace.tui.trend import trend_text
 
 SHORT_SECTIONS = {
@@ -162,7 +162,7 @@ def row_line(
     return [
         *line,
         (name, style),
-        (fit(f"  {kind}" if kind and left > 5 else "", left, glyphs), "faint"),
+        (fit(clip_words(f"  {kind}", left, glyphs) if kind and left > 5 else "", left), "faint"),
         (numbers, ""),
         (fit(f"  {trend_text(trends, row.record, glyphs)}", layout["trend"], glyphs), "ok"),
         (fit(f"  {where}", layout["where"], glyphs), "faint"),
@@ -184,5 +184,6 @@ def _numbers(held: Cells, at: Columns, glyphs: Glyphs) -> str:
     shape = held.shape if cell_len(held.shape) < at["shape"] else held.shape.replace(", ", ",")
     text = fit(" " + shape, at["shape"], glyphs) + fit(" " + held.dtype, at["type"], glyphs)
     return text + "".join(
-        fit(getattr(held, name), at[name], glyphs, right=True) for name in NUMBERS
+        fit(clip_words(getattr(held, name), at[name], glyphs), at[name], right=True)
+        for name in NUMBERS
     )

@@ -169,7 +169,8 @@ def note_text(line: Line, executed: Executed, glyphs: Glyphs = UNICODE) -> str:
             tensor = executed.tensors.get(id) if id is not None else None
             short = escape(shorten(name, LONGEST_NAME))
             if tensor is None:
-                told.append(f"{short} = {escape(shorten(variable.text, LONGEST_NAME))}")
+                text = escape(shorten(variable.text, LONGEST_NAME))
+                told.append(f"{short} = {text}" if text else short)
             else:
                 told.append(f"{short} {_tensor(tensor)}")
         for place, text in variable.others:

@@ -5,6 +5,7 @@ The place in the run goes along: every other key and view finds the record of th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -33,7 +34,15 @@ from tensortrace.tui.view import View
 
 KINDS = ("line", "call", "action", "optimizer")
 NO_LINES = "Calls; trace(lines=True) records lines and variables"
+# How the header writes the options of lines: as a dict, or a call.
+DEPTH = re.compile(r"\bdepth['\"]?\s*[:=]\s*(\d{1,9})\b")
 THINNED = "Calls; this step is not kept in full, so without lines: every=1 keeps all"
+
+
+def depth_of(options: object) -> int:
+    """How many frames deep lines were recorded, by the options of a run."""
+    found = DEPTH.search(str(options))
+    return int(found[1]) if found is not None else 1
 
 
 class SourceView(View):
@@ -210,8 +219,17 @@ class SourceView(View):
 
     def action_line_into(self) -> None:
         """Go into what the line called."""
-        self.walk(lambda: self.executed.into(self.at), "no line of what this one calls was recorded"
-                  + (": trace(lines={'depth': 2})" if self.executed.recorded else ""))  # fmt: skip
+        self.walk(lambda: self.executed.into(self.at), self.why_not_into())
+
+    def why_not_into(self) -> str:
+        """Say why one cannot go into what the line called, as far as the log tells."""
+        told = "no line of what this one calls was recorded"
+        if not self.executed.recorded or not len(self.executed):
+            return told
+        depth = depth_of(self.viewer.log_.header.options.get("lines"))
+        if self.executed.lines[self.at].depth + 1 < depth:
+            return f"{told}: no function of yours, or this call of it was passed over"
+        return f"{told}: trace(lines={{'depth': {depth + 1}}}) has those of your functions"
 
     def action_line_out(self) -> None:
         """Go to the line that called this function."""
@@ -243,6 +261,8 @@ class SourceView(View):
 
         def look() -> None:
             call = rows.step.producer(tensor)
+            if call is not None and any(number == tensor for _, number in call.inputs):
+                call = None  # it gave back what it was given
             self.viewer.from_thread(self.took_maker, rows, None if call is None else call.seq, name)
 
         self.work(look)

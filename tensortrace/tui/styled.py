@@ -51,6 +51,17 @@ def clip(text: str, width: int, glyphs: Glyphs = UNICODE) -> str:
     return set_cell_size(text, max(0, width - 1)) + glyphs.more if width > 0 else ""
 
 
+def clip_words(text: str, width: int, glyphs: Glyphs = UNICODE) -> str:
+    """Cut a text as `clip` does, but no number: what is left of one would be read as another."""
+    if cell_len(text) <= width:
+        return text
+    held = set_cell_size(text, max(0, width - 1)).rstrip()
+    words, last = held.rpartition(" ")[::2]
+    if not text[len(held) :][:1].isspace() and any(letter.isdigit() for letter in last):
+        held = f"{words} " if words else ""
+    return clip(held + glyphs.more, width, glyphs) if width > 0 else ""
+
+
 def joined(line: Styled) -> Styled:
     """Put neighbours of one style together: drawing a piece costs as much as a long one."""
     held: Styled = []

@@ -287,6 +287,18 @@ def test_without_lines_each_call_leads_to_its_line() -> None:
     assert found == {0: 15, 1: 15, 2: 6, 3: 6, 4: 6, 5: 9, 6: 15, 7: 27}
 
 
+def test_without_lines_what_has_no_tensor_is_named_once() -> None:
+    executed = walk(
+        make_call(0, "body", location=at(6)),
+        make_call(1, "head", location=at(7), exception="ValueError"),
+        Action(step=0, seq=2, action="loss", tensor=5, location=at(8), detail={"value": 2.25}),
+        modules={"": Module(step=0, path="", cls="Net")},
+    )
+    assert [note_text(line, executed) for line in executed.lines] == [
+        "body", "head = raised ValueError", "loss = 2.25",
+    ]  # fmt: skip
+
+
 def with_replay() -> Executed:
     """Net runs at line 15; its line 6 calls a layer, 8 is ops alone, 9 calls another layer.
 

@@ -16,7 +16,7 @@ from tensortrace.tui.cells import cells, duration_text, health, worst_health
 from tensortrace.tui.detail import detail_lines, finding_lines, snippet, wrap
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.slots import NEAR
-from tensortrace.tui.styled import ASCII, Styled
+from tensortrace.tui.styled import ASCII, Styled, clip_words
 from tests.builders import HERE, make_call, make_tensor, write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_open_run
 
@@ -223,6 +223,24 @@ def test_a_message_without_end_is_cut_and_says_so() -> None:
     lines = wrap("x ", "word " * 5000, 80)
     assert len(lines) < 100
     assert "21000 more characters" in " ".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("width", "told"),
+    [(20, "update 0.00454, x"), (16, "update 0.00454,…"), (15, "update …"), (14, "update …"),
+     (9, "update …"), (8, "update…"), (3, "up…"), (0, "")],
+)  # fmt: skip
+def test_a_number_is_left_out_and_never_cut(width: int, told: str) -> None:
+    assert clip_words("update 0.00454, x", width) == told
+    assert clip_words("1.2e-105", 7) == "…"
+
+
+def test_a_row_without_room_for_a_number_leaves_it_out(tmp_path: Path) -> None:
+    rows = StepRows(make_open_run(tmp_path).step(0))
+    at = next(i for i, row in enumerate(rows) if getattr(row.record, "name", "") == "head.weight")
+    for width in range(20, 120):
+        shown = text(row_line(rows, at, {}, width))
+        assert "update 0.002 " in shown or "update 0" not in shown
 
 
 @pytest.mark.parametrize(

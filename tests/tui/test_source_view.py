@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tensortrace.records import Record, Source, Step
+from tensortrace.records import Call, Record, Source, Step
 from tensortrace.run import Run, open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.source_view import SourceView
-from tests.builders import make_end, make_header, write_log
+from tests.builders import make_call, make_end, make_header, write_log
 from tests.export.listed import FILE, make_listed, make_plain
 from tests.tui.nets import LOG_AT, make_op_run
 from tests.tui.samples import make_open_run
-from tests.tui.screen import settle, text_of, until
+from tests.tui.screen import settle, text_of, told, until
 from tests.tui.test_hostile import FORBIDDEN, PAYLOADS, hostile_records
 
 NARROW, WIDE = (80, 24), (120, 40)
@@ -121,6 +121,38 @@ async def test_enter_on_what_no_call_made_says_so(tmp_path: Path) -> None:
         await press(app, pilot, "k", "enter")
         assert "model is no tensor" in text_of(app)
         assert app.shown == "source"
+
+
+async def test_a_call_that_gave_back_what_it_was_given_did_not_make_it(tmp_path: Path) -> None:
+    records = make_listed()
+    same = make_call(2, None, op="to", inputs=[("self", 0)], outputs=[("output", 0)])
+    at = next(i for i, r in enumerate(records) if isinstance(r, Call) and r.seq == 2)
+    app = Viewer(make_log(tmp_path, [*records[:at], same, *records[at + 1 :]]), 0)
+    async with app.run_test(size=NARROW, notifications=True) as pilot:
+        await settle(app, pilot)
+        await press(app, pilot, "6", "tab", "j", "enter")
+        assert app.shown == "source"
+        assert "no call of this step made ids" in told(app)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (True, "trace(lines={'depth': 2}) has those of your functions"),
+        ("{'depth': 3}", "no function of yours, or this call of it was passed over"),
+        ("Lines(output=None, depth=1, watch=())", "trace(lines={'depth': 2})"),
+    ],
+)
+async def test_a_line_that_one_cannot_go_into_says_why(
+    tmp_path: Path, options: object, why: str
+) -> None:
+    records = [make_header(options={"lines": options}), *make_listed()[1:]]
+    app = Viewer(make_log(tmp_path, records), 0)
+    async with app.run_test(size=NARROW, notifications=True) as pilot:
+        await settle(app, pilot)
+        await press(app, pilot, "6", ".", ">", "l")
+        assert line_of(app)[0] == 16
+        assert why in told(app)
 
 
 async def test_enter_on_a_line_of_code_runs_to_its_next_execution(tmp_path: Path) -> None:
