@@ -9,6 +9,8 @@ PaneName = Literal["findings", "calls", "detail", "source"]
 PANES: tuple[PaneName, ...] = ("findings", "calls", "detail", "source")
 
 FINDINGS_FROM, SOURCE_FROM = 110, 140
+# The first line and the last.
+HEAD_AND_KEYS = 2
 DETAIL_FROM_HEIGHT, AXIS_FROM_HEIGHT, TABS_FROM_HEIGHT = 16, 14, 20
 
 
@@ -32,8 +34,10 @@ def arrange(width: int, height: int, zoom: PaneName | None, source: bool | None)
     """
     tabs = height >= TABS_FROM_HEIGHT
     timeline = 2 if height >= AXIS_FROM_HEIGHT else 1
-    # The table gets the larger part; at 80x24 the detail has eight lines inside its frame.
-    bottom = max(10, int(height * 0.42))
+    # The table gets the larger part, on a low screen half of what the other lines leave; at 80x24
+    # the detail has eight lines inside its frame.
+    body = height - HEAD_AND_KEYS - tabs - timeline
+    bottom = min(max(10, int(height * 0.42)), (body + 1) // 2)
     if zoom is not None:
         return Arrangement(frozenset({zoom}), tabs, timeline, height)
     visible: set[PaneName] = {"calls"}

@@ -177,6 +177,16 @@ def test_the_panes_follow_the_size(size: tuple[int, int], visible: set[str]) -> 
     assert arrange(*size, zoom=None, source=None).visible == visible
 
 
+def test_the_table_has_rows_beside_the_detail_on_every_screen() -> None:
+    for height in range(8, 100):
+        held = arrange(100, height, zoom=None, source=None)
+        if "detail" in held.visible:
+            body = height - 2 - held.tabs - held.timeline
+            assert body - held.bottom >= 6, height  # a frame, the heads of the columns, three rows
+            assert held.bottom >= 6
+    assert arrange(80, 24, zoom=None, source=None).bottom == 10
+
+
 @pytest.mark.parametrize("view", TABS)
 def test_no_key_has_two_meanings_in_a_view(view: str) -> None:
     held = [row for row in KEYS if not row.views or view in row.views]
