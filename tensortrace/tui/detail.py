@@ -35,11 +35,13 @@ from tensortrace.tui.distribution import distribution_lines
 from tensortrace.tui.profile import profile_lines
 from tensortrace.tui.row import Row
 from tensortrace.tui.rows import StepRows
-from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, cut, fit
+from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, cut, fit, wrapped
 
 # A message or text of the log is shown up to here; the whole of it is in the log.
 LONGEST = 4000
 TABLE_WIDTH = 100
+# Cells before a line of code: the sign and the number.
+CODE_FROM = 7
 
 
 def detail_lines(
@@ -61,14 +63,16 @@ def detail_lines(
     for finding in row.findings:
         lines += finding_lines(finding, modules, width, glyphs)
     record = row.record
-    lines.append(_headline(row, modules))
+    lines += wrapped(_headline(row, modules), width, 2)
     lines += stat_lines(_tensors(row, held), width)
     lines += distribution_lines(_tensors(row, held), width, glyphs)
-    lines += [[("  " + text, "")] for text in _facts(record)]
+    for text in _facts(record):
+        lines += wrapped([("  " + text, "")], width, 4)
     location = location_of(row)
     if location is not None:
-        lines.append([(location_text(location), "strong"), _in_function(location)])
-        lines += snippet(location, source, 1, glyphs)
+        place = [(location_text(location), "strong"), _in_function(location)]
+        lines += wrapped(place, width, 2)
+        lines += snippet(location, source, 1, glyphs, width)
     return lines
 
 
@@ -104,10 +108,10 @@ def finding_lines(
     for link in finding.chain:
         code = escape((link.location.code or "").strip()) if link.location else ""
         seq = "" if link.seq is None else f"#{link.seq} "
-        lines.append(cut([
+        lines += wrapped([
             ("  from ", "faint"), (f"{seq}{escape(link.op or 'call')}  ", ""),
-            (short_place(link.location), "faint"), (f"  {code}", ""),
-        ], width, glyphs))  # fmt: skip
+            (short_place(link.location), "faint"), (f"  {code}" if code else "", ""),
+        ], width, len("  from "))  # fmt: skip
     lines += profile_lines(finding, width, glyphs)
     if len(finding.chain) > 1:
         lines.append([("       c walks these causes", "faint")])
@@ -226,7 +230,7 @@ def stat_lines(tensors: Iterable[tuple[str, Tensor]], width: int) -> list[Styled
             bad = at < 2 and text != "0"
             line.append((text.rjust(room), "error" if bad else ""))
         line.append((f"  {word}{_lineage(tensor)}", style))
-        lines.append(line)
+        lines += wrapped(line, width, 4)
     return lines
 
 
@@ -241,7 +245,7 @@ def _stat_block(name: str, tensor: Tensor, width: int) -> list[Styled]:
     word, style = health(tensor)
     kind = f" {shape_text(tensor.shape)} {short_dtype(tensor.dtype)} {escape(tensor.device)}"
     first: Styled = [("  " + name, "strong"), (kind, ""), (f"  {word}", style)]
-    lines: list[Styled] = [[*first, (_lineage(tensor), "faint")]]
+    lines = wrapped([*first, (_lineage(tensor), "faint")], width, 4)
     infinite = tensor.posinf + tensor.neginf
     numbers: Styled = [
         (f"nan {tensor.nan}", "error" if tensor.nan else ""),
@@ -274,9 +278,7 @@ def _facts(record: Record | None) -> list[str]:
     """What a record says beside its tensors, as plain lines."""
     match record:
         case Call() as call:
-            told = [
-                f"{_argument(name)}={escape(str(v)[:200])}" for name, v in call.arguments.items()
-            ]
+            told = [f"{_argument(name)}={_whole(v)}" for name, v in call.arguments.items()]
             facts = ["with " + ", ".join(told)] if told else []
             facts += [f"autograd node {escape(call.node)}"] if call.node else []
             if call.forward is not None:
@@ -301,7 +303,7 @@ def _facts(record: Record | None) -> list[str]:
                 f"{optimizer.no_grad} without a gradient",
             ]
         case Action() as action:
-            return [f"{escape(str(k))}: {escape(str(v)[:200])}" for k, v in action.detail.items()]
+            return [f"{escape(str(k))}: {_whole(v)}" for k, v in action.detail.items()]
         case Line() as line:
             return [f"{escape(v.name)} = {escape(v.text)}" for v in line.changed]
         case Step() as step:
@@ -314,27 +316,46 @@ def _facts(record: Record | None) -> list[str]:
     return []
 
 
+def _whole(value: object) -> str:
+    """Write a value of a record: all of it, but for what nobody reads."""
+    text = str(value)
+    more = f" … {len(text) - LONGEST} more characters" if len(text) > LONGEST else ""
+    return escape(text[:LONGEST]) + more
+
+
 def _argument(name: str) -> str:
     """Name an argument; one given by position is known by its number only."""
     return f"[{name}]" if name.isdigit() else escape(name)
 
 
 def snippet(
-    location: Location, source: Source | None, around: int, glyphs: Glyphs = UNICODE
+    location: Location,
+    source: Source | None,
+    around: int,
+    glyphs: Glyphs = UNICODE,
+    width: int | None = None,
 ) -> list[Styled]:
     """Source lines around a location with a sign at it, from the text that the log keeps.
 
     Without a stored function only the line of the location itself is shown, if it was stored.
+
+    Args:
+        width: to which the line of the location is broken, so that all of it can be read.
     """
-    if source is None:
-        return [_code(location.line, location.code, True, glyphs)] if location.code else []
-    text = source.text.splitlines()
-    first = max(source.first_line, location.line - around)
-    last = min(source.first_line + len(text) - 1, location.line + around)
-    return [
-        _code(number, text[number - source.first_line], number == location.line, glyphs)
-        for number in range(first, last + 1)
-    ]
+    here, rows = location.line, {location.line: location.code} if location.code else {}
+    if source is not None:
+        text = source.text.splitlines()
+        first = max(source.first_line, here - around)
+        last = min(source.first_line + len(text) - 1, here + around)
+        rows = {n: text[n - source.first_line] for n in range(first, last + 1)}
+    lines: list[Styled] = []
+    for number, code in rows.items():
+        line = _code(number, code, number == here, glyphs)
+        if number == here and width is not None:
+            lines += wrapped(line, width, CODE_FROM + len(code) - len(code.lstrip()) + 4)
+        else:
+            lines.append(line)
+    return lines
 
 
 def _code(number: int, text: str, here: bool, glyphs: Glyphs) -> Styled:

@@ -145,7 +145,7 @@ class FindingsView(View):
                 if source is not None:
                     lines.append([])
                     lines.append([(detail.source_title(place), "faint")])
-                    lines += detail.snippet(place, source, AROUND, viewer.glyphs)
+                    lines += detail.snippet(place, source, AROUND, viewer.glyphs, self.room[1])
         self.told.show(len(lines), lambda at, part, width, here: lines[at])
 
     def leave(self) -> None:

@@ -102,7 +102,7 @@ class Frame(App[int]):
         self.source_wanted: bool | None = None
         self.following = False
         self.detail_timer: Timer | None = None
-        self.detail_at, self.detail_width = 0.0, 0
+        self.detail_at, self.detail_width, self.source_width = 0.0, 0, 0
         self.painted = Painted(0, 0)
         self.turns = Turns()
         # As the first line says it.
@@ -205,7 +205,9 @@ class Frame(App[int]):
         pane = message.pane
         if pane.id == "findings" and self.finding_height != pane.item_height:
             self.draw_findings()
-        elif pane.id == "detail" and self.detail_width != self.detail_room:
+        elif (pane.id == "detail" and self.detail_width != self.detail_room) or (
+            pane.id == "source" and self.source_width != pane.size.width
+        ):
             self.want_detail()
 
     def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
@@ -448,7 +450,9 @@ class Frame(App[int]):
         lines = detail.detail_lines(row, self.rows, self.modules, source, width, glyphs=self.glyphs)
         pane.set_title(f"Detail: {name_of(row, self.modules)[0]}")
         pane.show(len(lines), lambda at, part, width, here: lines[at])
-        code = detail.snippet(location, source, AROUND, self.glyphs) if location else []
+        self.source_width = source_pane.size.width
+        room = max(20, self.source_width - 2) if self.source_width else None
+        code = detail.snippet(location, source, AROUND, self.glyphs, room) if location else []
         source_pane.set_title(detail.source_title(location))
         source_pane.show(len(code), lambda at, part, width, here: code[at])
         if location is not None and source is not None:

@@ -18,7 +18,7 @@ from tensortrace.tui.cells import duration_text, health
 from tensortrace.tui.executed import Executed
 from tensortrace.tui.findings import in_order
 from tensortrace.tui.row import worst
-from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
+from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit, wrapped
 
 LONGEST_CODE, LONGEST_NAME = 1000, 60
 # The code gets so much of the width, and what flowed so many columns if the code leaves them.
@@ -126,17 +126,78 @@ def source_line(
         longest: columns of the longest code that has something beside it.
         current: whether it is the one that the walk is at; `here` whether the cursor is on it.
     """
-    number, code = row
+    line = _gutter(row[0], told, executed, current=current, here=here, glyphs=glyphs)
+    (text, style), (note, note_style), wide, room = _beside(
+        row[1], told, executed, width, current=current, longest=longest, glyphs=glyphs
+    )
+    if not room:
+        return [*line, (clip(text, wide, glyphs), style)]
+    shown = clip(note, room, glyphs)
+    return [*line, (fit(text, wide, glyphs), style), ("  ", ""), (shown, note_style)]
+
+
+def whole_lines(
+    row: tuple[int, str],
+    told: Beside | None,
+    executed: Executed,
+    width: int,
+    *,
+    current: bool,
+    longest: int,
+    glyphs: Glyphs = UNICODE,
+) -> list[Styled]:
+    """Write a line of the source pane as `source_line` does, on as many lines as all of it takes.
+
+    The signs are left to the first of them, which is drawn with or without the cursor.
+    """
+    code, note, wide, room = _beside(
+        row[1], told, executed, width, current=current, longest=longest, glyphs=glyphs
+    )
+    indent = cell_len(code[0]) - cell_len(code[0].lstrip(" ")) + 4
+    left = wrapped([code], wide - (not room), indent)  # a scrollbar may lie over the last cell
+    right = wrapped([note], room - 1) if room else []
+    lines: list[Styled] = []
+    for at in range(max(len(left), len(right))):
+        beside = left[at] if at < len(left) else []
+        noted = right[at] if at < len(right) else []
+        gap = " " * (wide - cell_len("".join(text for text, _ in beside)) + 2) if noted else ""
+        lines.append([(" " * GUTTER, ""), *beside, (gap, ""), *noted])
+    return lines
+
+
+def _gutter(
+    number: int,
+    told: Beside | None,
+    executed: Executed,
+    *,
+    current: bool,
+    here: bool,
+    glyphs: Glyphs,
+) -> Styled:
+    """What stands before the code: signs, number, times it ran."""
     severity = worst(told.findings) if told else None
     bad = told is not None and told.line is not None and _bad(told.line, executed)
     sign = SEVERITY_GLYPH[severity] if severity else "x" if bad else " "
     sign_style = severity or ("error" if bad else "")
     pointer = glyphs.cursor if current else "-" if here else " "
     ran = f"{told.ran}x" if told is not None and told.ran > 1 else ""
-    line: Styled = [
+    return [
         (pointer, "error" if current else ""), (sign, sign_style), (f"{number:>5} ", "faint"),
         (f"{ran:>4} ", "faint"),
     ]  # fmt: skip
+
+
+def _beside(
+    code: str,
+    told: Beside | None,
+    executed: Executed,
+    width: int,
+    *,
+    current: bool,
+    longest: int,
+    glyphs: Glyphs,
+) -> tuple[tuple[str, str], tuple[str, str], int, int]:
+    """The code and what flowed, each with its style, and the cells of both; 0 for no note."""
     room = max(0, width - GUTTER)
     text = escape(shorten(code, LONGEST_CODE))
     style = "mark" if current else ""
@@ -144,14 +205,14 @@ def source_line(
     if note and told is not None and told.stale:
         note = f"~ {note}"
     if not note or room < 2 * NOTE_FROM:
-        return [*line, (clip(text, room, glyphs), style)]
+        return (text, style), ("", ""), room, 0
     # A line of code that is longer than most takes the room that its own note leaves.
     wide = max(min(longest, int(room * CODE_SHARE)), min(cell_len(text), room - cell_len(note) - 2))
-    shown = clip(note, room - wide - 2, glyphs)
+    bad = told is not None and told.line is not None and _bad(told.line, executed)
     note_style = (
         "faint" if told is not None and (told.ahead or told.stale) else "error" if bad else "ok"
     )
-    return [*line, (fit(text, wide, glyphs), style), ("  ", ""), (shown, note_style)]
+    return (text, style), (note, note_style), wide, room - wide - 2
 
 
 def note_text(line: Line, executed: Executed, glyphs: Glyphs = UNICODE) -> str:

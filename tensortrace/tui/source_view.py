@@ -27,6 +27,7 @@ from tensortrace.tui.source_lines import (
     function_at,
     source_line,
     title_of,
+    whole_lines,
 )
 from tensortrace.tui.styled import Styled, clip
 from tensortrace.tui.variables import Item, item_line, items_at, name_width
@@ -63,6 +64,10 @@ class SourceView(View):
         self.function: Function | None = None
         self.told: dict[int, Beside] = {}
         self.items: list[Item] = []
+        # What the lines of the screen are: a row of the function, and which part of it.
+        self.parts: list[tuple[int, int]] = []
+        # The row that the cursor is on, which is broken so that all of it can be read.
+        self.under = 0
 
     def compose(self) -> ComposeResult:
         """The source and the variables."""
@@ -157,16 +162,49 @@ class SourceView(View):
             (cell_len(code) for number, code in function.rows if number in told), default=0
         )
 
-        def draw_code(row: int, part: int, width: int, cursor: bool) -> Styled:
+        if follow:
+            self.under = here
+        pane, width = self.main, self.main.size.width or viewer.size.width - 2
+        broken = {
+            row: whole_lines(
+                function.rows[row], told.get(function.rows[row][0]), executed, width,
+                current=row == here, longest=longest, glyphs=glyphs,
+            )
+            for row in {here, self.under} if row < len(function.rows)
+        }  # fmt: skip
+        kept = (here, 0) if follow else self.part_at(pane.cursor or 0)
+        self.parts = parts = [
+            (row, part) for row in range(len(function.rows))
+            for part in range(len(broken[row]) if row in broken else 1)
+        ]  # fmt: skip
+
+        def draw_code(at: int, _: int, width: int, cursor: bool) -> Styled:
+            row, part = parts[at]
+            if part:
+                return broken[row][part]
             number = function.rows[row][0]
-            return source_line(
+            line = source_line(
                 function.rows[row], told.get(number), executed, width, current=row == here,
                 here=cursor, longest=longest, glyphs=glyphs,
             )  # fmt: skip
+            # Of a broken row the signs are those of a whole one.
+            return line if len(broken.get(row, [])) < 2 else [*line[:4], *broken[row][0][1:]]
 
         self.main.set_title(title_of(executed, at, self.main.size.width - 2, glyphs))
-        self.main.show(len(function.rows), draw_code, here if follow else self.main.cursor or 0)
+        cursor = parts.index(kept if kept in parts else (kept[0], 0))
+        pane.show(len(parts), draw_code, cursor)
         self.show_variables(found, follow=follow)
+
+    def part_at(self, at: int) -> tuple[int, int]:
+        """The row of the function at a line of the screen, and which part of it."""
+        return self.parts[at] if at < len(self.parts) else (0, 0)
+
+    def moved(self, pane: Pane, at: int) -> None:
+        """Break the row that the cursor is on, and only that beside the one of the walk."""
+        row = self.part_at(at)[0]
+        if pane is self.main and self.function is not None and row != self.under:
+            self.under = row
+            self.show()
 
     def show_variables(self, found: list[Finding], *, follow: bool) -> None:
         """Draw the pane of variables."""
@@ -196,7 +234,7 @@ class SourceView(View):
             "Steps that are not kept in full have none: ] and [ go to another step.",
             "trace(lines=True, every=1) records every line and its variables in every step.",
         ]
-        self.function, self.told, self.items = None, {}, []
+        self.function, self.told, self.items, self.parts = None, {}, [], []
         glyphs = self.viewer.glyphs
         self.main.set_title(f"Source, step {self.viewer.number}")
         self.main.show(
@@ -245,8 +283,8 @@ class SourceView(View):
             item = self.items[at] if at < len(self.items) else None
             if item is not None and item.value is not None:
                 self.go_to_maker(item.value.tensor, item.value.name)
-        elif self.function is not None and at < len(self.function.rows):
-            number = self.function.rows[at][0]
+        elif self.function is not None and at < len(self.parts):
+            number = self.function.rows[self.parts[at][0]][0]
             ahead = self.executed.same_line(self.at, number)
             found = ahead if ahead is not None else self.executed.same_line(self.at, number, -1)
             if self.executed.lines[self.at].location.line != number or found is not None:

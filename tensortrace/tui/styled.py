@@ -6,6 +6,7 @@ a terminal. What colours the names stand for is in `looks`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
@@ -40,6 +41,9 @@ ASCII = Glyphs(
     bars="_.,-:=+#", cursor=">", unknown=" ", more="~", arrow="->", rule="-", here="^",
     folded="+", unfolded="-", heat=".:-=+*%@",
 )  # fmt: skip
+
+# Signs that a line of code is broken at: after those that close, before those that open.
+CODE = ",;)]}.([{/"
 
 SEVERITY_GLYPH: dict[Severity, str] = {"error": "x", "warning": "!", "note": "i"}
 
@@ -85,6 +89,53 @@ def cut(line: Styled, width: int, glyphs: Glyphs = UNICODE) -> Styled:
         held.append((text, style))
         room -= cell_len(text)
     return held
+
+
+def wrapped(line: Styled, width: int, hang: int = 0) -> list[Styled]:
+    """Break a line of pieces into lines of a width, at spaces where there are any.
+
+    Args:
+        hang: cells before the lines that follow the first.
+    """
+    hang = min(hang, width // 2)
+    lines: list[Styled] = []
+    for start, stop in _breaks("".join(text for text, _ in line), width, hang):
+        held: Styled = [(" " * hang, "")] if lines and hang else []
+        at = 0
+        for text, style in line:
+            part = text[max(0, start - at) : max(0, stop - at)]
+            at += len(text)
+            if part:
+                held.append((part, style))
+        lines.append(held)
+    return lines
+
+
+def _breaks(text: str, width: int, hang: int) -> Iterator[tuple[int, int]]:
+    """Where the lines of a text begin and end."""
+    start, room = 0, max(1, width)
+    while cell_len(text[start:]) > room:
+        # Characters that fit: one of two cells may not.
+        stop, used = start + 1, cell_len(text[start])
+        while (used := used + cell_len(text[stop])) <= room:
+            stop += 1
+        stop = _break_before(text, start, stop)
+        yield start, stop
+        start = stop + len(text[stop:]) - len(text[stop:].lstrip(" "))
+        room = max(1, width - hang)
+    yield start, len(text)
+
+
+def _break_before(text: str, start: int, stop: int) -> int:
+    """Where to break before a place: at a space, else at a sign of code, else right there."""
+    half = (start + stop) // 2
+    space = text.rfind(" ", half, stop + 1)
+    if space >= 0 and not text[start:space].isspace():
+        return space
+    for at in range(stop - 1, half, -1):
+        if text[at] in CODE and not text[at + 1].isdigit():  # as in 1.5, or 10,000
+            return at + (text[at] in ",;)]}")
+    return stop
 
 
 def fit(text: str, width: int, glyphs: Glyphs = UNICODE, *, right: bool = False) -> str:

@@ -178,7 +178,7 @@ class TensorView(View):
                 place, code = location_text(location), escape((location.code or "").strip())
                 code = clip(f"  {code}", max(0, width - 7 - cell_len(place)), glyphs)
                 lines.append([("where  ", "faint"), (place, "strong"), (code, "")])
-                lines += detail.snippet(location, source, 2, glyphs)
+                lines += detail.snippet(location, source, 2, glyphs, width)
         pane.show(len(lines), lambda at, part, width, here: lines[at], keep=True)
 
     def choice_lines(self, width: int) -> list[Styled]:

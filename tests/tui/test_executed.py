@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 
 from tensortrace.records import (
     Action,
@@ -23,6 +24,7 @@ from tensortrace.tui.source_lines import (
     note_text,
     source_line,
     title_of,
+    whole_lines,
 )
 from tensortrace.tui.styled import ASCII
 from tensortrace.tui.variables import item_line, items_at, name_width, tensor_text
@@ -424,6 +426,22 @@ def test_code_gives_way_only_as_far_as_it_must() -> None:
     assert wide.rstrip().endswith("n = 3")
     narrow = text(source_line((15, long), told, executed, 40, current=True, longest=20))
     assert len(narrow) == 40
+
+
+@pytest.mark.parametrize("width", [40, 60, 90, 200])
+def test_a_line_can_be_read_to_its_end(width: int) -> None:
+    code = "    " + " + ".join(f"wide({i}, 日本)" for i in range(20)) + "  # THE_END"
+    values = ", ".join(f"'key{i}': {i}" for i in range(5)) + "}"
+    line = make_line(0, at(15), Variable("settings", "{" + values))
+    told = beside_lines(walk(line), 0, [])[15]
+    lines = whole_lines((15, code), told, walk(line), width, current=True, longest=40)
+    assert len(lines) > 1
+    assert all(cell_len(text(part)) <= width - 1 for part in lines)
+    assert all(not text(part)[:13].strip() for part in lines)
+    marked = " ".join("".join(t.strip() for t, style in part if style == "mark") for part in lines)
+    assert marked.replace(" ", "") == code.replace(" ", "")
+    noted = " ".join(t for part in lines for t, style in part if style == "ok")
+    assert not noted or noted.replace("  ", " ").endswith("'key4': 4}")
 
 
 def test_the_title_says_the_way_from_the_outermost_function() -> None:

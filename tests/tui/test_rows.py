@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 
 from tensortrace.records import Action, Location, Module, Optimizer, Param, Record, Step
 from tensortrace.run import open_run
@@ -16,7 +17,7 @@ from tensortrace.tui.cells import cells, duration_text, health, worst_health
 from tensortrace.tui.detail import detail_lines, finding_lines, snippet, wrap
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.slots import NEAR
-from tensortrace.tui.styled import ASCII, Styled, clip_words
+from tensortrace.tui.styled import ASCII, Styled, clip_words, wrapped
 from tests.builders import HERE, make_call, make_tensor, write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_open_run
 
@@ -217,6 +218,37 @@ def test_a_space_at_the_end_of_a_line_is_not_carried_to_the_next() -> None:
         assert all(line[:7].isspace() and not line[7].isspace() for line in rest)
         assert " ".join([head[7:], *(line[7:] for line in rest)]) == text
     assert wrap("x ", "", 30) == ["x "]
+
+
+@pytest.mark.parametrize("width", [24, 60, 78, 110])
+def test_long_code_and_values_can_be_read_in_the_detail(tmp_path: Path, width: int) -> None:
+    place = Location(HERE.file, 12, "train", "loss = " + "model(x) + " * 30 + "FAR_CODE")
+    value = "['" + "item', '" * 30 + "FAR_VALUE']"
+    path = ".".join(f"stage_number_{i}" for i in range(9)) + ".FAR_PATH"
+    action = Action(step=0, seq=1, action="fetch", detail={"of": value}, location=place)
+    call = make_call(2, path, location=place)
+    rows = rows_of(tmp_path, [action, call])
+    for row, far in zip(rows, ("FAR_VALUE", "FAR_PATH"), strict=False):
+        lines = detail_lines(row, rows, {}, None, width)
+        assert all(cell_len(text(line)) <= width for line in lines)
+        assert far in text(lines)
+        assert "FAR_CODE" in text(lines)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 9, 20, 80])
+def test_a_broken_line_holds_all_of_it_in_the_width(width: int) -> None:
+    line = [
+        ("  ab, ", "strong"),
+        ("日本語のテキスト", "op"),
+        (" " * 5 + "f(x, 1.5).g", ""),
+        ("", "ok"),
+    ]
+    for hang in (0, 3, 50):
+        lines = wrapped(line, width, hang)
+        assert all(cell_len(text(part)) <= max(3, width) for part in lines)
+        whole = "".join(text(part) for part in lines).replace(" ", "")
+        assert whole == text(line).replace(" ", "")
+        assert {style for part in lines for _, style in part} <= {"strong", "op", ""}
 
 
 def test_a_message_without_end_is_cut_and_says_so() -> None:

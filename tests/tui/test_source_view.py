@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tensortrace.records import Call, Record, Source, Step
@@ -177,6 +178,33 @@ async def test_the_place_goes_along_into_the_other_views_and_back(tmp_path: Path
         assert app.row.record.seq == 6
         await press(app, pilot, "j", "6")
         assert line_of(app) == (7, 7)
+
+
+async def test_the_line_under_the_cursor_is_broken_and_can_be_read(tmp_path: Path) -> None:
+    records = make_listed()
+    at = next(i for i, record in enumerate(records) if isinstance(record, Source))
+    text = records[at].text.replace("logits = ", "logits = " + "1 * " * 40 + "FAR + ", 1)
+    assert "FAR" in text
+    records[at] = msgspec.structs.replace(records[at], text=text)
+    app = Viewer(make_log(tmp_path, records), 0)
+    async with app.run_test(size=NARROW, notifications=True) as pilot:
+        await settle(app, pilot)
+        await press(app, pilot, "6")
+        assert "FAR" not in text_of(app)
+        await press(app, pilot, "j", "j")  # line 14 is broken too
+        assert "FAR" in text_of(app)
+        assert line_of(app) == (14, 0)
+        await press(app, pilot, "enter")
+        assert line_of(app) == (15, 1)
+        assert "FAR" in text_of(app)
+        view = view_of(app)
+        assert {view.function.rows[row][0] for row, part in view.parts if part} == {15}
+        await press(app, pilot, "G")
+        assert view.parts[view.main.cursor] == (len(view.function.rows) - 1, 0)
+        assert {view.function.rows[row][0] for row, part in view.parts if part} == {15}
+        await press(app, pilot, ">")
+        assert line_of(app) == (16, 13)
+        assert not any(part for _, part in view.parts)
 
 
 async def test_a_finding_and_another_step_are_one_key_away(tmp_path: Path) -> None:
