@@ -238,8 +238,11 @@ class Engine:
             self._note_health(step)
             # An optimizer may have taken what is told only now.
             spoilt = any(not o.skipped and not finite(_norm_of(step, o)) for o in step.optimizers)
+            by_hand = step.wrote_by_hand()
+            spoilt = spoilt or by_hand
             written = [f.id for f in found if f.severity == "error" and spoilt and is_damage(f)]
-            self._poisoned = self._poisoned or (written[0] if written else None)
+            cause = written[0] if written else step.blamed() if by_hand else None
+            self._poisoned = self._poisoned or cause
             return found
         return self._gate(step) if gate else []
 

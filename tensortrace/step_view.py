@@ -271,7 +271,34 @@ class StepView:
                 if c.phase == "backward" and c.op is None)
             or any(not finite(o.grad_norm) for o in self.optimizers)
             or any(p.grad is not None and p.grad.nonfinite for p in self.params)
+            or self._reaches_leaf()
         )  # fmt: skip
+
+    def _is_by_hand(self) -> bool:
+        """Whether neither a module nor an optimizer was seen: weights are mere tensors."""
+        return not (self.modules or self.optimizers or self.updated >= 0)
+
+    def _reaches_leaf(self) -> bool:
+        """Whether the gradient of a weight that is a mere tensor is not finite."""
+        if not self._is_by_hand():
+            return False
+        by_seq = {c.seq: c for c in self.calls if c.phase == "forward"}
+        for call in self.calls:
+            if call.phase != "backward" or call.forward not in by_seq:
+                continue
+            bad = {name for name, id in call.outputs if self.nonfinite([(name, id)])}
+            of = [id for name, id in by_seq[call.forward].inputs if name in bad]
+            given = (self.tensors[id] for id in of if id in self.tensors)
+            if any(tensor.is_leaf and tensor.requires_grad for tensor in given):
+                return True
+        return False
+
+    def wrote_by_hand(self) -> bool:
+        """Whether the program itself has made an update of a gradient that is not finite."""
+        if not self._reaches_leaf():
+            return False
+        last = max(c.seq for c in self.calls if c.phase == "backward")
+        return any(c.seq > last and self.nonfinite(c.outputs) for c in self.forward())
 
     def profile(self, column: Column) -> list[tuple[str, float]]:
         """List the layers of the commonest class with their rms in a column of the step line.

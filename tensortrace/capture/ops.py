@@ -145,6 +145,8 @@ def _turn(
             return _Turn(recorder, name, op, place, _run)
         if recorder.stepped:
             _op_called(recorder)
+        if recorder.ends_at_graph and torch.is_grad_enabled():
+            return _Turn(recorder, name, op, place, _run)
         taken = place.takes(recorder.step, here.line)
         if taken or (kwargs and _writes(kwargs)):
             return _Turn(recorder, name, op, place, _run)
@@ -315,11 +317,8 @@ def _run(
         here.busy += 1
         here.rest()
         try:
-            location = (
-                place.location
-                if place is not None and place.is_own
-                else recorder.sources.locate_frame(sys._getframe(2))
-            )
+            location = _line_of(recorder, place, sys._getframe(2))
+            _graph_may_begin(recorder, args, kwargs)
             draft = begin_op(recorder, turn.op, location, args, kwargs)
             since = _next_node()
             if place is not None and draft is not None:
@@ -357,6 +356,12 @@ def _run(
                 here.go_on()
         recorder.raise_if_stopped()
     return result
+
+
+def _line_of(recorder: Recorder, place: Place | None, frame: FrameType) -> Location | None:
+    if place is not None and place.is_own:
+        return place.location
+    return recorder.sources.locate_frame(frame)
 
 
 def _has_news(passed: _Passed, result: Any) -> bool:
@@ -512,6 +517,14 @@ def _end_derivative(
                 recorder.tensors.adopt(grad, described.id)
     # Its nodes are those of a whole backward pass.
     end_op(recorder, draft, result, since=None)
+
+
+def _graph_may_begin(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell the recorder of an op that makes a node, if it asks for that."""
+    if recorder.ends_at_graph and torch.is_grad_enabled():
+        given = tensors_in((*args, *kwargs.values()), "")
+        if any(tensor.requires_grad for _, tensor in given):
+            recorder.graph_begins()
 
 
 def _makes_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -101,6 +101,10 @@ class Optimizers:
         self._met.append(entry)
         return len(self._met) - 1
 
+    def has_met(self) -> bool:
+        """Whether any optimizer was met so far."""
+        return bool(self._met)
+
     def met(self) -> Iterator[tuple[int, Optimizer]]:
         """The optimizers that still live, with their numbers. Hot."""
         for i, (ref, _) in enumerate(self._met):

@@ -150,7 +150,8 @@ class Recorder:
         self.passed_over = 0
         self.device_times: DeviceTimes | None = None
         self.holds_call = self.stepped = self.clipped = self.loss_scaled = False
-        self.backward_seen = self.backward_done = self.on_cuda = False
+        # Where steps are written by hand, the next graph alone tells that this one is over.
+        self.backward_seen = self.backward_done = self.ends_at_graph = self.on_cuda = False
         # By path and class, since a wrapper shares the path of what it wraps: the seqs of all
         # forward calls, and (seq, nth) of those that no checkpoint has recomputed yet.
         self.calls_of_step: dict[tuple[str, type], list[int]] = {}
@@ -262,6 +263,12 @@ class Recorder:
             self.close_step()
             self.holds_call = True
 
+    def graph_begins(self) -> None:
+        """An op makes the first node since a backward: so steps end that are written by hand."""
+        if self.owns_thread():
+            self.close_step()
+            self.holds_call = True
+
     def closure_given(self) -> None:
         """An optimizer is about to step with a closure: all of a turn may happen inside it."""
         if self.stepped and not self._counted_otherwise():
@@ -350,6 +357,8 @@ class Recorder:
         """A call of backward() has returned."""
         self.backward_done = self.holds_call = True
         self.backward_seen = True
+        by_hand = not self._module_seen and not self.optimizers.has_met()
+        self.ends_at_graph = by_hand and not self._counted_otherwise() and self.owns_thread()
 
     def scaler_begins(self) -> None:
         """A GradScaler is about to decide whether its optimizer steps."""
@@ -407,7 +416,7 @@ class Recorder:
         self.hooks = []
         self._without_grad.clear()
         self.holds_call = self.stepped = self.clipped = self.loss_scaled = False
-        self.backward_seen = self.backward_done = False
+        self.backward_seen = self.backward_done = self.ends_at_graph = False
         if self.lines is not None:
             self.lines.step_began()
 

@@ -393,6 +393,52 @@ def test_tensor_program_without_modules_has_a_step_for_each_optimizer_step() -> 
     assert_ordered(records)
 
 
+@pytest.mark.parametrize("way", ["no_grad", "data", "graph"])
+def test_tensor_program_that_moves_its_weights_itself_has_a_step_for_each_graph(way: str) -> None:
+    losses: list[float] = []
+
+    def program(t: Any) -> None:
+        w = torch.zeros(3, requires_grad=True)
+        for _ in range(4):
+            loss = (w - 1).square().sum()
+            losses.append(loss.item())
+            if way == "graph":
+                (slope,) = torch.autograd.grad(loss, w)
+                w = torch.sub(w.detach(), slope, alpha=0.1).requires_grad_()
+                continue
+            loss.backward()
+            if way == "no_grad":
+                with torch.no_grad():
+                    w -= 0.1 * w.grad
+            else:
+                w.data = w.data - 0.1 * w.grad.data
+            w.grad = None
+
+    records = record(program)
+    assert [step.step for step in records.steps()] == [0, 1, 2, 3]
+    if way != "graph":  # autograd.grad tells of no loss
+        assert [step.loss for step in records.steps()] == pytest.approx(losses)
+    # The update belongs to the step whose gradient it takes.
+    assert [call.step for call in records.ops() if call.op in ("sub_", "sub")][-1] == 3
+    assert_ordered(records)
+
+
+def test_backward_beside_an_optimizer_ends_no_step_of_a_tensor_program() -> None:
+    w = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=0.1)
+
+    def program(t: Any) -> None:
+        optimizer.zero_grad()
+        optimizer.step()
+        for _ in range(3):
+            (w - 1).square().sum().backward()
+            w.norm().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    assert [step.step for step in record(program).steps()] == [0, 1, 2, 3]
+
+
 def test_program_of_a_few_ops_is_one_step() -> None:
     records = record(lambda t: torch.ones(2).exp())
     assert [call.op for call in records.ops()] == ["ones", "exp"]

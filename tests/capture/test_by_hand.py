@@ -1,0 +1,58 @@
+"""Programs without modules and optimizers: weights are tensors, and the loop moves them itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.checks.traced import find_live
+
+
+@pytest.mark.parametrize("at", [2, 37])
+@pytest.mark.parametrize("way", ["no_grad", "data", "in place"])
+def test_weights_that_are_mere_tensors_and_moved_by_hand(way: str, at: int) -> None:
+    def program() -> None:
+        x, y = torch.rand(16, 3), torch.rand(16)
+        w = torch.zeros(3, requires_grad=True)
+        for step in range(at + 4):
+            error = x @ w - y
+            loss = error.square().mean()
+            if step == at:
+                loss = loss + (error - error.detach()).square().sum().sqrt()
+            loss.backward()
+            assert w.grad is not None
+            if way == "no_grad":
+                with torch.no_grad():
+                    w -= 0.1 * w.grad
+            elif way == "data":
+                w.data = w.data - 0.1 * w.grad
+            else:
+                w.data.sub_(0.1 * w.grad)
+            w.grad = None
+
+    found = find_live(program)
+    assert [(f.code, f.severity, f.step, f.op) for f in found] == [("TT102", "error", at, "sqrt")]
+
+
+def test_update_by_hand_that_leaves_out_what_is_not_finite_does_no_harm_later() -> None:
+    def program() -> None:
+        x = torch.rand(16, 3)
+        w = torch.ones(3, requires_grad=True)
+        for step in range(8):
+            error = x @ w
+            loss = error.square().mean()
+            if step == 2:
+                loss = loss + (error - error.detach()).square().sum().sqrt()
+            if step == 6:
+                loss = loss + (w * 0).sum().log()
+            loss.backward()
+            assert w.grad is not None
+            if w.grad.isfinite().all():
+                with torch.no_grad():
+                    w -= 0.1 * w.grad
+            w.grad = None
+
+    # The second is no consequence of the first, whose gradient was thrown away.
+    assert [(f.code, f.step, f.op) for f in find_live(program)] == [
+        ("TT102", 2, "sqrt"), ("TT101", 6, "log"),
+    ]  # fmt: skip
