@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tensortrace.masks import bad_data
 from tensortrace.records import (
     Action,
     Call,
@@ -75,6 +76,8 @@ class StepView:
     _sorted: tuple[int, int] = (0, 0)
     _happened: list[Action | Optimizer] = field(default_factory=list)
     _as_of: tuple[int, ...] = ()
+    _data: set[int] = field(default_factory=set)
+    _judged: tuple[int, int] = (0, 0)
     _profiles: dict[Column, list[tuple[str, float]]] = field(default_factory=dict)
 
     def blamed(self) -> str | None:
@@ -361,8 +364,18 @@ class StepView:
         return [t for t in found if t is not None and (t.nan or t.posinf or t.neginf)]
 
     def hurt(self, names: Iterable[tuple[str, int]]) -> list[Tensor]:
-        """Pick those of a call's tensors that have NaN or +inf; -inf alone is a mask."""
-        return [t for t in self.nonfinite(names) if t.nan or t.posinf]
+        """Pick those of a call's tensors that have NaN or +inf; -inf alone is a mask, or data."""
+        found = self.nonfinite(names)
+        if all(t.nan or t.posinf for t in found):
+            return found
+        data = self._bad_data()
+        return [t for t in found if t.nan or t.posinf or t.id in data]
+
+    def _bad_data(self) -> set[int]:
+        now = len(self.calls), len(self.tensors)
+        if now != self._judged:
+            self._data, self._judged = bad_data(self.forward(), self.tensors, self.modules), now
+        return self._data
 
 
 def has_matrix(module: Module) -> bool:

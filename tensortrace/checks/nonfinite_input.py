@@ -33,11 +33,12 @@ def nonfinite_input(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
                 op outside modules, that no call of this or an earlier step made (what the end of
                 the step before left for this one counts if no call there did), holds NaN (error)
                 or infinity (warning), and the damage reaches the loss, a gradient or the output;
-                a note if it does not (missing values that are handled), or if it is -inf alone
-                (a mask)
+                a note if it does not (missing values that are handled), or if it is -inf alone and
+                may be a mask: its other elements are 0 or alike, or it goes where masks go, and not
+                first into a module, a product, a norm or a loss, nor becomes +inf
     Source:     definition of the origin rule for data; one element alone is left out because of
                 `best = torch.tensor(float("inf"))`
-    Fix:        find the sample: torch.isnan(x).flatten(1).any(1).nonzero(); clean it where it is
+    Fix:        find the sample: (~x.isfinite()).flatten(1).any(1).nonzero(); clean it where it is
                 loaded (0/0 in a normalisation, missing values, log of 0 in a spectrogram). A mask
                 that multiplies keeps it, since NaN * 0 is NaN: torch.where leaves it out
     Misses:     data made by operations inside the block is seen as those operations (TT101)
@@ -73,15 +74,17 @@ def _draft(step: StepView, entry: _Entry, damage: str | None, *, earlier: bool =
     """Tell of data that came in, in this step or at the end of the one before."""
     call, name, tensor = entry
     severity: Severity = "error" if tensor.nan else "warning"
-    if damage is None or not (tensor.nan or tensor.posinf):
+    if damage is None or not step.hurt([(name, tensor.id)]):
         severity = "note"
     message = f"{count_text(tensor)} in the data: {name} of {call.op or call.module or 'the model'}"
     evidence: dict[str, Any] = {"placed": "direct", "shape": tensor.shape, "reached": damage}
     if earlier:
         message += f", at the end of step {step.number - 1}"
         evidence["made_in_step"] = step.number - 1
-    elif severity == "note":
+    elif damage is None:
         message += "; loss and gradients stay finite"
+    elif severity == "note":
+        message += ", as a mask has them"
     maker = None if earlier or severity == "note" else _made_before(step, call)
     explanation = None
     if maker is not None:
