@@ -216,6 +216,17 @@ class StepView:
         outer = (c for c in self.calls if c.phase == "forward" and c.parent is None)
         return [t for c in outer for t in self.hurt(c.inputs) if t.from_step == self.number - 1]
 
+    def leaked(self) -> list[tuple[Call, Tensor]]:
+        """List the bad tensors with a graph that no call returned, and the ops that took them.
+
+        A module that keeps such a tensor in an attribute (an auxiliary loss) hands it out unseen.
+        """
+        forward = self.forward()
+        made = {id for call in forward for _, id in call.outputs}
+        outside = (call for call in forward if call.parent is None and call.op is not None)
+        return [(call, tensor) for call in outside for tensor in self.hurt(call.inputs)
+                if tensor.id not in made and tensor.grad_fn is not None]  # fmt: skip
+
     def damage(self) -> Literal["loss", "gradient", "output"] | None:
         """Tell what a non-finite value has reached; None while all that counts is clean.
 

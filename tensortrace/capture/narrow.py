@@ -62,6 +62,8 @@ class Narrower:
         forward = self._forward_suspect(step)
         if isinstance(forward, Root):
             self._replay(forward, "forward", step)
+        elif not forward and damage == "loss" and step.leaked():
+            self._look_for_leak(step)
         # With a finite loss it may be the backward of that, or of something else, that spoilt the
         # gradients. A scaler's inf is its own to handle, but for that in a gradient that the loss
         # is made of.
@@ -76,6 +78,13 @@ class Narrower:
             for root in suspects[:_MOST_ROOTS]:
                 if self._replay(root, "backward", step, first):
                     return
+
+    def _look_for_leak(self, step: StepView) -> None:
+        """Replay calls until one makes inside what left no module by way of its outputs."""
+        roots = [r for r in self._roots if (r.path, "forward") not in self._done]
+        for root in roots[:_MOST_ROOTS]:
+            if self._replay(root, "forward", step):
+                return
 
     # ---- which root
 

@@ -38,7 +38,7 @@ from tensortrace.checks import (
     is_left_by,
     plain_op,
 )
-from tensortrace.records import DERIVATIVE, Call, ChainLink, Finding, Tensor
+from tensortrace.records import DERIVATIVE, Call, ChainLink, Finding, Location, Tensor
 from tensortrace.text import location_text, module_text, shape_text, short_dtype
 
 # Origins kept of one step: the first is what counts, the rest help to find which one did harm.
@@ -107,6 +107,9 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
         found = replace(found, follows=found.follows or _by_hand(step, found))
         note = _written_by(step, guilty.call, memory["before"])
         yield _from_before(step, note, found) if note else found
+    elif damage == "loss" and (leak := _leak(step, memory, chain)) is not None:
+        memory["told"] = True
+        yield leak
     elif damage and memory["before"] and (taken := step.inherited()):
         memory["told"] = True
         yield _from_before(step, _about(taken, memory["before"]), None, damage)
@@ -133,6 +136,31 @@ def _raised(step: StepView) -> Origin | None:
     if maker is None or maker is step.narrowed(call.seq, "forward")[1]:
         return Origin(call, spoilt)
     return Origin(maker, step.hurt(maker.outputs)[0])
+
+
+def _leak(step: StepView, memory: dict[str, Any], chain: int) -> Draft | None:
+    """Tell what made a part of the loss that left its module unseen.
+
+    Only the first time is there a replay: what the same line takes later is the same again.
+    """
+    leaked = step.leaked()
+    if not leaked:
+        return None
+    known: dict[Location | None, Draft] = memory.setdefault("leaks", {})
+    line = leaked[0][0].location
+    origin = _leaked(step, [tensor for _, tensor in leaked]) if line not in known else None
+    if origin is not None:
+        known[line] = _draft(step, origin, "loss", chain)
+    return known.get(line)
+
+
+def _leaked(step: StepView, leaked: list[Tensor]) -> Origin | None:
+    """The op inside a module that made what left it unseen, as a replay has met it."""
+    looks = {(t.shape, t.nan, t.posinf, t.neginf) for t in leaked}
+    same = [t for c in step.replayed for t in step.hurt(c.outputs)
+            if (t.shape, t.nan, t.posinf, t.neginf) in looks]  # fmt: skip
+    maker = first_maker(step, same[-1:], step.replayed) if same else None
+    return Origin(maker, step.hurt(maker.outputs)[0]) if maker is not None else None
 
 
 def _is_backward(step: StepView, call: Call) -> bool:

@@ -74,7 +74,8 @@ def _draft(step: StepView, entry: _Entry, damage: str | None, *, earlier: bool =
     """Tell of data that came in, in this step or at the end of the one before."""
     call, name, tensor = entry
     severity: Severity = "error" if tensor.nan else "warning"
-    if damage is None or not step.hurt([(name, tensor.id)]):
+    # What the step before has left, and did harm, is no mask; ids are of one step.
+    if damage is None or not (earlier or step.hurt([(name, tensor.id)])):
         severity = "note"
     message = f"{count_text(tensor)} in the data: {name} of {call.op or call.module or 'the model'}"
     evidence: dict[str, Any] = {"placed": "direct", "shape": tensor.shape, "reached": damage}

@@ -458,3 +458,39 @@ def test_data_that_are_bad_after_a_bad_call_lead_to_it(bad_at: int) -> None:
         .splitlines()[int(found.evidence["made_before"].rpartition(":")[2]) - 1]
     )
     assert line == "        return self.linear(x) / scale  # the cause"
+
+
+class Router(nn.Module):
+    """Keeps a part of the loss in an attribute, beside values that do no harm inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.scale = nn.Linear(8, 4), nn.Linear(8, 8), 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.gate(x)
+        shown = torch.where(logits > -99, logits, (logits.detach() * 0).log())
+        self.aux = (shown * self.scale).exp().sum(-1).square().mean()  # the cause
+        return self.up(x) * logits.softmax(-1)[:, :1]
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("bad_at", [0, 7, 34])
+def test_a_part_of_the_loss_that_a_module_keeps_in_an_attribute(bad_at: int, level: str) -> None:
+    def program() -> None:
+        model = nn.Sequential(nn.Linear(8, 8), Router(), nn.Linear(8, 1))
+        router = model[1]
+        assert isinstance(router, Router)
+        optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+        for step in range(bad_at + 3):
+            # From there on, so that the same comes again where no weight was spoilt.
+            router.scale = 1e5 if step >= bad_at else 1.0
+            loss = model(torch.randn(16, 8)).square().mean() + router.aux
+            optimizer.zero_grad()
+            loss.backward()
+            if step < bad_at:
+                optimizer.step()
+
+    (found,) = loud(program, level=level)
+    assert (found.code, found.step, found.module, found.op) == ("TT101", bad_at, "1", "exp")
+    assert code_of(found).endswith("# the cause")

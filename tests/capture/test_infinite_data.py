@@ -124,3 +124,19 @@ def test_scores_that_are_masked_outside_are_no_data() -> None:
             optimizer.step()
 
     assert [f for f in find_live(program) if f.severity != "note"] == []
+
+
+def test_in_a_batch_that_is_taken_after_the_update_before() -> None:
+    def program() -> None:
+        data = torch.rand(9, 4, 6).log()
+        data[5, 2, 3] = -math.inf
+        model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        for step in range(9):
+            x = data[step]
+            model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    (found,) = [f for f in find_live(program) if f.severity != "note"]
+    assert (found.code, found.severity, found.step) == ("TT105", "warning", 5)
