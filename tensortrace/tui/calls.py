@@ -102,7 +102,9 @@ def columns(width: int, chosen: frozenset[str] | None = None) -> Columns:
         widths["seq"] = 4
     # The name says most: what nobody asked for gives way before it is cut.
     low = NAME_FROM if chosen is not None else NAME_SHOWN if width >= 72 else 0
-    for name in GIVES_WAY:
+    # What the width alone would show was not asked for: it goes first.
+    asked = [name for name in GIVES_WAY if SHOWN_FROM.get(name, width + 1) > width]
+    for name in [name for name in GIVES_WAY if name not in asked] + asked:
         if width - 2 - sum(widths.values()) < low:
             widths.pop(name, None)
     return Columns(max(8, width - 2 - sum(widths.values())), widths)

@@ -103,7 +103,7 @@ class FlowView(View):
             self.main.set_title(title)
         tensors = [item.tensor for item in self.items if item.tensor is not None]
         self.shapes = min(
-            SHAPES, max((cell_len(shape_and_type(t)) + 1 for t in tensors), default=1)
+            SHAPES, max((cell_len(shape_and_type(t)) + 2 for t in tensors), default=1)
         )
         self.main.show(len(self.items), self.item_line, self.main.cursor or 0)
 
