@@ -46,9 +46,9 @@ class Copied:
 def write_copies(listing: Listing, folder: Path | None = None) -> list[Copied]:
     """Write an annotated copy of each file that the listing has lines of.
 
-    ``model.py`` becomes ``model.annotated.py`` beside it or in `folder`, which is made. A file that is
-    not what it was when its lines were recorded gets no copy; neither does one of an installed
-    package, unless there is a folder.
+    ``model.py`` becomes ``model.annotated.py`` beside it or in `folder`, which is made. A file
+    that is not what it was when its lines were recorded gets no copy; neither does one of an
+    installed package, unless there is a folder.
 
     Raises:
         UsageError: a file that somebody else wrote is in the way.
