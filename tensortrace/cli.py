@@ -236,7 +236,8 @@ def _lines_arguments(parser: argparse.ArgumentParser) -> None:
     add("--step", metavar="N", help="only step N, or steps N:M; by default all")
     add("--function", metavar="NAME", help="only functions of this name: `forward`, `Net.forward`")
     add("--write", nargs="?", const=False, type=Path, metavar="FOLDER",
-        help="write model.annotated.py with comments, beside model.py or in FOLDER")  # fmt: skip
+        help="write model.annotated.py with comments, beside model.py or in FOLDER, "
+        "which is made if it is not there")  # fmt: skip
     add("--json", action="store_true", help="one JSON document instead of text")
 
 
@@ -327,7 +328,8 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         help="the log, all ranks of a run, or their folder; by default the newest here",
     )
     add("--out", "-o", metavar="FILE",
-        help="its suffix says the format: .html, .csv, .txt, .json; - writes CSV to stdout; "
+        help="in a folder that is there; its suffix says the format: .html, .csv, .txt, .json; "
+        "- writes CSV to stdout; "
         "by default the log's name with .html")  # fmt: skip
     add("--what", metavar="PART",
         help="the table of a CSV: layers (the default), steps, tensors or findings")  # fmt: skip

@@ -378,7 +378,10 @@ NEWER = encode(make_header()).replace(b'"version":1', b'"version":2').replace(b'
     ("content", "says"),
     [
         (b"", "is empty"),
-        (b"hello\n", "not JSON"),
+        (b"hello\n", "it is not JSON"),
+        (b"\xef\xbb\xbfhello\n", "it is not JSON"),
+        (b"\xef\xbb\xbf" + encode(make_header()), "put a byte order mark before it"),
+        (encode(make_call(1)), "the header, is missing"),
         (b"\x7fELF\x00\x00\x01", "a binary file"),
         (b'{"traceEvents":[]}\n', "another program's JSON"),
         (b"[1,2]\n", "another program's JSON"),
@@ -388,7 +391,7 @@ NEWER = encode(make_header()).replace(b'"version":1', b'"version":2').replace(b'
         (NEWER, "in format 2 of tensortrace 0.1.0"),
         (b"[" * 1_000_000, "another program's JSON"),
     ],
-    ids=range(10),
+    ids=range(13),
 )
 def test_what_is_no_log_gets_one_sentence(tmp_path, content, says):
     path = tmp_path / "x\x1b[31m.jsonl"

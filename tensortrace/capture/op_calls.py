@@ -35,6 +35,7 @@ def begin_op(
 
     Args:
         name: what it is called in the record.
+        args: in the order of the op, see `REVERSED`.
         seq: its number, if it has one already.
     """
     inside = here.stack[-1] if here.stack else None

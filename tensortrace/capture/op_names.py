@@ -6,11 +6,12 @@ import functools
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tensortrace.records import to_scalar
 from tensortrace.text import shorten
 
-__all__ = ["BACKWARD", "HOOKS", "SYNCS", "arguments_of", "op_of"]
+__all__ = ["BACKWARD", "HOOKS", "REVERSED", "SYNCS", "arguments_of", "op_of"]
 
 # Calls that compute nothing worth a record, by name.
 _SILENT = frozenset({
@@ -46,13 +47,38 @@ _OPERATORS = {
     "__lshift__": "bitwise_left_shift", "__rshift__": "bitwise_right_shift", "__iand__": "and_",
     "__ior__": "or_", "__ixor__": "xor_", "linalg_vector_norm": "norm",
 }  # fmt: skip
+# Of these, those that get their right operand first: `2 - w` calls `w.__rsub__(2)`.
+REVERSED = frozenset({
+    "__rdiv__", "__rtruediv__", "__rsub__", "__rpow__", "__rmatmul__", "__rfloordiv__", "__rmod__",
+    "__rlshift__", "__rrshift__",
+})  # fmt: skip
+# How the first argument is called where it is no tensor.
+_FIRST = {
+    "pow": "base", "float_power": "base", "sub": "self", "div": "self", "floor_divide": "self",
+    "remainder": "self", "full": "shape", "einsum": "equation", "eye": "n", "randperm": "n",
+    "linspace": "start", "logspace": "start", "normal": "mean",
+}  # fmt: skip
+# Those that take a shape or dims as one argument or as several: where they begin, what they are.
+_SEVERAL = {
+    "view": (1, "shape"), "reshape": (1, "shape"), "expand": (1, "shape"), "permute": (1, "dims"),
+    "flip": (1, "dims"), "repeat": (1, "repeats"), "tile": (1, "dims"), "randn": (0, "shape"),
+    "rand": (0, "shape"), "zeros": (0, "shape"), "ones": (0, "shape"), "empty": (0, "shape"),
+    "new_zeros": (1, "shape"), "new_ones": (1, "shape"), "new_empty": (1, "shape"),
+}  # fmt: skip
+# What they are given is what comes out, and that is described.
+_DATA = frozenset({"tensor", "as_tensor", "asarray", "scalar_tensor"})
+# Numbers in one argument.
+_LONGEST = 8
 # How the arguments after the first are called, where Python gives positions only.
 _POSITIONS = {
     "softmax": ("dim", "dtype"), "log_softmax": ("dim", "dtype"), "sum": ("dim", "keepdim"),
     "mean": ("dim", "keepdim"), "std": ("dim", "correction"), "var": ("dim", "correction"),
     "norm": ("p", "dim"), "pow": ("exponent",), "clamp": ("min", "max"), "clip": ("min", "max"),
     "clamp_min": ("min",), "clamp_max": ("max",), "masked_fill": ("mask", "value"),
-    "view": ("shape",), "reshape": ("shape",), "transpose": ("dim0", "dim1"), "permute": ("dims",),
+    "transpose": ("dim0", "dim1"), "view": ("dtype",), "full": ("fill_value",),
+    "eye": ("m",), "normal": ("std",),
+    "linspace": ("end", "steps"), "logspace": ("end", "steps"), "floor_divide": ("other",),
+    "remainder": ("other",), "float_power": ("exponent",),
     "unsqueeze": ("dim",), "squeeze": ("dim",), "max": ("dim",), "min": ("dim",),
     "argmax": ("dim",), "prod": ("dim",), "cumsum": ("dim",), "cumprod": ("dim",),
     "logsumexp": ("dim",), "chunk": ("chunks", "dim"), "split": ("split_size", "dim"),
@@ -70,18 +96,42 @@ def op_of(name: str) -> str | None:
 
 
 def arguments_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that are no tensors and say what an op does: dim, eps, p, dtype, alpha."""
+    """The arguments that are no tensors and say what an op does: dim, eps, p, dtype, alpha. Hot.
+
+    Args:
+        name: what the op is called in the record.
+        args: in the order of the op, also where Python's operator has them the other way round.
+    """
     found: dict[str, Any] = {}
-    names = _POSITIONS.get(name.rstrip("_"), ())
-    for i, value in enumerate(args[1:]):
-        text = _argument(value)
-        if text is not None:
-            found[names[i] if i < len(names) else str(i + 1)] = text
+    for value in args:
+        if value is not None and not isinstance(value, Tensor):  # most ops get nothing else
+            _add_positional(found, name.rstrip("_"), args)
+            break
     for key, value in kwargs.items():
         text = _argument(value)
         if text is not None:
             found[shorten(key)] = text
     return found
+
+
+def _add_positional(found: dict[str, Any], name: str, args: tuple[Any, ...]) -> None:
+    if name in _SEVERAL:
+        start, word = _SEVERAL[name]
+        given = args[start:]
+        whole = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+        if all(isinstance(value, int) for value in whole):
+            if given and len(whole) <= _LONGEST:
+                found[word] = list(whole)
+            return
+    names = _POSITIONS.get(name, ())
+    for i, value in enumerate(args):
+        text = _argument(value)
+        if text is None or (i == 0 and name in _DATA):
+            continue
+        if i == 0:
+            found[_FIRST.get(name, "0")] = text
+        else:
+            found[names[i - 1] if i <= len(names) else str(i)] = text
 
 
 def _argument(value: Any) -> Any:
@@ -91,7 +141,7 @@ def _argument(value: Any) -> Any:
         return to_scalar(value)
     if isinstance(value, (bool, int, str)):
         return value if not isinstance(value, str) else value[:80]
-    if isinstance(value, (tuple, list)) and len(value) <= 8:
+    if isinstance(value, (tuple, list)) and len(value) <= _LONGEST:
         parts = []
         for part in value:
             found = _argument(part)

@@ -20,6 +20,7 @@ import torch
 from tensortrace.capture import compiled
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.line_thinning import is_taken
+from tensortrace.capture.op_names import REVERSED
 from tensortrace.capture.source import SourceLines
 from tensortrace.capture.stats import StatsQueue, summarize
 from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD, version_of
@@ -45,7 +46,7 @@ def writes(name: str) -> bool:
 
 
 _HOT = ("_dtype", "_is_bad", "_line", "_outline", "_shape", "_step", "_turns", "runs")
-_OWN = ("checked", "has_turned", "is_own", "location", "writes")
+_OWN = ("checked", "has_turned", "is_own", "location", "reverses", "writes")
 
 
 class Place(compiled.base_of("Place", _HOT)):  # type: ignore[misc] # compiled where it can be
@@ -61,6 +62,7 @@ class Place(compiled.base_of("Place", _HOT)):  # type: ignore[misc] # compiled w
 
     def __init__(self, location: Location | None, is_own: bool, writes: bool) -> None:
         self.location, self.is_own, self.writes = location, is_own, writes
+        self.reverses = False
         # Whether its inputs were compared, before and after, so that `writes` is right.
         self.checked = writes
         self._step = self._line = -1
@@ -157,6 +159,7 @@ class Places:
         location, is_own = self._sources.locate_place(user)
         changes = writes(key[0]) or any(part in key[0] for part in _WRITES_UNSEEN)
         place = places[key] = Place(location, is_own, changes)
+        place.reverses = key[0] in REVERSED
         return place
 
 

@@ -36,7 +36,7 @@ from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.op_calls import begin_op, end_op, identify_all, op_raised
-from tensortrace.capture.op_names import BACKWARD, HOOKS, SYNCS, op_of
+from tensortrace.capture.op_names import BACKWARD, HOOKS, REVERSED, SYNCS, op_of
 from tensortrace.capture.op_places import Place, outputs_of, versions_of, writes
 from tensortrace.capture.reader import Held
 from tensortrace.capture.tensors import Passed, TensorDraft
@@ -319,7 +319,8 @@ def _run(
         try:
             location = _line_of(recorder, place, sys._getframe(2))
             _graph_may_begin(recorder, args, kwargs)
-            draft = begin_op(recorder, turn.op, location, args, kwargs)
+            given = args[::-1] if turn.name in REVERSED else args
+            draft = begin_op(recorder, turn.op, location, given, kwargs)
             since = _next_node()
             if place is not None and draft is not None:
                 if place.checked:
@@ -442,7 +443,8 @@ def _raise_late(
 
 def _begin_late(passed: _Passed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallDraft:
     recorder, op, place, seq, _, _ = passed
-    draft = begin_op(recorder, op, place.location, args, kwargs, seq=seq)
+    given = args[::-1] if place.reverses else args
+    draft = begin_op(recorder, op, place.location, given, kwargs, seq=seq)
     assert draft is not None  # it is in no module
     return draft
 

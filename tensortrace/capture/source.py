@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import linecache
+import os
 import sysconfig
 import warnings
 from pathlib import Path
@@ -190,7 +192,7 @@ class SourceLines:
         """Where a function of the user's is defined."""
         if not self.is_user(code):
             return None
-        return Location(code.co_filename, code.co_firstlineno, _name(code))
+        return Location(_file_of(code), code.co_firstlineno, _name(code))
 
     def locate_line(self, code: CodeType, line: int) -> Location:
         """A line of a function, whoever wrote it. Hot."""
@@ -213,7 +215,7 @@ class SourceLines:
         location = known.lines.get(line)
         if location is None:
             code = known.code
-            location = Location(code.co_filename, line or code.co_firstlineno, _name(code))
+            location = Location(_file_of(code), line or code.co_firstlineno, _name(code))
             known.lines[line] = location
             if self.keep_text and (code.co_filename, code) not in self._met:
                 self._met.add((code.co_filename, code))
@@ -251,6 +253,22 @@ def with_code(location: Location | None) -> Location | None:
 def line_text(file: str, line: int) -> str:
     """A line of a file as it is written, with its end; empty where there is none to read."""
     return linecache.getline(file, line) if file != _NAMELESS else ""
+
+
+def _file_of(code: CodeType) -> str:
+    """The file of some code, as one would write it."""
+    name = code.co_filename
+    return _plain(name) if "/../" in name or "/./" in name else name
+
+
+@functools.lru_cache(1000)
+def _plain(name: str) -> str:
+    """A path without the ``..`` of ``python ../x.py``, but where a link is passed on the way."""
+    plain = os.path.normpath(name)
+    try:
+        return plain if Path(plain).samefile(name) else name
+    except (OSError, ValueError):
+        return name
 
 
 def _name(code: CodeType) -> str:
@@ -302,4 +320,4 @@ def _read_source(code: CodeType, step: int) -> Source | None:
     if not lines:
         return None
     text = "".join(lines)[:_LONGEST_SOURCE]
-    return Source(step=step, file=code.co_filename, name=_name(code), first_line=first, text=text)
+    return Source(step=step, file=_file_of(code), name=_name(code), first_line=first, text=text)

@@ -170,11 +170,10 @@ def _rsqrt(f: Facts) -> Reason:
 
 
 def _div(f: Facts) -> Reason:
-    """The divisor is the second tensor; of one tensor and a number either may be it."""
+    """The divisor is the second tensor or `other`, or the only tensor where `self` is a number."""
     number = f.number("other", "1")
     if len(f.inputs) == 1 and number == 0 and f.first.zeros and f.first.zeros == f.first.numel:
-        return Reason(f"0 / 0 is NaN: it is divided by the number 0, or that by it, and "
-                      f"{_got(f.first)}",
+        return Reason(f"0 / 0 is NaN: it is divided by the number 0, and {_got(f.first)}",
                       "max(n, 1) for a count as divisor")  # fmt: skip
     # 0 / x is 0 elsewhere.
     bad = sum(t.nonfinite for t in f.outputs)
@@ -201,8 +200,10 @@ def _div(f: Facts) -> Reason:
 
 
 def _pow(f: Facts) -> Reason:
-    x, p = f.first, f.number("exponent", "1")
-    if p is None and len(f.inputs) == 1:  # of a number to the power of a tensor
+    x, p, base = f.first, f.number("exponent", "1"), f.number("base")
+    if base is not None and len(f.inputs) == 1:
+        return _pow_of(base, f)
+    if p is None and len(f.inputs) == 1:  # of a number that is not known
         return _general(f) if f.came_out("nan") else _overflow(f)
     power = "a negative power" if p is None else f"the power {number_text(p)}"
     fix = f"x.clamp_min({power_eps(x, p)}).pow(p)"
@@ -214,6 +215,26 @@ def _pow(f: Facts) -> Reason:
         power = "a fractional power" if p is None else power
         return Reason(f"a negative number to {power} is NaN; {_got(x, told)}", fix, x, negative)
     return _overflow(f)
+
+
+def _pow_of(base: float, f: Facts) -> Reason:
+    """A number to the power of a tensor."""
+    x, told = f.first, number_text(base) if base >= 0 else f"({number_text(base)})"
+    if f.came_out("nan") and base < 0:
+        why = f"{told} to a fractional power is NaN: the base is a negative number; {_got(x)}"
+        return Reason(why, "a positive base, or whole exponents: x.round()", x)
+    if base == 0 and f.came_out("posinf"):
+        why = f"0 to a negative power is infinite: the base is the number 0; {_got(x)}"
+        return Reason(why, "a base above 0, or x.clamp_min(0)", x, negative)
+    if f.came_out("nan") or not base or abs(base) == 1:
+        return _general(f)
+    most = math.log(limit_of(f.dtype)) / math.log(abs(base))
+    # Half of it, as what comes of it is summed and squared.
+    side, bound = (
+        ("above", f"max={most // 2:g}") if most > 0 else ("below", f"min={-(-most // 2):g}")
+    )
+    why = f"{told} to the power x is over the range of {range_text(f.dtype)} {side} {most:.4g}"
+    return Reason(f"{why}; {_got(x)}", f"{told} ** x.clamp({bound})", x, large)
 
 
 def _exp(f: Facts) -> Reason:

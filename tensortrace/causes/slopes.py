@@ -81,8 +81,8 @@ def _of_div(f: Facts, x: Tensor) -> float:
     y = f.inputs[-1]
     if y.min is None or y.max is None or y.min <= 0 <= y.max:
         return math.inf
-    low, n = min(abs(y.min), abs(y.max)), f.number("other", "1")
-    if len(f.inputs) < 2 and n is not None:  # the divisor or the dividend
+    low, n = min(abs(y.min), abs(y.max)), f.number("self", "other", "1")
+    if len(f.inputs) < 2 and n is not None:  # the dividend or the divisor
         return max(1 / abs(n), abs(n) / low**2)
     return max(1.0, largest(x) / low) / low
 

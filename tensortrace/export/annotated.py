@@ -46,16 +46,14 @@ class Copied:
 def write_copies(listing: Listing, folder: Path | None = None) -> list[Copied]:
     """Write an annotated copy of each file that the listing has lines of.
 
-    ``model.py`` becomes ``model.annotated.py`` beside it or in `folder`. A file that is not what
-    it was when its lines were recorded gets no copy; neither does one of an installed package,
-    unless there is a folder.
+    ``model.py`` becomes ``model.annotated.py`` beside it or in `folder`, which is made. A file
+    that is not what it was when its lines were recorded gets no copy; neither does one of an
+    installed package, unless there is a folder.
 
     Raises:
         UsageError: a file that somebody else wrote is in the way.
         OSError: a copy cannot be written.
     """
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     by_file: dict[str, list[FunctionFlow]] = {}
     for function in listing.functions:
         by_file.setdefault(function.file, []).append(function)
@@ -73,6 +71,8 @@ def write_copies(listing: Listing, folder: Path | None = None) -> list[Copied]:
             continue
         copy = _free_name(path, path.parent if folder is None else folder, taken)
         taken.add(copy)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         _replace(copy, text)
         done.append(Copied(file, copy))
     return done
@@ -124,7 +124,8 @@ def _annotated(path: Path, functions: Sequence[FunctionFlow], listing: Listing) 
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
         text = data.decode(encoding)
     except (OSError, SyntaxError, ValueError, LookupError) as error:
-        raise UsageError(f"it cannot be read ({error})") from error
+        told = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UsageError(f"it cannot be read ({told})") from error
     parts = _LINE_ENDS.split(text)
     lines, ends = parts[::2], [*parts[1::2], ""]
     known = [(function, function.source) for function in functions if function.source is not None]

@@ -281,11 +281,25 @@ def _choose_step(runs: Sequence[Run], shown: Sequence[Shown]) -> tuple[Run, int 
         if known and is_whole(run.step(number)):
             return run, number
     run = runs[0]
-    for number in reversed(run.steps[-NEAR:]):
-        if is_whole(run.step(number)):
-            return run, number
-    whole = [line.step for line in step_lines(run) if line.full and line.modules.path]
-    return run, next((number for number in reversed(whole) if number in run.steps), None)
+    near = run.steps[-NEAR:]
+    shown_of = {n.step: _updates_shown(n) for n in run.summaries(near.start, near.stop)}
+    in_order = sorted(near, key=lambda n: (shown_of.get(n, 0), n), reverse=True)
+    best = next((number for number in in_order if is_whole(run.step(number))), None)
+    if best is not None and shown_of.get(best) == 2:
+        return run, best
+    # The last may all be of a validation, which updates nothing.
+    far = (line for line in step_lines(run) if line.full and line.modules.path)
+    last = {_updates_shown(line): line.step for line in far if line.step in run.steps}
+    most = max(last, default=-1)
+    return run, best if best is not None and shown_of.get(best, 0) >= most else last.get(most)
+
+
+def _updates_shown(line: Step) -> int:
+    """How much of an update a step has: 2 is one of a module that ran in it, 1 is of another."""
+    columns = line.modules
+    updated = [ratio is not None for ratio in columns.update_ratio]
+    ran = [rms is not None for rms in columns.output_rms]
+    return any(updated) + any(a and b for a, b in zip(updated, ran, strict=False))
 
 
 def _worst_codes(findings: Sequence[Finding], number: int) -> dict[str, str]:

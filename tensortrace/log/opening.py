@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tensortrace.log.codec import HEADER_PREFIX, decode, is_ours
 from tensortrace.log.files import CHUNK, LogFile
 from tensortrace.log.unpacking import GZIP, Unpacked
 from tensortrace.log.zstd import MAGIC
-from tensortrace.records import FORMAT, FORMAT_VERSION, Header
+from tensortrace.records import FORMAT, FORMAT_VERSION, Header, Record
 from tensortrace.text import escape
 
 
@@ -79,14 +80,18 @@ def _read_header(file: LogFile, name: str) -> Header:
         start = file.read(0, CHUNK)
     line, newline, _ = start.partition(b"\n")
     if not line.startswith((b"{", b"[")):
-        what = "a binary file" if b"\0" in start[:1024] else "not JSON"
-        raise LogError(f"{name} is not a tensortrace log: it is {what}")
+        what = "it is a binary file" if b"\0" in start[:1024] else "it is not JSON"
+        if is_ours(line.removeprefix(BOM_UTF8)):
+            what = "an editor has put a byte order mark before it; save it as UTF-8 without one"
+        raise LogError(f"{name} is not a tensortrace log: {what}")
     if not newline and HEADER_PREFIX.startswith(line[:16]):
         raise LogError(f"{name} has no complete first line yet: nothing was recorded in it")
     _check_version(line, name)
     record = decode(line)
     if not isinstance(record, Header) or record.format != FORMAT:
         what = "its first line is damaged" if is_ours(line) else "it is another program's JSON"
+        if isinstance(record, Record) and not isinstance(record, Header):
+            what = "its first line, the header, is missing"
         raise LogError(f"{name} is not a tensortrace log: {what}")
     return record
 

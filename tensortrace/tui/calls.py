@@ -8,11 +8,20 @@ from functools import partial
 
 from rich.cells import cell_len
 
-from tensortrace.records import Module
+from tensortrace.records import Call, Module, Param
 from tensortrace.tui.cells import Cells, cells
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.rows import StepRows
-from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, clip_words, fit
+from tensortrace.tui.styled import (
+    SEVERITY_GLYPH,
+    UNICODE,
+    Glyphs,
+    Styled,
+    clip,
+    clip_path,
+    clip_words,
+    fit,
+)
 from tensortrace.tui.trend import trend_text
 
 SHORT_SECTIONS = {
@@ -93,7 +102,9 @@ def columns(width: int, chosen: frozenset[str] | None = None) -> Columns:
         widths["seq"] = 4
     # The name says most: what nobody asked for gives way before it is cut.
     low = NAME_FROM if chosen is not None else NAME_SHOWN if width >= 72 else 0
-    for name in GIVES_WAY:
+    # What the width alone would show was not asked for: it goes first.
+    asked = [name for name in GIVES_WAY if SHOWN_FROM.get(name, width + 1) > width]
+    for name in [name for name in GIVES_WAY if name not in asked] + asked:
         if width - 2 - sum(widths.values()) < low:
             widths.pop(name, None)
     return Columns(max(8, width - 2 - sum(widths.values())), widths)
@@ -144,7 +155,9 @@ def row_line(
         time = "".join(fit(text, width, glyphs, right=True) for text, width in times if width)
         room, numbers = room + cell_len(numbers) - cell_len(time), time
     indent = " " * min(2 * row.depth, layout.name // 3)
-    name = clip(indent + _marker(rows, at, glyphs) + held.name, room, glyphs)
+    before = indent + _marker(rows, at, glyphs)
+    named = clip_path if isinstance(row.record, Call | Param) else clip
+    name = clip(before + named(held.name, max(1, room - cell_len(before)), glyphs), room, glyphs)
     kind, word, tone = held.kind, held.health, held.style
     inside, calls = rows.inside(at), rows.holds(at) if rows.closed(at) else 0
     if inside or calls:

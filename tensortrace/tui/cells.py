@@ -22,7 +22,7 @@ from tensortrace.records import (
     Step,
     Tensor,
 )
-from tensortrace.text import escape, number_text, shape_text, short_dtype
+from tensortrace.text import escape, module_text, number_text, shape_text, short_dtype
 from tensortrace.tui.row import Lookup, Row
 from tensortrace.tui.styled import SEVERITY_GLYPH
 
@@ -181,6 +181,16 @@ def name_of(row: Row, modules: Mapping[str, Module]) -> tuple[str, str]:
         case Finding() as finding:
             named = escape(finding.check), escape(finding.message)
     return named
+
+
+def full_name(record: Record | None, modules: Mapping[str, Module]) -> str:
+    """Name a record where it stands alone: a module by its whole path, ``module 4``."""
+    name = name_of(Row(record, ""), modules)[0]
+    if not isinstance(record, Call) or record.op is not None or record.module is None:
+        return name
+    module = modules.get(record.module)
+    told = module_text(record.module, module.cls if module is not None else None)
+    return told if name == escape(record.module) else name
 
 
 def short_place(location: Location | None) -> str:

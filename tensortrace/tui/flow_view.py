@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.worker import get_current_worker
@@ -17,16 +18,18 @@ from tensortrace.records import Call, Line, Param, Record, Tensor
 from tensortrace.text import escape, module_text, number_text, shape_text, short_dtype
 from tensortrace.tui import flow
 from tensortrace.tui.bindings import bindings_of
-from tensortrace.tui.cells import RAISED, health, name_of, short_place
+from tensortrace.tui.cells import RAISED, full_name, health, short_place
 from tensortrace.tui.flow import Flow, Link, Way
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.row import Row
 from tensortrace.tui.rows import StepRows
-from tensortrace.tui.styled import Styled, clip, fit
+from tensortrace.tui.styled import Styled, clip, clip_path, fit
 from tensortrace.tui.view import View
 
 # How far the way of a non-finite value is followed back.
 FARTHEST = 40
+# Cells of the column of shapes, at most; of the title beside the name and what is told.
+SHAPES, TITLE_BESIDE = 20, 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class FlowView(View):
     def __init__(self) -> None:
         super().__init__()
         self.items: list[Item] = []
+        # Cells of the column of shapes; the names take what it leaves.
+        self.shapes = SHAPES
         self.asked: tuple[object, object] | None = None
 
     def compose(self) -> ComposeResult:
@@ -66,7 +71,7 @@ class FlowView(View):
             self.draw_items(None)
             return
         self.asked = (rows, row.record)
-        self.main.set_title(f"Flow of {name_of(row, self.viewer.modules)[0]}, looking")
+        self.main.set_title(self.title_of(row, "looking"))
         self.work(lambda: self.ask(rows, row))
 
     def ask(self, rows: StepRows, row: Row) -> None:
@@ -84,13 +89,22 @@ class FlowView(View):
             at = next((i for i, item in enumerate(items) if item.part == "here"), 0)
             self.main.cursor = at
             row = self.viewer.row
-            name = "" if row is None else name_of(row, self.viewer.modules)[0]
-            self.draw_items(f"Flow of {name}, step {self.viewer.number}")
+            self.draw_items(self.title_of(row, f"step {self.viewer.number}"))
+
+    def title_of(self, row: Row | None, told: str) -> str:
+        """Name the row in the width of the pane."""
+        name = full_name(row.record, self.viewer.modules) if row is not None else ""
+        room = (self.main.size.width or self.viewer.size.width - 2) - len(told) - TITLE_BESIDE
+        return f"Flow of {clip_path(name, max(8, room), self.viewer.glyphs)}, {told}"
 
     def draw_items(self, title: str | None) -> None:
         """Draw the list."""
         if title is not None:
             self.main.set_title(title)
+        tensors = [item.tensor for item in self.items if item.tensor is not None]
+        self.shapes = min(
+            SHAPES, max((cell_len(shape_and_type(t)) + 2 for t in tensors), default=1)
+        )
         self.main.show(len(self.items), self.item_line, self.main.cursor or 0)
 
     def item_line(self, at: int, part: int, width: int, here: bool) -> Styled:
@@ -106,26 +120,28 @@ class FlowView(View):
         record = item.record
         if isinstance(record, Call) and record.exception is not None:
             word, style = RAISED
-        name = name_of(Row(record, ""), self.viewer.modules)[0]
-        if isinstance(record, Call) and record.op and record.module:
-            name += f"  in {module_text(record.module)}"
+        name = full_name(record, self.viewer.modules)
         seq = getattr(record, "seq", None)
         here_too = item.part == "here"
         mark = fit(glyphs.arrow if here_too or item.part == "path" else "", 3, glyphs)
         tensor = item.tensor
-        shape = "" if tensor is None else f"{shape_text(tensor.shape)} {short_dtype(tensor.dtype)}"
+        shape = "" if tensor is None else shape_and_type(tensor)
         numbers = ""
         if tensor is not None and width >= 96:
             numbers = f"mean {number_text(tensor.mean)} std {number_text(tensor.std)}"
         place = short_place(getattr(record, "location", None)) if width >= 120 else ""
-        rest = 54 + 30 * bool(numbers) + 24 * bool(place)
+        rest = 34 + self.shapes + 30 * bool(numbers) + 24 * bool(place)
+        room = max(10, width - rest)
+        if isinstance(record, Call) and record.op and record.module:
+            where = module_text(record.module)
+            name += f"  in {clip_path(where, max(8, room - cell_len(name) - 5), glyphs)}"
         line: Styled = [
             (sign, ""),
             (mark, "error" if style == "error" else "ok"),
             (fit(escape(item.label)[:40], 11, glyphs) + " ", "faint"),
             (fit(f"#{seq}", 6, glyphs), "faint"),
-            (fit(name, max(10, width - rest), glyphs) + " ", "strong" if here_too else "op"),
-            (fit(shape, 20, glyphs), ""),
+            (fit(clip_path(name, room, glyphs), room) + " ", "strong" if here_too else "op"),
+            (fit(shape, self.shapes, glyphs), ""),
         ]
         if numbers:
             line.append((fit(numbers, 30, glyphs), ""))
@@ -147,6 +163,11 @@ class FlowView(View):
             return
         self.viewer.remember()
         self.viewer.go_to_seq(self.viewer.number, seq)
+
+
+def shape_and_type(tensor: Tensor) -> str:
+    """Write what a tensor is: ``[8, 64] f32``."""
+    return f"{shape_text(tensor.shape)} {short_dtype(tensor.dtype)}"
 
 
 def items_of(row: Row, asked: Flow) -> list[Item]:

@@ -14,6 +14,9 @@ from textual.strip import Strip
 
 from tensortrace.tui.strips import Drawn, filled
 
+# What is named however narrow the screen is.
+ALWAYS = ("help", "quit")
+
 
 class Keys(Drawn):
     """The keys of the moment and what they do, drawn from pieces; a click presses one.
@@ -59,22 +62,35 @@ class Keys(Drawn):
             self.held = held
             self.refresh()
 
-    def texts(self) -> list[tuple[str, str]]:
-        """Each key as it is shown, and what it does."""
-        return [(f" {self.app.get_key_display(one)} ", f"{one.description} ") for one in self.held]
+    def texts(self) -> list[tuple[Binding, tuple[str, str]]]:
+        """The keys that there is room for, each as it is shown, and what it does.
+
+        The last ones that lead on give way: from help one learns of all the others.
+        """
+        texts = [
+            (one, (f" {self.app.get_key_display(one)} ", f"{one.description} "))
+            for one in self.held
+        ]
+        over = sum(cell_len("".join(text)) for _, text in texts) - self.size.width
+        for one in reversed(texts[:]):
+            if over > 0 and one[0].action not in ALWAYS:
+                texts.remove(one)
+                over -= cell_len("".join(one[1]))
+        return texts
 
     def render_line(self, y: int) -> Strip:
         """Draw the line."""
         base = self.rich_style
         key, told = (self.get_component_rich_style(f"keys--{part}") for part in ("key", "told"))
         styles = (base + key, base + told)
-        pieces = [Segment(*one) for pair in self.texts() for one in zip(pair, styles, strict=True)]
+        pairs = [pair for _, pair in self.texts()]
+        pieces = [Segment(*one) for pair in pairs for one in zip(pair, styles, strict=True)]
         return filled(pieces, self.size.width, Style(bgcolor=base.bgcolor))
 
     def on_mouse_down(self, event: events.MouseDown) -> None:
         """Press the key under the pointer."""
         at = 0
-        for binding, texts in zip(self.held, self.texts(), strict=True):
+        for binding, texts in self.texts():
             at += sum(map(cell_len, texts))
             if event.x < at:
                 self.app.simulate_key(binding.key)

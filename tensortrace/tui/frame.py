@@ -22,7 +22,7 @@ from tensortrace.run import Run
 from tensortrace.text import escape, number_text
 from tensortrace.tui import detail, findings
 from tensortrace.tui.calls import head_line, row_line
-from tensortrace.tui.cells import name_of
+from tensortrace.tui.cells import full_name
 from tensortrace.tui.folds import Folds, Opened
 from tensortrace.tui.footer import Keys
 from tensortrace.tui.grid import Grid
@@ -37,7 +37,7 @@ from tensortrace.tui.row import Row
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.screens import Prompt
 from tensortrace.tui.strips import Ground
-from tensortrace.tui.styled import UNICODE, Glyphs, Styled
+from tensortrace.tui.styled import UNICODE, Glyphs, Styled, clip_path
 from tensortrace.tui.tabs import Tabs
 from tensortrace.tui.timeline import Timeline, window
 from tensortrace.tui.view import View
@@ -448,7 +448,8 @@ class Frame(App[int]):
         source = self.log_.source(location.file, location.line) if location else None
         self.detail_width = width = self.detail_room
         lines = detail.detail_lines(row, self.rows, self.modules, source, width, glyphs=self.glyphs)
-        pane.set_title(f"Detail: {name_of(row, self.modules)[0]}")
+        name = full_name(row.record, self.modules)
+        pane.set_title(f"Detail: {clip_path(name, max(8, width - 12), self.glyphs)}")
         pane.show(len(lines), lambda at, part, width, here: lines[at])
         self.source_width = source_pane.size.width
         room = max(20, self.source_width - 2) if self.source_width else None

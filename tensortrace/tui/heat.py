@@ -18,7 +18,7 @@ from tensortrace.text import escape, module_text, number_text
 from tensortrace.tui.columns import Columns
 from tensortrace.tui.grid import FLAGS, QUANTITIES, Grid, letters_of
 from tensortrace.tui.looks import HEAT
-from tensortrace.tui.styled import UNICODE, Glyphs, Styled, clip, fit
+from tensortrace.tui.styled import UNICODE, Glyphs, Styled, clip_path, cut, fit
 
 LEVELS = len(HEAT)
 WORDS = {"n": "NaN", "i": "infinite", "o": "in an output", "g": "in a gradient", "f": "finding"}
@@ -50,9 +50,9 @@ def scale_of(grid: Grid, name: str) -> Scale:
     return Scale(10.0**bottom, 10.0**top)
 
 
-def name_width(width: int) -> int:
-    """Cells for the names of the modules."""
-    return max(8, min(36, width // 4))
+def name_width(width: int, longest: int = 0) -> int:
+    """Cells for the names of the modules, of which the longest takes so many."""
+    return max(8, min(max(36, longest + 2), width // 4))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,12 @@ class HeatMap:
     shown: int
     wide: int
     glyphs: Glyphs = UNICODE
+    longest: int = 0
+
+    def gutter(self, width: int) -> int:
+        """Cells for the names of the modules: what the columns and a scrollbar leave, if more."""
+        held = name_width(width, self.longest)
+        return max(held, min(self.longest + 2, width - self.shown * self.wide - 1))
 
     def cell(self, row: int, column: int) -> tuple[str, str]:
         """The glyph and style of a cell: a flag, else the level; ``0`` for exactly nothing."""
@@ -96,12 +102,10 @@ class HeatMap:
         path = self.grid.paths[row]
         module = modules.get(path)
         told = module_text(path, module.cls if module else None)
-        room = name_width(width) - 1
-        if len(told) > room - 1:  # of a long path its end says more than its beginning
-            told = self.glyphs.more + told[-max(1, room - 2) :]
+        room = self.gutter(width) - 1
         line: Styled = [
             (self.glyphs.cursor if here else " ", ""),
-            (fit(told, room, self.glyphs), "name"),
+            (fit(clip_path(told, room - 1, self.glyphs), room), "name"),
         ]
         values = self.grid.numbers(self.name, row)[: self.shown].tolist()
         flags = self.grid.flags[row, : self.shown].tolist()
@@ -114,7 +118,7 @@ class HeatMap:
 
     def head_lines(self, marks: Mapping[int, Severity], column: int, width: int) -> list[Styled]:
         """Three lines over the map: what it means, the findings, which steps there are."""
-        held = Columns(self.grid.span, self.shown, self.wide, name_width(width), self.glyphs)
+        held = Columns(self.grid.span, self.shown, self.wide, self.gutter(width), self.glyphs)
         return [self.legend(), held.marks_line(marks), held.steps_line(column, width)]
 
     def legend(self) -> Styled:
@@ -157,8 +161,7 @@ def told_lines(
     room = width - len(when) - 2 - cell_len(told)
     if cell_len(name + kind) > room:  # the map says the name too, and nothing else the flags
         kind = ""
-    if cell_len(name) > room:
-        name = glyphs.more + name[-max(1, room - 1) :]
+    name = clip_path(name, max(1, room), glyphs)
     head: Styled = [(name, "strong"), (kind, "op"), (f"  {when}", ""), (told, "error")]
     most = "" if span.per == 1 else "the largest of each: "
     numbers = []
@@ -179,6 +182,4 @@ def told_lines(
             lines.append([(text, "")])
             text = ""
         text += ("" if not text or text == most else "  ") + number
-    return [
-        [(clip(piece, width), style) for piece, style in line] for line in [*lines, [(text, "")]]
-    ]
+    return [cut(line, width, glyphs) for line in [*lines, [(text, "")]]]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.binding import BindingType
 
-from tensortrace.text import escape
+from tensortrace.records import Module
+from tensortrace.text import escape, module_text
 from tensortrace.tui.bindings import bindings_of
 from tensortrace.tui.grid import QUANTITIES, Grid
 from tensortrace.tui.heat import HeatMap, name_width, scale_of, told_lines
@@ -33,6 +35,10 @@ class LayersView(SpanView):
         self.path: str | None = None
         # The rows of the grid as they stand on the screen.
         self.order: list[int] = []
+        self.map: HeatMap | None = None
+        # The modules that the longest name is known of.
+        self.named: dict[str, Module] | None = None
+        self.longest_ = 0
 
     def compose(self) -> ComposeResult:
         """The map, and below it what its cell says."""
@@ -50,7 +56,17 @@ class LayersView(SpanView):
 
     def left_of(self, width: int) -> int:
         """The names of the modules."""
-        return name_width(width)
+        return name_width(width, self.longest)
+
+    @property
+    def longest(self) -> int:
+        """Cells of the longest name of a module."""
+        modules = self.viewer.modules
+        if self.named is not modules:
+            self.named = modules
+            told = (module_text(path, module.cls) for path, module in modules.items())
+            self.longest_ = max(map(cell_len, told), default=0)
+        return self.longest_
 
     def arrived(self) -> None:
         """Go to the module of the row."""
@@ -66,7 +82,9 @@ class LayersView(SpanView):
             return
         modules, column = viewer.modules, self.column
         scale = scale_of(grid, self.quantity)
-        held = HeatMap(grid, self.quantity, scale, self.shown, self.wide, viewer.glyphs)
+        self.map = held = HeatMap(
+            grid, self.quantity, scale, self.shown, self.wide, viewer.glyphs, self.longest
+        )
 
         self.order = order = grid.in_order(modules)
 
@@ -134,7 +152,7 @@ class LayersView(SpanView):
         if pane is self.main and self.grid is not None:
             row = self.row_at(at)
             self.path = self.path if row is None else self.grid.paths[row]
-            left = x - name_width(pane.size.width)
+            left = x - self.map.gutter(pane.size.width) if self.map is not None else -1
             if left >= 0:
                 self.action_column(left // self.wide - self.column)
 

@@ -169,7 +169,9 @@ class Pane(ScrollView, Drawn, inherit_bindings=False, can_focus=True):
         around = min(items * height, max(0, (page - height) // 2))
         if top + around <= y <= top + page - height - around:
             return
-        if y < top - page or y > top + 2 * page:
+        if height > page:  # of an item that has no room its beginning says what it is
+            top = y
+        elif y < top - page or y > top + 2 * page:
             top = y - page // 2
         else:
             top = y - around if y < top + around else y + height + around - page

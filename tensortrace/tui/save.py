@@ -13,11 +13,14 @@ from tensortrace.tui.panes import Pane
 # Lines of a pane; a step of a million calls makes no file of a million lines.
 MOST_LINES = 20_000
 NARROWEST = 40
+# What the name of a view may end with; whatever else it is would not be what its name says.
+SUFFIXES = ("", ".txt", ".svg")
 
 
 def free_name(run: Run, step: int, view: str) -> str:
     """A name that no file here has: ``log-step7-layers.txt``."""
     stem = run.path.name.split(".")[0] or "log"
+    stem = "run" if stem == "-" else stem  # from standard input; a name like an option is a trap
     for at in range(1, 10_000):
         name = f"{stem}-step{step}-{view}{'' if at == 1 else f'-{at}'}.txt"
         if not Path(name).exists():
@@ -39,8 +42,11 @@ def write_new(name: str, text: str) -> Path:
     """Write a file that was not there.
 
     Raises:
-        OSError: it is there already, or cannot be written.
+        OSError: it is there already, or cannot be written, or is named like what a view is not.
     """
+    if Path(name).suffix.lower() not in SUFFIXES:
+        told = "a view is .txt or .svg, and `tensortrace export` makes pages and tables"
+        raise OSError(errno.EINVAL, told, name)
     data = text.encode("utf-8", "backslashreplace")
     try:
         path = Path(name).expanduser()

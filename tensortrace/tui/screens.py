@@ -16,7 +16,7 @@ from tensortrace.tui.bindings import help_lines
 from tensortrace.tui.footer import Keys
 from tensortrace.tui.over import Over
 from tensortrace.tui.panes import Pane
-from tensortrace.tui.styled import Styled
+from tensortrace.tui.styled import ASCII, UNICODE, Glyphs, Styled
 
 SIGNS = (
     ("x", "error, NaN or infinite"),
@@ -36,7 +36,11 @@ PROMISE = (
 KEY_WIDTH, HELP_WIDTH = 20, 78
 
 
-def help_page(view: str, width: int) -> list[Styled]:
+# How a terminal without their signs names the keys.
+ARROWS = str.maketrans({"↑": "up", "↓": "down", "←": "left", "→": "right"})
+
+
+def help_page(view: str, width: int, glyphs: Glyphs = UNICODE) -> list[Styled]:
     """Write the help page from the table of keys, those of a view first; long lines are wrapped."""
     lines: list[Styled] = []
     signs = [("Signs", ""), *SIGNS]
@@ -44,7 +48,8 @@ def help_page(view: str, width: int) -> list[Styled]:
         if not told:
             lines.append([(f" {shown}", "strong")])
             continue
-        head = f"   {shown:<{KEY_WIDTH - 2}}"
+        keys = shown.translate(ARROWS) if glyphs is ASCII else shown
+        head = f"   {keys:<{KEY_WIDTH - 2}}"
         rest = textwrap.wrap(told, max(12, width - len(head) - 1))
         lines += [
             [(head if at == 0 else " " * len(head), ""), (part, "")] for at, part in enumerate(rest)
@@ -93,7 +98,8 @@ class Help(ModalScreen[None], Over[None]):
 
     def draw(self, width: int) -> None:
         """Show the lines, wrapped to a width."""
-        self.width, lines = width, help_page(self.view, width)
+        glyphs = ASCII if self.app.has_class("-ascii") else UNICODE
+        self.width, lines = width, help_page(self.view, width, glyphs)
         self.page.styles.height = len(lines) + 2
         self.page.show(len(lines), lambda at, part, width, here: lines[at], keep=True)
 

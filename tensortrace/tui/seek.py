@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from textual.worker import Worker, get_current_worker
 
@@ -83,7 +84,7 @@ class Seeker(Reader):
             return worker.is_cancelled
 
         for at, (held, low, high) in enumerate(pieces):
-            hit = look(held.file, term, low, high, cancelled)
+            hit = look(held.file, search.sought(term, held.sources), low, high, cancelled)
             if worker.is_cancelled:
                 return
             if hit is not None:
@@ -120,7 +121,7 @@ class Seeker(Reader):
         if hit is None:
             count = len(self.ranks.runs)
             where = "this log" if count == 1 else f"the logs of {count} ranks"
-            self.tell(f"{self.term}: nowhere in {where}", "warning")
+            self.tell(f"{self.term}: nowhere in {where}{self.searched_text()}", "warning")
             return
         before = self.spot
         self.remember()
@@ -146,6 +147,14 @@ class Seeker(Reader):
             self.tell("went round the end of the log")
         elif other:
             self.tell(f"found on rank {run.header.rank}")
+
+    def searched_text(self) -> str:
+        """Say what a search without a hit went through, or that it is in source text alone."""
+        places = {at for run in self.ranks.runs for at in search.places_of(self.term, run.sources)}
+        if not places:
+            return " (its names, code, messages and shapes)"
+        file, line = min(places)
+        return f" but in the source, {PurePath(file).name}:{line}, of which no call was recorded"
 
     def cancel_search(self) -> bool:
         """Give up a search; False if there was none."""

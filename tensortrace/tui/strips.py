@@ -24,6 +24,9 @@ from textual.style import Style as VisualStyle
 from textual.visual import RenderOptions, Visual, VisualType
 from textual.widget import Widget
 
+# What can be dragged of a scrollbar, in ASCII.
+THUMB = "#"
+
 
 class Line(Strip):
     """A strip that keeps how it was cut and filtered last; other caches are made when asked for."""
@@ -114,11 +117,18 @@ class Cells(Visual):
         room = self.app.console_options.update(width=width, height=height)
         base = style.rich_style
         return [
-            Line([Segment(cell.text, base + cell.style)], width)
+            Line([Segment(self.sign_of(cell), base + cell.style)], width)
             for part in self.bar.__rich_console__(self.app.console, room)
             if isinstance(part, Segments)
             for cell in part.segments
         ]
+
+    def sign_of(self, cell: Segment) -> str:
+        """The sign of a cell; a terminal without block elements gets one that it has."""
+        if not self.app.has_class("-ascii"):
+            return cell.text
+        grabbed = cell.style is not None and cell.style.meta.get("@mouse.down") == "grab"
+        return (THUMB if grabbed else " ") * cell.cell_length
 
     def get_optimal_width(self, rules: RulesMap, container_width: int) -> int:
         """As wide as it may be."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rich.cells import cell_len, set_cell_size
 
@@ -53,6 +54,41 @@ def clip(text: str, width: int, glyphs: Glyphs = UNICODE) -> str:
     if cell_len(text) <= width:
         return text
     return set_cell_size(text, max(0, width - 1)) + glyphs.more if width > 0 else ""
+
+
+@lru_cache(4096)
+def clip_path(path: str, width: int, glyphs: Glyphs = UNICODE) -> str:
+    """Shorten a module path to a width so that it can still be told from its neighbours.
+
+    Every part keeps its beginning and the number at its end, the last part most:
+    ``enc….stage…3.blo….11.norm…residual``. Where that is too long the first parts are left out.
+    """
+    if cell_len(path) <= width:
+        return path
+    *outer, last = path.split(".")
+    for keep in range(max(map(len, (*outer, last))), 0, -1):
+        short = [_clip_part(part, keep, glyphs) for part in outer]
+        short.append(_clip_part(last, min(3 * keep, len(last)), glyphs))
+        if cell_len(".".join(short)) <= width:
+            more = [_clip_part(last, min(3 * keep + i, len(last)), glyphs) for i in (2, 1, 0)]
+            longer = (".".join([*short[:-1], end]) for end in more)
+            return next(text for text in longer if cell_len(text) <= width)
+    for at in range(1, len(short)):
+        told = glyphs.more + ".".join(short[at:])
+        if cell_len(told) <= width:
+            return told
+    return clip(last, width, glyphs)
+
+
+def _clip_part(part: str, keep: int, glyphs: Glyphs) -> str:
+    """A part of a path with `keep` of its cells, more if it ends in a number."""
+    digits = len(part) - len(part.rstrip("0123456789"))
+    end = max(min(digits, 4), keep // 3 if keep >= 6 else 0)
+    if cell_len(part) <= keep + cell_len(glyphs.more) or digits == len(part):
+        return part
+    start = set_cell_size(part, max(1, keep - end)).rstrip()
+    told = start + glyphs.more + (part[-end:] if end else "")
+    return told if cell_len(told) < cell_len(part) else part
 
 
 def clip_words(text: str, width: int, glyphs: Glyphs = UNICODE) -> str:

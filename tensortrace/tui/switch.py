@@ -148,6 +148,11 @@ class Switcher(Walker):
             if answer is not None:
                 self.columns = answer[0]
                 self.draw_calls(self.pane("calls").cursor or 0)
+                held = columns(self.pane("calls").size.width, self.columns).widths
+                missing = [name for name in MEANINGS if name in (answer[0] or held)]
+                missing = [name for name in missing if name not in held]
+                if missing:
+                    self.tell(f"no room here for {', '.join(missing)}")
 
         self.push_screen(Toggle(list(MEANINGS.items()), shown, self.glyphs), done)
 

@@ -17,7 +17,7 @@ from tensortrace.records import Tensor
 from tensortrace.text import escape, location_text, number_text
 from tensortrace.tui import detail, flow
 from tensortrace.tui.bindings import bindings_of
-from tensortrace.tui.cells import name_of, short_place
+from tensortrace.tui.cells import full_name, short_place
 from tensortrace.tui.choose import Choice, choose
 from tensortrace.tui.distribution import distribution_lines
 from tensortrace.tui.flow import Flow, Way
@@ -28,10 +28,12 @@ from tensortrace.tui.site import Held, beside, held_of, over_steps
 from tensortrace.tui.site_track import of_site
 from tensortrace.tui.span import WIDEST, Span, fitting, span_of, used
 from tensortrace.tui.span_view import TELL_EVERY_S
-from tensortrace.tui.styled import ASCII, Glyphs, Styled, clip, fit
+from tensortrace.tui.styled import ASCII, Glyphs, Styled, clip, clip_path, fit
 from tensortrace.tui.view import View
 
 GUTTER, PLOT_LINES = 11, 6
+# Cells of the title beside what varies.
+TITLE_BESIDE = 16
 HINT = "  (l: the next one)"
 
 
@@ -163,8 +165,11 @@ class TensorView(View):
             pane.set_title("Tensor")
         else:
             one = self.chosen[0]
-            name = name_of(row, self.viewer.modules)[0]
-            pane.set_title(f"Tensor {one.label} of {name}, step {self.viewer.number}")
+            name = full_name(row.record, self.viewer.modules)
+            told = f", step {self.viewer.number}"
+            room = width - cell_len(escape(one.label)) - len(told) - TITLE_BESIDE
+            name = clip_path(name, max(8, room), glyphs)
+            pane.set_title(f"Tensor {one.label} of {name}{told}")
             lines += self.choice_lines(width)
             shown = [(escape(held.label), held.tensor) for held in self.chosen]
             lines += detail.stat_lines(shown, width)
@@ -217,8 +222,10 @@ class TensorView(View):
         lines: list[Styled] = []
         for title, way in zip(("from", "to"), self.ways or (), strict=False):
             for link in way.links:
-                name = name_of(Row(link.record, ""), self.viewer.modules)[0]
+                name = full_name(link.record, self.viewer.modules)
                 place = short_place(getattr(link.record, "location", None))
+                beside = 30 + cell_len(place) + len(str(link.seq))
+                name = clip_path(name, max(8, self.inside - beside), self.viewer.glyphs)
                 lines.append([
                     (f"{title:<6} ", "faint"), (f"{escape(link.label)[:24]:<12} ", ""),
                     (f"#{link.seq} {name}", "op"), (f"  {place}", "faint"),
@@ -243,7 +250,7 @@ class TensorView(View):
         row = self.viewer.row
         if row is None or not self.chosen:
             return
-        name = name_of(row, self.viewer.modules)[0]
+        name = full_name(row.record, self.viewer.modules)
         held = of_site(self.chosen[0], name)
         choices = [Choice(one.name, one, one.title) for one in held]
         question = f"Chart which statistic of {self.chosen[0].label} over all steps?"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.binding import BindingType
 
-from tensortrace.text import module_text, number_text
+from tensortrace.text import escape, module_text, number_text
 from tensortrace.tui.bindings import bindings_of
-from tensortrace.tui.cells import name_of
+from tensortrace.tui.cells import full_name
 from tensortrace.tui.choose import Choice, choose
 from tensortrace.tui.columns import Columns
 from tensortrace.tui.grid import QUANTITIES
@@ -20,10 +21,12 @@ from tensortrace.tui.site import held_of
 from tensortrace.tui.site_track import SiteStatistic, of_site
 from tensortrace.tui.span import Span
 from tensortrace.tui.span_view import SpanView
-from tensortrace.tui.styled import Styled, fit
+from tensortrace.tui.styled import Styled, clip_path, fit
 from tensortrace.tui.tracks import GRAD_NORM, LOSS, RATE, Statistic, Tracks, statistics
 
 GUTTER = 11
+# Cells of the title of a plot beside the name: the number here, the kind of scale.
+TITLE_BESIDE = 36
 
 
 class TimelineView(SpanView):
@@ -93,7 +96,7 @@ class TimelineView(SpanView):
         scale = " (log scale)" if is_log(extents) else ""
         now = here_text(extents, bad, column)
         title: Styled = [
-            (f" {self.label(tracks.held[row])}", "strong"),
+            (f" {self.label(tracks.held[row], max(16, width - TITLE_BESIDE))}", "strong"),
             (scale, "faint"),
             ("  here ", "faint"),
             (now, "error" if now.endswith("not finite") else "ok"),
@@ -120,15 +123,24 @@ class TimelineView(SpanView):
             lines.append(line)
         return lines
 
-    def label(self, statistic: Statistic | SiteStatistic) -> str:
-        """Name a statistic for a person."""
+    def label(self, statistic: Statistic | SiteStatistic, width: int | None = None) -> str:
+        """Name a statistic for a person, with a module path in it that fits a width."""
         if isinstance(statistic, SiteStatistic):
-            return f"{statistic.title} {statistic.name}"
+            which = f" {escape(statistic.site.label)}"
+            where, told = statistic.title.removesuffix(which), f"{which} {statistic.name}"
+            return self.where(where, width, told) + told
         if statistic.path is None:
             return statistic.name
         module = self.viewer.modules.get(statistic.path)
         where = module_text(statistic.path, module.cls if module else None)
-        return f"{where} {QUANTITIES[statistic.name]}"
+        told = f" {QUANTITIES[statistic.name]}"
+        return self.where(where, width, told) + told
+
+    def where(self, path: str, width: int | None, told: str) -> str:
+        """A path in what is told beside it leaves of a width."""
+        if width is None:
+            return path
+        return clip_path(path, max(8, width - cell_len(told)), self.viewer.glyphs)
 
     # ---- keys
 
@@ -137,7 +149,7 @@ class TimelineView(SpanView):
         held: list[Statistic | SiteStatistic] = [*statistics(self.viewer.modules)]
         row = self.viewer.row
         if row is not None:
-            name = name_of(row, self.viewer.modules)[0]
+            name = full_name(row.record, self.viewer.modules)
             held += [one for site in held_of(row, self.viewer.rows) for one in of_site(site, name)]
         choices = [Choice(self.label(one), one) for one in held]
         choose(self.viewer, "Show which statistic over the steps?", choices, self.take)

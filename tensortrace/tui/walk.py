@@ -19,7 +19,7 @@ from tensortrace.run import Ranks, Run
 from tensortrace.text import escape, module_text
 from tensortrace.tui import flow
 from tensortrace.tui.background import SUMMARIES_AT_ONCE
-from tensortrace.tui.cells import name_of, short_place
+from tensortrace.tui.cells import full_name, name_of, short_place
 from tensortrace.tui.flow import Flow, Link, Way
 from tensortrace.tui.folds import Opened
 from tensortrace.tui.pick import Pick
@@ -182,7 +182,7 @@ class Walker(Seeker):
         """Ask the step in a thread where a row leads, and go there."""
         row, rows = self.row, self.rows
         if row is not None:
-            name = name_of(row, self.modules)[0]
+            name = full_name(row.record, self.modules)
             told = partial(self.take_way, rows, f"{name} {title}")
             self.run_worker(
                 lambda: self.ask_flow(rows, row, ask, told), thread=True, exclusive=True,
@@ -221,7 +221,7 @@ class Walker(Seeker):
     def link_line(self, link: Link) -> Styled:
         """Write a link: the tensor, then the record that it leads to."""
         record = link.record
-        name, more = name_of(Row(record, ""), self.modules)
+        name, more = full_name(record, self.modules), name_of(Row(record, ""), self.modules)[1]
         told: Styled = [(f"{escape(link.label)[:24]:<12} ", "faint"), (f"#{link.seq} {name}", "op")]
         if isinstance(record, Call):
             place = module_text(record.module) if record.op and record.module else ""

@@ -97,6 +97,28 @@ FORWARD = {
     "acos": Case(
         "acos", lambda x: (unit(x) + 1.5).acos(), lambda x: unit(x).clamp(-0.9, 0.9).acos(),
         ("acos is defined between -1 and 1 only", "from 1.5 to")),
+    "a negative number to a power": Case(
+        "pow", lambda x: (-2.0) ** (unit(x) + 0.5), lambda x: 2.0 ** (unit(x) + 0.5),
+        ("(-2) to a fractional power is NaN: the base is a negative number", "f32 [3, 4]")),
+    "0 to a negative power": Case(
+        "pow", lambda x: 0.0 ** (-unit(x) - 1), lambda x: 0.0 ** (unit(x) + 1),
+        ("0 to a negative power is infinite: the base is the number 0",)),
+    "a number to a large power": Case(
+        "pow", lambda x: torch.pow(2.0, unit(x) + 200),
+        lambda x: 2.0 ** (unit(x) + 200).clamp(max=63),
+        ("2 to the power x is over the range of f32 (largest 3.4e+38) above 128",)),
+    "a share to a power far below 0": Case(
+        "pow", lambda x: 0.5 ** (unit(x) - 200), lambda x: 0.5 ** (unit(x) - 200).clamp(min=-63),
+        ("0.5 to the power x is over the range of f32 (largest 3.4e+38) below -128",)),
+    "nothing by the number 0": Case(
+        "div", lambda x: x * 0 / 0, lambda x: x * 0 / 1,
+        ("0 / 0 is NaN: it is divided by the number 0, and it got",)),
+    "the number 0 by 0": Case(
+        "div", lambda x: 0 / (x * 0), lambda x: 0 / (x * 0 + 1),
+        ("0 / 0 is NaN; the divisor has 12 zeros out of 12",)),
+    "a number by what is small": Case(
+        "div", lambda x: 1e30 / (x * 0 + 1e-20), lambda x: 1e30 / (x * 0 + 1),
+        ("the quotient is over the range", "the divisor is f32 [3, 4], all 1e-20")),
     "asin": Case(
         "asin", lambda x: (unit(x) + 1.5).asin(), lambda x: unit(x).clamp(-0.9, 0.9).asin(),
         ("asin is defined between -1 and 1 only",)),

@@ -154,6 +154,38 @@ def test_arguments_that_matter_are_recorded(
     assert expected.items() <= call.arguments.items()
 
 
+@pytest.mark.parametrize(
+    ("run", "name", "expected"),
+    [
+        (lambda x: 2**x, "pow", {"base": 2}),
+        (lambda x: torch.pow(3.0, x), "pow", {"base": 3.0}),
+        (lambda x: 5 / x, "div", {"self": 5}),
+        (lambda x: x / 5, "div", {"other": 5}),
+        (lambda x: 2 - x, "sub", {"self": 2}),
+        (lambda x: x - 2, "sub", {"other": 2}),
+        (lambda x: 5 // x, "floor_divide", {"self": 5}),
+        (lambda x: 5 % x, "remainder", {"self": 5}),
+        (lambda x: x.view(4, 2), "view", {"shape": [4, 2]}),
+        (lambda x: x.reshape((4, -1)), "reshape", {"shape": [4, -1]}),
+        (lambda x: x.sum().view(()), "view", {"shape": []}),
+        (lambda x: x.view(torch.int32), "view", {"dtype": "int32"}),
+        (lambda x: x.permute(1, 0), "permute", {"dims": [1, 0]}),
+        (lambda x: x + torch.randn(2, 4), "randn", {"shape": [2, 4]}),
+        (lambda x: x + torch.full((2, 4), 7.0), "full", {"shape": [2, 4], "fill_value": 7.0}),
+        (lambda x: x + torch.arange(4), "arange", {"0": 4}),
+        (lambda x: x @ torch.eye(4), "eye", {"n": 4}),
+        (lambda x: torch.einsum("ij,ij->i", x, x), "einsum", {"equation": "ij,ij->i"}),
+        (lambda x: torch.cat([x, x], 1), "cat", {"1": 1}),
+        (lambda x: x + torch.tensor(3.0), "tensor", {}),
+    ],
+)
+def test_arguments_by_position_are_told_apart(
+    run: Callable[[Tensor], Any], name: str, expected: dict[str, Any]
+) -> None:
+    call = at_op_level(lambda: run(torch.rand(2, 4))).op(name)
+    assert call.arguments == expected
+
+
 def test_op_in_place_has_its_input_as_it_was_and_the_output_says_previous() -> None:
     class Overwrites(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -258,6 +258,16 @@ def test_a_nan_of_an_execution_that_would_be_passed_over_has_its_op_and_line(
     )
 
 
+def test_a_reversed_operator_that_would_be_passed_over_has_its_operands_in_order() -> None:
+    def program(t: Any) -> None:
+        for x in each():
+            1.0 / (x - 9)  # an infinity in one that is to be passed over
+
+    calls = record(program).ops(op="div")
+    assert len(calls) > len(POWERS)
+    assert all(call.arguments == {"self": 1.0} for call in calls)
+
+
 def test_a_nan_in_a_thin_step_of_a_long_run_has_its_op_and_line() -> None:
     found: list[Any] = []
     with trace(out=found.append, checks=["TT101"]) as t:

@@ -54,6 +54,29 @@ def test_call_is_located_at_the_line_that_made_it() -> None:
     assert call.location.function.endswith("program")
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_program_that_was_started_by_a_path_with_dots_has_a_plain_one(
+    tmp_path: Path, linked: bool
+) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "far" / "x.py").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
+    code = "def run():\n    torch.ones(2).exp()\n"
+    file = tmp_path / ("far/x.py" if linked else "x.py")
+    file.write_text(code)
+    # Through a link `..` is another folder than it looks like: such a path stays as it is.
+    name = f"{tmp_path}/link/../x.py" if linked else f"{tmp_path}/work/../x.py"
+    names: dict[str, Any] = {"torch": torch}
+    exec(compile(code, name, "exec"), names)
+    records = record(lambda t: names["run"]())
+    location = records.op("exp").location
+    assert location is not None
+    assert location.file == (name if linked else str(file))
+    (source,) = [s for s in records.of(Source) if s.name == "run"]
+    assert source.file == location.file
+
+
 def test_call_in_a_function_is_located_in_that_function() -> None:
     call = record(lambda t: helper(Net(), torch.rand(2, 4))).module("")
     assert text_at(call.location) == "return model(x)"

@@ -197,6 +197,7 @@ def test_a_file_that_cannot_be_read_is_said_as_such(file: str) -> None:
     (done,) = copies(*every_line("x = 1\n", file.encode("utf-8", "replace").decode()))
     assert done.copy is None
     assert "cannot be read" in done.reason
+    assert "Errno" not in done.reason
 
 
 def test_a_file_that_is_no_python_any_more_is_said_as_such() -> None:
@@ -236,6 +237,12 @@ def test_copies_go_to_a_folder_and_files_of_one_name_get_two() -> None:
         "model.annotated.py",
     ]
     assert [one.file for one in done] == ["model.py", "other/model.py"]
+
+
+def test_a_folder_is_not_made_for_nothing() -> None:
+    (done,) = copies(*every_line("x = 1\n", "gone.py"), folder=Path("out"))
+    assert done.copy is None
+    assert not Path("out").exists()
 
 
 def test_a_file_of_an_installed_package_is_copied_only_into_a_folder() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from tensortrace.checks import Check, Draft, StepView, check
 from tensortrace.errors import UsageError
@@ -20,7 +21,7 @@ from tensortrace.export.contents import (
 )
 from tensortrace.export.html import render_page
 from tensortrace.export.text import render_report
-from tensortrace.records import Module, Record
+from tensortrace.records import Module, Record, Step
 from tensortrace.run import Run, open_run
 from tests.builders import make_call, make_run
 from tests.export.canonical import (
@@ -86,6 +87,43 @@ def test_without_a_finding_the_last_whole_step_is_shown(tmp_path: Path) -> None:
     run = make(tmp_path, *make_calls(0), make_step(0), *make_calls(2), make_step(2),
                make_step(3, full=False))  # fmt: skip
     assert gather([run]).step == 2
+
+
+def validated(step: int, **changes: Any) -> Step:
+    """A step line without gradients and updates."""
+    whole = make_step(step, **changes)
+    nothing: list[float | None] = [None] * len(whole.modules.path)
+    columns = structs.replace(whole.modules, param_grad_rms=nothing, update_ratio=nothing)
+    return structs.replace(whole, modules=columns)
+
+
+@pytest.mark.parametrize("after", [1, 250])
+def test_without_a_finding_a_step_with_an_update_is_shown_before_validation(
+    tmp_path: Path, after: int
+) -> None:
+    training = [record for n in (0, 1) for record in (*make_calls(n), make_step(n))]
+    rest = [record for n in range(2, 2 + after) for record in (*make_calls(n)[:1], validated(n))]
+    run = make(tmp_path, *training, *rest)
+    assert gather([run]).step == 1
+
+
+def test_without_any_update_the_last_whole_step_is_shown(tmp_path: Path) -> None:
+    steps = [record for n in range(150) for record in (*make_calls(n)[:1], validated(n))]
+    assert gather([make(tmp_path, *steps)]).step == 149
+
+
+def test_a_step_that_updated_what_ran_in_it_is_shown_before_one_that_updated_others(
+    tmp_path: Path,
+) -> None:
+    other = make_step(1)
+    columns = structs.replace(other.modules, output_rms=[0.5, None, None, None, None])
+    other = structs.replace(other, modules=columns)
+    run = make(tmp_path, *make_calls(0), make_step(0), *make_calls(1)[:1], other)
+    assert gather([run]).step == 0
+
+
+def test_a_killed_run_shows_the_step_that_has_no_line_yet(tmp_path: Path) -> None:
+    assert gather([make(tmp_path, *make_calls(0))]).step == 0
 
 
 def test_a_finding_in_a_step_that_was_thinned_does_not_choose_it(tmp_path: Path) -> None:

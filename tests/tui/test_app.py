@@ -186,6 +186,24 @@ async def test_a_search_without_a_hit_says_so(opened: Any) -> None:
         assert "zebra: nowhere in this log" in text_of(app)
 
 
+async def test_a_search_for_a_place_goes_to_the_call_that_it_made(opened: Any) -> None:
+    async with opened(step=0) as (app, pilot):
+        await pilot.press("slash", *"train.py:13", "enter")
+        await settle(app, pilot)
+        assert app.row.record.location.line == 13
+
+
+async def test_a_search_without_a_hit_says_that_the_source_has_the_text(opened: Any) -> None:
+    async with opened() as (app, pilot):
+        await pilot.press("slash", *"loader, optimizer", "enter")
+        await settle(app, pilot)
+        (told,) = (note.message for note in app._notifications)
+        assert told == (
+            "loader, optimizer: nowhere in this log but in the source, train.py:10, of which no "
+            "call was recorded"
+        )
+
+
 async def test_a_search_finds_a_class_and_shows_its_first_call(opened: Any) -> None:
     async with opened(step=0) as (app, pilot):
         await pilot.press("slash", *"layernorm", "enter")

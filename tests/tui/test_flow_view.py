@@ -106,6 +106,33 @@ async def test_a_call_that_raised_made_nothing(tmp_path: Path) -> None:
         assert any("flat" in line and "[4, 7688]" in line for line in lines)
 
 
+async def test_names_stand_whole_or_can_be_told_apart(tmp_path: Path) -> None:
+    path = "hierarchical_backbone.stage_number_{}.residual_blocks.{}.normalisation_before"
+    calls = [
+        make_call(1, path.format(0, 1), outputs=[("output", 1)], tensors=[make_tensor(1, 8)]),
+        make_call(2, path.format(1, 1), inputs=[("x", 1)], outputs=[("output", 2)],
+                  tensors=[make_tensor(2, 8)]),
+        make_call(3, "4", inputs=[("x", 2)], outputs=[("output", 3)], tensors=[make_tensor(3, 8)]),
+        make_call(4, path.format(1, 12), inputs=[("x", 2)]),
+    ]  # fmt: skip
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", [make_header(), *calls])), step=0)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await at_seq(app, pilot, 2)
+        lines = [line for line in text_of(app).splitlines() if "hie" in line]
+        assert "Flow of hie" in lines[0]
+        assert "…_1." in lines[0] or "1." in lines[0]
+        assert [[part in line for part in ("0.", ".12.")] for line in lines[1:]] == [
+            [True, False], [False, False], [False, True],
+        ]  # fmt: skip
+        assert "module 4" in text_of(app)
+        await at_seq(app, pilot, 3)
+        assert "Flow of module 4, step 0" in text_of(app)
+        await pilot.press("1")
+        await settle(app, pilot)
+        assert "Detail: module 4" in text_of(app)
+
+
 async def test_the_view_follows_to_another_step(tmp_path: Path) -> None:
     app = Viewer(make_op_run(tmp_path), step=0)
     async with app.run_test(size=(80, 24), notifications=True) as pilot:

@@ -11,7 +11,7 @@ import pytest
 from textual.pilot import Pilot
 
 from tensortrace.run import open_run
-from tensortrace.tui import places
+from tensortrace.tui import places, save
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.opening import Opening
 from tensortrace.tui.places import Place
@@ -169,6 +169,33 @@ async def test_x_writes_the_whole_view_as_text_under_the_name_it_offers(
         assert "use log_softmax" in text
         await pilot.press("x")
         assert app.query_one("#prompt").value == ">log-step7-step-2.txt"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["c.html", "a.png", "t.CSV", "r.json"])
+async def test_x_refuses_a_name_that_says_another_format(tmp_path: Path, name: str) -> None:
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await settle(app, pilot)
+        await saved(app, pilot, str(tmp_path / name))
+        assert "cannot be written: a view is .txt or .svg" in told(app)
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "offered"),
+    [
+        ("-", "run-step13-step.txt"),
+        ("a/b.jsonl", "b-step13-step.txt"),
+        (".x", "log-step13-step.txt"),
+    ],
+)
+def test_the_name_that_x_offers_is_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, offered: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_open_run(tmp_path)
+    run.path = Path(path)
+    assert save.free_name(run, 13, "step") == offered
 
 
 async def test_x_writes_a_picture_and_never_over_a_file(tmp_path: Path) -> None:

@@ -85,3 +85,14 @@ async def test_what_is_clicked_stays_under_the_pointer() -> None:
                 await until(pilot, lambda y=y: pane.cursor == top + y)  # type: ignore[misc]
         await until(pilot, lambda: app.opened == [top, top + pane.size.height - 1])
         assert pane.topmost == top
+
+
+async def test_an_item_that_is_higher_than_the_pane_stands_at_its_first_line() -> None:
+    app = Lines(cursor=True)
+    async with app.run_test(size=(40, 4)) as pilot:
+        pane = app.query_one(Pane)
+        pane.item_height = 6
+        pane.show(5, lambda at, part, width, here: [(f"item {at} line {part}", "")])
+        for at in (0, 1, 2, 4, 3, 0):
+            pane.move_to(at)
+            await until(pilot, lambda at=at: f"item {at} line 0" in rows(app)[0])

@@ -58,3 +58,15 @@ async def test_the_line_of_steps_takes_the_width_that_there_is(
         await pilot.resize_terminal(*after)
         await settle(app, pilot)
         await until(pilot, lambda: text_of(app).splitlines()[2:4] == wanted)
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 80, 120])
+async def test_help_and_quit_are_named_on_every_screen(tmp_path: Path, width: int) -> None:
+    app = Viewer(make_open_run(tmp_path))
+    async with app.run_test(size=(width, 24)) as pilot:
+        await settle(app, pilot)
+        last = text_of(app).splitlines()[-1]
+        assert last.rstrip().endswith("? Help  q Quit")
+        assert ("s Source" in last) == (width >= 80)
+        await pilot.click(offset=(last.index("? Help") + 2, 23))
+        await until(pilot, lambda: app.screen.query("#help"))

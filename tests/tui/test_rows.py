@@ -17,7 +17,7 @@ from tensortrace.tui.cells import cells, duration_text, health, worst_health
 from tensortrace.tui.detail import detail_lines, finding_lines, snippet, wrap
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.slots import NEAR
-from tensortrace.tui.styled import ASCII, Styled, clip_words, wrapped
+from tensortrace.tui.styled import ASCII, Styled, clip_path, clip_words, wrapped
 from tests.builders import HERE, make_call, make_tensor, write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_open_run
 
@@ -255,6 +255,21 @@ def test_a_message_without_end_is_cut_and_says_so() -> None:
     lines = wrap("x ", "word " * 5000, 80)
     assert len(lines) < 100
     assert "21000 more characters" in " ".join(lines)
+
+
+def test_long_paths_can_be_told_apart_in_a_narrow_column() -> None:
+    paths = [
+        f"hierarchical_backbone.stage_number_{stage}.residual_blocks.{block}.{end}"
+        for stage in range(3) for block in (1, 11, 12) for end in ("normalisation", "projection")
+    ]  # fmt: skip
+    for width in range(18, 90):
+        short = [clip_path(path, width) for path in paths]
+        assert len(set(short)) == len(paths), width
+        assert all(cell_len(path) <= width for path in short)
+        assert all(path.isascii() for path in (clip_path(path, width, ASCII) for path in paths))
+    assert clip_path("日本語のとても長い名前.0", 12) == "日本…名前.0"
+    for width in range(30):
+        assert cell_len(clip_path("日本語のとても長い名前.0.レイヤー", width)) <= width
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
 from tensortrace.records import ModuleColumns, Step
 from tensortrace.tui.columns import Columns
@@ -101,6 +102,27 @@ def test_the_sign_stands_on_the_column_of_the_cursor_wherever_its_steps_have_roo
             assert len(text) == 50
             assert text.index("▲") == 10 + column, text
             assert f"▲ {told}" in text or f"{told} ▲" in text
+
+
+def test_names_of_layers_take_what_the_columns_leave_in_cells_of_the_screen() -> None:
+    paths = [f"backbone.stage_{i}.日本語のとても長い名前のレイヤー" for i in range(3)]
+    grid = Grid(Span(0, 1, 10))
+    grid.add([step_line(n, path=paths, grad_rms=[1.0] * 3, flags=[""] * 3) for n in range(10)])
+    longest = max(map(cell_len, paths))
+    for width in range(20, 240):
+        held = HeatMap(grid, "grad_rms", scale_of(grid, "grad_rms"), 10, 1, longest=longest)
+        lines = [held.row_line(row, 0, {}, width, here=False) for row in range(3)]
+        names = [line[1][0] for line in lines]
+        assert len({cell_len(line[0][0] + line[1][0]) for line in lines}) == 1
+        assert all(cell_len(name) == held.gutter(width) - 1 for name in names)
+        assert all(name.count("…") <= 3 for name in names)
+        if width >= 40:
+            assert len(set(names)) == 3
+        if width >= 80:
+            assert [name.strip() for name in names] == paths
+        told = ["".join(text for text, _ in told_lines(grid, row, 0, {}, width)[0])
+                for row in range(3)]  # fmt: skip
+        assert all(cell_len(text) <= width for text in told)
 
 
 def test_arrays_of_other_lengths_are_left_out() -> None:

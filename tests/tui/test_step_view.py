@@ -18,7 +18,7 @@ from tensortrace.tui.styled import ASCII
 from tensortrace.tui.trend import sample, trend_span, trend_text
 from tests.builders import make_call
 from tests.tui.samples import BAD_STEP, make_open_run
-from tests.tui.screen import settle, text_of
+from tests.tui.screen import settle, text_of, told
 from tests.tui.test_layers_view import make_layered_run
 
 
@@ -35,6 +35,25 @@ def test_the_columns_fit_whatever_was_chosen(width: int) -> None:
 def test_every_column_has_a_meaning_and_a_width() -> None:
     assert set(MEANINGS) == set(WIDTHS)
     assert set(SHOWN_FROM) <= set(MEANINGS)
+
+
+def test_what_was_asked_for_stays_longer_than_what_the_width_shows() -> None:
+    for width in range(72, 160):
+        shown = frozenset(columns(width).widths)
+        held = columns(width, shown | {"min", "max"}).widths
+        assert {"min", "max"} <= set(held), width
+
+
+async def test_a_column_without_room_is_told(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path), step=0)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("C", "g", *["j"] * 7, "space", "j", "space", "enter")
+        await settle(app, pilot)
+        head = next(line for line in text_of(app).splitlines() if "module or op" in line)
+        assert "min" in head and "max" in head
+        assert "std" not in head
+        assert "no room here for mean, std" in told(app)
 
 
 def test_a_chosen_column_is_named_in_the_head() -> None:

@@ -25,8 +25,9 @@ from tensortrace.tui.panes import Pane
 from tensortrace.tui.row import Row
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.strips import Bar, Ground, Line, LineCache, filled
+from tensortrace.tui.styled import ASCII
 from tests.tui.samples import make_log, make_open_run
-from tests.tui.screen import settle, until
+from tests.tui.screen import settle, text_of, until
 
 RED, BLUE = Style(color="#ff0000"), Style(color="blue", bold=True)
 PIECES = [Segment("a wide ", RED), Segment("日本", BLUE), Segment(" text", RED)]
@@ -217,3 +218,16 @@ async def test_what_draws_its_lines_itself_keeps_lines(tmp_path: Path) -> None:
             assert lines
             assert all(type(line) is Line for line in lines)
         assert isinstance(app.query_one("#calls", Pane).vertical_scrollbar._styles_cache, LineCache)
+
+
+@pytest.mark.parametrize("keys", [[], ["s"], ["3"], ["4"], ["5"], ["7"], ["question_mark"]])
+async def test_a_terminal_without_other_signs_gets_none(tmp_path: Path, keys: list[str]) -> None:
+    app = Viewer(make_open_run(tmp_path), glyphs=ASCII)
+    async with app.run_test(size=(80, 18)) as pilot:
+        await settle(app, pilot)
+        await pilot.press(*keys)
+        await settle(app, pilot)
+        text = text_of(app).replace("µs", "us")
+        assert text.isascii(), [letter for letter in text if not letter.isascii()]
+    if not keys:
+        assert any(line.endswith("#|") for line in text.splitlines())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tensortrace.log import LogFile, encode, open_log
-from tensortrace.records import Record, Step
+from tensortrace.records import Action, Location, Optimizer, Param, Record, Source, Step
 from tensortrace.tui import findings, search
 from tensortrace.tui.bindings import KEYS, bindings, bindings_of
 from tensortrace.tui.header import headline
@@ -17,7 +17,7 @@ from tensortrace.tui.styled import ASCII
 from tensortrace.tui.tabs import TABS
 from tensortrace.tui.timeline import cell_width, heights, timeline_lines, window
 from tensortrace.tui.views import NAMES, kind_of
-from tests.builders import make_call, make_run, write_log
+from tests.builders import make_call, make_run, make_tensor, write_log
 from tests.tui.samples import make_finding
 
 
@@ -134,7 +134,7 @@ def test_a_search_finds_every_line_forwards_and_backwards(
     for step in (1, -1):
         found, low, high = [], 0, file.size()
         look = search.find_next if step > 0 else search.find_previous
-        while hit := look(file, "NEEDLE", low, high, lambda: False):
+        while hit := look(file, search.sought("NEEDLE"), low, high, lambda: False):
             found.append((hit.offset, hit.record))
             low, high = (hit.offset + 1, high) if step > 0 else (low, hit.offset)
             if step > 0:
@@ -146,21 +146,77 @@ def test_a_search_that_is_given_up_ends_at_once(
     searched: tuple[LogFile, list[tuple[int, Record]]],
 ) -> None:
     file, _ = searched
-    assert search.find_next(file, "needle", 0, file.size(), lambda: True) is None
-    assert search.find_previous(file, "needle", 0, file.size(), lambda: True) is None
+    assert search.find_next(file, search.sought("needle"), 0, file.size(), lambda: True) is None
+    assert search.find_previous(file, search.sought("needle"), 0, file.size(), lambda: True) is None
 
 
 def test_a_search_does_not_stop_at_keys_that_nobody_sees(tmp_path: Path) -> None:
     file, _ = open_log(write_log(tmp_path / "log.jsonl", [make_call(1, "a"), Step(step=0, seq=2)]))
-    assert search.find_next(file, "inputs", 0, file.size(), lambda: False) is None
+    assert search.find_next(file, search.sought("inputs"), 0, file.size(), lambda: False) is None
 
 
 def test_a_search_finds_quotes_and_letters_beyond_ascii(tmp_path: Path) -> None:
     odd = make_finding(0, 1, message='größer "als" 1')
     file, _ = open_log(write_log(tmp_path / "log.jsonl", [make_call(1, "a"), odd]))
-    hit = search.find_next(file, 'größer "als"', 0, file.size(), lambda: False)
+    what = search.sought('größer "als"')
+    hit = search.find_next(file, what, 0, file.size(), lambda: False)
     assert hit is not None
     assert hit.record == odd
+
+
+HERE = Location(file="/home/me/net.py", line=8, function="forward")
+SOURCE = Source(
+    step=0, file="/home/me/net.py", name="forward", first_line=7,
+    text="def forward(x):\n    return x.clamp_min(1e-6)\n    return None\n",
+)  # fmt: skip
+SHOWN: dict[str, Record] = {
+    "net.py:8": make_call(1, "norm", location=HERE),
+    "clamp_min(1e-6)": make_call(1, "norm", location=HERE),
+    "[32, 12, 16]": make_call(1, "norm", tensors=[make_tensor(0, 32, 12, 16)]),
+    "12, 16": Param(step=0, seq=1, optimizer=0, name="w", value=make_tensor(0, 12, 16)),
+    "AdamW.step": Optimizer(step=0, seq=1, index=0, cls="AdamW", lr=[0.1]),
+    "adamw.st": Optimizer(step=0, seq=1, index=0, cls="AdamW", lr=[0.1]),
+    "lr 0.1, grad norm 0.5": Optimizer(
+        step=0, seq=1, index=0, cls="SGD", lr=[0.1], grad_norm=0.5
+    ),
+    "grad norm": Step(step=0, seq=1, loss=1.25, grad_norm=0.5),
+    "end of step": Step(step=0, seq=1),
+    "loss 1.25": Step(step=0, seq=1, loss=1.25),
+    "replayed": make_call(1, "norm", replay=True),
+    "raised KeyError": make_call(1, "norm", exception="KeyError"),
+    "set_to_none True": Action(
+        step=0, seq=1, action="zero_grad", of="SGD", detail={"set_to_none": True}
+    ),
+    "no gradient": Param(step=0, seq=1, optimizer=0, name="w", value=make_tensor(0, 2)),
+    "mended by hand": make_finding(0, 1, fix="It is mended by hand."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("term", SHOWN)
+def test_a_search_finds_what_a_row_writes_otherwise_than_the_log(tmp_path: Path, term: str) -> None:
+    first, last = make_call(0, "a"), make_call(2, "b", step=1)
+    wanted = SHOWN[term]
+    file, _ = open_log(write_log(tmp_path / "log.jsonl", [SOURCE, first, wanted, last]))
+    what, size = search.sought(term, [SOURCE]), file.size()
+    for look in (search.find_next, search.find_previous):
+        hit = look(file, what, 0, size, lambda: False)
+        assert hit is not None
+        assert hit.record == wanted
+        after = hit.offset + len(encode(wanted))
+        assert search.find_next(file, what, after, size, lambda: False) is None
+        assert search.find_previous(file, what, 0, hit.offset, lambda: False) is None
+
+
+def test_a_search_finds_a_text_that_many_source_lines_have(tmp_path: Path) -> None:
+    source = Source(step=0, file="/a.py", name="f", first_line=1, text="x = 1\n" * 50)
+    calls = [make_call(n, "a", location=Location("/a.py", 10 * n, "f")) for n in range(1, 8)]
+    file, _ = open_log(write_log(tmp_path / "log.jsonl", [source, *calls]))
+    what, found, at = search.sought("x = 1", [source]), [], 0
+    assert len(what.needles) < 5
+    while hit := search.find_next(file, what, at, file.size(), lambda: False):
+        found.append(hit.record)
+        at = hit.offset + len(encode(hit.record))
+    assert found == calls[:5]
 
 
 @pytest.mark.parametrize(
