@@ -141,12 +141,12 @@ def _turn(
         if op is None or not recorder.on["ops"] or name in BACKWARD or recorder.replaying:
             return _other_turn(recorder, func, name, op)
         place = recorder.places.find(name, frame)
+        if recorder.ends_at_graph and not here.stack and torch.is_grad_enabled():
+            return _Turn(recorder, name, op, place, _run_first)
         if here.stack or not recorder.thins_ops:
             return _Turn(recorder, name, op, place, _run)
         if recorder.stepped:
             _op_called(recorder)
-        if recorder.ends_at_graph and torch.is_grad_enabled():
-            return _Turn(recorder, name, op, place, _run)
         taken = place.takes(recorder.step, here.line)
         if taken or (kwargs and _writes(kwargs)):
             return _Turn(recorder, name, op, place, _run)
@@ -317,8 +317,11 @@ def _run(
         here.busy += 1
         here.rest()
         try:
-            location = _line_of(recorder, place, sys._getframe(2))
-            _graph_may_begin(recorder, args, kwargs)
+            location = (
+                place.location
+                if place is not None and place.is_own
+                else recorder.sources.locate_frame(sys._getframe(2))
+            )
             given = args[::-1] if turn.name in REVERSED else args
             draft = begin_op(recorder, turn.op, location, given, kwargs)
             since = _next_node()
@@ -359,10 +362,15 @@ def _run(
     return result
 
 
-def _line_of(recorder: Recorder, place: Place | None, frame: FrameType) -> Location | None:
-    if place is not None and place.is_own:
-        return place.location
-    return recorder.sources.locate_frame(frame)
+def _run_first(
+    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run an op that may be the first of a step, since the one before has had its backward."""
+    with Ours(turn.recorder, "ops"):
+        given = tensors_in((*args, *kwargs.values()), "")
+        if torch.is_grad_enabled() and any(tensor.requires_grad for _, tensor in given):
+            turn.recorder.graph_begins()
+    return _run(turn, func, args, kwargs)
 
 
 def _has_news(passed: _Passed, result: Any) -> bool:
@@ -519,14 +527,6 @@ def _end_derivative(
                 recorder.tensors.adopt(grad, described.id)
     # Its nodes are those of a whole backward pass.
     end_op(recorder, draft, result, since=None)
-
-
-def _graph_may_begin(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Tell the recorder of an op that makes a node, if it asks for that."""
-    if recorder.ends_at_graph and torch.is_grad_enabled():
-        given = tensors_in((*args, *kwargs.values()), "")
-        if any(tensor.requires_grad for _, tensor in given):
-            recorder.graph_begins()
 
 
 def _makes_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -138,7 +138,7 @@ class ReplayRecorder(Recorder):
         self.calls_of_step = {}
         self.to_recompute = {}
         self.hooks = []
-        self.on_cuda = self.clipped = self.backward_seen = self.ends_at_graph = False
+        self.on_cuda = self.clipped = self.backward_seen = False
         self.full = True
         self.sampling = False
         self.device_times = None
