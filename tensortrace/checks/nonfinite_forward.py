@@ -104,7 +104,8 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
     elif guilty:
         memory["told"] = True
         found = _draft(step, guilty, damage, chain)
-        found = replace(found, follows=found.follows or _by_hand(step, found))
+        follows = found.follows or _by_hand(step, found) or _grown(step, found)
+        found = replace(found, follows=follows)
         note = _written_by(step, guilty.call, memory["before"])
         yield _from_before(step, note, found) if note else found
     elif damage == "loss" and (leak := _leak(step, memory, chain)) is not None:
@@ -473,6 +474,20 @@ def _updated_by(step: StepView, call: Call) -> str | None:
     """
     updated = any(o.seq < call.seq and not o.skipped for o in step.optimizers)
     return step.blamed() if updated else None
+
+
+def _grown(step: StepView, draft: Draft) -> str | None:
+    """The finding whose values have grown since: an op on the way to its op is over the range now.
+
+    Since then no loss has been finite.
+    """
+    for finding in reversed(step.findings):
+        if finding.step <= step.healthy or finding.step == step.number:
+            return None
+        way = ((link.op, location_text(link.location)) for link in finding.chain)
+        if is_damage(finding) and (draft.op, location_text(draft.location)) in way:
+            return finding.id
+    return None
 
 
 def _by_hand(step: StepView, found: Draft) -> str | None:

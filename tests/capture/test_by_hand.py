@@ -56,3 +56,20 @@ def test_update_by_hand_that_leaves_out_what_is_not_finite_does_no_harm_later() 
     assert [(f.code, f.step, f.op) for f in find_live(program)] == [
         ("TT102", 2, "sqrt"), ("TT101", 6, "log"),
     ]  # fmt: skip
+
+
+def test_values_that_outgrow_their_dtype_are_one_finding_wherever_that_shows() -> None:
+    def program() -> None:
+        x = torch.linspace(-3, 3, 500)
+        weights = [torch.ones(()).mul_(0.1).requires_grad_() for _ in range(4)]
+        for _ in range(24):
+            y = sum((w * x**k for k, w in enumerate(weights)), torch.zeros(()))
+            (y - x.sin()).pow(2).sum().backward()
+            with torch.no_grad():
+                for w in weights:
+                    assert w.grad is not None
+                    w.sub_(w.grad, alpha=1e-3)
+                    w.grad = None
+
+    # First the sum is over the range, in the next steps the power before it.
+    assert [(f.code, f.op) for f in find_live(program)] == [("TT101", "sum")]
