@@ -73,3 +73,30 @@ def test_values_that_outgrow_their_dtype_are_one_finding_wherever_that_shows() -
 
     # First the sum is over the range, in the next steps the power before it.
     assert [(f.code, f.op) for f in find_live(program)] == [("TT101", "sum")]
+
+
+@pytest.mark.parametrize("steps", [15, 260])
+def test_a_network_written_by_hand_is_silent(steps: int) -> None:
+    def program() -> None:
+        x = torch.randn(256, 20)
+        y = (x[:, :3].sum(1) > 0).long()
+        shapes = [(20, 32), (32,), (32, 2), (2,)]
+        weights = [torch.randn(shape).mul_(0.1).requires_grad_() for shape in shapes]
+
+        def network(batch: torch.Tensor) -> torch.Tensor:
+            hidden = torch.relu(batch @ weights[0] + weights[1])
+            return hidden @ weights[2] + weights[3]
+
+        for step in range(steps):
+            at = torch.arange(32) + 32 * (step % 8)
+            loss = torch.nn.functional.cross_entropy(network(x[at]), y[at])
+            loss.backward()
+            with torch.no_grad():
+                for w in weights:
+                    assert w.grad is not None
+                    w.sub_(w.grad, alpha=0.1)
+                    w.grad.zero_()
+                if step % 8 == 7:
+                    assert 0 <= (network(x).argmax(1) == y).float().mean() <= 1
+
+    assert find_live(program) == []
