@@ -41,8 +41,10 @@ def clip_without_effect(
                 same length whatever the gradient
     Threshold:  a warning: in `sustain` steps running of an optimizer, its gradients were clipped
                 after its last step and before the first backward, and not again before the next
-                step. Notes: over `window` clips running every norm was above max_norm and
-                max_norm < low * their mean, or every one was below it and max_norm > high * mean
+                step; or in `sustain` steps running the norm of what was clipped is exactly 0, no
+                optimizer holds any of it, and one steps with gradients. Notes: over `window` clips
+                running every norm was above max_norm and max_norm < low * their mean, or every one
+                was below it and max_norm > high * mean
     Source:     the order is that of the torch.nn.utils.clip_grad_norm_ docs: backward, clip, step;
                 "values from half to ten times this average" work: Pascanu, Mikolov and Bengio 2013,
                 section 3.2; `sustain` and `window` chosen here
@@ -58,8 +60,10 @@ def clip_without_effect(
                 optimizer.step()
     """
     cycles: dict[int, Cycle] = memory.setdefault("cycles", {})
+    nothing: _Nothing = memory.setdefault("nothing", _Nothing())
     for record in step.happened():
         if isinstance(record, Optimizer):
+            yield from nothing.stepped(record, sustain)
             cycle = cycles.setdefault(record.index, Cycle(deque(maxlen=window)))
             useless = cycle.early is not None and cycle.backward and not cycle.in_time
             cycle.running = cycle.running + 1 if useless else 0
@@ -70,6 +74,7 @@ def clip_without_effect(
             for cycle in cycles.values():
                 cycle.backward = True
         elif record.action == "clip" and _limit(record) < math.inf:
+            nothing.clip = record if _is_of_nothing(record) else None
             if record.optimizer not in cycles:
                 continue  # its first step is still to come, or no optimizer holds what is clipped
             cycle = cycles[record.optimizer]
@@ -78,6 +83,36 @@ def clip_without_effect(
                 continue
             cycle.in_time = True
             yield from _measure(record, cycle, low, high)
+
+
+@dataclass(slots=True)
+class _Nothing:
+    """Clips of nothing since the last optimizer step, and steps running that had one."""
+
+    clip: Action | None = None
+    running: int = 0
+
+    def stepped(self, record: Optimizer, sustain: int) -> Iterator[Draft]:
+        """An optimizer has stepped: with gradients that no clip before it had?"""
+        clip, self.clip = self.clip, None
+        if clip is None or not from_scalar(record.grad_norm):
+            self.running = 0
+            return
+        self.running += 1
+        if self.running >= sustain:
+            yield Draft(
+                message=f"the norm of what is clipped is 0 in {self.running} steps running (limit "
+                f"{sustain}), and that of the gradients of optimizer {record.index}, {record.cls}, "
+                f"is {number_text(record.grad_norm)}: nothing is clipped",
+                cause="nothing", phase="optimizer", value=self.running, limit=sustain,
+                location=clip.location, evidence={"optimizer": record.index},
+                fix="give it model.parameters() anew each time: an iterator of parameters, as "
+                "params = model.parameters() is, is used up by its first user",
+            )  # fmt: skip
+
+
+def _is_of_nothing(clip: Action) -> bool:
+    return clip.optimizer is None and from_scalar(clip.detail.get("total_norm")) == 0
 
 
 def _limit(clip: Action) -> float:

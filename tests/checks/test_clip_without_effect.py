@@ -135,3 +135,21 @@ def test_norms_that_are_no_numbers_and_empty_runs_say_nothing():
     assert find(steps(110, lambda s: "NaN"), "TT205") == []
     assert find(steps(110, lambda s: 0.0), "TT205") == []
     assert find([], "TT205") == []
+
+
+@pytest.mark.filterwarnings("ignore:.*empty generator.*", "ignore:.*no gradients.*")
+@pytest.mark.parametrize("kept", ["iterator", "list"])
+def test_an_iterator_that_was_used_up_clips_nothing(kept):
+    def program():
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        params = model.parameters() if kept == "iterator" else list(model.parameters())
+        sgd = torch.optim.SGD(params, 0.1)
+        for _ in range(6):
+            sgd.zero_grad()
+            model(torch.rand(8, 4)).sub(1).square().mean().backward()
+            nn.utils.clip_grad_norm_(params, 0.5)
+            sgd.step()
+
+    found = [f for f in find_live(program) if f.severity != "note"]
+    assert [(f.code, f.step) for f in found] == ([("TT205", 2)] if kept == "iterator" else [])
+    assert all("iterator" in f.fix for f in found)
