@@ -221,6 +221,20 @@ async def test_the_cursor_looks_around_and_the_place_stays_until_enter(tmp_path:
         assert (app.shown, app.number) == ("step", 9)
 
 
+async def test_a_statistic_of_a_long_path_is_named_with_its_number(tmp_path: Path) -> None:
+    path = "hierarchical_backbone.stage_number_2.residual_blocks.17.normalisation_before_residual"
+    app = Viewer(make_open_run(tmp_path), step=2)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("2")
+        await settle(app, pilot)
+        app.view.take(Statistic("grad_rms", path))
+        await settle(app, pilot)
+        title = next(line for line in text_of(app).splitlines() if "gradient rms" in line)
+        assert "17.norm" in title
+        assert title.rstrip("│ ").endswith("gradient rms  here -")
+
+
 async def test_y_copies_the_step_under_the_cursor(tmp_path: Path) -> None:
     app = Viewer(make_open_run(tmp_path), step=2)
     async with app.run_test(size=(120, 40), notifications=True) as pilot:

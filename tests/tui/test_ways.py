@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.header import headline
 from tensortrace.tui.pick import Pick
 from tensortrace.tui.screens import Help
+from tests.builders import make_call, make_header, make_tensor, write_log
 from tests.tui.nets import make_op_run
-from tests.tui.screen import settle, text_of, told
+from tests.tui.screen import settle, text_of, told, until
 
 Opened = AbstractAsyncContextManager[tuple[Viewer, Callable[..., Any]]]
 
@@ -243,6 +245,23 @@ async def test_backspace_leads_back_from_the_views_of_a_place_then_from_the_jump
         assert await press("5", "1") == jumped
         assert await press("backspace") == start
         assert app.shown == "step"
+
+
+async def test_a_module_of_digits_is_named_as_one_where_it_stands_alone(tmp_path: Path) -> None:
+    calls = [
+        make_call(1, "2", outputs=[("output", 1)], tensors=[make_tensor(1, 8)]),
+        make_call(2, "3", inputs=[("x", 1)], outputs=[("output", 2)], tensors=[make_tensor(2, 8)]),
+        make_call(3, "4", inputs=[("x", 1)]),
+    ]
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", [make_header(), *calls])), 0)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        assert "Detail: module 2" in text_of(app)
+        await pilot.press("o")
+        await until(pilot, lambda: isinstance(app.screen, Pick))
+        await settle(app, pilot)
+        assert "module 2 goes to" in text_of(app)
+        assert "#2 module 3" in text_of(app)
 
 
 async def test_minus_and_plus_say_where_there_is_nothing_to_hide_or_show(opened: Any) -> None:
