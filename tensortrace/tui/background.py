@@ -43,6 +43,7 @@ class Reader(Frame):
         # Threads wait for the first screen, which they would hold up.
         self.begun = False
         self.told_notices: dict[int, str | None] = {}
+        self.run_id = self.log_.header.run_id
 
     def start_reading(self) -> None:
         """Read the whole log in a thread and look for growth from time to time."""
@@ -125,8 +126,16 @@ class Reader(Frame):
             self.told_notices[rank] = run.notice
             if run is self.log_:
                 self.forget()
+                if self.run_id != run.header.run_id:
+                    self.begin_anew()
             if run.notice:
                 self.tell(run.notice, "warning")
+
+    def begin_anew(self) -> None:
+        """Another run is in the log: what led to a place of the one before leads nowhere."""
+        self.run_id = self.log_.header.run_id
+        self.at_finding, self.touched = None, False
+        self.go_to(self.number)
 
     def forget(self) -> None:
         """Drop what was read of the steps: they are those of another log now."""
@@ -151,7 +160,7 @@ class Reader(Frame):
     def stand_at(self, run: Run) -> None:
         """Show another rank from now on."""
         if run is not self.log_:
-            self.log_, self.modules = run, run.modules
+            self.log_, self.modules, self.run_id = run, run.modules, run.header.run_id
             self.marks = findings.worst_by_step(self.found_here)
             self.following = False
             self.forget()

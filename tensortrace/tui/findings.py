@@ -5,11 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
+from rich.cells import cell_len
+
 from tensortrace.records import Finding, Module, Severity
 from tensortrace.run.ranks import RANK
 from tensortrace.text import escape, module_text
 from tensortrace.tui.row import SEVERITIES
-from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip
+from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, clip_path
 
 LINES = 3
 # Lines of a message where there is room.
@@ -39,9 +41,11 @@ def finding_line(
         module = modules.get(finding.module) if finding.module is not None else None
         where = module_text(finding.module, module.cls if module else None)
         told = escape(finding.param) if finding.param else where
-        if finding.op:
-            told = escape(finding.op) if finding.module is None else f"{where} {escape(finding.op)}"
-        return [("   ", ""), (clip(told, width - 3, glyphs), "")]
+        op = "" if not finding.op else f" {escape(finding.op)}"
+        if op and finding.module is None:
+            return [("   ", ""), (clip(op[1:], width - 3, glyphs), "")]
+        told = clip_path(where if op else told, max(8, width - 3 - cell_len(op)), glyphs)
+        return [("   ", ""), (clip(told + op, width - 3, glyphs), "")]
     lines = message_lines(finding, width - 3)
     if part - 2 >= len(lines):
         return []

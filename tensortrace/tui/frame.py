@@ -13,6 +13,7 @@ from textual.app import App, ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.driver import Driver
 from textual.geometry import Size
+from textual.notifications import Notification
 from textual.screen import Screen
 from textual.timer import Timer
 from textual.worker import get_current_worker
@@ -49,6 +50,8 @@ BREAKPOINTS = [(0, "-narrow"), (FINDINGS_FROM, "-wide")]
 DETAIL_AFTER_S, SOON_S = 0.03, 0.001
 # Messages stand over the data: so many at once, for so long.
 MOST_TOLD, TOLD_S = 2, 2.5
+# What goes on says so until it ends.
+UNDER_WAY = "searching"
 
 
 class Main(Immediate[object], Ground):
@@ -232,7 +235,10 @@ class Frame(App[int]):
         if isinstance(event, events.Key | events.MouseDown | events.MouseScrollDown):
             self.touched = True
             self.turns.asked()
+        stood = list(self._notifications) if isinstance(event, events.Key) else []
         await super().on_event(event)
+        if stood:
+            self.call_later(self.untell_old, stood)
 
     def from_thread(self, callback: Callable[..., object], *args: object) -> None:
         """Have the screen do something soon, if it is still there; a thread never waits for it.
@@ -471,6 +477,13 @@ class Frame(App[int]):
         last = {told.message: told for told in self._notifications}
         kept = list(last.values())[-MOST_TOLD:]
         for old in [told for told in self._notifications if told not in kept]:
+            del self._notifications[old]
+        self._refresh_notifications()
+
+    def untell_old(self, stood: list[Notification]) -> None:
+        """Take away what was told before a key: what it did is another matter."""
+        known = {told.identity for told in stood if not told.message.startswith(UNDER_WAY)}
+        for old in [told for told in self._notifications if told.identity in known]:
             del self._notifications[old]
         self._refresh_notifications()
 

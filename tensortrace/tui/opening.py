@@ -81,6 +81,12 @@ class Opener(Switcher):
             known = "" if path in self.modules else ", nor has what was read of the log yet"
             self.tell(f"step {self.number} has no call of {path}{known}", "warning")
 
+    def begin_anew(self) -> None:
+        """Go to the first error of another run, unless a place was asked for."""
+        super().begin_anew()
+        self.stops.clear()
+        self.touched = self.opening != Opening()
+
     def return_to_place(self, place: Place) -> None:
         """Show where one was last time."""
         self.touched = True
@@ -119,6 +125,10 @@ class Opener(Switcher):
         self.theme = LOOKS[name].theme.name
         if self.memory is not None:
             places.keep_theme(name, self.memory)
+
+    def action_help_quit(self) -> None:
+        """Say which key ends it: ctrl+c is pressed by mistake too."""
+        self.tell("q quits; the place is kept")
 
     async def action_quit(self) -> None:
         """Remember the place and end."""

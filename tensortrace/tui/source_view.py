@@ -30,7 +30,7 @@ from tensortrace.tui.source_lines import (
     whole_lines,
 )
 from tensortrace.tui.styled import Styled, clip
-from tensortrace.tui.variables import Item, item_line, items_at, name_width
+from tensortrace.tui.variables import Item, item_line, items_at, name_width, whole_item
 from tensortrace.tui.view import View
 
 KINDS = ("line", "call", "action", "optimizer")
@@ -68,6 +68,9 @@ class SourceView(View):
         self.parts: list[tuple[int, int]] = []
         # The row that the cursor is on, which is broken so that all of it can be read.
         self.under = 0
+        # The same of the variables: of what the lines are parts, and which is under the cursor.
+        self.item_parts: list[tuple[int, int]] = []
+        self.item = 0
 
     def compose(self) -> ComposeResult:
         """The source and the variables."""
@@ -195,6 +198,10 @@ class SourceView(View):
         pane.show(len(parts), draw_code, cursor)
         self.show_variables(found, follow=follow)
 
+    def item_at(self, at: int) -> tuple[int, int]:
+        """The variable at a line of the lower pane, and which part of it."""
+        return self.item_parts[at] if at < len(self.item_parts) else (0, 0)
+
     def part_at(self, at: int) -> tuple[int, int]:
         """The row of the function at a line of the screen, and which part of it."""
         return self.parts[at] if at < len(self.parts) else (0, 0)
@@ -205,6 +212,9 @@ class SourceView(View):
         if pane is self.main and self.function is not None and row != self.under:
             self.under = row
             self.show()
+        elif pane is self.variables and self.item_at(at)[0] != self.item:
+            found = [f for f in self.viewer.found if f.step == self.viewer.number]
+            self.show_variables(found, follow=False)
 
     def show_variables(self, found: list[Finding], *, follow: bool) -> None:
         """Draw the pane of variables."""
@@ -216,16 +226,30 @@ class SourceView(View):
         self.items = items = items_at(executed, self.at, here, width - 2)
         names = name_width(items, width)
 
-        def draw(row: int, part: int, width: int, cursor: bool) -> Styled:
+        first = next((i for i, item in enumerate(items) if item.value is not None), 0)
+        kept = (first, 0) if follow else self.item_at(pane.cursor or 0)
+        self.item = kept[0]
+        # Of the one under the cursor all can be read; a scrollbar may lie over the last cell.
+        whole = [
+            whole_item(item, executed, names, width - 2, glyphs) if at == kept[0] else []
+            for at, item in enumerate(items)
+        ]
+        self.item_parts = parts = [
+            (at, part) for at in range(len(items)) for part in range(max(1, len(whole[at])))
+        ]
+
+        def draw(at: int, _: int, width: int, cursor: bool) -> Styled:
             sign = glyphs.cursor if cursor else " "
+            row, part = parts[at]
+            if len(whole[row]) > 1:
+                return [(sign, ""), *whole[row][part]]
             return [(sign, ""), *item_line(items[row], executed, names, width - 1, glyphs)]
 
         changed = sum(item.value is not None and item.value.changed for item in items)
         told = f"Variables, {changed} changed here" if changed else "Variables"
         without = THINNED if self.viewer.log_.header.options.get("lines") else NO_LINES
         pane.set_title(told if executed.recorded else without)
-        first = next((i for i, item in enumerate(items) if item.value is not None), 0)
-        pane.show(len(items), draw, first if follow else pane.cursor or 0)
+        pane.show(len(parts), draw, parts.index(kept) if kept in parts else 0)
 
     def show_nothing(self) -> None:
         """Say that nothing of the step can be walked."""
@@ -234,7 +258,8 @@ class SourceView(View):
             "Steps that are not kept in full have none: ] and [ go to another step.",
             "trace(lines=True, every=1) records every line and its variables in every step.",
         ]
-        self.function, self.told, self.items, self.parts = None, {}, [], []
+        self.function, self.told, self.items = None, {}, []
+        self.parts, self.item_parts = [], []
         glyphs = self.viewer.glyphs
         self.main.set_title(f"Source, step {self.viewer.number}")
         self.main.show(
@@ -280,7 +305,7 @@ class SourceView(View):
     def open(self, pane: Pane, at: int) -> None:
         """On a variable go to the call that made it; on a line of code to its next execution."""
         if pane is self.variables:
-            item = self.items[at] if at < len(self.items) else None
+            item = self.items[self.item_at(at)[0]] if at < len(self.item_parts) else None
             if item is not None and item.value is not None:
                 self.go_to_maker(item.value.tensor, item.value.name)
         elif self.function is not None and at < len(self.parts):

@@ -85,6 +85,10 @@ class SpanView(View):
     def arrived(self) -> None:
         """The viewer is at another place; the cursor went there too."""
 
+    def leave(self) -> None:
+        """Where one looked and did not go is no place: the cursor begins at that of the run."""
+        self.place = None
+
     @property
     def width(self) -> int:
         """Cells for the columns."""

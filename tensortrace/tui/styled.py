@@ -6,9 +6,11 @@ a terminal. What colours the names stand for is in `looks`.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 from rich.cells import cell_len, set_cell_size
 
@@ -66,13 +68,21 @@ def clip_path(path: str, width: int, glyphs: Glyphs = UNICODE) -> str:
     if cell_len(path) <= width:
         return path
     *outer, last = path.split(".")
-    for keep in range(max(map(len, (*outer, last))), 0, -1):
-        short = [_clip_part(part, keep, glyphs) for part in outer]
-        short.append(_clip_part(last, min(3 * keep, len(last)), glyphs))
-        if cell_len(".".join(short)) <= width:
-            more = [_clip_part(last, min(3 * keep + i, len(last)), glyphs) for i in (2, 1, 0)]
-            longer = (".".join([*short[:-1], end]) for end in more)
-            return next(text for text in longer if cell_len(text) <= width)
+
+    def kept(cells: int, more: int = 0) -> list[str]:
+        end = _clip_part(last, min(3 * cells + more, len(last)), glyphs)
+        return [*(_clip_part(part, cells, glyphs) for part in outer), end]
+
+    low, high = 0, max(map(len, (*outer, last)))
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = cell_len(".".join(kept(middle))) <= width
+        low, high = (middle, high) if fits else (low, middle - 1)
+    for more in (2, 1, 0) if low else ():
+        told = ".".join(kept(low, more))
+        if cell_len(told) <= width:
+            return told
+    short = kept(1)
     for at in range(1, len(short)):
         told = glyphs.more + ".".join(short[at:])
         if cell_len(told) <= width:
@@ -150,11 +160,11 @@ def wrapped(line: Styled, width: int, hang: int = 0) -> list[Styled]:
 def _breaks(text: str, width: int, hang: int) -> Iterator[tuple[int, int]]:
     """Where the lines of a text begin and end."""
     start, room = 0, max(1, width)
-    while cell_len(text[start:]) > room:
+    # Cells before each character: to measure what is left anew for each line takes its square.
+    before = [0, *accumulate(map(cell_len, text))]
+    while before[-1] - before[start] > room:
         # Characters that fit: one of two cells may not.
-        stop, used = start + 1, cell_len(text[start])
-        while (used := used + cell_len(text[stop])) <= room:
-            stop += 1
+        stop = max(start + 1, bisect_right(before, before[start] + room) - 1)
         stop = _break_before(text, start, stop)
         yield start, stop
         start = stop + len(text[stop:]) - len(text[stop:].lstrip(" "))

@@ -103,6 +103,12 @@ class Switcher(Walker):
 
     def action_view(self, name: str) -> None:
         """Show a view by its key."""
+        self.look_at(name)
+
+    def look_at(self, name: str) -> None:
+        """Show a view of the place; one key leads back to the first that one looked at it from."""
+        if name != self.shown and not (self.stops and self.stops[-1].at == self.stop.at):
+            self.remember()
         self.show_view(name)
 
     def chart(self, statistic: object) -> None:
@@ -116,7 +122,7 @@ class Switcher(Walker):
 
     def on_tabs_picked(self, message: Tabs.Picked) -> None:
         """Show the view that was clicked."""
-        self.show_view(message.name)
+        self.look_at(message.name)
 
     def return_to(self, stop: Stop) -> None:
         """Show a place as it was left, in the view it was left in."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+import msgspec
 from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -160,6 +161,14 @@ class TimelineView(SpanView):
             self.chosen, self.held = chosen, None
             if self.ready:
                 self.draw()
+
+    def copied(self) -> tuple[str, str] | None:
+        """The step line under the cursor, as JSON."""
+        held = self.viewer.log_.summaries(self.here, self.here + 1)
+        if not held:
+            return None
+        told = msgspec.json.encode(held[0]).decode("utf-8", "replace")
+        return told, f"the line of step {self.here} as JSON"
 
     def action_end(self, last: bool) -> None:
         """Go to the first or the last step."""

@@ -13,7 +13,7 @@ from tensortrace.text import escape, number_text, shape_text, short_dtype, short
 from tensortrace.tui.cells import health
 from tensortrace.tui.detail import wrap
 from tensortrace.tui.executed import Executed, Value
-from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit
+from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, fit, wrapped
 
 LONGEST = 500
 # What is wrong at a line takes no more lines of the pane than this.
@@ -78,10 +78,7 @@ def item_line(
     tensor = executed.tensors.get(value.tensor) if value.tensor is not None else None
     room = max(0, width - names - 3)
     if tensor is None:
-        text = escape(shorten(value.text, LONGEST))
-        if value.changed and value.was is not None and value.was != value.text:
-            text = f"{escape(shorten(value.was, LONGEST))} {glyphs.arrow} {text}"
-        return [*line, (clip(text, room, glyphs), "")]
+        return [*line, (clip(value_text(value, glyphs), room, glyphs), "")]
     before = executed.tensors.get(value.before) if value.before is not None else None
     told = tensor_text(tensor, before, glyphs)
     word, style = health(tensor)
@@ -93,6 +90,27 @@ def item_line(
     if left - 2 >= len(more):
         line.append((f"  {more}", "faint"))
     return line
+
+
+def whole_item(
+    item: Item, executed: Executed, names: int, width: int, glyphs: Glyphs = UNICODE
+) -> list[Styled]:
+    """Write one line of the pane as `item_line` does, on as many lines as all of it takes."""
+    first, value = item_line(item, executed, names, width, glyphs), item.value
+    if value is None or executed.tensors.get(-1 if value.tensor is None else value.tensor):
+        return [first]
+    room = max(1, width - names - 3)
+    texts = wrapped([(value_text(value, glyphs), "")], room)
+    before: list[Styled] = [first[:-1], *([(" " * (names + 3), "")] for _ in texts[1:])]
+    return [[*head, *text] for head, text in zip(before, texts, strict=True)]
+
+
+def value_text(value: Value, glyphs: Glyphs = UNICODE) -> str:
+    """Write what a variable is that is no tensor, and what it was."""
+    text = escape(shorten(value.text, LONGEST))
+    if value.changed and value.was is not None and value.was != value.text:
+        return f"{escape(shorten(value.was, LONGEST))} {glyphs.arrow} {text}"
+    return text
 
 
 def tensor_text(tensor: Tensor, before: Tensor | None, glyphs: Glyphs = UNICODE) -> str:

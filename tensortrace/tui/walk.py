@@ -44,6 +44,11 @@ class Stop:
     rank: int = 0
 
     @property
+    def at(self) -> tuple[int, int, int]:
+        """The place in the run, whatever view shows it."""
+        return self.number, self.slot, self.rank
+
+    @property
     def place(self) -> tuple[int, int, str, int]:
         """What makes two stops the same."""
         return self.number, self.slot, self.view, self.rank
@@ -127,18 +132,21 @@ class Walker(Seeker):
         slot = self.rows.slot(at)
         if self.rows.folds is not None and slot < len(self.rows.folds.owner) and not shown:
             slot = [slot, *self.rows.folds.around(slot)][-1]
-        ops = self.opened.every or bool(self.opened.sites)
-        if not shown and not ops:
-            self.rows.close_all()
-            self.redraw_calls(self.seen(slot))
-            return
+        ops, before = self.opened.every or bool(self.opened.sites), len(self.rows)
+        # One level at a time, or the next one where this step has nothing of the first.
         if shown and self.opened.closed:
             self.opened.closed.clear()
-        else:
+            self.rows.fold()
+        if (ops and not shown) or (shown and len(self.rows) == before):
             self.opened.every = shown
             self.opened.sites.clear()
-        self.rows.fold()
+            self.rows.fold()
+        if not shown and len(self.rows) == before:
+            self.rows.close_all()
         self.redraw_calls(self.seen(slot))
+        if len(self.rows) == before and self.rows.folds is not None:
+            self.tell("all calls and ops of this step are shown" if shown else
+                      "no call inside another has anything to hide")  # fmt: skip
 
     def seen(self, slot: int) -> int:
         """The slot itself if it has a row, else the call around it that has one."""

@@ -27,7 +27,13 @@ from tensortrace.tui.source_lines import (
     whole_lines,
 )
 from tensortrace.tui.styled import ASCII
-from tensortrace.tui.variables import item_line, items_at, name_width, tensor_text
+from tensortrace.tui.variables import (
+    item_line,
+    items_at,
+    name_width,
+    tensor_text,
+    whole_item,
+)
 from tests.builders import make_call, make_tensor
 from tests.export.listed import (
     at,
@@ -480,6 +486,20 @@ def test_variables_have_shape_dtype_health_and_where_their_values_lie() -> None:
         "  self  <Net>",
         "  ids   [8, 128] i64  . ok  -1..1 mean 0",
     ]
+
+
+@pytest.mark.parametrize("width", [30, 60, 100])
+def test_a_long_value_can_be_read_to_its_end(width: int) -> None:
+    long = "{" + ", ".join(f"'key {i}': {i}" for i in range(20)) + "}"
+    executed = walk(make_line(0, at(15), Variable("settings", long, "None")))
+    item = items_at(executed, 0, [], width)[0]
+    lines = [text(line) for line in whole_item(item, executed, 8, width)]
+    assert all(cell_len(line) <= width for line in lines)
+    assert lines[0].startswith("* settings None → {'key 0': 0,")
+    assert " ".join(line.strip() for line in lines).endswith("'key 19': 19}")
+    assert len(lines) > 1
+    tensor = items_at(sample(), 3, [], width)[0]
+    assert len(whole_item(tensor, sample(), 8, width)) == 1
 
 
 def test_a_changed_value_shows_what_it_was() -> None:

@@ -15,6 +15,7 @@ from tensortrace.run import open_run
 from tensortrace.tui.calls import columns, head_line, row_line
 from tensortrace.tui.cells import cells, duration_text, health, worst_health
 from tensortrace.tui.detail import detail_lines, finding_lines, snippet, wrap
+from tensortrace.tui.findings import finding_line
 from tensortrace.tui.rows import StepRows
 from tensortrace.tui.slots import NEAR
 from tensortrace.tui.styled import ASCII, Styled, clip_path, clip_words, wrapped
@@ -268,6 +269,10 @@ def test_long_paths_can_be_told_apart_in_a_narrow_column() -> None:
         assert all(cell_len(path) <= width for path in short)
         assert all(path.isascii() for path in (clip_path(path, width, ASCII) for path in paths))
     assert clip_path("日本語のとても長い名前.0", 12) == "日本…名前.0"
+    found = [make_finding(module=path, op="norm") for path in paths]
+    listed = ["".join(t for t, _ in finding_line(f, 1, {}, 34)) for f in found]
+    assert len(set(listed)) == len(paths)
+    assert all(line.endswith(" norm") and cell_len(line) <= 34 for line in listed)
     for width in range(30):
         assert cell_len(clip_path("日本語のとても長い名前.0.レイヤー", width)) <= width
 

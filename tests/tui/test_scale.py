@@ -17,8 +17,9 @@ from tests.benchmarks.presses import BYTES, bytes_of, every_key, jump, keys
 from tests.benchmarks.remote import Relay
 from tests.benchmarks.terminal import Terminal
 from tests.benchmarks.viewer import jumps_of, packed_table
-from tests.builders import make_end, make_steps, write_log
-from tests.tui.screen import settle, text_of
+from tests.builders import make_end, make_header, make_steps, write_log
+from tests.tui.samples import BAD_STEP, records
+from tests.tui.screen import settle, text_of, until
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,22 @@ async def test_a_log_that_is_replaced_is_told_and_the_cursor_stays(tmp_path: Pat
         assert app.row is not None
         assert app.row.seq == row.seq
         assert app.log_.last_step() == 4
+
+
+async def test_another_run_in_the_log_is_shown_from_its_first_error(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "log.jsonl", [make_header(), *make_steps(9), make_end(8)])
+    app = Viewer(open_run(path))
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("right_square_bracket", "j", "e")
+        other = [make_header(run_id="another"), *list(records(bad=BAD_STEP))[1:], make_end(9)]
+        new = write_log(tmp_path / "new.jsonl", other)
+        os.replace(new, path)  # noqa: PTH105 - as another program does
+        app.poll()
+        await settle(app, pilot)
+        await until(pilot, lambda: app.number == BAD_STEP)
+        assert app.row is not None and app.row.seq == 10
+        assert "Detail: log" in text_of(app)
 
 
 async def test_a_log_that_is_cut_below_the_cursor_goes_to_what_is_left(tmp_path: Path) -> None:

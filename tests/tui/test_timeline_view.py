@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -196,6 +197,54 @@ async def test_t_charts_a_statistic_of_the_tensor_over_all_full_steps(tmp_path: 
         assert app.view.chosen.known == known
         await pilot.press("backspace")
         await until(pilot, lambda: app.shown == "tensor")
+
+
+async def test_the_cursor_looks_around_and_the_place_stays_until_enter(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path), step=4)
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        for key in "23":
+            await pilot.press(key)
+            await settle(app, pilot)
+            await pilot.press(*"lll")
+            assert app.view.here == 7
+            await pilot.press("1")
+            await settle(app, pilot)
+            assert app.number == 4
+            await pilot.press(key)
+            await settle(app, pilot)
+            assert app.view.here == 4
+        await pilot.press("2")
+        await settle(app, pilot)
+        await pilot.press("G", "enter")
+        await settle(app, pilot)
+        assert (app.shown, app.number) == ("step", 9)
+
+
+async def test_a_statistic_of_a_long_path_is_named_with_its_number(tmp_path: Path) -> None:
+    path = "hierarchical_backbone.stage_number_2.residual_blocks.17.normalisation_before_residual"
+    app = Viewer(make_open_run(tmp_path), step=2)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("2")
+        await settle(app, pilot)
+        app.view.take(Statistic("grad_rms", path))
+        await settle(app, pilot)
+        title = next(line for line in text_of(app).splitlines() if "gradient rms" in line)
+        assert "17.norm" in title
+        assert title.rstrip("│ ").endswith("gradient rms  here -")
+
+
+async def test_y_copies_the_step_under_the_cursor(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path), step=2)
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("2")
+        await settle(app, pilot)
+        await pilot.press("l", "y")
+        copied = json.loads(app.clipboard)
+        assert (copied["kind"], copied["step"]) == ("step", 3)
+        assert "copied the line of step 3 as JSON" in told(app)
 
 
 async def test_esc_ends_the_reading_of_full_steps_and_keeps_what_was_read(tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.header import headline
 from tensortrace.tui.pick import Pick
+from tensortrace.tui.screens import Help
+from tests.builders import make_call, make_header, make_tensor, write_log
 from tests.tui.nets import make_op_run
-from tests.tui.screen import settle, text_of
+from tests.tui.screen import settle, text_of, told, until
 
 Opened = AbstractAsyncContextManager[tuple[Viewer, Callable[..., Any]]]
 
@@ -223,3 +226,85 @@ async def test_the_keys_work_on_rows_that_lead_nowhere(opened: Any) -> None:
         await press("G", "i", "o", "b", "p", "c", "l", "h", "plus", "minus")
         assert app.number == 0
         assert not app._exit
+
+
+async def test_backspace_leads_back_from_the_views_of_a_place_then_from_the_jump(
+    opened: Any,
+) -> None:
+    async with opened(step=2) as (app, press):
+        start = await press("g")
+        await press("2", "3", "4")
+        assert app.shown == "tensor"
+        assert await press("backspace") == start
+        assert app.shown == "step"
+        await press("backspace")
+        assert "no earlier place" in told(app)
+        await press("right_square_bracket", "left_square_bracket")
+        jumped = await press("e")
+        assert jumped != start
+        assert await press("5", "1") == jumped
+        assert await press("backspace") == start
+        assert app.shown == "step"
+
+
+async def test_a_module_of_digits_is_named_as_one_where_it_stands_alone(tmp_path: Path) -> None:
+    calls = [
+        make_call(1, "2", outputs=[("output", 1)], tensors=[make_tensor(1, 8)]),
+        make_call(2, "3", inputs=[("x", 1)], outputs=[("output", 2)], tensors=[make_tensor(2, 8)]),
+        make_call(3, "4", inputs=[("x", 1)]),
+    ]
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", [make_header(), *calls])), 0)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        assert "Detail: module 2" in text_of(app)
+        await pilot.press("o")
+        await until(pilot, lambda: isinstance(app.screen, Pick))
+        await settle(app, pilot)
+        assert "module 2 goes to" in text_of(app)
+        assert "#2 module 3" in text_of(app)
+
+
+async def test_minus_and_plus_say_where_there_is_nothing_to_hide_or_show(opened: Any) -> None:
+    async with opened(step=0) as (app, press):
+        for key, why in (("minus", "anything to hide"), ("plus", "of this step are shown")):
+            await press(*[key] * 3)
+            count = len(app.rows)
+            await press(key)
+            assert len(app.rows) == count
+            assert why in told(app)
+        await press("minus")
+        assert len(app.rows) < count
+        assert told(app) == ""
+
+
+async def test_minus_and_plus_say_so_of_a_step_without_ops(opened: Any) -> None:
+    async with opened(step=0, level="module") as (app, press):
+        await press("minus")
+        assert "no call inside another has anything to hide" in told(app)
+        await press("plus")
+        assert told(app) == "all calls and ops of this step are shown"
+
+
+async def test_what_was_told_goes_with_the_next_key(opened: Any) -> None:
+    async with opened(step=0) as (app, press):
+        await press("backspace")
+        assert "no earlier place" in told(app)
+        await press("j")
+        assert told(app) == ""
+        await press("backspace", "backspace")
+        assert told(app) == "no earlier place to go back to"
+        app.tell("searching for a needle (esc cancels)")
+        await press("j")
+        assert told(app).startswith("searching for")
+
+
+async def test_ctrl_c_names_the_key_that_quits_and_q_closes_the_help_first(opened: Any) -> None:
+    async with opened(step=0) as (app, press):
+        await press("ctrl+c")
+        assert "q quits" in told(app)
+        assert "ctrl+q" not in told(app)
+        await press("question_mark", "j")
+        assert isinstance(app.screen, Help)
+        await press("q")
+        assert not isinstance(app.screen, Help)
+        assert app.is_running and app.return_code is None
