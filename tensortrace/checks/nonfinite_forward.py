@@ -25,6 +25,7 @@ from tensortrace.causes.held import (
     buffer_reason,
     held_by,
     spoilt_weights,
+    taken_weight,
 )
 from tensortrace.checks import (
     FILLS,
@@ -239,6 +240,9 @@ def _origins(step: StepView) -> list[Origin]:
     for call in completion_order(calls):
         parent = here.get(call.parent) if call.parent is not None else None
         got, made = step.hurt(call.inputs), step.hurt(call.outputs)
+        if parent and made and parent.seq not in spoilt and _of_weights(step, parent, call):
+            found.append(Origin(parent, (step.hurt(parent.outputs) or made)[0]))
+            spoilt.add(parent.seq)
         if parent and got and got[0].from_step is None and parent.seq not in spoilt:
             if not step.hurt(parent.inputs):
                 found.append(Origin(parent, got[0], (last.get(parent.seq), call)))
@@ -257,6 +261,11 @@ def _origins(step: StepView) -> list[Origin]:
             if made:
                 spoilt.add(parent.seq)
     return found
+
+
+def _of_weights(step: StepView, parent: Call, call: Call) -> bool:
+    """Whether an op of a module that was given finite values took a weight that is not finite."""
+    return call.op is not None and not step.hurt(parent.inputs) and bool(taken_weight(step, call))
 
 
 def _new_masks(step: StepView, call: Call) -> list[Tensor]:
