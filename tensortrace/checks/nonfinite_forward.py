@@ -488,7 +488,11 @@ def _facts(step: StepView, call: Call) -> Facts:
 def _reason(call: Call, facts: Facts) -> Reason:
     """Say in one sentence why this call makes what is not finite, and what to write instead."""
     if call.op is None and facts.word not in _MODULES:
-        why = "what went into this module is finite, what came out is not"
+        mask = any(t.neginf for t in facts.inputs)
+        if mask and forward.known(facts.word):
+            return forward.explain(facts)
+        what = "of what went into this module only -inf" if mask else "what went into this module"
+        why = f"{what} is {'not ' * mask}finite, what came out is not"
         return Reason(f"{why}: its weights, or an operation in its own forward")
     return forward.explain(facts)
 
