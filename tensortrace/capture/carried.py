@@ -103,11 +103,11 @@ class Carried:
             ``grown``: over how many calls of zero_grad, running, the first of them was added to.
         """
         held = self._held()
-        found = [
-            (name, parameter.grad)
-            for name, parameter in names.parameters()
-            if id(parameter) not in held and parameter.is_leaf and parameter.grad is not None
-        ]
+        found: list[tuple[str, torch.Tensor]] = []
+        for name, parameter in names.parameters():
+            if id(parameter) not in held and parameter.is_leaf and parameter.grad is not None:
+                held.add(id(parameter))  # a tied weight has several names
+                found.append((name, parameter.grad))
         if not found:
             self._left, self.grown = None, 0
             return {}

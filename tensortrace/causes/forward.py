@@ -46,11 +46,17 @@ _MEAN_LOSSES = (
 _LOSSES = frozenset(_MEAN_LOSSES.split())
 _LOGARITHMS = frozenset(("log", "log2", "log10"))
 _SUMS = frozenset(("sum", "mean"))
+_PRODUCTS = frozenset(("mul", "multiply", "imul", "rmul"))
+# What multiplies, and so rounds to 0 what becomes too small.
+_SHRINK = _PRODUCTS | {"matmul", "rmatmul", "mm", "bmm", "mv", "einsum", "pow", "square"}
 _EPS = "keep eps (1e-5) above what the dtype can hold, and normalise in float32"
 
 
 def explain(facts: Facts) -> Reason:
     """Say why an op made what is not finite out of what it was given."""
+    mask = _mask_times_infinity(facts)
+    if mask is not None:
+        return mask
     if facts.stray is not None:
         return _stray(*facts.stray)
     if facts.word and not facts.inputs and facts.outputs:
@@ -70,11 +76,15 @@ def known(word: str) -> bool:
 def with_chain(reason: Reason, facts: Facts, ops: Sequence[str]) -> Reason:
     """Add what only the ops tell that made what went in, the last of which is the one to blame.
 
-    The logarithm of a sum of exponentials is infinite where all of them are rounded to 0.
+    The logarithm of a sum of exponentials is infinite where all of them are rounded to 0, and so is
+    that of a product of many factors.
     """
     if facts.word not in _LOGARITHMS or not facts.came_out("neginf") or facts.came_out("nan"):
         return reason
     before = list(ops[:-1])
+    rounded = _rounded(facts, before)
+    if rounded is not None:
+        return replace(reason, why=f"{reason.why}; {rounded[0]}", fix=rounded[1])
     since = before[len(before) - before[::-1].index("exp") :] if "exp" in before else []
     if not set(since) & _SUMS or not set(since) <= _SUMS | {"mul", "div"}:
         return reason
@@ -82,6 +92,27 @@ def with_chain(reason: Reason, facts: Facts, ops: Sequence[str]) -> Reason:
     fix = ("torch.logsumexp(z, dim) for exp(z).sum(dim).log(); of a mean subtract log(n), and a "
            "factor w of exp(z) becomes z + w.log()")  # fmt: skip
     return replace(reason, why=why, fix=fix)
+
+
+def _rounded(f: Facts, before: list[str]) -> tuple[str, str] | None:
+    """Say of what a logarithm is taken of that it was rounded to 0, and what to take instead."""
+    log, last = f.word, before[-1] if before else ""
+    if last in ("prod", "cumprod"):
+        total = last.replace("prod", "sum")
+        return ("a product of many factors below 1 is rounded to 0",
+                f"p.{log}().{total}(dim) for p.{last}(dim).{log}()")  # fmt: skip
+    if last in ("det", "linalgdet"):
+        return ("a determinant is a product, and rounded to 0 where that is too small",
+                "torch.linalg.slogdet(A).logabsdet for torch.det(A).log()")  # fmt: skip
+    if last == "exp" and log == "log":
+        return "it is exp(z), rounded to 0 where z is far below 0", "z itself: exp(z).log() is z"
+    if before and before[0] in _SHRINK and f.first.numel == f.first.zeros > 0:
+        return (
+            f"all of it is 0: {before[0]} rounded to 0 what became too small",
+            "keep logarithms from the start: x.log() + y.log() for a product, torch.logsumexp "
+            "for a sum of such; or divide by the sum in each round, while it is large enough",
+        )
+    return None
 
 
 def _nothing(f: Facts) -> Reason | None:
@@ -102,6 +133,20 @@ def _nothing(f: Facts) -> Reason | None:
     named = f.word in ("median", "nanmedian", "std", "var")
     what = f"the {f.word.removeprefix('nan')} of" if named else "what it makes of"
     return Reason(f"{what} nothing is NaN: no element went in; it got {got}", skip, empty[0])
+
+
+def _mask_times_infinity(f: Facts) -> Reason | None:
+    """A mask of 0 and 1 times -inf: NaN wherever it is 0."""
+    x, stray = f.first, f.stray
+    if f.word not in _PRODUCTS or stray is None or not stray[1].endswith("inf"):
+        return None
+    if len(f.inputs) != 1 or not x.zeros or f.came_out("nan") < x.zeros or x.min is None:
+        return None
+    why = f"0 * {stray[1]} is NaN, not 0; {_got(x, counted(x.zeros, 'zero'))}"
+    if x.min < 0 or largest(x) > 1:
+        return Reason(why, f"torch.where(x != 0, x * {stray[1]}, 0.0)", x)
+    return Reason(why, f"scores.masked_fill(mask.bool(), float('{stray[1]}')) for scores + mask * "
+                  f"float('{stray[1]}')", x)  # fmt: skip
 
 
 def _stray(name: str, value: str) -> Reason:
@@ -296,10 +341,47 @@ def _loss(f: Facts) -> Reason:
         given = "" if ignored == -100 else f"ignore_index={number_text(ignored)}, "
         return Reason(why, f"loss = F.cross_entropy(x, y, {given}reduction='sum') / "
                       f"(y != {number_text(ignored)}).sum().clamp_min(1)", target)  # fmt: skip
+    weight = f.inputs[2] if len(f.inputs) > 2 else None
+    integer = target is not None and target.dtype == "int64"
+    most = largest(x) if x.min is not None else math.inf if x.norm is None else x.norm
+    safe = not x.neginf and most < limit_of(x.dtype) / 4
+    if integer and safe and weight is not None and weight.zeros and f.came_out("nan"):
+        why = ("the mean is over the weights of the targets, and those are 0 for every target that "
+               f"is not ignored: 0 / 0; weight has {counted(weight.zeros, 'zero')} of "
+               f"{weight.numel}")  # fmt: skip
+        return Reason(why, "F.cross_entropy(x, y, weight=w, reduction='sum') / "
+                      "w[y].sum().clamp_min(1e-8), or a small weight for 0", weight)  # fmt: skip
     why = ("a class of probability 0 costs infinity, and the mean over no target at all (all of "
            f"them ignored) is 0 / 0; {_got(x)}")  # fmt: skip
     return Reason(why, "pass logits, not probabilities or -inf, to the loss", x,
                   masked if x.neginf else large)  # fmt: skip
+
+
+def _kl(f: Facts) -> Reason:
+    """Inputs are logarithms of probabilities, and a target of probabilities."""
+    target = f.inputs[1] if len(f.inputs) > 1 else None
+    if target is None or not negative(target) or f.arguments.get("log_target"):
+        return _loss(f)
+    why = ("it takes the logarithm of the target, which holds negative numbers, as logarithms are: "
+           f"NaN; as target it got {values_text(target)}")  # fmt: skip
+    return Reason(why, "F.kl_div(x, y, log_target=True), or y.exp() as the target", target)
+
+
+def _dropout(f: Facts) -> Reason:
+    x = f.first
+    if not x.neginf or not f.came_out("nan"):
+        return _general(f)
+    why = f"what it drops it multiplies by 0, and 0 * -inf is NaN; {_got(x, f'{x.neginf} -inf')}"
+    return Reason(why, "drop after the softmax: F.dropout(scores.softmax(-1), p)", x, masked)
+
+
+def _gate(f: Facts) -> Reason:
+    """Of gelu, silu and the like: x times what is 0 far below 0."""
+    x = f.first
+    if not x.neginf or not f.came_out("nan"):
+        return _general(f)
+    why = f"{f.word} of -inf is -inf * 0, which is NaN; {_got(x, f'{x.neginf} -inf')}"
+    return Reason(why, f"mask after {f.word}, not before it", x, masked)
 
 
 def _ctc(f: Facts) -> Reason:
@@ -353,7 +435,8 @@ def _mul(f: Facts) -> Reason:
     if bad is None or not f.came_out("nan"):
         return _arithmetic(f)
     why = f"0 * -inf is NaN, not 0; it got {bad.neginf} -inf of {bad.numel} ({values_text(bad)})"
-    fix = "to leave elements out, select instead of multiplying: torch.where(ok, x, 0.0)"
+    fix = ("to leave elements out, select instead of multiplying: torch.where(ok, x, 0.0) on what "
+           "goes in, before the product (after it the gradient is NaN all the same)")  # fmt: skip
     return Reason(why, fix, bad, masked)
 
 
@@ -449,6 +532,10 @@ def _product(f: Facts) -> Reason:
 def _general(f: Facts) -> Reason:
     told = ", ".join(values_text(t) for t in f.inputs[:3])
     why = "finite values went in, others came out: outside its domain or over its range"
+    bad = next((t for t in f.inputs if t.neginf), None)
+    if bad is not None:
+        what = "NaN" if f.came_out("nan") else "inf"
+        why = f"-inf went in ({bad.neginf} of {bad.numel}) and {what} came out: mask after it"
     return Reason(f"{why}; it got {told}" if told else why, None, f.inputs[0] if f.inputs else None)
 
 
@@ -463,7 +550,9 @@ _BY_WORD: dict[str, Callable[[Facts], Reason]] = {
         (_arc, "acos asin arccos arcsin atanh arctanh erfinv acosh arccosh"),
         (_softmax, "softmax logsoftmax softmin"),
         (_attention, "scaleddotproductattention multiheadattentionforward"),
-        (_loss, "crossentropy nllloss nll binarycrossentropy bce kldiv"), (_ctc, "ctcloss ctc"),
+        (_loss, "crossentropy nllloss nll binarycrossentropy bce"), (_kl, "kldiv"),
+        (_dropout, "dropout dropout1d dropout2d dropout3d featuredropout alphadropout"),
+        (_gate, "gelu silu mish hardswish"), (_ctc, "ctcloss ctc"),
         (_arithmetic, "matmul mm bmm addmm baddbmm linear conv1d conv2d conv3d einsum sum cumsum "
                     "add sub norm linalgvectornorm square rmatmul iadd isub dot mv bilinear "
                     "mseloss l1loss smoothl1loss huberloss"),

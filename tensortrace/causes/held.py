@@ -26,7 +26,12 @@ HELD = Reason(
 
 
 def spoilt_weights(step: StepView, call: Call) -> tuple[str, Tensor] | None:
-    """Find, in a replay that has no op to blame, the parameter that was not finite before it."""
+    """Find the parameter that was not finite before a module call, in a replay or its own ops."""
+    inside = (c for c in step.calls if c.op is not None and c.parent == call.seq)
+    for op in inside:
+        taken = taken_weight(step, op)
+        if taken is not None:
+            return taken
     module = step.module_of(call)
     own = module.parameters if module is not None else []
     for op in step.replayed:
@@ -34,6 +39,19 @@ def spoilt_weights(step: StepView, call: Call) -> tuple[str, Tensor] | None:
             names = [p.name for p in own if p.shape == held.shape and held.is_leaf]
             if names:
                 return f"{call.module}.{names[0]}" if call.module else names[0], held
+    return None
+
+
+def taken_weight(step: StepView, op: Call) -> tuple[str, Tensor] | None:
+    """Find, among what an op of a module's own code took, a parameter of it that is not finite."""
+    module = step.modules.get(op.module) if op.module is not None else None
+    # The buffers of a norm have the shapes of its weights, and may need no gradient either.
+    if module is None or op.phase != "forward" or "norm" in (op.op or ""):
+        return None
+    for held in step.hurt(op.inputs):
+        for p in module.parameters if held.is_leaf else ():
+            if (p.shape, p.requires_grad) == (held.shape, held.requires_grad):
+                return f"{op.module}.{p.name}" if op.module else p.name, held
     return None
 
 

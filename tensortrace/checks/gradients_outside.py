@@ -59,10 +59,12 @@ def _draft(zero_grad: Action, clipped: Location | None, sustain: int) -> Draft:
     names = zero_grad.detail.get("left_names", ["(not known)"])
     left = zero_grad.detail.get("left", len(names))
     more = ", ..." if left > len(names) else ""
-    together = ", and clipping counts them" if clipped else ""
+    whose = ("1 parameter that no optimizer holds keeps its gradient" if left == 1
+             else f"{left} parameters that no optimizer holds keep their gradients")  # fmt: skip
+    together = f", and clipping counts {'it' if left == 1 else 'them'}" if clipped else ""
     return Draft(
-        message=f"{left} parameters that no optimizer holds keep their gradients, added to over "
-        f"{grown} calls of zero_grad running (limit {sustain}){together}: {', '.join(names)}{more}",
+        message=f"{whose}, added to over {grown} calls of zero_grad running (limit {sustain})"
+        f"{together}: {', '.join(names)}{more}",
         cause="left", severity="warning" if clipped else "note", phase="backward",
         module=names[0].rpartition(".")[0], param=names[0], value=grown, limit=sustain,
         location=clipped or zero_grad.location, evidence={"parameters": names, "left": left},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
@@ -10,10 +11,31 @@ from tensortrace.records import Call, Tensor
 from tensortrace.text import location_text, module_text, shape_text
 
 _SUMS = frozenset(("add", "add_", "__iadd__"))
-_REMEMBERED = 64
-# Calls that are remembered, of so many steps.
+# Calls that are remembered, of so many steps, and totals.
 _PLACES = 256
 _RECENT = 40
+
+
+@dataclass(slots=True)
+class _Since:
+    """What was summed up since the last update, the steps of micro-batches among it.
+
+    `first` is the first step after that update. By number, `totals` have how many updates what is
+    in them has outlived; so have those of `before` it, None if no loss was seen then.
+    """
+
+    first: int
+    before: dict[float, int] | None = None
+    totals: dict[float, int] = field(default_factory=dict)
+    lost: bool = False
+
+    def lived(self, total: Tensor) -> int:
+        """How many updates a number has outlived to which something is added."""
+        if total.from_step is None or total.min is None:
+            return 0
+        if total.from_step >= self.first:
+            return self.totals.get(total.min, 0)
+        return 0 if self.before is None else self.before.get(total.min, 0) + 1
 
 
 @check("TT703", "graph-kept-alive")
@@ -23,10 +45,10 @@ def graph_kept_alive(
     """A total or a list keeps losses or outputs of earlier steps together with their graphs.
 
     Symptom:    memory grows from step to step until it runs out, in the middle of an epoch
-    Threshold:  outside modules a number with a graph that was made in the step before gets another
-                number with a graph added, in a step with a backward and an optimizer step, as that
-                step was, and so it is the `sustain`-th such step of the run at least; and it is
-                what an addition to a number of a still earlier step has made. Or:
+    Threshold:  outside modules a number with a graph that was made before the last update, or since
+                it by such an addition, gets another number with a graph added, in a step with a
+                backward and an optimizer step, the `sustain`-th such step of the run at least; and
+                it is what an addition to a number of before the update before has made. Or:
                 in each of `growing` such steps running more tensors with a graph are still alive
                 that were made, and last used, before the step before
     Source:     PyTorch FAQ, "My model reports cuda runtime error(2): out of memory" ("Don't
@@ -48,26 +70,26 @@ def graph_kept_alive(
     places: dict[tuple[int, int], Call] = memory.setdefault("places", {})
     if step.summary.full:
         _remember(step, places)
-    trained: list[int] = memory.setdefault("trained", [])
-    before, memory["totals"] = memory.get("totals", frozenset()), _totals(step)
-    if not step.optimizers or not any(a.action == "loss" for a in step.actions):
+    since: _Since = memory.setdefault("since", _Since(step.number))
+    old = _add_totals(step, since)
+    lost = any(a.action == "loss" for a in step.actions)
+    since.lost = since.lost or lost
+    if not step.optimizers:
+        return
+    memory["since"] = _Since(step.number + 1, since.totals if since.lost else None)
+    if not lost:
         return
     memory["count"] = memory.get("count", 0) + 1
-    if memory["count"] >= sustain:
-        for call in step.calls:
-            total = _total(step, call)
-            if total is not None and total.from_step in trained and total.min in before:
-                yield Draft(
-                    message=f"{call.op} adds to a total of step {total.from_step} that has a graph "
-                    f"({total.grad_fn or 'changed in place'}): the graphs of all its steps stay in "
-                    "memory",
-                    cause=location_text(call.location), phase="forward", op=call.op, seq=call.seq,
-                    tensor=total.id, value=memory["count"], limit=sustain, location=call.location,
-                    evidence={"placed": "direct", "from_step": total.from_step},
-                )  # fmt: skip
+    for call, total in old if memory["count"] >= sustain else ():
+        yield Draft(
+            message=f"{call.op} adds to a total of step {total.from_step} that has a graph "
+            f"({total.grad_fn or 'changed in place'}): the graphs of all its steps stay in "
+            "memory",
+            cause=location_text(call.location), phase="forward", op=call.op, seq=call.seq,
+            tensor=total.id, value=memory["count"], limit=sustain, location=call.location,
+            evidence={"placed": "direct", "from_step": total.from_step},
+        )  # fmt: skip
     yield from _stored(step, memory, growing)
-    trained.append(step.number)
-    del trained[:-_REMEMBERED]
 
 
 def _stored(step: StepView, memory: dict[str, Any], growing: int) -> Iterator[Draft]:
@@ -102,26 +124,35 @@ def _remember(step: StepView, places: dict[tuple[int, int], Call]) -> None:
         del places[old]
 
 
-def _totals(step: StepView) -> frozenset[float]:
-    """The numbers that additions to a number of an earlier step have made.
+def _add_totals(step: StepView, since: _Since) -> list[tuple[Call, Tensor]]:
+    """Keep the numbers that additions to a number of an earlier step have made.
 
     So does the sum of the losses of two optimizers, of which the first has ended a step; but to
     that nothing is added.
+
+    Returns:
+        The additions to a total that outlived two updates, each with that total.
     """
-    made: set[int] = set()
-    values: set[float] = set()
+    made: dict[int, int] = {}
+    found: list[tuple[Call, Tensor]] = []
     for call in step.forward():
         if call.op not in _SUMS or call.module is not None:
             continue
-        if made.isdisjoint(i for _, i in call.inputs) and _total(step, call) is None:
-            continue
-        for _, number in call.outputs:
-            made.add(number)
+        total = _total(step, call)
+        lived = [made[id] for _, id in call.inputs if id in made]
+        if total is not None:
+            lived.append(since.lived(total))
+            if lived[-1] > 1:
+                found.append((call, total))
+        for _, number in call.outputs if lived else ():
+            made[number] = max(lived)
             tensor = step.tensors.get(number)
             # An id is of its step: in the next one the number itself is all that is the same.
             if tensor is not None and tensor.min is not None:
-                values.add(tensor.min)
-    return frozenset(values)
+                since.totals[tensor.min] = max(lived)
+    for old in list(since.totals)[:-_PLACES]:
+        del since.totals[old]
+    return found
 
 
 def _total(step: StepView, call: Call) -> Tensor | None:

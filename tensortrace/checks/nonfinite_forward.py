@@ -25,6 +25,7 @@ from tensortrace.causes.held import (
     buffer_reason,
     held_by,
     spoilt_weights,
+    taken_weight,
 )
 from tensortrace.checks import (
     FILLS,
@@ -268,6 +269,9 @@ def _origins(step: StepView) -> list[Origin]:
     for call in completion_order(calls):
         parent = here.get(call.parent) if call.parent is not None else None
         got, made = step.hurt(call.inputs), step.hurt(call.outputs)
+        if parent and made and parent.seq not in spoilt and _of_weights(step, parent, call):
+            found.append(Origin(parent, (step.hurt(parent.outputs) or made)[0]))
+            spoilt.add(parent.seq)
         if parent and got and got[0].from_step is None and parent.seq not in spoilt:
             if not step.hurt(parent.inputs):
                 found.append(Origin(parent, got[0], (last.get(parent.seq), call)))
@@ -286,6 +290,11 @@ def _origins(step: StepView) -> list[Origin]:
             if made:
                 spoilt.add(parent.seq)
     return found
+
+
+def _of_weights(step: StepView, parent: Call, call: Call) -> bool:
+    """Whether an op of a module that was given finite values took a weight that is not finite."""
+    return call.op is not None and not step.hurt(parent.inputs) and bool(taken_weight(step, call))
 
 
 def _new_masks(step: StepView, call: Call) -> list[Tensor]:
@@ -522,7 +531,11 @@ def _facts(step: StepView, call: Call) -> Facts:
 def _reason(call: Call, facts: Facts) -> Reason:
     """Say in one sentence why this call makes what is not finite, and what to write instead."""
     if call.op is None and facts.word not in _MODULES:
-        why = "what went into this module is finite, what came out is not"
+        mask = any(t.neginf for t in facts.inputs)
+        if mask and forward.known(facts.word):
+            return forward.explain(facts)
+        what = "of what went into this module only -inf" if mask else "what went into this module"
+        why = f"{what} is {'not ' * mask}finite, what came out is not"
         return Reason(f"{why}: its weights, or an operation in its own forward")
     return forward.explain(facts)
 

@@ -24,6 +24,7 @@ def update_ratio(
     least: int = 3,
     low: float = 1e-6,
     idle: int = 20,
+    young: int = 16,
 ) -> Iterator[Draft]:
     """The optimizer rewrites weights in each step, or hardly moves any.
 
@@ -32,12 +33,15 @@ def update_ratio(
                 `sustain` optimizer steps running of a module. Or, embeddings aside: its median over
                 at least `least` modules > rewritten in a single step; or that of all modules < low,
                 and above 0 in one of them, in each of the first `idle` optimizer steps, while no
-                learning rate rises
+                learning rate rises. Neither of the first two counts a module of which a weight is
+                all 0, and in `young` optimizer steps after that one, but until it is <= high once
     Source:     about 1e-3 is usual (A. Karpathy, "Makemore 3"); outside 1e-5 to 1e-1 DeepDiagnosis
                 speaks up, outside 1e-8 to 10 SageMaker Debugger. A step longer than the weights
-                leaves nothing of their initialisation. `high` and `sustain` so that what starts at
-                zero is silent: with Adam its k-th step has about 1/k (measured on tests/healthy:
-                at most 3 steps running above 0.3, a median of at most 0.38)
+                leaves nothing of their initialisation. `high` and `sustain` so that what starts
+                near zero is silent: with Adam its k-th step has about 1/k (measured on
+                tests/healthy: at most 3 steps running above 0.3, a median of at most 0.38);
+                `young` as from zero it has 2/(k - 1) while the rate rises evenly from 0, and with a
+                momentum of 0.9 about 3/k: 1.9 in the second step even where no rate rises
     Fix:        too far: a learning rate 10 to 100 times lower (1e-3 is Adam's default), warm-up;
                 hardly at all: a higher one, and a loss that is not scaled down twice
     Misses:     weights of one dim; LBFGS, whose step is a search of many; updates of exactly 0
@@ -50,11 +54,12 @@ def update_ratio(
     if step.summary is None or not taken or any(o.cls == "LBFGS" for o in taken):
         return
     ratios = _ratios(step, step.summary)
+    left = _left(step, memory, ratios, high, young)
     if not ratios:
         return
     running: dict[str, int] = memory.setdefault("running", {})
     for path, ratio in ratios.items():
-        running[path] = running.get(path, 0) + 1 if ratio > high else 0
+        running[path] = running.get(path, 0) + 1 if ratio > high and path not in left else 0
     far = [path for path in ratios if running[path] >= sustain]
     if far:
         worst = max(far, key=lambda path: ratios[path])
@@ -66,15 +71,16 @@ def update_ratio(
             evidence={"modules": {path: ratios[path] for path in far[:20]}}, fix=_LOWER,
         )  # fmt: skip
     compared = {p: r for p, r in ratios.items() if "Embedding" not in step.modules[p].cls}
-    middle = median(compared.values()) if len(compared) >= least else 0.0
+    grown = {path: ratio for path, ratio in compared.items() if path not in left}
+    middle = median(grown.values()) if len(grown) >= least else 0.0
     if middle > rewritten and not far:
-        worst = max(compared, key=lambda path: compared[path])
+        worst = max(grown, key=lambda path: grown[path])
         yield Draft(
             message=f"one step changes the weights by {number_text(middle)} times their norm, the "
-            f"median of {len(compared)} modules (limit {rewritten:g}): nothing is left of what "
+            f"median of {len(grown)} modules (limit {rewritten:g}): nothing is left of what "
             "they were",
             cause="far", phase="optimizer", module=worst, value=middle, limit=rewritten, fix=_LOWER,
-            evidence={"modules": dict(list(compared.items())[:20])},
+            evidence={"modules": dict(list(grown.items())[:20])},
         )  # fmt: skip
     yield from _hardly(step, memory, compared, low, idle)
 
@@ -88,6 +94,28 @@ def _ratios(step: StepView, summary: Step) -> dict[str, float]:
         if ratio is not None and module is not None and has_matrix(module):
             found[path] = ratio
     return found
+
+
+def _left(
+    step: StepView, memory: dict[str, Any], ratios: dict[str, float], high: float, young: int
+) -> dict[str, int]:
+    """Count for how many more steps each module that began at 0 is let grow from there."""
+    left: dict[str, int] = memory.setdefault("left", {})
+    for path, ratio in ratios.items():
+        if path in left:
+            left[path] -= 1
+            if ratio <= high or left[path] < 0:
+                del left[path]
+    if step.summary is not None and step.summary.full:
+        for param in step.params:
+            value = param.value
+            if (
+                param.module is not None
+                and len(value.shape or ()) > 1
+                and 0 < value.numel == value.zeros
+            ):
+                left[param.module] = young
+    return left
 
 
 def _hardly(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ Part = Callable[[Tensor], Tensor]
 INF = float("inf")
 NOTHING = torch.full((3,), -100)
 HIDES_A_ROW = torch.tensor([[True, False, False, False]] * 2 + [[False] * 4])
+NO_WEIGHT = torch.tensor([0.0, 1.0, 1.0, 1.0])
 LABELS = torch.tensor([0, 1, 2])
 SPELT = torch.tensor([[1, 2, 2]])
 
@@ -40,6 +42,13 @@ class Case:
 def unit(x: Tensor) -> Tensor:
     """Positive values up to 1, with one row of zeros."""
     return x.sigmoid() * torch.tensor([[1.0], [1.0], [0.0]])
+
+
+def shrunk(x: Tensor) -> Tensor:
+    p = x.sigmoid()
+    for _ in range(4):
+        p = p * 1e-15
+    return p
 
 
 def half(x: Tensor) -> Tensor:
@@ -162,6 +171,41 @@ FORWARD = {
         "cross_entropy", lambda x: F.cross_entropy(x, NOTHING),
         lambda x: F.cross_entropy(x, NOTHING, reduction="sum") / 1,
         ("all 3 targets are -100", "the mean over no target at all is 0 / 0")),
+    "cross entropy of classes without weight": Case(
+        "cross_entropy", lambda x: F.cross_entropy(x, LABELS * 0, NO_WEIGHT),
+        lambda x: F.cross_entropy(x, LABELS, NO_WEIGHT),
+        ("those are 0 for every target that is not ignored: 0 / 0; weight has 1 zero of 4",)),
+    "kl_div of a target of logarithms": Case(
+        "kl_div", lambda x: F.kl_div(x.log_softmax(1), x.log_softmax(1) - 1, reduction="sum"),
+        lambda x: F.kl_div(x.log_softmax(1), x.log_softmax(1) - 1, reduction="sum",
+                           log_target=True),
+        ("it takes the logarithm of the target, which holds negative numbers",)),
+    "mask of zeros times -inf": Case(
+        "mul", lambda x: (x + HIDES_A_ROW[:1].float() * -INF).amax(1),
+        lambda x: x.masked_fill(HIDES_A_ROW[:1], -INF).amax(1),
+        ("0 * -inf is NaN, not 0; it got 3 zeros of 4",)),
+    "dropout of a mask": Case(
+        "dropout", lambda x: F.dropout(x.masked_fill(~HIDES_A_ROW[:1], -INF), 0.9).softmax(-1),
+        lambda x: F.dropout(x.masked_fill(~HIDES_A_ROW[:1], -INF).softmax(-1), 0.9),
+        ("what it drops it multiplies by 0, and 0 * -inf is NaN", "9 -inf of 12")),
+    "gelu of a mask": Case(
+        "gelu", lambda x: F.gelu(x.masked_fill(~HIDES_A_ROW[:1], -INF)).amax(1),
+        lambda x: F.gelu(x).masked_fill(~HIDES_A_ROW[:1], -INF).amax(1),
+        ("gelu of -inf is -inf * 0", "9 -inf of 12")),
+    "log of a product": Case(
+        "log", lambda x: x.softmax(-1).repeat(1, 90).prod(-1).log(),
+        lambda x: x.softmax(-1).repeat(1, 90).log().sum(-1),
+        ("a product of many factors below 1 is rounded to 0", "3 zeros of 3")),
+    "log of a determinant": Case(
+        "log", lambda x: (1e-16 * torch.eye(3) * x.sigmoid().mean()).det().log(),
+        lambda x: torch.linalg.slogdet(1e-16 * torch.eye(3) * x.sigmoid().mean()).logabsdet,
+        ("a determinant is a product", "1 zero of 1")),
+    "log of an exponential": Case(
+        "log", lambda x: (x - 200).exp().log(), lambda x: x - 200,
+        ("exp(z), rounded to 0 where z is far below 0",)),
+    "log of what shrank": Case(
+        "log", lambda x: shrunk(x).log(), lambda x: x.sigmoid().log() + 4 * math.log(1e-15),
+        ("all of it is 0: mul rounded to 0 what became too small",)),
     "ctc of a target longer than its input": Case(
         "ctc_loss", lambda x: F.ctc_loss(x.log_softmax(1)[:, None], SPELT, (3,), (3,)),
         lambda x: F.ctc_loss(x.log_softmax(1)[:, None], SPELT[:, :2], (3,), (2,)),
@@ -344,10 +388,19 @@ def test_buffer_that_is_not_finite_is_told_at_the_op_that_takes_it() -> None:
 
 
 @pytest.mark.parametrize(("name", "words"), [
+    ("cross entropy of classes without weight", "w[y].sum().clamp_min(1e-8)"),
+    ("kl_div of a target of logarithms", "log_target=True), or y.exp() as the target"),
+    ("mask of zeros times -inf", "scores.masked_fill(mask.bool(), float('-inf'))"),
+    ("dropout of a mask", "drop after the softmax"),
+    ("gelu of a mask", "mask after gelu"),
+    ("log of a product", "p.log().sum(dim) for p.prod(dim).log()"),
+    ("log of a determinant", "torch.linalg.slogdet(A).logabsdet"),
+    ("log of an exponential", "z itself"),
+    ("log of what shrank", "keep logarithms from the start"),
     ("exp", "maximum first, x.clamp(max=80), or"),
     ("exp in half", "x.float() before it, subtract the maximum first, x.clamp(max=10), or"),
 ])  # fmt: skip
-def test_repair_of_exp_fits_its_dtype(name: str, words: str) -> None:
+def test_repair_fits_the_fault_and_its_dtype(name: str, words: str) -> None:
     (finding,) = train(FORWARD[name].wrong, "op")
     assert words in (finding.fix or "")
 

@@ -275,6 +275,7 @@ def test_mask_that_is_multiplied_with_minus_infinity_is_told_to_select() -> None
     assert (found.code, found.op) == ("TT101", "mul")
     assert "0 * -inf is NaN" in found.explanation
     assert "torch.where" in (found.fix or "")
+    assert "on what goes in, before the product" in (found.fix or "")
 
 
 def test_hook_that_spoils_a_gradient_is_not_called_an_overflow() -> None:

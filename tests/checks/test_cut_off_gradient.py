@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
 from tests.checks import brief, call, closing, find, module, optimizer, row
+from tests.checks.traced import find_live
 
 HELD = ["a.weight", "b.weight", "c.weight"]
 
@@ -35,6 +41,7 @@ def test_modules_before_the_cut_are_one_finding_at_the_one_next_to_it():
         "gradient None in 8 optimizer steps running (limit 8) for 2 of 3 modules" in found.message
     )
     assert found.location is not None
+    assert "argmax" in found.fix and "round" not in found.fix
 
 
 def test_seven_steps_are_not_enough():
@@ -45,6 +52,7 @@ def test_seven_steps_are_not_enough():
 def test_exactly_zero_is_cut_off_and_tiny_is_not():
     (found,) = find(steps({"a": 0.0, "c": 1.0}, no_grad=0), "TT203")
     assert "gradient exactly 0" in found.message
+    assert "round, floor or sign" in found.fix and "argmax" not in found.fix
     assert find(steps({"a": 1e-30, "c": 1.0}), "TT203") == []
 
 
@@ -83,3 +91,68 @@ def test_a_module_of_another_optimizer_waits_for_its_own_steps():
             yield closing(step, modules=row(param_grad_rms=rms))
 
     assert find(gan(), "TT203") == []
+
+
+def idle_steps(count, rms=0.0, loss=1.0):
+    yield from (module(path, "weight") for path in "ab")
+    for step in range(count):
+        now = rms(step) if callable(rms) else rms
+        yield optimizer(step=step, parameters=["a.weight", "b.weight"], grad_norm=now)
+        told = loss(step) if callable(loss) else loss
+        yield closing(step, loss=told, modules=row(param_grad_rms={"a": now, "b": now}))
+
+
+@pytest.mark.parametrize(("count", "steps"), [(40, [39]), (39, [])])
+def test_gradients_that_are_all_zero_from_the_start_are_told_in_the_end(count, steps):
+    found = find(idle_steps(count), "TT203")
+    assert [f.step for f in found] == steps
+    for finding in found:
+        assert (finding.severity, finding.module, finding.value) == ("warning", "b", 40)
+        assert "of all 2 modules that have one is exactly 0 in 40 optimizer" in finding.message
+        assert "detach()" in finding.fix
+
+
+def test_gradients_that_are_all_zero_may_be_right():
+    assert find(idle_steps(60, loss=0.0), "TT203") == []  # no reward so far, a margin that is kept
+    assert find(idle_steps(60, loss="NaN"), "TT203") == []
+    assert find(idle_steps(60, rms=lambda step: float(step == 3)), "TT203") == []  # converged
+    assert find(idle_steps(60, rms=lambda step: float(step == 39)), "TT203") == []
+    late = lambda step: float(step > 20)  # noqa: E731
+    assert [f.step for f in find(idle_steps(80, loss=late), "TT203")] == [60]
+
+
+def policy(old):
+    def program():
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+        adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for _ in range(41):
+            new = model(torch.randn(16, 8)).log_softmax(-1).gather(1, torch.randint(4, (16, 1)))
+            loss = -((new - old(new)).exp() * torch.randn(16, 1)).mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+
+    return program
+
+
+def test_ratio_of_a_probability_to_itself_is_told_with_its_line():
+    (found,) = find_live(policy(lambda new: new), "TT203")
+    assert (found.step, found.op) == (39, "sub")
+    assert "sub of a tensor and itself is constant at " in found.message
+    assert "(new - old(new)).exp()" in found.location.code
+    assert find_live(policy(torch.Tensor.detach), "TT203") == []
+
+
+def test_rounded_output_is_told_at_the_op():
+    def program():
+        model = nn.Linear(8, 4)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(41):
+            x = torch.randn(16, 8)
+            sgd.zero_grad()
+            F.mse_loss(model(x).round(), x[:, :4]).backward()
+            sgd.step()
+
+    (found,) = find_live(program, "TT203")
+    assert (found.op, found.severity) == ("round", "warning")
+    assert "the slope of round is 0" in found.message

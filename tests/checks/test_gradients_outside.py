@@ -202,3 +202,28 @@ def test_three_calls_are_not_enough_and_the_number_is_a_setting():
 def test_nothing_says_nothing():
     assert find([], "TT208") == []
     assert find([Action(step=0, seq=1, action="zero_grad"), closing()], "TT208") == []
+
+
+def test_a_tied_weight_is_one_parameter():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.body = nn.Embedding(20, 8), nn.Linear(8, 8)
+            self.head = nn.Linear(8, 20, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x):
+            return self.head(self.body(self.embed(x)).tanh())
+
+    def program():
+        model = Tied()
+        adam = torch.optim.Adam(model.body.parameters())
+        for _ in range(7):
+            x = torch.randint(20, (16,))
+            F.cross_entropy(model(x), x).backward()
+            adam.step()
+            adam.zero_grad()
+
+    (found,) = find_live(program, "TT208")
+    assert found.message.startswith("1 parameter that no optimizer holds keeps its gradient, added")
+    assert found.evidence["parameters"] == ["embed.weight"]

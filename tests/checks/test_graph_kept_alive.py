@@ -221,6 +221,37 @@ def test_the_sum_of_the_losses_of_two_optimizers_is_no_total(name):
     assert find_live(run, "TT703") == []
 
 
+def micro_batches(kept, *, each):
+    """Two of them to an update; what is kept of each, or the sum of both, joins a total."""
+
+    def run():
+        model = nn.Linear(8, 1)
+        adam = torch.optim.Adam(model.parameters())
+        total = 0.0
+        for _ in range(6):
+            update = 0.0
+            for _ in range(2):
+                loss = model(torch.randn(16, 8)).square().mean() / 2
+                loss.backward()
+                update = update + kept(loss)
+                if each:
+                    total = total + kept(loss)
+            adam.step()
+            adam.zero_grad()
+            if not each:
+                total = total + update
+
+    return run
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_a_running_loss_over_micro_batches(each):
+    (found,) = find_live(micro_batches(lambda loss: loss, each=each), "TT703")
+    assert (found.value, found.step) == (3, 5)
+    assert "total = total + " in found.location.code
+    assert find_live(micro_batches(torch.Tensor.detach, each=each), "TT703") == []
+
+
 def test_what_keeps_no_graph_is_silent():
     assert find(steps(5, requires_grad=False), "TT703") == []
     assert find(steps(5, is_leaf=True), "TT703") == []

@@ -207,3 +207,45 @@ def test_a_schedule_past_its_end_is_what_spoils_the_weights(
     assert "the learning rate is NaN" in found.explanation
     assert "max(0.0, 1 - step / total) ** 0.9" in (found.fix or "")
     assert [f.code for f in find_live(lambda: program(0.0)) if f.severity != "note"] == []
+
+
+def spoilt(write: Callable[[nn.Parameter], None], at: int) -> Callable[[], None]:
+    def program() -> None:
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(4):
+            if step == at:
+                with torch.no_grad():
+                    write(model[0].weight)
+            loss = (model(torch.randn(16, 8)) - torch.randn(16, 1)).square().mean()
+            loss.backward()
+            sgd.step()
+            sgd.zero_grad()
+
+    return program
+
+
+def set_one(weight: nn.Parameter) -> None:
+    weight[0, 0] = math.nan
+
+
+def replace_data(weight: nn.Parameter) -> None:
+    weight.data = weight.data / 0
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize(
+    ("write", "at", "starts"),
+    [
+        (set_one, 0, "0.weight holds 1 NaN of 64: module 0 (Linear) made 16 NaN of 128"),
+        (set_one, 2, "0.weight holds 1 NaN of 64: module 0 (Linear) made 16 NaN of 128"),
+        (replace_data, 2, "0.weight holds "),
+        (lambda weight: weight.div_(torch.zeros(8, 8)), 2, "div_ made "),
+    ],
+)
+def test_weights_spoilt_by_hand_are_one_finding_at_each_level(
+    write: Callable[[nn.Parameter], None], at: int, starts: str, level: str
+) -> None:
+    (found,) = [f for f in find_live(spoilt(write, at), level=level) if f.severity != "note"]
+    assert (found.code, found.step, found.param) == ("TT101", at, "0.weight")
+    assert found.message.startswith(starts)

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from tests.checks import closing, find, module, optimizer, row
+from tests.builders import make_tensor
+from tests.checks import closing, find, module, optimizer, param, row
 from tests.checks.traced import find_live
 from tests.healthy.data import images, sentences
 from tests.healthy.language import LanguageModel, next_word_loss
@@ -107,3 +109,56 @@ def test_warm_up_embeddings_and_layers_beside_others_that_move_are_silent():
 def test_weights_that_moved_before_have_converged():
     assert find(steps(60, lambda step: 1e-8 if step > 3 else 1e-3), "TT402") == []
     assert find([], "TT402") == []
+
+
+def grown_from_zero(count, ratio):
+    """Three modules of which the first step finds the weights at 0."""
+    paths = "abc"
+    yield from (module(path, "weight") for path in paths)
+    for step in range(count):
+        yield optimizer(step=step)
+        zeros = 16 if step == 0 else 0
+        for i, path in enumerate(paths):
+            value = make_tensor(900 + i, 4, 4, zeros=zeros)
+            yield param(1001 + i, f"{path}.weight", value, step=step)
+        now = None if step == 0 else ratio(step)
+        yield closing(step, modules=row(update_ratio=dict.fromkeys(paths, now)))
+
+
+def test_what_grows_from_zero_is_let_grow():
+    assert find(grown_from_zero(30, lambda step: 3 / step), "TT402") == []
+    (found,) = find(grown_from_zero(30, lambda step: 3 / step), "TT402", young=0)
+    assert (found.step, found.value) == (1, 3.0)
+
+
+@pytest.mark.parametrize(("count", "steps"), [(24, []), (25, [24])])
+def test_what_has_grown_for_long_or_come_to_rest_once_is_looked_at(count, steps):
+    assert [f.step for f in find(grown_from_zero(count, lambda step: 0.9), "TT402")] == steps
+    (found,) = find(grown_from_zero(18, lambda step: 1.1 if step != 5 else 0.3), "TT402")
+    assert found.step == 6
+
+
+def warmed_up(momentum):
+    def program():
+        first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+        third = nn.Linear(8, 8)
+        model = nn.Sequential(first, second, third)
+        for layer in model:
+            nn.init.zeros_(layer.weight)
+        x = torch.randn(64, 8)
+        y = torch.randn(64, 8)
+        sgd = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=momentum)
+        for step in range(30):
+            for group in sgd.param_groups:
+                group["lr"] = 1e-2 * min(1, (step + 1) / 20)
+            loss = sum(F.mse_loss(x + layer(x), y) for layer in model)
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+
+    return program
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_warm_up_from_zero_is_silent(momentum):
+    assert find_live(warmed_up(momentum), "TT402") == []
