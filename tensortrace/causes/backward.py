@@ -7,6 +7,7 @@ from collections.abc import Callable
 from tensortrace.causes import (
     Facts,
     Reason,
+    complexes,
     counted,
     exp_limit,
     from_one,
@@ -46,7 +47,7 @@ def explain(facts: Facts, selected_by: Call | None = None) -> Reason:
     slope = steepest(facts)
     if slope is not None and slope * slope < limit_of(facts.dtype):
         return _elsewhere(facts)
-    reason = _BY_WORD.get(facts.word, _general)(facts)
+    reason = complexes.repair(facts, _BY_WORD.get(facts.word, _general)(facts))
     finite = facts.word in _FINITE or (facts.word == "pow" and not _diverges(facts))
     if selected_by is None or facts.word not in _BY_WORD or finite:
         return reason
