@@ -75,7 +75,7 @@ def test_after_a_bad_update_all_follows_from_it():
 
 @pytest.mark.parametrize("evaluations", [10, 4])
 def test_a_closure_that_meets_infinity_in_a_later_evaluation_is_told_once(evaluations):
-    """LBFGS, whose record has the norm of the first; with four, the weights are bad a step later."""
+    """LBFGS, whose record has the norm of the first; of four, the next step's weights are bad."""
 
     def program():
         model = nn.Linear(4, 1)
