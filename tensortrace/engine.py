@@ -242,9 +242,23 @@ class Engine:
             spoilt = spoilt or by_hand
             written = [f.id for f in found if f.severity == "error" and spoilt and is_damage(f)]
             cause = written[0] if written else step.blamed() if by_hand else None
-            self._poisoned = self._poisoned or cause
+            self._poisoned = self._poisoned or cause or self._moved_by(step)
             return found
         return self._gate(step) if gate else []
+
+    def _moved_by(self, step: StepView) -> str | None:
+        """The error that an optimizer took which evaluates its closure more than once.
+
+        The norm in its record is of the first evaluation: a later one may have met what was bad.
+        """
+        begun = {o.index: o.seq for o in step.optimizers if not o.skipped}
+        inside = [(begun[p.optimizer], p.seq) for p in step.params if p.optimizer in begun]
+        spoilt = any(not finite(p.update_norm) for p in step.params) or any(
+            start < a.seq < end for a in step.actions
+            if a.action == "loss" and not finite(a.detail.get("value")) for start, end in inside
+        )  # fmt: skip
+        errors = (f.id for f in reversed(self._findings) if is_damage(f))
+        return next(errors, None) if spoilt else None
 
     def _note_health(self, step: StepView) -> None:
         if any(not optimizer.skipped for optimizer in step.optimizers):

@@ -97,10 +97,10 @@ class ParameterProbe:
     def __init__(self, serial: int, key: int, path: str, name: str) -> None:
         self.serial, self.key, self.path, self.name = serial, key, path, name
 
-    def __call__(self, grad: torch.Tensor) -> None:
-        """Take the gradient that this backward pass adds to the parameter's."""
+    def __call__(self, grad: torch.Tensor | None) -> None:
+        """Take what this backward pass makes for the parameter; a Function may say None."""
         recorder = _listening(self.serial)
-        if recorder is None:
+        if recorder is None or grad is None:
             return
         with _no_functions():
             here.busy += 1

@@ -42,6 +42,10 @@ _RUN = 64
 # Units that start alike and get the same gradients show it here: a hidden layer behind an output of
 # zeros has none in the first step.
 _FIRST_STEPS = 2
+# An optimizer that took fewer steps leaves its number to the next like it, whatever that holds: an
+# inner loop makes thousands. Past so many numbers each leaves it.
+_SHORT = 20
+_MOST_MET = 64
 # What schedules change beside the learning rate.
 _SCHEDULED = ("weight_decay", "momentum", "betas")
 _no_functions = torch._C.DisableTorchFunction
@@ -76,30 +80,59 @@ class OptimizerHooks:
         self._handles.clear()
 
 
+class _Met:
+    """What is known of an optimizer when it is gone; no parameter can be held, not even weakly."""
+
+    __slots__ = ("keys", "likeness", "ref", "steps")
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.ref = weakref.ref(optimizer)
+        self.likeness = _likeness(optimizer)
+        self.keys = hash(tuple(map(id, _parameters(optimizer))))
+        self.steps = 0
+
+    def leaves_to(self, other: _Met, optimizer: Optimizer) -> bool:
+        """Whether an optimizer made after this one died is the same one to the program."""
+        if self.ref() is not None or self.likeness != other.likeness:
+            return False
+        if self.steps < _SHORT:
+            return True
+        # Each step has written them. What was made since at the same addresses is younger.
+        written = max(map(_version, _parameters(optimizer)), default=0)
+        return self.keys == other.keys and written >= self.steps
+
+
 class Optimizers:
     """The optimizers met so far, numbered by their first step.
 
     One made anew for the same parameters has the number of the dead one whose place it takes: a
-    program that makes an optimizer in every step has one series, not thousands.
+    program that makes an optimizer in every step has one series, not thousands. One for the
+    parameters of a new model has a number of its own: another fold, another restart.
     """
 
     def __init__(self) -> None:
-        self._met: list[tuple[weakref.ref[Optimizer], int]] = []
+        self._met: list[_Met] = []
         self._held: dict[int, list[str]] = {}
         self._steps: dict[tuple[int, str], int] = {}
 
     def index_of(self, optimizer: Optimizer) -> int:
         """The number of an optimizer in this run."""
-        for i, (ref, _) in enumerate(self._met):
-            if ref() is optimizer:
+        for i, met in enumerate(self._met):
+            if met.ref() is optimizer:
                 return i
-        entry = (weakref.ref(optimizer), _likeness(optimizer))
-        for i, (ref, likeness) in enumerate(self._met):
-            if ref() is None and likeness == entry[1]:
-                self._met[i] = entry
+        new = _Met(optimizer)
+        full = len(self._met) >= _MOST_MET
+        for i, met in enumerate(self._met):
+            alike = full and met.ref() is None and met.likeness == new.likeness
+            if alike or met.leaves_to(new, optimizer):
+                self._met[i] = new
                 return i
-        self._met.append(entry)
+        self._met.append(new)
         return len(self._met) - 1
+
+    def stepped(self, index: int) -> None:
+        """Count a step of an optimizer that has moved what it holds."""
+        self._met[index].steps += 1
 
     def has_met(self) -> bool:
         """Whether any optimizer was met so far."""
@@ -107,8 +140,8 @@ class Optimizers:
 
     def met(self) -> Iterator[tuple[int, Optimizer]]:
         """The optimizers that still live, with their numbers. Hot."""
-        for i, (ref, _) in enumerate(self._met):
-            optimizer = ref()
+        for i, met in enumerate(self._met):
+            optimizer = met.ref()
             if optimizer is not None:
                 yield i, optimizer
 
@@ -131,6 +164,14 @@ def _likeness(optimizer: Optimizer) -> int:
     """What an optimizer made anew for the same parameters shares with the one before it."""
     groups = tuple(tuple(map(_shape, group["params"])) for group in optimizer.param_groups)
     return hash((type(optimizer).__qualname__, groups))
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[torch.Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _version(parameter: torch.Tensor) -> int:
+    return 0 if parameter.is_inference() else parameter._version
 
 
 def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
@@ -296,6 +337,7 @@ def finish_step(recorder: Recorder, running: StepInFlight) -> None:
         draft.step, draft.seq = recorder.step, recorder.next_seq()
         recorder.pend(draft)
     recorder.carried.stepped(running.index, running.optimizer)
+    recorder.optimizers.stepped(running.index)
     recorder.update += 1
     recorder.stepped = True
 

@@ -21,9 +21,11 @@ __all__ = [
     "power_eps", "range_text", "rounding_text", "safe_eps", "selector", "values_text", "zero",
 ]  # fmt: skip
 
-# The largest finite number of a dtype.
-_LIMITS = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4e38, "float64": 1.8e308,
+# The largest finite number of a dtype, rounded down: 1.8e308 is infinite.
+_LIMITS = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4e38, "float64": 1.79e308,
            "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}  # fmt: skip
+# What each part of a complex number is.
+_PARTS = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
 # Where exp leaves the range of a dtype: the logarithm of its largest number.
 _EXP_LIMITS = {"float16": 11.1, "float64": 709.8}
 _EXP2_LIMITS = {"float16": 16, "float64": 1024}
@@ -120,8 +122,8 @@ def largest(t: Tensor) -> float:
 
 
 def limit_of(dtype: str) -> float:
-    """The largest finite number of a dtype."""
-    return _LIMITS.get(dtype, 3.4e38)
+    """The largest finite number of a dtype; of a complex one, of each part."""
+    return _LIMITS.get(_PARTS.get(dtype, dtype), 3.4e38)
 
 
 def range_text(dtype: str) -> str:
@@ -132,7 +134,7 @@ def range_text(dtype: str) -> str:
 def exp_limit(word: str, dtype: str) -> float:
     """Where exp, expm1, sinh, cosh or exp2 leaves the range of a dtype."""
     limits, usual = (_EXP2_LIMITS, 128) if word == "exp2" else (_EXP_LIMITS, 88.7)
-    return limits.get(dtype, usual)
+    return limits.get(_PARTS.get(dtype, dtype), usual)
 
 
 def safe_eps(t: Tensor, usual: str, half: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from tensortrace.causes import (
     Facts,
     Reason,
+    complexes,
     counted,
     exp_limit,
     from_one,
@@ -46,14 +47,15 @@ def explain(facts: Facts, selected_by: Call | None = None) -> Reason:
     slope = steepest(facts)
     if slope is not None and slope * slope < limit_of(facts.dtype):
         return _elsewhere(facts)
-    reason = _BY_WORD.get(facts.word, _general)(facts)
+    reason = complexes.repair(facts, _BY_WORD.get(facts.word, _general)(facts))
     finite = facts.word in _FINITE or (facts.word == "pow" and not _diverges(facts))
     if selected_by is None or facts.word not in _BY_WORD or finite:
         return reason
     place = f"{selected_by.op} ({location_text(selected_by.location)})"
     why = f"{reason.why}; {place} does not use that element, but sends it a gradient of 0, "
     fix = "make the argument safe first: f(torch.where(ok, x, 1.0)), and select after that"
-    times = "NaN" if _learns_power_of_negative(facts) else "inf"
+    is_nan = _learns_power_of_negative(facts) or _roots_negative(facts)
+    times = "NaN" if is_nan else "inf"
     return Reason(f"{why}and 0 * {times} is NaN", fix, reason.blamed, reason.carries)
 
 
@@ -129,10 +131,16 @@ def _zeros(f: Facts) -> list[str]:
 
 def _root(f: Facts) -> Reason:
     x, usual = f.first, "1e-12"
+    eps = safe_eps(x, usual, "1e-4" if f.word == "sqrt" else "1e-3")
+    if negative(x):
+        why = f"the slope of {f.word} is NaN for a negative number and infinite at 0, and NaN or "
+        why += f"infinity times a zero gradient is NaN{_got(f, *_zeros(f))}"
+        return Reason(why, f"make the argument safe before the root: x.clamp_min({eps}).{f.word}() "
+                      f"or torch.where(x > 0, x, 1.0).{f.word}(), and select after it; adding eps "
+                      "is not enough", x, zero)  # fmt: skip
     slope = "1 / (2 sqrt(x))" if f.word == "sqrt" else "-1 / (2 x sqrt(x))"
     why = f"the slope of {f.word} is {slope}: infinite at 0, and infinity times a zero gradient "
     why += f"is NaN{_got(f, *_zeros(f))}{rounding_text(x, usual)}"
-    eps = safe_eps(x, usual, "1e-4" if f.word == "sqrt" else "1e-3")
     return Reason(why, f"add eps before the root: (x + {eps}).{f.word}(), or x.clamp_min({eps})",
                   x, zero)  # fmt: skip
 
@@ -190,12 +198,22 @@ def _learns_power_of_negative(f: Facts) -> bool:
 
 
 def _diverges(f: Facts) -> bool:
-    """Whether the slope of x ** p is infinite or NaN somewhere: at 0 with p below 1 or unknown."""
+    """Whether the slope of x ** p is infinite or NaN somewhere.
+
+    At 0 with p below 1 or unknown, for a negative x with p that is no whole number.
+    """
     p = f.number("exponent", "1")
     if p is None and len(f.inputs) == 2:
         p = f.inputs[1].min
         return p is None or p < 1 or _learns_power_of_negative(f)
-    return p < 1 if p is not None else len(f.inputs) != 1
+    return p < 1 or _roots_negative(f) if p is not None else len(f.inputs) != 1
+
+
+def _roots_negative(f: Facts) -> bool:
+    """Whether a root of a negative number is taken, or a power with a root in it."""
+    p = f.number("exponent", "1")
+    rooted = f.word in ("sqrt", "rsqrt") or (f.word in ("pow", "floatpower") and p and p % 1)
+    return bool(rooted) and bool(negative(f.first))
 
 
 def _pow(f: Facts) -> Reason:
@@ -208,6 +226,9 @@ def _pow(f: Facts) -> Reason:
         return Reason(f"{why}{_got(f)}", f"x.clamp_min({safe_eps(f.first, '1e-6', '1e-4')}).pow(p)",
                       f.first, negative)  # fmt: skip
     power = "p" if p is None else number_text(p)
+    if _roots_negative(f):
+        why = f"the slope of x ** {power} is NaN for a negative x{_got(f)}"
+        return Reason(why, f"x.clamp_min({power_eps(f.first, p)}).pow(p)", f.first, negative)
     why = f"the slope of x ** {power} is {power} x ** ({power} - 1): "
     if not _diverges(f):
         why += f"over the range of {range_text(f.dtype)}{_got(f)}"

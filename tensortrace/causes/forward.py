@@ -9,6 +9,7 @@ from dataclasses import replace
 from tensortrace.causes import (
     Facts,
     Reason,
+    complexes,
     counted,
     exp_limit,
     from_one,
@@ -65,7 +66,8 @@ def explain(facts: Facts) -> Reason:
             f"not finite, or is over the range of {range_text(facts.dtype)}",
             _ORIGIN,
         )
-    return _nothing(facts) or _BY_WORD.get(facts.word, _general)(facts)
+    reason = _nothing(facts) or complexes.explain(facts)
+    return reason or complexes.repair(facts, _BY_WORD.get(facts.word, _general)(facts))
 
 
 def known(word: str) -> bool:

@@ -74,6 +74,8 @@ def _of_pow(f: Facts, x: Tensor) -> float:
     p = f.number("exponent", "1")
     if p is None:
         return math.inf
+    if p % 1 and (x.min or 0.0) < 0:
+        raise ValueError  # NaN, whatever the power
     return abs(p) * math.pow(largest(x) if p >= 1 else _above_0(x.min), p - 1)
 
 

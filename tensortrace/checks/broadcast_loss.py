@@ -7,7 +7,7 @@ from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
 from tensortrace.records import Call, Severity, Tensor
-from tensortrace.text import location_text
+from tensortrace.text import location_text, shape_text
 
 _OPS = frozenset(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"))
 _MODULES = frozenset(("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss"))
@@ -59,7 +59,7 @@ def broadcast_in_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]
             f"numbers (limit {two[0].numel}): every prediction is compared with every target",
             cause=location_text(call.location), severity=severity, phase="forward",
             module=call.module, op=call.op, seq=call.seq, tensor=two[0].id, value=count,
-            limit=two[0].numel, location=call.location,
+            limit=two[0].numel, location=call.location, fix=_repair(two),
             evidence={"placed": "direct", "shapes": [first, second]},
         )  # fmt: skip
 
@@ -83,6 +83,16 @@ def _broadcast(two: list[Tensor]) -> int:
     for a, b in zip((1, *low), high, strict=True):
         count *= max(a, b)
     return count if count > two[0].numel else 0
+
+
+def _repair(two: list[Tensor]) -> str:
+    """Name the side that has the last dim of 1, if it can be told."""
+    if two[0].requires_grad == two[1].requires_grad:
+        return "squeeze(-1) on the one that has a last dim of 1"
+    high = max(two, key=_dims)
+    name = "prediction" if high.requires_grad else "target"
+    text = shape_text(high.shape)
+    return f"{name}.squeeze(-1): it is the {name} that has a last dim of 1, {text}"
 
 
 def _meets_data(two: list[Tensor]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, unheld
-from tensortrace.records import ChainLink, from_scalar
+from tensortrace.records import ChainLink, Tensor, from_scalar
 
 
 @check("TT401", "never-updated", after=("TT202", "TT303", "TT405", "TT406"))
@@ -79,6 +79,11 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
     stepping: set[str] | None = None
     streaks: dict[str, int] = memory.setdefault("streaks", {})
     found: list[str] = []
+    # The rms is that of the whole layer: the gradient of a bias hides one of zeros beside it.
+    idle: set[str] = memory.setdefault("idle", set())
+    for param in step.params:
+        if param.grad is not None:
+            (idle.add if _is_zero(param.grad) else idle.discard)(param.name)
     for path, rms, moved in zip(
         columns.path, columns.param_grad_rms, columns.update_ratio, strict=False
     ):
@@ -94,13 +99,17 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
             continue
         if names and stepping is None:
             stepping = set().union(*(held.get(o.index, set()) for o in taken))
-        unmoved = bool(names) and stepping is not None and stepping.issuperset(names)
+        # The ratio is that of the weights, where there are any: a bias beside them may move.
+        told = [name for name in step.trainable(path, dims=2) or names if name not in idle]
+        unmoved = bool(names and told) and stepping is not None and stepping.issuperset(names)
         streaks[path] = streaks.get(path, 0) + 1 if unmoved else 0
         if streaks[path] >= updates:
-            # The ratio is that of the weights, where there are any: a bias beside them may move.
-            weights = step.trainable(path, dims=2)
-            found += weights or names
+            found += told
     return found
+
+
+def _is_zero(grad: Tensor) -> bool:
+    return grad.numel > 0 and grad.zeros == grad.numel
 
 
 def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:

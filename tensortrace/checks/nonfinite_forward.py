@@ -544,6 +544,8 @@ def _with_backward(step: StepView, call: Call, facts: Facts, reason: Reason) -> 
     """Add why the gradient is not finite either, although what came out was masked away."""
     if not backward.known(facts.word):
         return reason  # NaN is carried on by all of them
+    if facts.outputs and not any(t.requires_grad for t in facts.outputs):
+        return reason  # it has no backward
     forward_calls = (c for c in (*step.calls, *step.replayed) if c.phase == "forward")
     back = backward.explain(facts, selector(call, forward_calls))
     return Reason(f"{reason.why}; in backward {back.why}", back.fix or reason.fix, reason.blamed,

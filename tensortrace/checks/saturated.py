@@ -121,13 +121,13 @@ def _mean_slope(kind: str, tensors: Mapping[int, Tensor], call: Call) -> float |
     if square > 1 + 1e-6:
         return None  # inside vmap the elements of one sample are counted, and those of all measured
     if kind == "sigmoid":
-        return 4 * (made.mean - square)
+        return max(0.0, 4 * (made.mean - square))
     if kind == "tanh":
-        return 1 - square
+        return max(0.0, 1 - square)  # of rounded numbers it may be less than nothing
     # A row sums to 1, so that the mean is 1 / classes. Of few classes one is easily taken.
     if not 0 < made.mean <= 0.25:
         return None
-    return (1 - square / made.mean) / (1 - made.mean)
+    return max(0.0, (1 - square / made.mean) / (1 - made.mean))
 
 
 def _rms(tensor: Tensor) -> float:

@@ -364,6 +364,30 @@ def test_fault_is_explained_by_the_values_that_went_in(name: str, level: Level) 
     assert finding.fix
 
 
+@pytest.mark.parametrize(("root", "fix"), [
+    ("x.sqrt()", "x.clamp_min(1e-12).sqrt()"), ("x.rsqrt()", "x.clamp_min(1e-12).rsqrt()"),
+    ("x ** 0.5", "x.clamp_min(1e-8).pow(0.5)"), ("x ** 1.5", "x.clamp_min(1e-8).pow(1.5)"),
+])  # fmt: skip
+def test_a_root_of_negatives_that_is_masked_later_is_no_matter_of_eps(root: str, fix: str) -> None:
+    def part(of: str) -> Part:
+        return lambda x: torch.where(x > 0, eval(of, {"x": x - 1e-3}) * 2, 0.0)
+
+    (finding,) = train(part(root), "module")
+    assert re.search(r"the slope of .* is NaN for a negative", finding.explanation)
+    assert "hook" not in finding.explanation
+    assert fix.replace("0.5)", "p)").replace("1.5)", "p)") in (finding.fix or "")
+    assert train(part(fix), "module") == []
+
+
+def test_an_op_without_a_backward_is_explained_without_one() -> None:
+    def part(x: Tensor) -> Tensor:
+        ones = 1 / (x.detach() * 0)
+        return x * ones.isfinite() + torch.where(ones.isfinite(), ones, 0.0).log() * x.detach()
+
+    (finding, *_) = train(part, "op")
+    assert "in backward" not in finding.explanation
+
+
 def test_number_that_is_not_finite_is_told_beside_the_inputs() -> None:
     (finding,) = train(FORWARD["times the number NaN"].wrong, "op")
     assert "from finite inputs and the number NaN" in finding.message

@@ -371,6 +371,14 @@ def test_a_loss_without_a_graph_says_where_it_was_lost() -> None:
         still = nn.Linear(4, 2).requires_grad_(False)
         still(x).sum().backward()
 
+    def once() -> None:
+        leaf = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(leaf).sum(), leaf)
+        slope.square().sum().backward()
+
+    assert "torch.autograd.grad returned at test_exceptions.py" in explained(once).message
+    assert "create_graph=True" in (explained(once).fix or "")
+
     def remade() -> None:
         torch.tensor(model(x).sum().item()).backward()
 

@@ -347,3 +347,30 @@ def test_backward_after_the_block_is_not_recorded_and_works() -> None:
     losses[0].backward()
     assert len(records) == count
     assert all(p.grad is not None for p in model.parameters())
+
+
+class TakesNoGradientOfItsWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grad * 2, None
+
+
+class Unweighted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = TakesNoGradientOfItsWeight.apply(self.inner(x), self.weight)
+        return out
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+def test_a_function_may_give_a_parameter_no_gradient(level: Any) -> None:
+    records = record(lambda t: Unweighted()(torch.rand(4, 3)).sum().backward(), level=level)
+    assert {call.module for call in made(records)} == {"inner"}

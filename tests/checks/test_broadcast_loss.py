@@ -52,6 +52,17 @@ LOSSES = {
 }
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_repair_squeezes_the_side_that_has_a_dim_too_many(name):
+    (found,) = find_live(training(LOSSES[name]), "TT604")
+    assert found.fix.startswith("prediction.squeeze(-1): ")
+    if name in ("by hand", "the other way round"):
+        return  # a dim that was given on purpose
+    (found,) = find_live(training(lambda made, target: LOSSES[name](made[:, 0], target[:, None])),
+                         "TT604")  # fmt: skip
+    assert found.fix.startswith("target.squeeze(-1): ")
+
+
 @pytest.mark.parametrize("level", ["module", "op"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_predictions_with_a_last_dim_of_one_meet_targets_without(name, level):

@@ -60,6 +60,30 @@ def test_a_bias_beside_weights_that_do_not_move_is_not_named():
     assert found.evidence["parameters"] == ["b.weight"]
 
 
+class Conditioned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.c, self.out = nn.Linear(4, 8), nn.Linear(3, 8), nn.Linear(8, 1)
+
+    def forward(self, x, condition):
+        return self.out(torch.tanh(self.a(x) + self.c(condition)))
+
+
+@pytest.mark.parametrize("steps", [6, 40])
+def test_a_weight_whose_gradient_is_zero_beside_a_bias_that_has_one_is_not_told(steps):
+    model = Conditioned()
+    adam = torch.optim.Adam(model.parameters())
+
+    def program():
+        for _ in range(steps):
+            x = torch.randn(16, 4)
+            adam.zero_grad()
+            F.mse_loss(model(x, torch.zeros(16, 3)), x.sum(1, keepdim=True)).backward()
+            adam.step()
+
+    assert find_live(program, "TT401") == []
+
+
 def test_layers_that_no_gradient_reaches_are_told_as_that():
     layers = []
     for _ in range(12):

@@ -73,6 +73,28 @@ def test_after_a_bad_update_all_follows_from_it():
     assert [f.code for f in find(records)] == ["TT104"]
 
 
+@pytest.mark.parametrize("evaluations", [10, 4])
+def test_a_closure_that_meets_infinity_in_a_later_evaluation_is_told_once(evaluations):
+    """LBFGS, whose record has the norm of the first; of four, the next step's weights are bad."""
+
+    def program():
+        model = nn.Linear(4, 1)
+        lbfgs = torch.optim.LBFGS(model.parameters(), lr=1e4, max_iter=evaluations)
+        x, y = torch.randn(32, 4), torch.randn(32, 1)
+
+        def closure():
+            lbfgs.zero_grad()
+            loss = (model(x) - y).pow(4).mean()
+            loss.backward()
+            return loss
+
+        for _ in range(4):
+            lbfgs.step(closure)
+
+    (found,) = find_live(program, "TT101", "TT102", "TT103", "TT104")
+    assert (found.code, found.op, found.step) == ("TT101", "pow", 0)
+
+
 def test_weights_that_a_replay_came_to_are_told_once():
     """Live, with what a loop does to them: one finding, with the parameter's name."""
     torch.manual_seed(0)

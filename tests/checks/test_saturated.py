@@ -151,6 +151,12 @@ def test_what_does_not_train_or_is_the_last_is_silent(how):
     assert find(steps("Tanh", [0.0] * 9, **how), "TT302") == []
 
 
+def test_a_slope_is_never_below_0():
+    (found,) = find(steps("Tanh", [-2e-16] * 4), "TT302")
+    assert found.value == 0
+    assert "the mean slope of tanh in act is 0 of" in found.message
+
+
 def test_what_cannot_be_the_output_of_a_tanh_is_silent():
     assert find(steps("Tanh", [-7.0] * 9), "TT302") == []
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tensortrace import trace
+from tensortrace.capture import optimizers
 from tensortrace.log import decode
 from tensortrace.records import End, Finding, Optimizer, Step
 from tests.capture.lifecycle import Poison, of, process_state, read
@@ -207,6 +208,56 @@ def test_an_optimizer_of_other_parameters_gets_a_number_of_its_own() -> None:
             del optimizer
             gc.collect()
     assert [o.index for o in of(Optimizer, records)] == [0, 1]
+
+
+def trained_anew(steps: int, times: int) -> list[int]:
+    """The numbers of optimizers that train a model each, one after the other has died."""
+    records: list[Any] = []
+    with trace(out=records.append, every=1):
+        for _ in range(times):
+            model = make_model()
+            optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+            repeat(turn, steps, model, optimizer)
+            del model, optimizer
+            gc.collect()
+    return [o.index for o in of(Optimizer, records)]
+
+
+def test_an_optimizer_of_a_new_model_gets_a_number_of_its_own() -> None:
+    assert trained_anew(25, 3) == [0] * 25 + [1] * 25 + [2] * 25
+
+
+def test_an_optimizer_of_a_new_tensor_at_the_same_address_gets_a_number_of_its_own() -> None:
+    records: list[Any] = []
+    with trace(out=records.append, every=1):
+        for _ in range(2):
+            x = torch.zeros(3, requires_grad=True)
+            optimizer = torch.optim.SGD([x], lr=1e-3)
+            for _ in range(25):
+                x.sum().backward()
+                optimizer.step()
+            del x, optimizer
+            gc.collect()
+    assert [o.index for o in of(Optimizer, records)] == [0] * 25 + [1] * 25
+
+
+def test_a_second_optimizer_of_the_same_model_keeps_the_number() -> None:
+    records: list[Any] = []
+    model = make_model()
+    with trace(out=records.append, every=1):
+        for _ in range(3):
+            repeat(turn, 25, model, torch.optim.SGD(model.parameters(), lr=1e-3))
+            gc.collect()
+    assert {o.index for o in of(Optimizer, records)} == {0}
+
+
+def test_optimizers_of_thousands_of_short_trainings_share_a_number() -> None:
+    assert trained_anew(2, 5) == [0] * 10
+
+
+def test_there_are_only_so_many_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "_MOST_MET", 2)
+    assert trained_anew(25, 4)[::25] == [0, 1, 0, 0]
 
 
 def test_no_hook_or_mode_or_thread_is_left_behind(tmp_path: Path) -> None:

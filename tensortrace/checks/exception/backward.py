@@ -16,7 +16,7 @@ from tensortrace.checks.exception.facts import (
     quoted,
     shape_of,
 )
-from tensortrace.records import Action, Call, ChainLink, Tensor
+from tensortrace.records import DERIVATIVE, Action, Call, ChainLink, Tensor
 from tensortrace.text import shape_text
 
 # Backward formulas that use what the op returned, and those that use what it was given.
@@ -240,6 +240,13 @@ def no_grad(facts: Facts, found: Match) -> Told:
                 f"the loss does not require grad: {quoted(name)} ran with gradients off at "
                 f"{line_text(call.location)}",
                 why, "call it outside torch.no_grad() and inference_mode()", (_call_link(call),),
+            )  # fmt: skip
+        if call.op == DERIVATIVE and not call.arguments.get("create_graph"):
+            return Told(
+                "the loss does not require grad: it is made of what torch.autograd.grad returned "
+                f"at {line_text(call.location)}, without create_graph=True",
+                why, "torch.autograd.grad(..., create_graph=True): then what it returns can be "
+                "differentiated again", (_call_link(call),),
             )  # fmt: skip
         if _cuts(step, call):
             return Told(
