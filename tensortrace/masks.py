@@ -1,72 +1,123 @@
 """Which -inf is a mask and which is data: log(0) in a spectrogram, a missing value.
 
-A mask says of each position that it is there, 0, or not, -inf; data vary. Nor does a mask go into
-what multiplies all that it is given, or change its sign.
+A mask says of each position that it is there, 0, or not, -inf; data vary. Where they do alike (a
+bias by distance), it is data if a product, a norm or a loss makes NaN or +inf of it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
 from tensortrace.records import Call, Module, Tensor
 
-# What has no use for a mask at its first inputs, and makes one value of many.
+# What has no use for a mask among its first inputs, and makes one value of many.
 _TAKES_DATA = frozenset((
     "linear", "bilinear", "matmul", "__matmul__", "mm", "bmm", "addmm", "einsum",
     "conv1d", "conv2d", "conv3d", "layer_norm", "batch_norm", "group_norm", "instance_norm",
     "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
 ))  # fmt: skip
-_TAKES_MASKS = ("softmax", "attention", "transformer", "mask")
+_PRODUCTS = re.compile(
+    r"(NonDynamicallyQuantizable)?Linear|Bilinear|Conv(Transpose)?\dd|(Sync)?(Batch|Layer|Group|Instance|RMS)Norm(\dd)?|"
+    r"(MSE|L1|SmoothL1|Huber)Loss"
+)
+# Their gates make something finite of -inf, and NaN in backward.
+_GATES = re.compile(r"(LSTM|GRU|RNN)(Cell)?")
+# What makes +inf of -inf; a mask is added, and not squared or taken from something.
+_TURNS = frozenset(("abs", "pow", "square"))
+_TAKES_MASKS = re.compile("softmax|attention|transformer|mask", re.IGNORECASE)
 
 
 def bad_data(
-    calls: Iterable[Call], tensors: Mapping[int, Tensor], modules: Mapping[str, Module]
+    number: int, calls: Iterable[Call], tensors: Mapping[int, Tensor], modules: Mapping[str, Module]
 ) -> set[int]:
     """The ids of tensors whose -inf came in as data, or was made of that.
 
     Args:
-        calls: of a step, in order of seq.
+        number: of the step.
+        calls: of the step, in order of seq.
         tensors: of the step, by id.
         modules: of the run, by path.
     """
+    calls = [c for c in calls if c.phase == "forward" and not c.recompute and not c.replay]
+    spoilt = _spoilt_inside(calls, tensors, modules)
     found: set[int] = set()
     made: set[int] = set()
     sources: dict[int, set[int]] = {}  # by id: what came in that its -inf may be from
     for call in calls:
-        if call.phase != "forward" or call.recompute or call.replay:
-            continue
-        for name, id in call.inputs:
+        for at, (name, id) in enumerate(call.inputs):
+            tensor = tensors.get(id)
             outside = call.parent is None and id not in made and id not in sources
-            if outside and _may_be_data(tensors.get(id)):
+            if outside and _may_be_data(tensor) and tensor.from_step in (None, number - 1):
                 sources[id] = {id}
-            if id in sources and _takes_data(call, name, modules):
+            if id in sources and _is_evidence(call, at, name, tensors, spoilt):
                 found |= {id, *sources[id]}
         given = set().union(*(sources.get(id, ()) for _, id in call.inputs))
         for _, id in call.outputs:
             made.add(id)
-            result = tensors.get(id)
-            if given and id not in sources and _has_neginf(result):
+            if given and id not in sources and _has_neginf(tensors.get(id)):
                 sources[id] = given | {id}
-            # A mask is not turned round.
-            found |= given if result is not None and result.posinf and not result.nan else set()
     return found | {id for id, given in sources.items() if given & found}
+
+
+def _spoilt_inside(
+    calls: list[Call], tensors: Mapping[int, Tensor], modules: Mapping[str, Module]
+) -> set[int]:
+    """The seqs of outermost calls in which a product, norm or loss made bad values of -inf.
+
+    Of a call of which nothing inside was seen its own result tells, if it has modules inside.
+    """
+    root_of: dict[int, int] = {}
+    seen: set[int] = set()
+    spoilt: set[int] = set()
+    for call in calls:
+        root = root_of[call.seq] = root_of.get(call.parent, call.seq) if call.parent else call.seq
+        seen |= {root} if root != call.seq else set()
+        module = modules.get(call.module or "") if call.op is None else None
+        product = _PRODUCTS.fullmatch(module.cls) if module is not None else _takes_data(call)
+        got = any(_has_neginf(tensors.get(id)) for _, id in call.inputs)
+        gates = module is not None and _GATES.fullmatch(module.cls)
+        if got and (gates or (product and _made_bad(call, tensors))):
+            spoilt.add(root)
+    for call in calls:
+        if call.parent is None and call.op is None and call.seq not in seen:
+            path = call.module or ""
+            inside = any(other.startswith(f"{path}." if path else "") for other in modules
+                         if other != path)  # fmt: skip
+            kind = modules[path].cls if path in modules else ""
+            if inside and not _TAKES_MASKS.search(kind) and _made_bad(call, tensors):
+                spoilt.add(call.seq)
+    return spoilt
+
+
+def _is_evidence(
+    call: Call, at: int, name: str, tensors: Mapping[int, Tensor], spoilt: set[int]
+) -> bool:
+    """Whether a call takes an input as data, and that did harm."""
+    if call.op is None:
+        return call.seq in spoilt and (name == "input[0]" or not call.parent)
+    word = call.op.rpartition(".")[2]
+    turned = word in _TURNS or (word in ("sub", "rsub") and at == 1)
+    return (_takes_data(call) or turned) and _made_bad(call, tensors)
+
+
+def _takes_data(call: Call) -> bool:
+    return call.op is not None and call.op.rpartition(".")[2] in _TAKES_DATA
+
+
+def _made_bad(call: Call, tensors: Mapping[int, Tensor]) -> bool:
+    results = (tensors.get(id) for _, id in call.outputs)
+    return any(t is not None and (t.nan or t.posinf) for t in results)
 
 
 def _has_neginf(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.neginf > 0 and not tensor.nan and not tensor.posinf
 
 
-def _may_be_data(tensor: Tensor | None) -> bool:
+def _may_be_data(tensor: Tensor | None) -> TypeGuard[Tensor]:
     """Whether it is no mask by its values: those that are finite are not all 0, nor all alike."""
     if tensor is None or not _has_neginf(tensor) or tensor.requires_grad or tensor.numel < 2:
         return False
     alike = tensor.min is not None and tensor.min == tensor.max  # a thin step does not know them
     return tensor.zeros + tensor.neginf < tensor.numel and not alike
-
-
-def _takes_data(call: Call, name: str, modules: Mapping[str, Module]) -> bool:
-    if call.op is not None:
-        return call.op.rpartition(".")[2] in _TAKES_DATA
-    module = modules.get(call.module or "")
-    kind = (module.cls if module is not None else "").lower()
-    return name == "input[0]" and not any(word in kind for word in _TAKES_MASKS)

@@ -385,7 +385,10 @@ class StepView:
     def _bad_data(self) -> set[int]:
         now = len(self.calls), len(self.tensors)
         if now != self._judged:
-            self._data, self._judged = bad_data(self.forward(), self.tensors, self.modules), now
+            self._data, self._judged = (
+                bad_data(self.number, self.forward(), self.tensors, self.modules),
+                now,
+            )
         return self._data
 
 

@@ -67,7 +67,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "function": F.mse_loss,
     "module": nn.L1Loss(),
     "square": lambda y, t: ((y - t) ** 2).mean(),
-    "negative": lambda y, t: (y + -t).square().mean(),
     "scaled": lambda y, t: F.smooth_l1_loss(y, t * 0.5),
 }
 
