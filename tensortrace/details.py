@@ -78,6 +78,8 @@ class Loss(TypedDict, total=False):
 
     `gradients`: by optimizer, whether those of its last step lie untouched as backward begins.
     `graph`: name of an autograd node, places of its inputs in this list; nearest first, views out.
+    `beside_classes`: of the log-probabilities that nll_loss takes, of `classes_shape`, the dim that
+    their softmax was taken over, and that of the classes, where it is another.
     `left` parameters of no module that ran and of no optimizer have a gradient already: one of them
     has `left_shape`, and its gradient, at most `left_absmax`, has grown over `left_updates`.
     """
@@ -87,6 +89,8 @@ class Loss(TypedDict, total=False):
     dtype: str
     gradients: dict[str, Literal["kept", "changed"]]
     graph: list[tuple[str, list[Count]]]
+    beside_classes: list[Count]
+    classes_shape: list[Count]
     left: Count
     left_shape: list[Count]
     left_updates: Count

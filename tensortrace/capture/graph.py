@@ -23,6 +23,9 @@ _MOST_NODES = 48
 _TIMES = 3
 _MOST_PLACES = 256
 _MOST_SKIPPED = 16
+# They take logarithms of probabilities of classes, along dim 1.
+_VIEWS = frozenset(("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"))
+_NLL = frozenset(("NllLossBackward0", "NllLoss2DBackward0"))
 # What a node is called that adds to the gradient of a leaf, its `variable`.
 LEAF = "torch::autograd::AccumulateGrad"
 # They pass values on and change none: views, copies, casts, and bounds on probabilities.
@@ -65,6 +68,63 @@ class LossGraphs:
         self._read[place] = times + 1
         root = root_of(loss)
         return _walk(root) if root is not None else None
+
+
+def dim_beside_classes(loss: torch.Tensor) -> tuple[list[int], list[int]] | None:
+    """Find an nll_loss of probabilities that add up to 1 over another dim than that of the classes.
+
+    Only what it takes from log_softmax, or from log of softmax, with no view in between but of all
+    leading dims as one: after another the dims are others.
+
+    Returns:
+        That dim of theirs and that of the classes, and their shape.
+    """
+    root = root_of(loss)
+    todo = [root] if root is not None else []
+    seen = set(todo)
+    for node in todo:
+        for above, _ in node.next_functions:
+            if above is not None and above not in seen and len(todo) < _MOST_NODES:
+                seen.add(above)
+                todo.append(above)
+        try:
+            wrong = _beside(node.next_functions[0][0]) if node.name() in _NLL else None
+        except (AttributeError, IndexError, RuntimeError):  # a shape that is not one of numbers
+            continue
+        if wrong is not None:
+            return wrong
+    return None
+
+
+def _beside(node: Node | None) -> tuple[list[int], list[int]] | None:
+    flat = None
+    if node is not None and node.name() in _VIEWS:
+        flat = _shape_of(node)
+        node = node.next_functions[0][0]
+    wanted = "LogSoftmaxBackward0"
+    if node is not None and node.name() == "LogBackward0":
+        node, wanted = node.next_functions[0][0], "SoftmaxBackward0"
+    if node is None or node.name() != wanted:
+        return None
+    shape = _shape_of(node)
+    classes = min(1, len(shape) - 1)
+    if flat is not None:
+        classes = len(shape) - 1
+        if len(flat) != 2 or classes < 1 or flat[1] != shape[-1]:
+            return None
+    # A dim that was given as -1 is kept as a number without a sign.
+    dim: int = node._saved_dim  # type: ignore[attr-defined]
+    dim = dim - 2**64 if dim >= 2**63 else dim
+    dim = dim + len(shape) if dim < 0 else dim
+    return None if dim == classes else ([dim, classes], shape)
+
+
+def _shape_of(node: Node) -> list[int]:
+    """The shape of what a node has made."""
+    shape = node._input_metadata[0].shape
+    if not all(type(n) is int for n in shape):
+        raise RuntimeError("symbols are no numbers")
+    return list(shape)
 
 
 def _walk(root: Node) -> list[list[Any]]:

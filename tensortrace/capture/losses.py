@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tensortrace.capture.autograd_functions import watch_function
+from tensortrace.capture.graph import dim_beside_classes
 from tensortrace.capture.tensors import dtype_name
 from tensortrace.capture.unwrap import quiet
 from tensortrace.records import Location
@@ -32,6 +33,9 @@ def record_losses(
         graph = recorder.graphs.nodes(tensor, location)
         if graph:
             detail["graph"] = graph
+            beside = dim_beside_classes(tensor)
+            if beside is not None:
+                detail["beside_classes"], detail["classes_shape"] = beside
         if recorder.tensors.kept:
             detail["kept"], recorder.tensors.kept = recorder.tensors.kept, None
         known = recorder.tensors.id_of(tensor)

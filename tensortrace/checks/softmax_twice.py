@@ -7,7 +7,7 @@ from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, plain_op
 from tensortrace.records import Action, Severity
-from tensortrace.text import location_text, module_text
+from tensortrace.text import location_text, module_text, shape_text
 
 _NLL = frozenset(("nllloss", "nllloss2d", "nlllossnd"))
 # What lies above what: how sure it is, what happens, what to write.
@@ -37,12 +37,15 @@ def softmax_before_cross_entropy(step: StepView, memory: dict[str, Any]) -> Iter
                 straight from softmax (an error if nll_loss takes the result, since its logits
                 cannot differ by more than 1; else a warning), from sigmoid, under nll_loss (a
                 warning) or from log_softmax (a note); or that of nll_loss from softmax (a warning:
-                the expected accuracy may be meant)
+                the expected accuracy may be meant). Or nll_loss takes, with no view in between but
+                of all leading dims as one, a log_softmax (or log of a softmax) over another dim
+                than that of the classes, which has another number of elements (a warning)
     Source:     torch.nn.CrossEntropyLoss ("the input is expected to contain the unnormalized
                 logits"), torch.nn.NLLLoss ("log-probabilities"); -log(e / (e + 9)) is 1.46
     Fix:        give cross_entropy the logits, and take the softmax for predictions only
     Misses:     losses that only `autograd.grad` sees, in compiled or reentrant checkpointed code,
-                or more than 48 nodes away from backward(); each line is read in its first 3 calls
+                or more than 48 nodes away from backward(); each line is read in its first 3 calls;
+                a softmax over the wrong dim of a square matrix, as contrastive losses take it
     Example:    model = nn.Sequential(nn.Linear(64, 10), nn.Softmax(dim=1))
                 loss = F.cross_entropy(model(x), y)
     Fixed:      model = nn.Sequential(nn.Linear(64, 10))
@@ -52,6 +55,7 @@ def softmax_before_cross_entropy(step: StepView, memory: dict[str, Any]) -> Iter
         return
     for action in step.actions:
         graph = action.detail.get("graph", ()) if action.action == "loss" else ()
+        yield from _beside(action)
         names = [_word(name) for name, _ in graph]
         under_nll = {i for name, (_, above) in zip(names, graph, strict=True) if name == "nll"
                      for i in above}  # fmt: skip
@@ -62,6 +66,25 @@ def softmax_before_cross_entropy(step: StepView, memory: dict[str, Any]) -> Iter
                     continue
                 pair = graph[i][0], graph[j][0]
                 yield _draft(step, action, pair, known, sure=i in under_nll)
+
+
+def _beside(action: Action) -> Iterator[Draft]:
+    dims, shape = (action.detail.get(key, ()) for key in ("beside_classes", "classes_shape"))
+    if action.action != "loss" or len(dims) != 2 or max(dims) >= len(shape):
+        return
+    dim, classes = dims
+    if shape[dim] == shape[classes]:
+        return
+    yield Draft(
+        message=f"the softmax that nll_loss takes is over dim {dim} of {shape_text(tuple(shape))}, "
+        f"{shape[dim]} elements, and the classes are dim {classes}, {shape[classes]}: what it "
+        "takes for the probabilities of one sample does not add up to 1",
+        severity="warning", phase="forward", tensor=action.tensor, value=dim, limit=classes,
+        fix=f"log_softmax(logits, dim={classes}), or F.cross_entropy(logits, y)",
+        explanation="the samples compete for each class, where the classes should for each sample",
+        cause=f"dim {dim} {location_text(action.location)}", location=action.location,
+        evidence={"placed": "close", "loss": location_text(action.location)},
+    )  # fmt: skip
 
 
 def _word(name: str) -> str:

@@ -120,3 +120,68 @@ def test_nothing_says_nothing():
     assert find([], "TT605") == []
     assert brief(find([Action(step=0, seq=1, action="loss"), closing()], "TT605")) == []
     assert find(graph(), "TT605") == []
+
+
+def over(probabilities, *shape, classes=5, loss=F.nll_loss):
+    def run():
+        model = nn.Linear(8, classes)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            sgd.zero_grad()
+            y = torch.randint(classes, shape)
+            loss(probabilities(model(torch.randn(*shape, 8))), y).backward()
+            sgd.step()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "probabilities", [lambda x: x.log_softmax(0), lambda x: x.softmax(-2).log()]
+)
+def test_a_softmax_over_the_batch_is_told(probabilities):
+    (found,) = find_live(over(probabilities, 16), "TT605")
+    assert (found.severity, found.step, found.value, found.limit) == ("warning", 0, 0, 1)
+    assert "is over dim 0 of [16, 5], 16 elements, and the classes are dim 1, 5" in found.message
+    assert "dim=1" in found.fix
+
+
+def test_a_softmax_over_the_positions_of_a_flattened_output_is_told():
+    def program(dim):
+        def run():
+            model = nn.Linear(8, 5)
+            sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+            p = model(torch.randn(4, 6, 8)).log_softmax(dim)
+            F.nll_loss(p.flatten(0, 1), torch.randint(5, (24,))).backward()
+            sgd.step()
+
+        return run
+
+    (found,) = find_live(program(1), "TT605")
+    assert "is over dim 1 of [4, 6, 5], 6 elements, and the classes are dim 2, 5" in found.message
+    assert "dim=2" in found.fix
+    assert find_live(program(2), "TT605") == []
+    assert find_live(program(-1), "TT605") == []
+
+
+def test_a_detail_that_somebody_wrote_is_no_finding():
+    for dims, shape in (([0, 3], [16, 5]), ([0], [16, 5]), ([0, 1], [])):
+        detail = {"value": 1.0, "beside_classes": dims, "classes_shape": shape}
+        loss = Action(step=0, seq=1, action="loss", detail=detail)
+        assert find([loss, closing()], "TT605") == []
+
+
+def test_a_softmax_over_the_classes_is_silent():
+    assert find_live(over(lambda x: x.log_softmax(1), 16), "TT605") == []
+    assert find_live(over(lambda x: x.log_softmax(-1), 16), "TT605") == []
+    assert find_live(over(lambda x: x.softmax(-1).log(), 16), "TT605") == []
+    assert find_live(over(lambda x: x, 16, loss=F.cross_entropy), "TT605") == []
+    # Of one row, of each pixel, of a view, and of pairs that are each other's classes.
+    assert (
+        find_live(
+            over(lambda x: x[0].log_softmax(0), 16, loss=lambda p, y: F.nll_loss(p, y[0])), "TT605"
+        )
+        == []
+    )
+    assert find_live(over(lambda x: x.permute(0, 3, 1, 2).log_softmax(1), 2, 3, 4), "TT605") == []
+    assert find_live(over(lambda x: x.T.log_softmax(0).T, 16), "TT605") == []
+    assert find_live(over(lambda x: x.log_softmax(0), 16, classes=16), "TT605") == []
