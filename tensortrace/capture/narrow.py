@@ -343,6 +343,8 @@ def _at_its_op(found: Call, calls: list[Call], tensors: dict[int, Tensor]) -> Ca
         made = bad(call.outputs)
         if call.op is not None and made and (blamed is None or wanted & made):
             blamed, wanted = call, bad(call.inputs)
+            views = (tensors[i].view_of for i in wanted)  # `v.T @ x`
+            wanted |= {i for i in views if i is not None}
             if not wanted:
                 break
     if blamed is not None:

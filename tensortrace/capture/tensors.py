@@ -100,6 +100,7 @@ _FEW = 1000
 _NOT_ASKED = Stats(unmeasured="not asked")
 _NO_TAIL: Tail = (None, None, None, None)
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+_is_functorch = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def draft_of_head(tensor: torch.Tensor) -> TensorDraft:
@@ -319,6 +320,8 @@ class TensorTable:
         queue = self._queue
         found = queue.look(tensor, number)
         head = (found and found[0]) or _head(tensor, number)
+        if found is None and _is_functorch(tensor):
+            head = self._inside_transforms(tensor, head)
         if found is not None:
             draft = TensorDraft(head, found[1], tail)
         else:
@@ -330,6 +333,14 @@ class TensorTable:
                 draft.units = self._units.look(tensor, self._step, queue)
             self._waiting.append(draft)
         return draft
+
+    def _inside_transforms(self, tensor: torch.Tensor, head: Head) -> Head:
+        """Know what torch.func wraps when it comes out, and count all that is measured of it."""
+        inner = tensor
+        while _is_functorch(inner):
+            inner = torch._C._functorch.get_unwrapped(inner)
+            self.detached(inner, tensor)
+        return (*head[:8], inner.numel())
 
     def compare_rows(self, tensor: torch.Tensor, draft: TensorDraft) -> None:
         """Let the description of a tensor say how far its rows differ."""
@@ -362,11 +373,12 @@ class TensorTable:
             base = tensor._base if tensor._is_view() else None
         except RuntimeError:
             return None
-        if base is None:
-            known = self._detached.get(id(tensor)) if self._detached else None
-            return known[1] if known is not None and known[0]() is tensor else None
-        entry = self._known.get(id(base))
-        return entry if entry is not None and entry.ref() is base else None
+        entry = self._known.get(id(base)) if base is not None else None
+        if entry is not None and entry.ref() is base:
+            return entry
+        origin = tensor if base is None else base  # of vmap with out_dims=1 a view comes out
+        known = self._detached.get(id(origin)) if self._detached else None
+        return known[1] if known is not None and known[0]() is origin else None
 
 
 def _head(tensor: torch.Tensor, number: int) -> Head:

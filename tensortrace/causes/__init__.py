@@ -199,6 +199,8 @@ def first_index(t: Tensor) -> list[int] | None:
     """
     if t.first_bad is None or not t.shape or t.numel < 2:
         return None
+    if t.numel != math.prod(t.shape):
+        return None  # inside vmap the shape is that of one sample
     at, index = t.first_bad, []
     for n in reversed(t.shape):
         at, here = divmod(at, n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import traceback
 import weakref
@@ -748,3 +749,56 @@ def test_the_saved_log_gives_the_same_finding(tmp_path: Path, every: int) -> Non
     assert len(records.of(Call, step=1)) > 0  # the step before is full
     assert records.of(Module)
     assert records.of(Optimizer)
+
+
+def of_distribution() -> None:
+    scale = nn.Parameter(torch.tensor([1.0, -0.5]))
+    torch.distributions.Normal(torch.zeros(2), scale)
+
+
+def of_a_complex_loss() -> None:
+    loss = (torch.ones(2, dtype=torch.complex64, requires_grad=True) ** 2).sum()
+    loss.backward()
+
+
+def of_a_copy() -> None:
+    x = torch.ones(2, 4)
+    leaf = x.clone().requires_grad_()
+    u = Net()(x).sum()
+    torch.autograd.grad(u, leaf, torch.ones_like(u), create_graph=True)
+
+
+def of_data() -> None:
+    x = torch.ones(2, 4)
+    u = Net()(x).sum()
+    torch.autograd.grad(u, x)
+
+
+@pytest.mark.parametrize(("program", "words", "fix"), [
+    (lambda: torch.linalg.cholesky(-1000 * torch.eye(3)), "positive-definite",
+     "A + 1e-3 * torch.eye(n), more if that is too little; float64"),
+    (lambda: torch.linalg.solve(torch.zeros(3, 3), torch.ones(3)), "singular",
+     "A + 1e-6 * torch.eye(n), more if that is too little, or torch.linalg.lstsq / pinv"),
+    (of_distribution, "scale of Normal holds -0.5: it must satisfy GreaterThan(lower_bound=0.0)",
+     "F.softplus(scale) + 1e-6, or scale.exp()"),
+    (of_a_complex_loss, "`loss` is complex", "e.abs().square().mean()"),
+    (of_a_copy, "`leaf` [2, 4] was not used to compute", "pass the same tensor"),
+    (of_data, "`x` [2, 4] does not require grad", "x.requires_grad_(True) before"),
+])  # fmt: skip
+def test_a_value_that_is_refused_has_a_repair(program: Any, words: str, fix: str) -> None:
+    finding = explained(program)
+    assert words in finding.message
+    assert fix in (finding.fix or "")
+
+
+def test_a_decomposition_of_nan_is_blamed_on_what_made_it() -> None:
+    def program() -> None:
+        with torch.no_grad():
+            model = nn.Linear(3, 3)
+            model.weight.fill_(math.nan)
+        x = model(torch.eye(3))
+        torch.linalg.cholesky(x)
+
+    records, _ = raised(program)
+    (found,) = [f for f in records.of(Finding) if f.code == "TT801"]
+    assert "torch.eye" not in (found.fix or "")

@@ -531,3 +531,35 @@ def test_what_went_in_is_told_where_the_program_has_let_go_of_it(
     described = {tensor.id for call in calls for tensor in call.tensors}
     named = {i for call in calls if call.replay for _, i in (*call.inputs, *call.outputs)}
     assert named <= described
+
+
+class Grown(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, _ = ctx.saved_tensors
+        grown = grad * 1e38 * 1e38
+        return grown * 0, grown.T @ x
+
+
+class UsesGrown(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.weight = nn.Linear(3, 3), nn.Parameter(torch.ones(3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = Grown.apply(self.inner(x), self.weight)
+        return out
+
+
+def test_a_view_inside_an_own_backward_is_followed_to_what_it_is_of() -> None:
+    model = UsesGrown()
+    with trace(out=lambda record: None) as t:
+        model(torch.randn(4, 3)).sum().backward()
+    (found,) = [f for f in t.findings if f.code == "TT102"]
+    assert found.location is not None
+    assert "1e38 * 1e38" in (found.location.code or "")

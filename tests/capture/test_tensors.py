@@ -238,3 +238,25 @@ def test_inference_tensor_has_an_id() -> None:
 
     records = record(program)
     assert records.output(records.module("")).shape == (2, 2)
+
+
+@pytest.mark.parametrize(("way", "op", "words"), [
+    (torch.vmap(torch.log), "log", "made 7 NaN of 12 from"),
+    (torch.vmap(torch.log, in_dims=1, out_dims=0), "log", "made 7 NaN of 12 from"),
+    (torch.vmap(torch.vmap(torch.log)), "log", "made 7 NaN of 12 from"),
+    (torch.func.grad(lambda w: (w * 0).square().sum().sqrt()), "autograd.grad",
+     "made 12 NaN of 12 from"),
+    (torch.vmap(torch.func.grad(lambda w: (w * 0).square().sum().sqrt())),
+     "autograd.grad", "made 12 NaN of 12 from"),
+], ids=["vmap", "dims", "twice", "grad", "grad of each"])  # fmt: skip
+def test_what_comes_out_of_a_transform_is_known_by_what_made_it(
+    way: Any, op: str, words: str
+) -> None:
+    x = torch.ones(4, 3)
+    x.view(-1)[:7] = -1
+    scale = torch.ones((), requires_grad=True)
+    with trace(out=lambda record: None) as t:
+        (way(x).mean() * scale).backward()
+    (found,) = [f for f in t.findings if f.severity == "error"]
+    assert (found.code, found.op) == ("TT101", op)
+    assert words in found.message

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, is_damage
-from tensortrace.checks.exception import backward, other, shapes, values
+from tensortrace.checks.exception import backward, numbers, other, shapes, values
 from tensortrace.checks.exception.facts import Facts, Match, Told, quoted
 from tensortrace.said import said_by
 from tensortrace.text import location_text
@@ -152,6 +152,15 @@ _CASES: list[tuple[re.Pattern[str], Callable[[Facts, Match], Told | None]]] = [
             r"Class values must be smaller than num_classes",
             values.index,
         ),
+        (r"not positive-definite|matrix is singular", numbers.matrix),
+        (
+            r"parameter (?P<name>\w+) \(.*\) of distribution (?P<kind>\w+)\(.*the constraint "
+            r"(?P<constraint>\w+(?:\(lower_bound=(?P<limit>[\d.]+)[^)]*\))?\(?\)?), but",
+            numbers.distribution,
+        ),
+        (r"only for real scalar outputs", numbers.complex_loss),
+        (r"not have been used in the graph", numbers.unused),
+        (r"differentiated Tensors does not require grad", numbers.no_gradient_asked),
         (r"grad can be implicitly created only for scalar outputs", backward.not_scalar),
         (r"backward through the graph a second time", backward.second_backward),
         (r"a (?:view of a )?leaf Variable that requires grad .* in-place", backward.leaf_in_place),
