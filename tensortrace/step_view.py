@@ -216,17 +216,6 @@ class StepView:
         outer = (c for c in self.calls if c.phase == "forward" and c.parent is None)
         return [t for c in outer for t in self.hurt(c.inputs) if t.from_step == self.number - 1]
 
-    def leaked(self) -> list[tuple[Call, Tensor]]:
-        """List the bad tensors with a graph that no call returned, and the ops that took them.
-
-        A module that keeps such a tensor in an attribute (an auxiliary loss) hands it out unseen.
-        """
-        forward = self.forward()
-        made = {id for call in forward for _, id in call.outputs}
-        outside = (call for call in forward if call.parent is None and call.op is not None)
-        return [(call, tensor) for call in outside for tensor in self.hurt(call.inputs)
-                if tensor.id not in made and tensor.grad_fn is not None]  # fmt: skip
-
     def damage(self) -> Literal["loss", "gradient", "output"] | None:
         """Tell what a non-finite value has reached; None while all that counts is clean.
 
@@ -285,34 +274,46 @@ class StepView:
                 if c.phase == "backward" and c.op is None)
             or any(not finite(o.grad_norm) for o in self.optimizers)
             or any(p.grad is not None and p.grad.nonfinite for p in self.params)
-            or self._reaches_leaf()
+            or self.wrote_by_hand()
         )  # fmt: skip
 
     def _is_by_hand(self) -> bool:
         """Whether neither a module nor an optimizer was seen: weights are mere tensors."""
         return not (self.modules or self.optimizers or self.updated >= 0)
 
-    def _reaches_leaf(self) -> bool:
-        """Whether the gradient of a weight that is a mere tensor is not finite."""
-        if not self._is_by_hand():
-            return False
+    def _spoilt_leaves(self) -> tuple[set[tuple[int, ...] | None], int]:
+        """The shapes of mere tensors whose gradient is not finite, and the seq of its backward."""
         by_seq = {c.seq: c for c in self.calls if c.phase == "forward"}
+        shapes: set[tuple[int, ...] | None] = set()
+        since = self.calls[-1].seq if self.calls else 0
         for call in self.calls:
             if call.phase != "backward" or call.forward not in by_seq:
                 continue
             bad = {name for name, id in call.outputs if self.nonfinite([(name, id)])}
             of = [id for name, id in by_seq[call.forward].inputs if name in bad]
             given = (self.tensors[id] for id in of if id in self.tensors)
-            if any(tensor.is_leaf and tensor.requires_grad for tensor in given):
-                return True
-        return False
+            leaves = {tensor.shape for tensor in given if tensor.is_leaf and tensor.requires_grad}
+            since = min(since, call.seq) if leaves else since
+            shapes |= leaves
+        return shapes, since
 
     def wrote_by_hand(self) -> bool:
-        """Whether the program itself has made an update of a gradient that is not finite."""
-        if not self._reaches_leaf():
+        """Whether the program itself has moved a weight, a mere tensor, by what is not finite.
+
+        A gradient that it left out, or healed, does no harm.
+        """
+        if not self._is_by_hand():
             return False
-        last = max(c.seq for c in self.calls if c.phase == "backward")
-        return any(c.seq > last and self.nonfinite(c.outputs) for c in self.forward())
+        shapes, since = self._spoilt_leaves()
+        for call in self.forward() if shapes else ():
+            op = call.op or ""
+            if call.seq < since or not (op.endswith("_") or op in ("add", "sub")):
+                continue
+            given = [self.tensors[id] for _, id in call.inputs if id in self.tensors]
+            weight = any(t.shape in shapes and not t.nonfinite for t in given)
+            if weight and any(t.shape in shapes for t in self.nonfinite(call.outputs)):
+                return True
+        return False
 
     def profile(self, column: Column) -> list[tuple[str, float]]:
         """List the layers of the commonest class with their rms in a column of the step line.

@@ -22,7 +22,7 @@ from tensortrace.capture.replay import Replay
 from tensortrace.capture.roots import Root, Roots, Tree, UnkeptError, refusal_of
 from tensortrace.capture.tensors import version_of
 from tensortrace.capture.user_hooks import MOST, hooks_of, where_defined
-from tensortrace.causes.derivatives import backward_pass, derivative_to_blame, first_bad
+from tensortrace.causes.derivatives import backward_pass, derivative_to_blame, first_bad, leaked
 from tensortrace.checks import FILLS, MOVED, StepView, completion_order, is_own_backward, plain_op
 from tensortrace.records import DERIVATIVE, Call, Location, Tensor
 from tensortrace.text import shorten
@@ -62,7 +62,7 @@ class Narrower:
         forward = self._forward_suspect(step)
         if isinstance(forward, Root):
             self._replay(forward, "forward", step)
-        elif not forward and damage == "loss" and step.leaked():
+        elif not forward and damage == "loss" and leaked(step):
             self._look_for_leak(step)
         # With a finite loss it may be the backward of that, or of something else, that spoilt the
         # gradients. A scaler's inf is its own to handle, but for that in a gradient that the loss
@@ -81,10 +81,14 @@ class Narrower:
 
     def _look_for_leak(self, step: StepView) -> None:
         """Replay calls until one makes inside what left no module by way of its outputs."""
-        roots = [r for r in self._roots if (r.path, "forward") not in self._done]
+        roots = [r for r in self._roots if not {(r.path, "forward"), (r.path, "leak")} & self._done]
         for root in roots[:_MOST_ROOTS]:
-            if self._replay(root, "forward", step):
+            # What is looked for here in vain is no reason not to look for something else later.
+            known = {*self._done, (root.path, "leak")}
+            found = self._replay(root, "forward", step)
+            if found:
                 return
+            self._done, self._replays = known, self._replays - 1
 
     # ---- which root
 

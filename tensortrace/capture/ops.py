@@ -138,6 +138,8 @@ def _turn(
     try:
         name = getattr(func, "__name__", "")
         op = op_of(name)
+        if recorder.awaits_write and (writes(name) or name == "__set__"):
+            recorder.ends_at_graph = True
         if op is None or not recorder.on["ops"] or name in BACKWARD or recorder.replaying:
             return _other_turn(recorder, func, name, op)
         place = recorder.places.find(name, frame)
@@ -365,12 +367,29 @@ def _run(
 def _run_first(
     turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Run an op that may be the first of a step, since the one before has had its backward."""
-    with Ours(turn.recorder, "ops"):
+    """Run an op that is the first of a step if it makes a node: the one before had its update."""
+    recorder, place = turn.recorder, turn.place
+    takes = True
+    with Ours(recorder, "ops"):
         given = tensors_in((*args, *kwargs.values()), "")
-        if torch.is_grad_enabled() and any(tensor.requires_grad for _, tensor in given):
-            turn.recorder.graph_begins()
-    return _run(turn, func, args, kwargs)
+        if any(tensor.requires_grad for _, tensor in given):
+            recorder.graph_begins()
+        elif place is not None and recorder.thins_ops and not _writes(kwargs):
+            takes = place.takes(recorder.step, here.line)
+    if takes or place is None:
+        return _run(turn, func, args, kwargs)
+    seq = recorder.seq
+    recorder.seq = seq + 1
+    recorder.plain += 1
+    passed = recorder, turn.op, place, seq, _next_node(), _clock()
+    try:
+        result = func(*args, **kwargs)
+    except Exception as error:
+        _raise_late(passed, args, kwargs, error)
+        raise
+    if _has_news(passed, result):
+        _record_late(passed, args, kwargs, result)
+    return result
 
 
 def _has_news(passed: _Passed, result: Any) -> bool:
@@ -491,7 +510,7 @@ def _run_backward(
         # What a module does inside is no turn of the loop (nor seen at module level).
         if not here.stack:
             if name == "backward" or not _makes_graph(args, kwargs):
-                recorder.backward_finished()
+                recorder.backward_finished(not _keeps_graph(name, args, kwargs))
             else:
                 # A gradient with a graph of its own is a part of the loss that is still to come:
                 # what the checks decide when that has run, they decide of this, too.
@@ -527,6 +546,13 @@ def _end_derivative(
                 recorder.tensors.adopt(grad, described.id)
     # Its nodes are those of a whole backward pass.
     end_op(recorder, draft, result, since=None)
+
+
+def _keeps_graph(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    # backward(tensors, grad_tensors, retain_graph, ...), grad(outputs, inputs, grad_outputs, ...)
+    at = 2 if name == "backward" else 3
+    keeps = kwargs.get("retain_graph", args[at] if len(args) > at else None)
+    return bool(kwargs.get("create_graph") if keeps is None else keeps)
 
 
 def _makes_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

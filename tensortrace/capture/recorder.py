@@ -150,8 +150,7 @@ class Recorder:
         self.passed_over = 0
         self.device_times: DeviceTimes | None = None
         self.holds_call = self.stepped = self.clipped = self.loss_scaled = False
-        # Where steps are written by hand, the next graph alone tells that this one is over.
-        self.backward_seen = self.backward_done = self.ends_at_graph = self.on_cuda = False
+        self.backward_seen = self.backward_done = self.on_cuda = False
         # By path and class, since a wrapper shares the path of what it wraps: the seqs of all
         # forward calls, and (seq, nth) of those that no checkpoint has recomputed yet.
         self.calls_of_step: dict[tuple[str, type], list[int]] = {}
@@ -264,7 +263,7 @@ class Recorder:
             self.holds_call = True
 
     def graph_begins(self) -> None:
-        """An op makes the first node since a backward: so steps end that are written by hand."""
+        """An op makes a node after an update: so steps end that are written by hand."""
         if self.owns_thread():
             self.close_step()
             self.holds_call = True
@@ -353,12 +352,13 @@ class Recorder:
             met = where_defined([hook], self.sources)
             self.hooks += [location for location in met if location not in self.hooks]
 
-    def backward_finished(self) -> None:
-        """A call of backward() has returned."""
+    def backward_finished(self, freed: bool) -> None:
+        """A call of backward() has returned, and has freed its graph unless that is still used."""
         self.backward_done = self.holds_call = True
         self.backward_seen = True
         by_hand = not self._module_seen and not self.optimizers.has_met()
-        self.ends_at_graph = by_hand and not self._counted_otherwise() and self.owns_thread()
+        if freed and by_hand and not self._counted_otherwise() and self.owns_thread():
+            self.awaits_write = True
 
     def scaler_begins(self) -> None:
         """A GradScaler is about to decide whether its optimizer steps."""
@@ -416,7 +416,10 @@ class Recorder:
         self.hooks = []
         self._without_grad.clear()
         self.holds_call = self.stepped = self.clipped = self.loss_scaled = False
-        self.backward_seen = self.backward_done = self.ends_at_graph = False
+        self.backward_seen = self.backward_done = False
+        # Where steps are written by hand, the next graph tells that this one is over, if something
+        # was written since its backward.
+        self.awaits_write = self.ends_at_graph = False
         if self.lines is not None:
             self.lines.step_began()
 

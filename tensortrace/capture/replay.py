@@ -138,7 +138,7 @@ class ReplayRecorder(Recorder):
         self.calls_of_step = {}
         self.to_recompute = {}
         self.hooks = []
-        self.on_cuda = self.clipped = self.backward_seen = False
+        self.on_cuda = self.clipped = self.backward_seen = self.awaits_write = False
         self.full = True
         self.sampling = False
         self.device_times = None
@@ -197,7 +197,7 @@ class ReplayRecorder(Recorder):
     def loss_seen(self, losses: Any, location: Any) -> None:
         """No loss of the loop's."""
 
-    def backward_finished(self) -> None:
+    def backward_finished(self, freed: bool) -> None:
         """No turn of the loop's."""
 
     def raise_if_stopped(self) -> None:

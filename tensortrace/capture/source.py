@@ -127,7 +127,7 @@ class SourceLines:
         while above is not None:
             code = above.f_code
             if self.is_user(code):
-                if self._is_own(code):
+                if self._is_own(code) and not _is_generated(above):
                     break
             elif code.co_filename == _REPLAY:
                 return location
@@ -298,6 +298,12 @@ def _is_foreign(filename: str) -> bool:
     if inside:
         return Path(path).name != "demo.py"
     return path.startswith(_STDLIB) and "site-packages" not in path
+
+
+def _is_generated(frame: FrameType) -> bool:
+    """Whether a package made the code, as a dataclass makes its ``__init__``."""
+    made = frame.f_code.co_filename == _NAMELESS
+    return made and is_installed(str(frame.f_globals.get("__file__", "")))
 
 
 def _is_own(filename: str) -> bool:

@@ -49,6 +49,21 @@ def upstream(
     return reached, lost
 
 
+def leaked(step: StepView) -> list[tuple[Call, Tensor]]:
+    """List what spoilt the loss and was returned by no call, and the ops that took it.
+
+    A module that keeps a tensor in an attribute (an auxiliary loss) hands it out unseen: it has a
+    graph, and nobody was seen to make it.
+    """
+    losses = [a for a in step.actions if a.action == "loss" and not finite(a.detail.get("value"))]
+    reached, _ = upstream(step, (a.tensor for a in losses if a.tensor is not None))
+    forward = step.forward()
+    made = {id for call in forward for _, id in call.outputs}
+    outside = (call for call in forward if call.parent is None and call.op is not None)
+    return [(call, tensor) for call in outside for tensor in step.hurt(call.inputs)
+            if tensor.id in reached - made and tensor.grad_fn is not None]  # fmt: skip
+
+
 def first_maker(step: StepView, bad: Iterable[Tensor], ops: Iterable[Call]) -> Call | None:
     """The first of some ops that made what is not finite of what is, and that these came from."""
     ops = sorted((c for c in ops if c.op is not None and c.phase == "forward"), key=_seq)

@@ -14,6 +14,7 @@ from tensortrace.causes.derivatives import (
     derivative_to_blame,
     first_maker,
     is_placed,
+    leaked,
     made_of,
     parameter_shapes,
     upstream,
@@ -145,20 +146,20 @@ def _leak(step: StepView, memory: dict[str, Any], chain: int) -> Draft | None:
 
     Only the first time is there a replay: what the same line takes later is the same again.
     """
-    leaked = step.leaked()
-    if not leaked:
+    left = leaked(step)
+    if not left:
         return None
     known: dict[Location | None, Draft] = memory.setdefault("leaks", {})
-    line = leaked[0][0].location
-    origin = _leaked(step, [tensor for _, tensor in leaked]) if line not in known else None
+    line = left[0][0].location
+    origin = _leaked(step, [tensor for _, tensor in left]) if line not in known else None
     if origin is not None:
         known[line] = _draft(step, origin, "loss", chain)
     return known.get(line)
 
 
-def _leaked(step: StepView, leaked: list[Tensor]) -> Origin | None:
+def _leaked(step: StepView, left: list[Tensor]) -> Origin | None:
     """The op inside a module that made what left it unseen, as a replay has met it."""
-    looks = {(t.shape, t.nan, t.posinf, t.neginf) for t in leaked}
+    looks = {(t.shape, t.nan, t.posinf, t.neginf) for t in left}
     same = [t for c in step.replayed for t in step.hurt(c.outputs)
             if (t.shape, t.nan, t.posinf, t.neginf) in looks]  # fmt: skip
     maker = first_maker(step, same[-1:], step.replayed) if same else None
