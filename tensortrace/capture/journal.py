@@ -169,9 +169,10 @@ class Journal:
     def attend(self) -> None:
         """Have the step in flight looked at whole: not all is finite, and no record says so yet.
 
-        What was put aside is finite, so that no check has anything to say of it before the gate.
+        What was put aside is finite: checks have hardly anything to say of it before the gate.
         """
-        self._take_up()
+        for finding in self._take_up():
+            self._keep(finding)
         self.engine.attend()
 
     def close_step(

@@ -352,7 +352,9 @@ def _draft_parameter(
     assert grad is not None
     seen = recorder.parameters.gradient_seen(parameter, grad)
     if seen is None:
-        _, seen = table.gradient(grad, None, measure=full or not recorder.clipped)
+        # Of what no module has nobody saw the gradient before it was clipped.
+        measure = full or not recorder.clipped or "module" not in fields
+        _, seen = table.gradient(grad, None, measure=measure)
     if full and recorder.optimizers.is_new(fields["optimizer"], fields["name"]):
         table.compare_rows(parameter, value)
         table.compare_rows(grad, seen)

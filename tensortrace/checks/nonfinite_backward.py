@@ -58,7 +58,9 @@ def nonfinite_backward(
     Fix:        keep the argument of the named op away from the point where its slope is infinite
                 (eps before sqrt, norm and log), masks before the op and not after it
     Misses:     the gradient of a view whose base is modified later cannot be seen; at module level
-                the op inside the module is deduced from its neighbours
+                the op inside the module is deduced from its neighbours; the slope of a slope, which
+                only the backward of a backward computes, is placed between calls; weights that are
+                mere tensors and are moved through NumPy or torch._foreach functions
     Example:    distance = ((a - b) ** 2).sum(dim=1).sqrt()  # a pair of equal ones: slope inf
                 loss = torch.where(same, distance, (margin - distance).relu()).mean()
     Fixed:      distance = (((a - b) ** 2).sum(dim=1) + 1e-12).sqrt()

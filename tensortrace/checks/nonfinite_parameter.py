@@ -55,7 +55,9 @@ def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draf
             )
         elif not finite(param.update_norm) and not (grad is not None and grad.nonfinite):
             # With a bad gradient it is the gradient's finding (TT102) that says it all.
-            what = "was written NaN or infinity by this optimizer step, its gradient is finite"
+            what = "was written NaN or infinity by this optimizer step"
+            if grad is not None and grad.unmeasured is None:
+                what += ", its gradient is finite"
             bad.append((param, what, param.update_norm, False))
     if not bad:
         return

@@ -589,3 +589,21 @@ def test_bad_data_of_a_loop_without_a_loader_is_named_as_data(
     assert [(f.code, f.step, f.message) for f in saved] == [
         (f.code, f.step, f.message) for f in t.findings
     ]
+
+
+@pytest.mark.parametrize("at", [5, 28, 43])
+def test_gradient_of_such_a_leaf_that_is_clipped_is_placed_inside(at: int) -> None:
+    torch.manual_seed(0)
+    faulty = Faulty(root_of_zero, at)
+    model = Model(Inner(faulty)).requires_grad_(False)
+    picture = torch.rand(3, 4, requires_grad=True)
+    optimizer = torch.optim.SGD([picture], 0.01)
+    with trace(out=lambda record: None, every=100) as t:
+        for faulty.step in range(STEPS):
+            optimizer.zero_grad()
+            model(picture).square().mean().backward()
+            nn.utils.clip_grad_norm_([picture], 1.0)
+            optimizer.step()
+    assert [(f.step, f.code, f.op) for f in t.findings if f.severity == "error"] == [
+        (at, "TT102", "sqrt")
+    ]
