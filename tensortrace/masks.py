@@ -41,17 +41,21 @@ def bad_data(
         modules: of the run, by path.
     """
     calls = [c for c in calls if c.phase == "forward" and not c.recompute and not c.replay]
-    spoilt = _spoilt_inside(calls, tensors, modules)
+    spoilt, unseen = _spoilt_inside(calls, tensors, modules)
     found: set[int] = set()
     made: set[int] = set()
     sources: dict[int, set[int]] = {}  # by id: what came in that its -inf may be from
     for call in calls:
-        for at, (name, id) in enumerate(call.inputs):
+        for at, (_, id) in enumerate(call.inputs):
             tensor = tensors.get(id)
             outside = call.parent is None and id not in made and id not in sources
             if outside and _may_be_data(tensor) and tensor.from_step in (None, number - 1):
                 sources[id] = {id}
-            if id in sources and _is_evidence(call, at, name, tensors, spoilt):
+            if id not in sources:
+                continue
+            if call.seq in spoilt or (call.seq in unseen and at == 0):
+                found |= {id, *sources[id], *spoilt.get(call.seq, ())}
+            elif _is_turned(call, at) and _made_bad(call, tensors):
                 found |= {id, *sources[id]}
         given = set().union(*(sources.get(id, ()) for _, id in call.inputs))
         for _, id in call.outputs:
@@ -63,23 +67,26 @@ def bad_data(
 
 def _spoilt_inside(
     calls: list[Call], tensors: Mapping[int, Tensor], modules: Mapping[str, Module]
-) -> set[int]:
+) -> tuple[dict[int, set[int]], set[int]]:
     """The seqs of outermost calls in which a product, norm or loss made bad values of -inf.
 
-    Of a call of which nothing inside was seen its own result tells, if it has modules inside.
+    Returns:
+        Those, with the ids of what such a product took, and the ones that made bad values and of
+        which nothing inside was seen, though they have modules inside.
     """
-    root_of: dict[int, int] = {}
+    root_of: dict[int | None, int] = {}
     seen: set[int] = set()
-    spoilt: set[int] = set()
+    spoilt: dict[int, set[int]] = {}
+    unseen: set[int] = set()
     for call in calls:
-        root = root_of[call.seq] = root_of.get(call.parent, call.seq) if call.parent else call.seq
+        root = root_of[call.seq] = root_of.get(call.parent, call.seq)
         seen |= {root} if root != call.seq else set()
         module = modules.get(call.module or "") if call.op is None else None
         product = _PRODUCTS.fullmatch(module.cls) if module is not None else _takes_data(call)
-        got = any(_has_neginf(tensors.get(id)) for _, id in call.inputs)
+        got = {id for _, id in call.inputs if _has_neginf(tensors.get(id))}
         gates = module is not None and _GATES.fullmatch(module.cls)
         if got and (gates or (product and _made_bad(call, tensors))):
-            spoilt.add(root)
+            spoilt.setdefault(root, set()).update(got)
     for call in calls:
         if call.parent is None and call.op is None and call.seq not in seen:
             path = call.module or ""
@@ -87,19 +94,14 @@ def _spoilt_inside(
                          if other != path)  # fmt: skip
             kind = modules[path].cls if path in modules else ""
             if inside and not _TAKES_MASKS.search(kind) and _made_bad(call, tensors):
-                spoilt.add(call.seq)
-    return spoilt
+                unseen.add(call.seq)
+    return spoilt, unseen
 
 
-def _is_evidence(
-    call: Call, at: int, name: str, tensors: Mapping[int, Tensor], spoilt: set[int]
-) -> bool:
-    """Whether a call takes an input as data, and that did harm."""
-    if call.op is None:
-        return call.seq in spoilt and (name == "input[0]" or not call.parent)
-    word = call.op.rpartition(".")[2]
-    turned = word in _TURNS or (word in ("sub", "rsub") and at == 1)
-    return (_takes_data(call) or turned) and _made_bad(call, tensors)
+def _is_turned(call: Call, at: int) -> bool:
+    """Whether an op makes +inf of -inf at one of its inputs."""
+    word = (call.op or "").rpartition(".")[2]
+    return word in _TURNS or (word in ("sub", "rsub") and at == 1)
 
 
 def _takes_data(call: Call) -> bool:

@@ -302,7 +302,7 @@ class StepView:
 
         A gradient that it left out, or healed, does no harm.
         """
-        if not self._is_by_hand():
+        if not self.bad or not self._is_by_hand():
             return False
         shapes, since = self._spoilt_leaves()
         for call in self.forward() if shapes else ():
@@ -386,10 +386,8 @@ class StepView:
     def _bad_data(self) -> set[int]:
         now = len(self.calls), len(self.tensors)
         if now != self._judged:
-            self._data, self._judged = (
-                bad_data(self.number, self.forward(), self.tensors, self.modules),
-                now,
-            )
+            self._judged = now
+            self._data = bad_data(self.number, self.forward(), self.tensors, self.modules)
         return self._data
 
 

@@ -23,8 +23,8 @@ _MOST_NODES = 48
 _TIMES = 3
 _MOST_PLACES = 256
 _MOST_SKIPPED = 16
-# They take logarithms of probabilities of classes, along dim 1.
 _VIEWS = frozenset(("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"))
+# They take logarithms of probabilities of classes, along dim 1.
 _NLL = frozenset(("NllLossBackward0", "NllLoss2DBackward0"))
 # What a node is called that adds to the gradient of a leaf, its `variable`.
 LEAF = "torch::autograd::AccumulateGrad"

@@ -56,13 +56,16 @@ class Place(compiled.base_of("Place", _HOT)):  # type: ignore[misc] # compiled w
         location: its line.
         is_own: whether that is in no installed package; else it has another caller each time.
         writes: whether what is called there changes what it is given.
+        reverses: whether it gets its right operand first.
     """
 
     __slots__ = tuple(_OWN)
 
-    def __init__(self, location: Location | None, is_own: bool, writes: bool) -> None:
+    def __init__(
+        self, location: Location | None, is_own: bool, writes: bool, reverses: bool
+    ) -> None:
         self.location, self.is_own, self.writes = location, is_own, writes
-        self.reverses = False
+        self.reverses = reverses
         # Whether its inputs were compared, before and after, so that `writes` is right.
         self.checked = writes
         self._step = self._line = -1
@@ -158,8 +161,7 @@ class Places:
     def _meet(self, places: dict[_Key, Place], key: _Key, user: FrameType) -> Place:
         location, is_own = self._sources.locate_place(user)
         changes = writes(key[0]) or any(part in key[0] for part in _WRITES_UNSEEN)
-        place = places[key] = Place(location, is_own, changes)
-        place.reverses = key[0] in REVERSED
+        place = places[key] = Place(location, is_own, changes, key[0] in REVERSED)
         return place
 
 

@@ -87,19 +87,7 @@ class OutsideMode(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if isinstance(turn, _Turn):
             return turn.way(turn, func, args, kwargs or {})
-        try:
-            result = func(*args, **kwargs) if kwargs else func(*args)
-        except Exception as error:
-            _raise_late(turn, args, kwargs or {}, error)
-            raise
-        here.rest()
-        try:
-            news = _has_news(turn, result)
-        finally:
-            here.go_on()
-        if news:
-            _record_late(turn, args, kwargs or {}, result)
-        return result
+        return _run_passed(turn, func, args, kwargs or {})
 
 
 Way: TypeAlias = Callable[["_Turn", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -152,10 +140,7 @@ def _turn(
         taken = place.takes(recorder.step, here.line)
         if taken or (kwargs and _writes(kwargs)):
             return _Turn(recorder, name, op, place, _run)
-        seq = recorder.seq
-        recorder.seq = seq + 1
-        recorder.plain += 1
-        return recorder, op, place, seq, _next_node(), _clock()
+        return _pass_over(recorder, op, place)
     except Exception as error:
         recorder.fault("ops", error)
         return None
@@ -378,16 +363,32 @@ def _run_first(
             takes = place.takes(recorder.step, here.line)
     if takes or place is None:
         return _run(turn, func, args, kwargs)
+    return _run_passed(_pass_over(recorder, turn.op, place), func, args, kwargs)
+
+
+def _pass_over(recorder: Recorder, op: str, place: Place) -> _Passed:
+    """Count an op that is not looked at, unless it has news."""
     seq = recorder.seq
     recorder.seq = seq + 1
     recorder.plain += 1
-    passed = recorder, turn.op, place, seq, _next_node(), _clock()
+    return recorder, op, place, seq, _next_node(), _clock()
+
+
+def _run_passed(
+    passed: _Passed, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run an op that is passed over, and record it after all if it has news."""
     try:
         result = func(*args, **kwargs)
     except Exception as error:
         _raise_late(passed, args, kwargs, error)
         raise
-    if _has_news(passed, result):
+    here.rest()
+    try:
+        news = _has_news(passed, result)
+    finally:
+        here.go_on()
+    if news:
         _record_late(passed, args, kwargs, result)
     return result
 

@@ -297,7 +297,7 @@ def _is_foreign(filename: str) -> bool:
     inside = path.startswith(str(_PACKAGE) + "/")
     if inside:
         return Path(path).name != "demo.py"
-    return path.startswith(_STDLIB) and "site-packages" not in path
+    return path.startswith(_STDLIB) and not is_installed(path)
 
 
 def _is_generated(frame: FrameType) -> bool:

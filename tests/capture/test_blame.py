@@ -19,6 +19,12 @@ from tests.checks.traced import find_live
 Model = Callable[[Tensor], Tensor]
 
 
+@pytest.fixture(autouse=True)
+def validated() -> None:
+    """Whatever was compiled before in this process: torch.compile turns the arguments' test off."""
+    torch.distributions.Distribution.set_default_validate_args(True)
+
+
 def loud(program: Callable[[], Any], **options: Any) -> list[Finding]:
     return [f for f in find_live(program, **options) if f.severity != "note"]
 

@@ -139,3 +139,54 @@ def test_in_a_batch_that_is_taken_after_the_update_before() -> None:
 
     (found,) = [f for f in find_live(program) if f.severity != "note"]
     assert (found.code, found.severity, found.step) == ("TT105", "warning", 5)
+
+
+class Outer(nn.Module):
+    """Hands on what it is given, changed, so that its layer takes another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        y = self.inner(x * 2)
+        return y if bias is None else (y + bias).softmax(-1) + (x * 0).sum().sqrt() / 0
+
+
+@pytest.mark.parametrize("cleared", ["before", "after"])
+def test_in_a_model_that_changes_it_first(cleared: str) -> None:
+    """Whatever the first record of the step is: the call of the model may be number 0."""
+
+    def program() -> None:
+        model = Outer()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        for step in range(5):
+            x = torch.rand(4, 6).log()
+            if step == 3:
+                x[1, 2] = -math.inf
+            if cleared == "before":
+                optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            if cleared == "after":
+                optimizer.zero_grad()
+
+    (found,) = [f for f in find_live(program) if f.severity != "note"]
+    assert (found.code, found.severity, found.step) == ("TT105", "warning", 3)
+
+
+def test_a_bias_that_masks_is_not_blamed_for_another_fault_of_the_model() -> None:
+    bias = (-0.5 * torch.arange(6.0)).masked_fill(torch.arange(6) > 4, -math.inf)
+
+    def program() -> None:
+        model = Outer()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        for step in range(240):
+            x = torch.rand(4, 6)
+            y = model(x, bias) if step == 230 else model(x)
+            y.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    (found,) = [f for f in find_live(program) if f.severity != "note"]
+    assert (found.code, found.step) == ("TT101", 230)
