@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tensortrace import trace
 from tests.checks.traced import find_live
 
 
@@ -100,3 +101,18 @@ def test_a_network_written_by_hand_is_silent(steps: int) -> None:
                     assert 0 <= (network(x).argmax(1) == y).float().mean() <= 1
 
     assert find_live(program) == []
+
+
+def test_rows_of_a_jacobian_are_no_steps() -> None:
+    steps: list[int] = []
+
+    def program() -> None:
+        w = torch.rand(5, requires_grad=True)
+        y = w.square()
+        rows = torch.zeros(5, 5)
+        for i in range(5):
+            rows[i] = torch.autograd.grad(y[i], w, retain_graph=True)[0]
+
+    with trace(out=lambda record: steps.append(record.step)):
+        program()
+    assert set(steps) == {0}
