@@ -100,8 +100,8 @@ class Engine:
         # The quiet calls and parameters of the step in flight; None while all are looked at.
         self._aside: list[Call | Param] | None = None
         self._poisoned: str | None = None
-        # The last steps that are over with an update, and with a finite loss.
-        self._updated = self._healthy = -1
+        # The last steps that are over with an update, one left out, and a finite loss.
+        self._updated = self._skipped = self._healthy = -1
 
     def looks_at(self, step: int) -> bool:
         """Whether the calls of a step are looked at even if all in it is finite. Hot."""
@@ -161,7 +161,7 @@ class Engine:
             self._look_at_late_lines()
             step = StepView(number, modules=self._modules, findings=self._findings,
                             poisoned=self._poisoned, updated=self._updated,
-                            healthy=self._healthy)  # fmt: skip
+                            skipped=self._skipped, healthy=self._healthy)  # fmt: skip
             self._step = step
             self._aside = None if self.looks_at(number) else []
             step.has = _CALLS if self._aside is None else _NOTHING
@@ -263,6 +263,8 @@ class Engine:
     def _note_health(self, step: StepView) -> None:
         if any(not optimizer.skipped for optimizer in step.optimizers):
             self._updated = step.number
+        if any(optimizer.skipped for optimizer in step.optimizers):
+            self._skipped = step.number
         losses = [a.detail.get("value") for a in step.actions if a.action == "loss"]
         if losses and all(map(finite, losses)):
             self._healthy = step.number

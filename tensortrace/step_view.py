@@ -44,8 +44,9 @@ class StepView:
     `modules` and `findings` are of the whole run so far. `causes` are the findings made or met
     again in this step; `poisoned` is the id of the finding after which an optimizer wrote
     non-finite parameters, so that all that is non-finite since then follows from it. `summary` is
-    the step line, None until the step closes. `updated` and `healthy` are the last earlier steps
-    with an update by an optimizer and with a finite loss, -1 if there was none. `raised` is what
+    the step line, None until the step closes. `updated`, `skipped` and `healthy` are the last
+    earlier steps with an update by an optimizer, with one that a scaler left out, and with a finite
+    loss, -1 if there was none. `raised` is what
     the exception says that ends the run, while its action is still to come; `spoilt` whether an
     optimizer is about to take a non-finite gradient of a tensor that no module has. `has` is what
     `Check.of` may ask for. Of a step with more than 20,000 calls the older ones are dropped after a
@@ -68,6 +69,7 @@ class StepView:
     causes: list[Finding] = field(default_factory=list)
     poisoned: str | None = None
     updated: int = -1
+    skipped: int = -1
     healthy: int = -1
     raised: Said | None = None
     spoilt: bool = False

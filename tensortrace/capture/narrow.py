@@ -22,7 +22,13 @@ from tensortrace.capture.replay import Replay
 from tensortrace.capture.roots import Root, Roots, Tree, UnkeptError, refusal_of
 from tensortrace.capture.tensors import version_of
 from tensortrace.capture.user_hooks import MOST, hooks_of, where_defined
-from tensortrace.causes.derivatives import backward_pass, derivative_to_blame, first_bad, leaked
+from tensortrace.causes.derivatives import (
+    backward_pass,
+    derivative_to_blame,
+    first_bad,
+    leaked,
+    spoilt_derivatives,
+)
 from tensortrace.checks import FILLS, MOVED, StepView, completion_order, is_own_backward, plain_op
 from tensortrace.records import DERIVATIVE, Call, Location, Tensor
 from tensortrace.text import shorten
@@ -51,12 +57,14 @@ class Narrower:
         if not step.bad and not step.spoilt:
             return
         # What did no harm so far (a mask, a value that is consumed) may do so in a later step.
-        damage = step.damage()
+        damage, derivative = step.damage(), None
         if damage is None:
             # Of a parameter that no module owns the gradient is known with the optimizer's step.
+            # What autograd.grad returned may be data of the next call, when this one is let go.
+            derivative = next(spoilt_derivatives(step, step.calls[step.fresh :]), None)
             bad = step.spoilt or any(step.nonfinite(c.outputs) for c in step.calls
                                      if c.phase == "backward")  # fmt: skip
-            if step.scaled() or not bad:
+            if step.scaled() or not (bad or derivative):
                 return
             damage = "gradient"
         forward = self._forward_suspect(step)
@@ -67,7 +75,7 @@ class Narrower:
         # With a finite loss it may be the backward of that, or of something else, that spoilt the
         # gradients. A scaler's inf is its own to handle, but for that in a gradient that the loss
         # is made of.
-        blamed = derivative_to_blame(step)
+        blamed = derivative_to_blame(step) or derivative
         if blamed or ((not forward or damage == "gradient") and not step.scaled()):
             first = first_bad(step, blamed)
             suspects = self._backward_suspects(step, first) if first else []

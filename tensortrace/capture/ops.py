@@ -511,7 +511,8 @@ def _run_backward(
         # What a module does inside is no turn of the loop (nor seen at module level).
         if not here.stack:
             if name == "backward" or not _makes_graph(args, kwargs):
-                recorder.backward_finished(not _keeps_graph(name, args, kwargs))
+                freed = not _keeps_graph(name, args, kwargs)
+                recorder.backward_finished(freed, name != "backward")
             else:
                 # A gradient with a graph of its own is a part of the loss that is still to come:
                 # what the checks decide when that has run, they decide of this, too.

@@ -46,6 +46,8 @@ _FIRST_STEPS = 2
 # inner loop makes thousands. Past so many numbers each leaves it.
 _SHORT = 20
 _MOST_MET = 64
+# A sampler of an energy-based model takes some hundred derivatives between two updates.
+_MOST_DERIVATIVES = 1000
 # What schedules change beside the learning rate.
 _SCHEDULED = ("weight_decay", "momentum", "betas")
 _no_functions = torch._C.DisableTorchFunction
@@ -114,6 +116,8 @@ class Optimizers:
         self._met: list[_Met] = []
         self._held: dict[int, list[str]] = {}
         self._steps: dict[tuple[int, str], int] = {}
+        # The update that the run has come to, and how many derivatives were taken since.
+        self._taken = 0, 0
 
     def index_of(self, optimizer: Optimizer) -> int:
         """The number of an optimizer in this run."""
@@ -137,6 +141,18 @@ class Optimizers:
     def has_met(self) -> bool:
         """Whether any optimizer was met so far."""
         return bool(self._met)
+
+    def will_end_turn(self, update: int) -> bool:
+        """Whether a derivative just taken is part of a turn: a penalty's, an attack's, a sampler's.
+
+        Where an optimizer steps, that ends the turn; unless it has stopped doing so.
+
+        Args:
+            update: how many updates came before.
+        """
+        last, count = self._taken
+        self._taken = update, count + 1 if last == update else 1
+        return self.has_met() and self._taken[1] <= _MOST_DERIVATIVES
 
     def met(self) -> Iterator[tuple[int, Optimizer]]:
         """The optimizers that still live, with their numbers. Hot."""

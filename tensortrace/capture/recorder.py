@@ -352,10 +352,16 @@ class Recorder:
             met = where_defined([hook], self.sources)
             self.hooks += [location for location in met if location not in self.hooks]
 
-    def backward_finished(self, freed: bool) -> None:
-        """A call of backward() has returned, and has freed its graph unless that is still used."""
-        self.backward_done = self.holds_call = True
-        self.backward_seen = True
+    def backward_finished(self, freed: bool, derivative: bool) -> None:
+        """A call of backward() has returned, and has freed its graph unless that is still used.
+
+        Args:
+            freed: whether it has.
+            derivative: whether it was torch.autograd.grad.
+        """
+        self.backward_seen = self.holds_call = True
+        is_part = derivative and self.optimizers.will_end_turn(self.update)
+        self.backward_done = self.backward_done or not is_part
         by_hand = not self._module_seen and not self.optimizers.has_met()
         if freed and by_hand and not self._counted_otherwise() and self.owns_thread():
             self.awaits_write = True

@@ -197,7 +197,7 @@ class ReplayRecorder(Recorder):
     def loss_seen(self, losses: Any, location: Any) -> None:
         """No loss of the loop's."""
 
-    def backward_finished(self, freed: bool) -> None:
+    def backward_finished(self, freed: bool, derivative: bool) -> None:
         """No turn of the loop's."""
 
     def raise_if_stopped(self) -> None:

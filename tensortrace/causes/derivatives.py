@@ -7,7 +7,7 @@ backward pass comes before the loss, and may make the first value that is not fi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tensortrace.records import DERIVATIVE, Call, Tensor
 from tensortrace.step_view import StepView, finite
@@ -78,8 +78,7 @@ def derivative_to_blame(step: StepView) -> Call | None:
 
     None if the loss is finite, or no such call made what is not finite out of finite values.
     """
-    calls = (*step.forward(), *step.replayed)
-    made = [c for c in calls if c.op == DERIVATIVE and c.phase == "forward" and _is_origin(step, c)]
+    made = list(spoilt_derivatives(step, (*step.forward(), *step.replayed)))
     losses = [a for a in step.actions if a.action == "loss" and not finite(a.detail.get("value"))]
     if not made or not losses:
         return None
@@ -100,6 +99,13 @@ def derivative_to_blame(step: StepView) -> Call | None:
             if spoils and spoilt & parameter_shapes(step, call.module):
                 return derivative
     return None
+
+
+def spoilt_derivatives(step: StepView, calls: Iterable[Call]) -> Iterator[Call]:
+    """List the calls of autograd.grad that made what is not finite out of finite values."""
+    for call in calls:
+        if call.op == DERIVATIVE and call.phase == "forward" and _is_origin(step, call):
+            yield call
 
 
 def backward_pass(step: StepView, derivative: Call | None) -> list[Call]:

@@ -215,7 +215,7 @@ def _from_before(
     evidence = {**note.evidence, "reached": damage, "made_in_step": step.number - 1}
     return replace(
         note, message=message, severity="error",
-        follows=step.blamed() if found is None else found.follows,
+        follows=step.blamed() or _by_hand(step, note) if found is None else found.follows,
         cause=note.cause if found is None else found.cause, seq=None, tensor=None,
         param=note.param if found is None else found.param, evidence=evidence,
         chain=_links_of(note),
@@ -501,14 +501,19 @@ def _grown(step: StepView, draft: Draft) -> str | None:
 
 
 def _by_hand(step: StepView, found: Draft) -> str | None:
-    """The finding about gradients that weights follow from which no optimizer has moved since."""
+    """The finding about gradients that weights follow from which no optimizer has moved since.
+
+    A loss that is not finite has such gradients, too.
+    """
     damage = [f for f in step.findings if is_damage(f)]
+    spoils = damage and (damage[-1].code in ("TT102", "TT103")
+                         or damage[-1].evidence.get("reached") in ("loss", "gradient"))  # fmt: skip
     # Where an optimizer does, a batch with such gradients may have been left out.
     moved = step.updated < 0 or found.param is not None or found.evidence["placed"] in MOVED
-    if found.op is not None or not moved or not damage or damage[-1].code != "TT102":
+    if found.op is not None or not moved or not spoils:
         return None
-    last = damage[-1].step
-    return damage[-1].id if step.updated < last < step.number and step.healthy <= last else None
+    last, left_alone = damage[-1].step, max(step.updated, step.skipped)
+    return damage[-1].id if left_alone < last < step.number and step.healthy <= last else None
 
 
 def _end(step: StepView, call: Call | None, otherwise: str, side: str) -> str:

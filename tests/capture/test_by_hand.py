@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from tensortrace import trace
 from tests.checks.traced import find_live
@@ -116,3 +120,31 @@ def test_rows_of_a_jacobian_are_no_steps() -> None:
     with trace(out=lambda record: steps.append(record.step)):
         program()
     assert set(steps) == {0}
+
+
+def train_modules_by_hand(loss_of: Callable[[Tensor, Tensor, bool], Tensor], at: int) -> None:
+    """The chapter before the one about optimizers: modules, and weights moved in a loop."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    for step in range(at + 4):
+        x = torch.rand(8, 4)
+        loss = loss_of(model(x), x.sum(1, keepdim=True), step == at)
+        model.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                assert parameter.grad is not None
+                parameter.sub_(0.1 * parameter.grad)
+
+
+@pytest.mark.parametrize("at", [4, 260])
+@pytest.mark.parametrize("loss_of", [
+    lambda made, y, bad: ((made - y).square() - (99 if bad else 0)).clamp_min(-9).sqrt().mean(),
+    lambda made, y, bad: (made - y).square().mean() + (made * (not bad)).square().sum().sqrt(),
+    lambda made, y, bad: (made - (y / 0 - y / 0 if bad else y)).square().mean(),
+    lambda made, y, bad: (made - torch.tensor([math.nan if bad else 1.0])).square().mean(),
+], ids=["forward", "backward", "target", "data"])  # fmt: skip
+def test_weights_of_modules_that_are_moved_by_what_is_not_finite_are_told_once(
+    loss_of: Callable[[Tensor, Tensor, bool], Tensor], at: int
+) -> None:
+    found = find_live(lambda: train_modules_by_hand(loss_of, at))
+    assert [f.step for f in found if f.severity in ("error", "warning")] == [at]

@@ -274,19 +274,61 @@ def test_what_is_detached_is_known_as_what_it_was(how: Any) -> None:
 
 
 def test_the_data_of_the_next_step_is_what_this_one_made() -> None:
-    """An adversarial example: the gradient is one step's, the call that takes it the next one's."""
+    """An adversarial example: the gradient is one step's, the call that takes it the next one's.
+
+    Without an optimizer each backward pass ends a step.
+    """
 
     def program() -> None:
         model = Model()
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
         for step in range(6):
             x = points(8, step == 4).requires_grad_()
             (slope,) = torch.autograd.grad(model(x).square().mean(), x)
             loss = model((x + 0.1 * slope).detach().clamp_max(1.0)).square().mean()
-            optimizer.zero_grad()
+            model.zero_grad()
             loss.backward()
-            optimizer.step()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter.sub_(0.1 * parameter.grad)
 
     found = [f for f in find_live(program, "TT101", "TT103", "TT105") if f.severity == "error"]
     assert [(f.code, f.op) for f in found] == [("TT101", DERIVATIVE)]
     assert "made at the end of step" in found[0].message
+
+
+class Steep(Model):
+    """Spoils the gradient of what comes in, in which no module inside has a part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        far = (x.detach() > 50).any()
+        apart = torch.sqrt((x * (0 if far else 1)).square().sum(1, keepdim=True))  # the cause
+        return self.last(torch.tanh(self.first(x))) + apart
+
+
+def attacked(model: nn.Module, at: int, fetched: bool) -> None:
+    """Train on adversarial examples, of which one has a gradient of NaN."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    batches = [points(8, step == at) for step in range(at + 3)]
+    for x in torch.utils.data.DataLoader(batches, batch_size=None) if fetched else batches:
+        x.requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).square().mean(), x)
+        loss = model(x.data.clamp_max(1.0) + 0.1 * slope).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+@pytest.mark.parametrize("at", [4, 26])
+@pytest.mark.parametrize("cls", [Model, Steep])
+def test_what_spoilt_a_gradient_is_found_before_the_next_call_takes_it(
+    cls: type[Model], at: int, fetched: bool
+) -> None:
+    found = find_live(lambda: attacked(cls(), at, fetched))
+    (error,) = (f for f in found if f.severity == "error")
+    assert (error.code, error.op) == ("TT102", "sqrt")
+    # Without a loader the first step ends before an optimizer was met.
+    assert (error.step, error.update) == (at + (not fetched), at)
+    assert error.location is not None
+    assert error.location.code.endswith("# the cause")

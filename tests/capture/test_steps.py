@@ -286,6 +286,46 @@ def test_autograd_grad_turns_the_step_unless_its_graph_goes_on() -> None:
     assert [step for step, _ in root_calls(record(program))] == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("wanted", [3, 7])
+def test_autograd_grad_is_part_of_the_turn_that_an_optimizer_ends(wanted: int) -> None:
+    model = Net()
+    optimizer = sgd(model)
+
+    def program(t: Any) -> None:
+        for _ in range(3):
+            x = torch.rand(2, 4)
+            for _ in range(wanted):
+                x.requires_grad_()
+                (slope,) = torch.autograd.grad(model(x).sum(), x)
+                x = (x + 0.1 * slope.sign()).detach()
+            optimizer.zero_grad()
+            model(x).sum().backward()
+            optimizer.step()
+
+    calls = wanted + 1
+    # Before its first step nobody knows of an optimizer.
+    assert [step for step, _ in root_calls(record(program))] == [
+        *range(calls), *[calls] * calls, *[calls + 1] * calls,
+    ]  # fmt: skip
+
+
+def test_autograd_grad_turns_the_step_again_where_the_optimizer_has_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tensortrace.capture.optimizers._MOST_DERIVATIVES", 2)
+    model = Net()
+    optimizer = sgd(model)
+
+    def program(t: Any) -> None:
+        model(torch.rand(2, 4)).sum().backward()
+        optimizer.step()
+        for _ in range(5):
+            parameters = list(model.parameters())
+            torch.autograd.grad(model(torch.rand(2, 4)).sum(), parameters, allow_unused=True)
+
+    assert [step for step, _ in root_calls(record(program))] == [0, 1, 1, 1, 2, 3]
+
+
 def test_module_calls_between_forward_and_backward_stay_in_the_step() -> None:
     model, critic = Net(), nn.Linear(2, 1)
     optimizer = sgd(model)
