@@ -73,6 +73,18 @@ class Kept(TypedDict):
     grad_fn: str | None
 
 
+class ByHand(TypedDict):
+    """A weight that a loop without an optimizer has moved since the last backward.
+
+    `cleared` says whether its gradient was cleared, or written, since; `name` is None of a tensor
+    that no module has.
+    """
+
+    name: str | None
+    shape: list[Count]
+    cleared: bool
+
+
 class Loss(TypedDict, total=False):
     """What entered `GradScaler.scale`, or else what `backward()` was called on.
 
@@ -82,6 +94,7 @@ class Loss(TypedDict, total=False):
     their softmax was taken over, and that of the classes, where it is another.
     `left` parameters of no module that ran and of no optimizer have a gradient already: one of them
     has `left_shape`, and its gradient, at most `left_absmax`, has grown over `left_updates`.
+    `by_hand` is given in full steps before an optimizer was met.
     """
 
     value: Scalar
@@ -95,6 +108,7 @@ class Loss(TypedDict, total=False):
     left_shape: list[Count]
     left_updates: Count
     left_absmax: Scalar
+    by_hand: ByHand
     kept: Kept
 
 

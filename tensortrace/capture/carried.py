@@ -13,24 +13,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tensortrace.capture.graph import LEAF, root_of
+from tensortrace.capture.by_hand import ByHand
+from tensortrace.capture.graph import leaves_near
 
 if TYPE_CHECKING:
-    from torch.autograd.graph import Node
-
     from tensortrace.capture.gradients import Parameters
     from tensortrace.capture.names import ModuleNames
     from tensortrace.capture.optimizers import Optimizers
 
 # How many names of parameters an action carries.
 _EXAMPLES = 5
-# Of the graph of a loss, nearest first, in full steps: 500 would be 5 % of a small LSTM's step.
-_MOST_NODES = 64
 _MOST_LONE = 64
 
 
 class Carried:
     """Follow gradients from one optimizer step to the next; keeps no tensor alive.
+
+    Where there is no optimizer, `by_hand` follows them from one backward to the next.
 
     Args:
         optimizers: those met so far; shared with the recorder.
@@ -38,6 +37,7 @@ class Carried:
 
     def __init__(self, optimizers: Optimizers) -> None:
         self._optimizers = optimizers
+        self.by_hand = ByHand()
         # By optimizer: group and place of the parameter, identity and version of its gradient.
         self._stepped: dict[int, tuple[int, int, int, int]] = {}
         self._left: tuple[int, int] | None = None
@@ -132,7 +132,8 @@ class Carried:
             many there are), ``left_shape`` and ``left_updates`` (over how many); None if there is
             none. Nobody has written its value meanwhile, as one who updates it by hand does.
         """
-        found = [p for p in _parameters_near(loss) if parameters.name_of(p) is None]
+        near = (leaf for leaf in leaves_near(loss) if isinstance(leaf, nn.Parameter))
+        found = [p for p in near if parameters.name_of(p) is None]
         if not found:
             return None
         held = self._held()
@@ -173,23 +174,6 @@ class Carried:
     def _held(self) -> set[int]:
         met = (optimizer for _, optimizer in self._optimizers.met())
         return {id(p) for o in met for group in o.param_groups for p in group["params"]}
-
-
-def _parameters_near(loss: torch.Tensor) -> list[nn.Parameter]:
-    """The parameters among the nodes of a graph that are nearest to its loss."""
-    root = root_of(loss)
-    todo: list[Node] = [] if root is None else [root]
-    seen, found = set(todo), []
-    for node in todo:
-        if node.name() == LEAF:
-            variable = node.variable  # type: ignore[attr-defined]
-            if isinstance(variable, nn.Parameter):
-                found.append(variable)
-        for above, _ in node.next_functions:
-            if above is not None and above not in seen and len(todo) < _MOST_NODES:
-                seen.add(above)
-                todo.append(above)
-    return found
 
 
 def _version(grad: torch.Tensor) -> int:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # A sum of several losses has about ten nodes for each.
 _MOST_NODES = 48
+# In which leaves are looked for, in full steps: 500 would be 5 % of a small LSTM's step.
+_NEAR = 64
 # Losses that take turns on one line (a GAN in a function) are met in the first few steps.
 _TIMES = 3
 _MOST_PLACES = 256
@@ -46,6 +48,21 @@ def root_of(loss: torch.Tensor) -> Node | None:
         return None if loss._is_view() and loss._version else loss.grad_fn
     except RuntimeError:
         return None
+
+
+def leaves_near(loss: torch.Tensor) -> list[torch.Tensor]:
+    """The leaves among the nodes of a graph that are nearest to its loss."""
+    root = root_of(loss)
+    todo: list[Node] = [] if root is None else [root]
+    seen, found = set(todo), []
+    for node in todo:
+        if node.name() == LEAF:
+            found.append(node.variable)  # type: ignore[attr-defined]
+        for above, _ in node.next_functions:
+            if above is not None and above not in seen and len(todo) < _NEAR:
+                seen.add(above)
+                todo.append(above)
+    return found
 
 
 class LossGraphs:

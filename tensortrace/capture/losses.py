@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tensortrace.capture.active import here
 from tensortrace.capture.autograd_functions import watch_function
 from tensortrace.capture.graph import dim_beside_classes
 from tensortrace.capture.tensors import dtype_name
@@ -44,6 +45,9 @@ def record_losses(
             action.scalars["value"] = recorder.queue.add_scalars([tensor])[0]
         if recorder.full:
             _record_lone(recorder, tensor, action)
+            _record_by_hand(recorder, tensor, detail)
+        else:
+            recorder.carried.by_hand.forget()
 
 
 def _record_lone(recorder: Recorder, loss: torch.Tensor, action: ActionDraft) -> None:
@@ -57,6 +61,15 @@ def _record_lone(recorder: Recorder, loss: torch.Tensor, action: ActionDraft) ->
         with quiet():
             absmax = parameter.grad.detach().abs().max()
         action.scalars["left_absmax"] = recorder.queue.add_scalars([absmax])[0]
+
+
+def _record_by_hand(recorder: Recorder, loss: torch.Tensor, detail: dict[str, Any]) -> None:
+    """Add what a loop without an optimizer has done since the last backward."""
+    if here.stack or recorder.optimizers.has_met():
+        return
+    moved = recorder.carried.by_hand.begins(loss, recorder.parameters)
+    if moved is not None:
+        detail["by_hand"] = moved
 
 
 def record_scale(

@@ -362,6 +362,9 @@ class Recorder:
         self.backward_seen = self.holds_call = True
         is_part = derivative and self.optimizers.will_end_turn(self.update)
         self.backward_done = self.backward_done or not is_part
+        if not derivative:
+            with Ours(self, "gradients"):
+                self.carried.by_hand.ended()
         by_hand = not self._module_seen and not self.optimizers.has_met()
         if freed and by_hand and not self._counted_otherwise() and self.owns_thread():
             self.awaits_write = True

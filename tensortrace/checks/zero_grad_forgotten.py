@@ -24,6 +24,14 @@ class Cycle:
     held: list[str] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class ByHand:
+    """How often running a loop has moved its weights, and not cleared their gradients."""
+
+    running: int = 0
+    ever_cleared: bool = False
+
+
 @check("TT206", "zero-grad-forgotten", severity="error")
 def zero_grad_forgotten(
     step: StepView, memory: dict[str, Any], *, sustain: int = 3
@@ -35,13 +43,15 @@ def zero_grad_forgotten(
     Threshold:  in `sustain` steps running of an optimizer, its gradient lay untouched since the
                 step before when backward began, and no zero_grad, of it or of a module, came
                 before the step; an error if nothing has cleared it since its first step, else a
-                warning
+                warning. A warning, too, if so many turns running a loop without an optimizer has
+                moved a weight and left its gradient as it was
     Source:     definition: backward adds to .grad (torch.autograd.backward, "accumulates gradients
                 in the leaves"). That it lay untouched is seen by identity and version, so clearing
                 by hand counts; `sustain` chosen here
     Fix:        optimizer.zero_grad() after optimizer.step(), or before backward()
     Misses:     one gradient stands for all that an optimizer holds, so clearing a part of them is
-                not seen; a loop that means to sum gradients up over its steps is reported
+                not seen; a loop that means to sum gradients up over its steps is reported; of
+                weights that are moved by hand only those near the loss, and on the CPU, are seen
     Example:    for x, y in loader:
                     loss = criterion(model(x), y)
                     loss.backward()
@@ -65,6 +75,7 @@ def zero_grad_forgotten(
         elif record.action == "loss":
             for index, cycle in cycles.items():
                 _backward_begins(record, index, cycle)
+            yield from _by_hand(record, memory.setdefault("by hand", ByHand()), sustain)
         elif record.action == "zero_grad":
             for index, cycle in cycles.items():
                 if clears(record, index):
@@ -80,6 +91,29 @@ def _backward_begins(loss: Action, index: int, cycle: Cycle) -> None:
         cycle.ever_cleared = cycle.ever_cleared or fate != "kept"
     elif fate is None:
         cycle.carried, cycle.ever_cleared = False, True
+
+
+def _by_hand(loss: Action, seen: ByHand, sustain: int) -> Iterator[Draft]:
+    """Tell of a loop that moves its weights itself."""
+    moved = loss.detail.get("by_hand")
+    if moved is None:
+        return
+    seen.running = 0 if moved["cleared"] else seen.running + 1
+    seen.ever_cleared = seen.ever_cleared or moved["cleared"]
+    if seen.running < sustain:
+        return
+    shape = tuple(moved["shape"])
+    name = moved["name"] or f"a weight of shape {shape}"
+    yield Draft(
+        message=f"backward added to the gradient of the turn before in {seen.running} turns "
+        f"running (limit {sustain}): the loop moves {name} and nothing clears its gradient in "
+        "between",
+        cause="by hand", phase="backward", value=seen.running, limit=sustain,
+        # Nobody knows whether it is the gradient that moves it.
+        severity="warning", param=moved["name"], location=loss.location,
+        evidence={"shape": shape, "ever_cleared": seen.ever_cleared},
+        fix="w.grad = None, or w.grad.zero_(), after each update",
+    )  # fmt: skip
 
 
 def _draft(record: Optimizer, cycle: Cycle, sustain: int) -> Draft:

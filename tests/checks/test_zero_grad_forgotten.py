@@ -192,3 +192,102 @@ def test_nothing_says_nothing():
     assert find([], "TT206") == []
     assert find([r for s in range(9) for r in (optimizer(step=s), closing(s))], "TT206") == []
     assert find(steps(9, lambda s: None), "TT206") == []
+
+
+MOVES = {
+    "no_grad": lambda w: w.sub_(0.05 * w.grad),
+    "data": lambda w: w.data.sub_(0.05 * w.grad.data),
+    "set": lambda w: setattr(w, "data", w.data - 0.05 * w.grad),
+}
+CLEARS = {
+    "zero": lambda w: w.grad.zero_(),
+    "data": lambda w: w.grad.data.zero_(),
+    "none": lambda w: setattr(w, "grad", None),
+    "decayed": lambda w: w.grad.mul_(0.9),
+}
+
+
+def moved_by_hand(move, clear, weights=None, rows=3, steps=8):
+    """The first chapter of a tutorial: a line is fitted with weights that are mere tensors."""
+
+    def program():
+        x = torch.rand(16, rows)
+        y = x @ torch.arange(1.0, rows + 1)
+        w, b = weights() if weights else (torch.zeros(rows), torch.zeros(1))
+        for leaf in (w, b):
+            leaf.requires_grad_()
+        for step in range(steps):
+            (x @ w + b - y).square().mean().backward()
+            with torch.no_grad():
+                for leaf in (w, b):
+                    move(leaf)
+                    clear(leaf, step)
+
+    return program
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_gradients_that_a_loop_never_clears_itself_are_a_warning(move):
+    (found,) = find_live(moved_by_hand(MOVES[move], lambda w, step: None), "TT206")
+    assert (found.severity, found.step, found.value, found.limit) == ("warning", 3, 3, 3)
+    assert "a weight of shape (1,)" in found.message
+    assert "backward()" in found.location.code
+    assert "w.grad = None" in found.fix
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("clear", CLEARS)
+def test_each_way_to_clear_gradients_by_hand_is_silent(move, clear):
+    clears = CLEARS[clear]
+    assert find_live(moved_by_hand(MOVES[move], lambda w, step: clears(w)), "TT206") == []
+
+
+def test_gradients_of_modules_that_a_loop_moves_are_named():
+    def program(clear):
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        for _ in range(8):
+            x = torch.rand(8, 4)
+            (model(x) - x.sum(1, keepdim=True)).square().mean().backward()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.sub_(0.01 * p.grad)
+            if clear:
+                model.zero_grad()
+
+    (found,) = find_live(lambda: program(clear=False), "TT206")
+    assert found.param == "2.bias"
+    assert "the loop moves 2.bias" in found.message
+    assert find_live(lambda: program(clear=True), "TT206") == []
+
+
+def test_gradients_that_add_up_between_two_moves_are_silent():
+    def every_third(w, step):
+        if step % 3 == 2:
+            w.sub_(0.05 * w.grad)
+            w.grad = None
+
+    assert find_live(moved_by_hand(lambda w: None, every_third, steps=18), "TT206") == []
+
+
+def test_a_gradient_of_zeros_may_have_been_cleared():
+    def program():
+        w = torch.ones(3, requires_grad=True)
+        for _ in range(8):
+            (w * 0).sum().backward()
+            w.data.add_(0.1)
+            w.grad.data.zero_()
+
+    assert find_live(program, "TT206") == []
+
+
+def test_what_is_moved_by_an_optimizer_is_not_moved_by_hand():
+    def program():
+        w, v = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+        sgd = torch.optim.SGD([w], 0.1)
+        for _ in range(8):
+            (w * v).square().sum().backward()
+            sgd.step()
+            sgd.zero_grad()
+            v.data.mul_(0.99)
+
+    assert find_live(program, "TT206") == []
