@@ -19,7 +19,7 @@ from torch import nn
 from tensortrace.capture.gradients import own_parameters
 from tensortrace.capture.names import unwrapped
 from tensortrace.capture.tensors import version_of
-from tensortrace.capture.unwrap import quiet
+from tensortrace.capture.unwrap import is_wrapped, quiet
 
 if TYPE_CHECKING:
     from tensortrace.capture.modules import OpenCall
@@ -41,12 +41,23 @@ class UnkeptError(Exception):
 
 
 class Alias:
-    """A tensor of the user's without its graph: same memory, same version counter."""
+    """A tensor of the user's without its graph: same memory, same version counter.
 
-    __slots__ = ("is_leaf", "origin", "requires_grad", "tensor", "version")
+    One whose operators are code in Python cannot be detached unseen: it is kept itself where it has
+    no graph, and else refused.
+    """
+
+    __slots__ = ("is_leaf", "origin", "refused", "requires_grad", "tensor", "version")
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor.detach()
+        self.refused: str | None = None
+        if not is_wrapped(tensor):
+            self.tensor = tensor.detach()
+        elif not tensor.requires_grad:
+            self.tensor = tensor
+        else:
+            self.refused = f"a {type(tensor).__name__} with a graph cannot be copied"
+            self.tensor = torch.empty(0)
         self.origin = id(tensor)
         self.requires_grad = tensor.requires_grad
         try:
@@ -58,6 +69,8 @@ class Alias:
 
     def check(self) -> None:
         """Raise `UnkeptError` if the value is not what it was."""
+        if self.refused is not None:
+            raise UnkeptError(self.refused)
         if version_of(self.tensor) != self.version:
             raise UnkeptError("an input was modified in place since")
         strided = self.tensor.layout is torch.strided and self.tensor.numel() > 0
@@ -311,7 +324,8 @@ class Roots:
 
     def _copy_of(self, buffer: torch.Tensor) -> torch.Tensor | None:
         moves = self._moving_buffers.get(id(buffer), True)
-        return buffer.clone() if moves and buffer.numel() <= _LARGEST_BUFFER else None
+        kept = moves and not is_wrapped(buffer) and buffer.numel() <= _LARGEST_BUFFER
+        return buffer.clone() if kept else None
 
 
 class _Learnt:

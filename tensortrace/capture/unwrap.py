@@ -14,7 +14,7 @@ from torch._C import DispatchKey, DispatchKeySet
 
 __all__ = [
     "DENSE_CPU", "HAS_DOUBLE", "blocks", "dispatch_keys", "distinct", "extent", "is_backed",
-    "is_dense_cpu", "plain", "quiet",
+    "is_dense_cpu", "is_wrapped", "plain", "quiet",
 ]  # fmt: skip
 
 HAS_DOUBLE = {"cpu", "cuda"}
@@ -78,6 +78,15 @@ def is_dense_cpu(tensor: torch.Tensor) -> bool:
     return not dispatch_keys(tensor).raw_repr() & ~DENSE_CPU
 
 
+def is_wrapped(tensor: torch.Tensor) -> bool:
+    """Say whether operators on a tensor are code in Python: of DTensor, MaskedTensor, jagged ones.
+
+    Such a tensor has no memory of its own. Inside `quiet` an operator takes it for one that has,
+    and reading what that returns ends the process.
+    """
+    return bool(dispatch_keys(tensor).has(DispatchKey.Python))
+
+
 def plain(tensor: torch.Tensor) -> torch.Tensor | str:
     """Find the dense tensor to measure behind wrappers, or say why there is none.
 
@@ -96,7 +105,7 @@ def plain(tensor: torch.Tensor) -> torch.Tensor | str:
         return "functorch"
     if _functorch.is_functorch_wrapped_tensor(tensor):
         return plain(_functorch.get_unwrapped(tensor))
-    if dispatch_keys(tensor).has(DispatchKey.Python):
+    if is_wrapped(tensor):
         return _inside_subclass(tensor)
     if torch._is_functional_tensor(tensor):
         return "functional"
