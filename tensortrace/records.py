@@ -241,6 +241,9 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     `stray` has what is NaN or infinite of the weight decay, momentum and betas of a group, as
     "0.weight_decay"; a learning rate that is stays in `lr`.
     `no_grad` counts parameters without a gradient. `skipped` is True if a GradScaler skipped it.
+    `added` says whether a backward has added to the first gradient that its step before has left;
+    None if it has left none. `moved` names, in full steps, parameters with a gradient that no
+    optimizer holds, and that are others, or hold other values, than at the last such step.
     """
 
     seq: int
@@ -255,6 +258,8 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     unowned: list[tuple[int, ...]] = []
     eps: list[float | None] = []
     stray: dict[str, Scalar] = {}
+    added: bool | None = None
+    moved: list[str] = []
     location: Location | None = None
 
     @property

@@ -8,6 +8,7 @@ some values.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,13 +17,14 @@ from tensortrace.capture.graph import leaves_near
 from tensortrace.capture.unwrap import is_backed, is_dense_cpu, quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from tensortrace.capture.gradients import Parameters
 
 # Of so many weights, so many of their first values.
 _MOST = 8
 _VALUES = 64
+_MOST_UNHELD = 1000
 
 
 class _Look(NamedTuple):
@@ -38,6 +40,17 @@ class ByHand:
         self._leaves: list[torch.Tensor] = []
         # By identity of a weight: it and its gradient when backward had run.
         self._left: dict[int, tuple[_Look, _Look]] = {}
+        # By name, parameters that no optimizer holds.
+        self._unheld: dict[str, _Look | tuple[int, int]] = {}
+
+    def moved(self, unheld: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+        """Name those parameters that have other values, or are others, than when this was asked.
+
+        On the CPU, and elsewhere those that were written in place.
+        """
+        now = {name: _look(p) or (id(p), p._version) for name, p in islice(unheld, _MOST_UNHELD)}
+        before, self._unheld = self._unheld, now
+        return [name for name, look in now.items() if name in before and before[name] != look]
 
     def forget(self) -> None:
         """Follow nothing from here on: this backward is not looked at."""

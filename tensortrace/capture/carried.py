@@ -40,6 +40,10 @@ class Carried:
         self.by_hand = ByHand()
         # By optimizer: group and place of the parameter, identity and version of its gradient.
         self._stepped: dict[int, tuple[int, int, int, int]] = {}
+        # Those whose gradient was untouched when the backward that runs began, and those to whose
+        # gradient one has added since.
+        self._untouched: list[int] = []
+        self._added: set[int] = set()
         self._left: tuple[int, int] | None = None
         self.grown = 0
         # By identity of a lone parameter: identity and version of its gradient, its own version,
@@ -49,6 +53,7 @@ class Carried:
     def stepped(self, index: int, optimizer: torch.optim.Optimizer) -> None:
         """Remember the first gradient of an optimizer, as its step has left it. Hot."""
         self._stepped.pop(index, None)
+        self._added.discard(index)
         for g, group in enumerate(optimizer.param_groups):
             for i, parameter in enumerate(group["params"]):
                 grad = parameter.grad
@@ -64,18 +69,46 @@ class Carried:
             nothing where there is none any more, or was none.
         """
         fates: dict[str, str] = {}
+        self._untouched = []
         for index, optimizer in self._optimizers.met():
             if index not in self._stepped:
                 continue
-            g, i, key, version = self._stepped[index]
-            try:
-                grad = optimizer.param_groups[g]["params"][i].grad
-            except IndexError:  # its groups are not what they were
-                continue
+            _, _, key, version = self._stepped[index]
+            grad = self._gradient_of(index, optimizer)
             if grad is not None:
                 same = id(grad) == key and _version(grad) == version
                 fates[str(index)] = "kept" if same else "changed"
+                if same:
+                    self._untouched.append(index)
         return fates
+
+    def backward_ended(self) -> None:
+        """Note which of the gradients that lay untouched a backward has added to. Hot."""
+        self.by_hand.ended()
+        untouched, self._untouched = self._untouched, []
+        for index, optimizer in self._optimizers.met():
+            if index in untouched:
+                _, _, key, version = self._stepped[index]
+                grad = self._gradient_of(index, optimizer)
+                if grad is not None and id(grad) == key and _version(grad) > version:
+                    self._added.add(index)
+
+    def added_to(self, index: int) -> bool | None:
+        """Whether a backward has added to the gradient that the last step has left, None if none.
+
+        None has where each step is given gradients that were computed otherwise: for float32 copies
+        of the weights, by torch.autograd.grad, by another model.
+        """
+        return index in self._added if index in self._stepped else None
+
+    def _gradient_of(self, index: int, optimizer: torch.optim.Optimizer) -> torch.Tensor | None:
+        """The gradient that is followed of an optimizer, as it is now."""
+        g, i, _, _ = self._stepped[index]
+        try:
+            grad: torch.Tensor | None = optimizer.param_groups[g]["params"][i].grad
+        except IndexError:  # its groups are not what they were
+            return None
+        return grad
 
     def reached(self, parameters: Iterable[torch.Tensor]) -> list[int]:
         """The numbers of the optimizers that hold any of these parameters."""
@@ -119,6 +152,16 @@ class Carried:
             self.grown += 1
         examples = [name for name, _ in found[:_EXAMPLES]]
         return {"left": len(found), "left_names": examples, "grown": self.grown}
+
+    def moved(self, names: ModuleNames) -> list[str]:
+        """Name the parameters with a gradient that no optimizer holds, and that move all the same.
+
+        They are copies of what one holds, made anew or written by the loop.
+        """
+        held = self._held()
+        unheld = ((name, p) for name, p in names.parameters()
+                  if id(p) not in held and p.is_leaf and p.grad is not None)  # fmt: skip
+        return self.by_hand.moved(unheld)
 
     def lone(
         self, loss: torch.Tensor, names: ModuleNames, parameters: Parameters, update: int

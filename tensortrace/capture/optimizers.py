@@ -226,8 +226,10 @@ def _before(
             here.busy -= 1
             here.go_on()
     recorder.raise_if_stopped()
-    if recorder.stepping is not None:
-        recorder.stepping.mode = ops.enter_module(False)
+    running = recorder.stepping
+    # One that another optimizer calls inside its own step is part of that.
+    if running is not None and running.frame is sys._getframe(1):
+        running.mode = ops.enter_module(False)
     return changed
 
 
@@ -304,6 +306,8 @@ def begin_step(
         "unowned": unowned if changed else [],
         "eps": _epsilons(optimizer) if changed else [],
         "stray": _strays(optimizer),
+        "added": recorder.carried.added_to(index),
+        "moved": recorder.carried.moved(recorder.names) if recorder.full else [],
         "location": recorder.sources.locate_frame(frame),
     }
     # Replayed calls come before the record that makes the checks decide.

@@ -364,7 +364,7 @@ class Recorder:
         self.backward_done = self.backward_done or not is_part
         if not derivative:
             with Ours(self, "gradients"):
-                self.carried.by_hand.ended()
+                self.carried.backward_ended()
         by_hand = not self._module_seen and not self.optimizers.has_met()
         if freed and by_hand and not self._counted_otherwise() and self.owns_thread():
             self.awaits_write = True

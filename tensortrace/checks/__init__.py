@@ -202,13 +202,20 @@ def unheld(step: StepView, memory: dict[str, Any]) -> dict[str, tuple[int, list[
     Call it once in every step. ``memory["held"]`` is what each optimizer holds: names by index.
 
     Returns:
-        By module that ran in training mode: that count, and the full names of the parameters.
+        By module that ran in training mode: that count, and the full names of the parameters, but
+        for those that move all the same.
     """
     held: dict[int, set[str]] = memory.setdefault("held", {})
     taken = [o for o in step.optimizers if not o.skipped]
     held.update((o.index, set(o.parameters)) for o in taken if o.parameters is not None)
     # What a module has that nobody holds is asked again when it or what is held has changed.
     missing: dict[str, tuple[Module, list[str]]] = memory.setdefault("missing", {})
+    moving: set[str] = memory.setdefault("moving", set())
+    now = {name for o in taken for name in o.moved}
+    asked = step.summary is not None and step.summary.full and taken
+    if asked and now != moving:
+        moving = memory["moving"] = now
+        missing.clear()
     if any(o.parameters is not None for o in taken):
         missing.clear()
     if step.summary is None or not taken or not held:
@@ -224,7 +231,7 @@ def unheld(step: StepView, memory: dict[str, Any]) -> dict[str, tuple[int, list[
         known, names = missing.get(path, (None, []))
         if known is not module:
             everything = set().union(*held.values()) if everything is None else everything
-            names = [name for name in step.trainable(path) if name not in everything]
+            names = [n for n in step.trainable(path) if n not in everything and n not in moving]
             missing[path] = (module, names)
         streaks[path] = streaks.get(path, 0) + 1 if names else 0
         if names:

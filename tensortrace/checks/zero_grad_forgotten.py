@@ -68,7 +68,9 @@ def zero_grad_forgotten(
             cycle = cycles.setdefault(record.index, Cycle())
             cycle.held = record.parameters or cycle.held
             if not record.skipped:
-                cycle.running = cycle.running + 1 if cycle.carried else 0
+                # Gradients that were put there by hand are not added to.
+                added = cycle.carried and record.added is not False
+                cycle.running = cycle.running + 1 if added else 0
                 if cycle.running >= sustain:
                     yield _draft(record, cycle, sustain)
             cycle.carried = None

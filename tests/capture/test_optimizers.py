@@ -571,3 +571,31 @@ def test_flags_of_the_step_line_say_what_a_module_made() -> None:
     assert dict(zip(columns.path, columns.flags, strict=True)) == {
         "": "", "parts.fine": "", "parts.nan": "no", "parts.inf": "io",
     }  # fmt: skip
+
+
+class Lookahead(torch.optim.Optimizer):
+    """An optimizer whose step calls that of another one."""
+
+    def __init__(self, base: torch.optim.Optimizer) -> None:
+        self.base = base
+        super().__init__(base.param_groups, {})
+
+    def step(self, closure: Any = None) -> Any:
+        return self.base.step(closure)
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_an_optimizer_inside_another_hides_no_op_of_the_loop(with_closure: bool) -> None:
+    model = Net()
+    optimizer = Lookahead(torch.optim.SGD(model.parameters(), 0.1))
+
+    def program(t: Any) -> None:
+        for _ in range(3):
+            loss = model(torch.rand(2, 4)).square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step((lambda: None) if with_closure else None)
+
+    records = record(program)
+    assert [call.step for call in records.ops() if call.op == "square"] == [0, 1, 2]
+    assert [action.step for action in records.actions("loss")] == [0, 1, 2]

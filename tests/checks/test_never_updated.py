@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -228,3 +230,57 @@ def test_a_parameter_that_is_renamed_is_held_as_before(rename, at):
             adam.step()
 
     assert find_live(run, "TT401") == []
+
+
+@pytest.mark.parametrize("way", ["copy_", "data", "load"])
+def test_weights_that_the_loop_copies_from_what_an_optimizer_holds_move(way):
+    def program():
+        model, master = nn.Linear(4, 3), nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(master.parameters(), 0.1)
+        for _ in range(8):
+            model.zero_grad()
+            model(torch.rand(8, 4)).square().mean().backward()
+            for p, q in zip(model.parameters(), master.parameters(), strict=True):
+                q.grad = p.grad.clone()
+            optimizer.step()
+            if way == "load":
+                model.load_state_dict(master.state_dict())
+                continue
+            with torch.no_grad():
+                for p, q in zip(model.parameters(), master.parameters(), strict=True):
+                    (p.data if way == "data" else p).copy_(q)
+
+    assert find_live(program, "TT401") == []
+
+
+def test_copies_that_are_made_anew_for_each_task_are_no_part_of_the_model():
+    """First-order meta-learning: what a copy learns in its task is thrown away."""
+
+    def program():
+        model = nn.Linear(1, 8)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(8):
+            optimizer.zero_grad()
+            for _ in range(2):
+                learner = copy.deepcopy(model)
+                learner(torch.rand(4, 1)).square().mean().backward()
+                for p, q in zip(model.parameters(), learner.parameters(), strict=True):
+                    p.grad = q.grad.clone() if p.grad is None else p.grad + q.grad
+            optimizer.step()
+
+    assert find_live(program, "TT401") == []
+
+
+def test_weights_that_were_loaded_once_are_told_of_after_that():
+    def program():
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+        optimizer = torch.optim.SGD(model[1].parameters(), 0.1)
+        for step in range(12):
+            optimizer.zero_grad()
+            model(torch.rand(8, 4)).square().mean().backward()
+            optimizer.step()
+            if step == 2:
+                model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()})
+
+    (found,) = find_live(program, "TT401")
+    assert found.param == "0.weight"

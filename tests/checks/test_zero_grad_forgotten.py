@@ -291,3 +291,51 @@ def test_what_is_moved_by_an_optimizer_is_not_moved_by_hand():
             v.data.mul_(0.99)
 
     assert find_live(program, "TT206") == []
+
+
+GIVES = {
+    "new": lambda q, grad: setattr(q, "grad", grad.float()),
+    "in place": lambda q, grad: q.grad.copy_(grad) if q.grad is not None
+    else setattr(q, "grad", grad.float()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("give", GIVES)
+@pytest.mark.parametrize("with_loader", [False, True])
+def test_gradients_that_are_given_to_master_weights_are_not_added_to(give, with_loader):
+    """A model in bfloat16 whose optimizer holds float32 copies of the weights."""
+
+    def program():
+        model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).bfloat16()
+        master = [p.detach().float().requires_grad_() for p in model.parameters()]
+        adam = torch.optim.Adam(master, 1e-3)
+        batches = [torch.randn(16, 8) for _ in range(10)]
+        for x in torch.utils.data.DataLoader(batches, batch_size=None) if with_loader else batches:
+            model.zero_grad()
+            F.cross_entropy(model(x.bfloat16()).float(), x[:, :3].argmax(1)).backward()
+            for p, q in zip(model.parameters(), master, strict=True):
+                GIVES[give](q, p.grad)
+            adam.step()
+            with torch.no_grad():
+                for p, q in zip(model.parameters(), master, strict=True):
+                    p.copy_(q)
+
+    assert find_live(program) == []
+
+
+def test_gradients_that_autograd_grad_has_made_are_not_added_to():
+    """Weights of tasks, as GradNorm learns them."""
+
+    def program():
+        model, tasks = nn.Linear(4, 2), torch.ones(2, requires_grad=True)
+        sgd, other = torch.optim.SGD(model.parameters(), 0.1), torch.optim.SGD([tasks], 0.01)
+        for _ in range(8):
+            losses = model(torch.rand(8, 4)).square().mean(0)
+            sgd.zero_grad()
+            (tasks.detach() * losses).sum().backward(retain_graph=True)
+            norms = tasks * losses.detach()
+            (tasks.grad,) = torch.autograd.grad((norms - norms.mean().detach()).abs().sum(), tasks)
+            sgd.step()
+            other.step()
+
+    assert find_live(program, "TT206") == []
