@@ -154,9 +154,16 @@ def _count_batches(loader: dataloader.DataLoader[Any]) -> int | None:
 
 def _fetch(given: Batches, recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     started = time.perf_counter_ns()
-    batch = _quietly(call)  # collating and the dataset's own ops are no ops of the step
     outside = not here.stack and torch._C._current_graph_task_id() == -1
-    if recorder.owns_thread() and outside:
+    counts = recorder.owns_thread() and outside
+    try:
+        batch = _quietly(call)  # collating and the dataset's own ops are no ops of the step
+    except StopIteration:
+        if counts:
+            with Ours(recorder, "loop"):
+                recorder.loader_ended()
+        raise
+    if counts:
         with Ours(recorder, "loop"):
             recorder.fetched(time.perf_counter_ns() - started, sys._getframe(2))
             repeated = given.repeated(args[0], batch) if recorder.full else None

@@ -150,7 +150,7 @@ class Recorder:
         self.passed_over = 0
         self.device_times: DeviceTimes | None = None
         self.holds_call = self.stepped = self.clipped = self.loss_scaled = False
-        self.backward_seen = self.backward_done = self.on_cuda = False
+        self.backward_seen = self.backward_done = self.is_ended = self.on_cuda = False
         # By path and class, since a wrapper shares the path of what it wraps: the seqs of all
         # forward calls, and (seq, nth) of those that no checkpoint has recomputed yet.
         self.calls_of_step: dict[tuple[str, type], list[int]] = {}
@@ -248,8 +248,8 @@ class Recorder:
                 self.stepped
                 or self.backward_done
                 or (not grad_enabled and id(module) in self._without_grad)
-            )
-            if turn_over and self.holds_call and not self._counted_otherwise():
+            ) and not self._counted_otherwise()
+            if self.holds_call and (turn_over or (self.is_ended and not self.manual)):
                 self.close_step()
         if not grad_enabled:
             self._without_grad.add(id(module))
@@ -284,6 +284,13 @@ class Recorder:
         if self.holds_call and not self.manual:
             self.close_step()
         self.action("fetch", frame=frame, detail={"host_ns": host_ns})
+
+    def loader_ended(self) -> None:
+        """A DataLoader has no more batches: what is called next is another turn.
+
+        One that fetches a batch ahead (of accelerate, of a Trainer) has a turn left by then.
+        """
+        self.is_ended = True
 
     def module_called(self, module: nn.Module, path: str) -> None:
         """Describe a module at its first call and when it changes. Hot."""
@@ -425,7 +432,7 @@ class Recorder:
         self.hooks = []
         self._without_grad.clear()
         self.holds_call = self.stepped = self.clipped = self.loss_scaled = False
-        self.backward_seen = self.backward_done = False
+        self.backward_seen = self.backward_done = self.is_ended = False
         # Where steps are written by hand, the next graph tells that this one is over, if something
         # was written since its backward.
         self.awaits_write = self.ends_at_graph = False

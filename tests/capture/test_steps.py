@@ -150,6 +150,44 @@ def test_each_micro_batch_is_a_step_and_updates_count_optimizer_steps(with_loade
     assert [o.step for o in records.of(Optimizer)] == [1, 3]
 
 
+def one_ahead(batches: Any) -> Iterator[Any]:
+    """Hand out a batch when the next one is there, as the loaders of accelerate do."""
+    batches = iter(batches)
+    batch = next(batches)
+    for following in batches:
+        yield batch
+        batch = following
+    yield batch
+
+
+def test_the_last_batch_of_a_loader_that_fetches_ahead_is_a_step_of_its_own() -> None:
+    model = Net()
+    optimizer = sgd(model)
+
+    def program(t: Any) -> None:
+        for _ in range(3):
+            for (x,) in one_ahead(loader(3)):
+                train(model, optimizer, x)
+
+    assert [step for step, _ in root_calls(record(program))] == list(range(9))
+
+
+def test_what_is_called_after_the_last_batch_is_another_step() -> None:
+    model = Net()
+    optimizer = sgd(model)
+
+    def program(t: Any) -> None:
+        for _ in range(2):
+            for (x,) in loader(2):
+                train(model, optimizer, x)
+            with torch.no_grad():
+                model(torch.rand(2, 4))
+
+    records = record(program)
+    assert [step for step, _ in root_calls(records)] == [0, 1, 2, 3, 4, 5]
+    assert [step.step for step in records.steps()] == [0, 1, 2, 3, 4, 5]
+
+
 def test_t_step_alone_ends_a_step_once_it_was_used() -> None:
     model = Net()
     optimizer = sgd(model)
