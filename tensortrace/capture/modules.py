@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import sys
 import time
+import weakref
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import watch_output, watch_parameters
 from tensortrace.capture.op_calls import autocast_text
+from tensortrace.capture.op_places import compiled_around
 from tensortrace.capture.roots import Root, Roots, is_wrapper
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import Location
@@ -87,9 +89,43 @@ class ModuleHooks:
         ]
         for key, handle in enumerate(self._handles, start=_FIRST_KEY):
             _move(handle, key)
+        self._compiled: list[tuple[weakref.ref[nn.Module], Any, Any]] = []
+
+    def take_in(self, module: nn.Module) -> None:
+        """See the calls of a module that is compiled in place.
+
+        torch calls what it has compiled instead of the code that runs the hooks, and the compiler
+        leaves ours out.
+        """
+        if any(ref() is module for ref, _, _ in self._compiled):
+            return
+        compiled: Any = module._compiled_call_impl
+        ref = weakref.ref(module)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            called, recorder = ref(), slot.recorder
+            if called is None or recorder is None or recorder.shows_compiled:
+                return compiled(*args, **kwargs)
+            _before(called, args)
+            _put_mode_back()
+            try:
+                result = compiled(*args, **kwargs)
+            except BaseException:
+                _after(called, args, None)
+                raise
+            _after(called, args, kwargs, result)
+            return result
+
+        module._compiled_call_impl = call
+        self._compiled.append((ref, compiled, call))
 
     def remove(self) -> None:
         """Take both hooks away."""
+        for ref, compiled, call in self._compiled:
+            module = ref()
+            if module is not None and module._compiled_call_impl is call:
+                module._compiled_call_impl = compiled
+        self._compiled.clear()
         for handle in self._handles:
             handle.remove()
             # torch forgets this table when a global hook is removed.
@@ -97,6 +133,17 @@ class ModuleHooks:
         self._handles.clear()
         if getattr(torch_module, "_has_any_global_hook", None) is _has_other_hooks:
             torch_module._has_any_global_hook = self._has_any
+
+
+def _put_mode_back() -> None:
+    """Have the function mode as it was when a module was compiled: else it is compiled anew.
+
+    A function of its own: a frame that holds the open call that holds it is freed by nobody soon.
+    """
+    entered = here.stack[-1] if here.stack else None
+    if entered is not None and entered.mode == ops.TAKEN_OFF:
+        entered.mode = ops.UNTOUCHED
+        ops.mode_on()
 
 
 def _move(handle: RemovableHandle, key: int) -> None:
@@ -176,6 +223,10 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
     path = names.known(module)
     if path is None:
         if not stack:
+            around = compiled_around(frame)
+            if around is not None and around is not module:  # code that was compiled in place
+                recorder.places.met_compiled(around)
+                return
             path = names.name_outermost(module)
         else:
             path = names.name_inside(module, stack[0].module, stack[-1].path, recorder.step)

@@ -12,12 +12,15 @@ Hot: `Places.find`, `Place.takes` and `Place.repeats` are all that an op costs t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from tensortrace.capture import compiled
+from tensortrace.capture.active import here
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.line_thinning import is_taken
 from tensortrace.capture.op_names import REVERSED
@@ -46,7 +49,8 @@ def writes(name: str) -> bool:
 
 
 _HOT = ("_dtype", "_is_bad", "_line", "_outline", "_shape", "_step", "_turns", "runs")
-_OWN = ("checked", "has_turned", "is_own", "location", "reverses", "writes")
+_OWN = ("checked", "has_turned", "is_compiled", "is_own", "location", "reverses", "writes")
+_CALL = nn.Module._wrapped_call_impl.__code__
 
 
 class Place(compiled.base_of("Place", _HOT)):  # type: ignore[misc] # compiled where it can be
@@ -57,6 +61,9 @@ class Place(compiled.base_of("Place", _HOT)):  # type: ignore[misc] # compiled w
         is_own: whether that is in no installed package; else it has another caller each time.
         writes: whether what is called there changes what it is given.
         reverses: whether it gets its right operand first.
+
+    Attributes:
+        is_compiled: whether a module does it that is compiled in place.
     """
 
     __slots__ = tuple(_OWN)
@@ -65,7 +72,7 @@ class Place(compiled.base_of("Place", _HOT)):  # type: ignore[misc] # compiled w
         self, location: Location | None, is_own: bool, writes: bool, reverses: bool
     ) -> None:
         self.location, self.is_own, self.writes = location, is_own, writes
-        self.reverses = reverses
+        self.reverses, self.is_compiled = reverses, False
         # Whether its inputs were compared, before and after, so that `writes` is right.
         self.checked = writes
         self._step = self._line = -1
@@ -138,6 +145,8 @@ class Places:
         self._sources = sources
         # Those of the function that was met last: in a loop it is the next one, too.
         self._last: tuple[CodeType | None, dict[_Key, Place]] = (None, {})
+        # Told of a module that is compiled in place, when it was called.
+        self.met_compiled: Callable[[nn.Module], None] = lambda module: None
 
     def find(self, name: str, frame: FrameType) -> Place:
         """The place that calls a function of torch's of this name. Hot.
@@ -162,7 +171,24 @@ class Places:
         location, is_own = self._sources.locate_place(user)
         changes = writes(key[0]) or any(part in key[0] for part in _WRITES_UNSEEN)
         place = places[key] = Place(location, is_own, changes, key[0] in REVERSED)
+        module = compiled_around(user)
+        if module is not None:
+            place.is_compiled = True
+            if not here.stack:
+                self.met_compiled(module)
         return place
+
+
+def compiled_around(frame: FrameType) -> nn.Module | None:
+    """The module compiled in place that a frame is inside of, which may be of its own code."""
+    above: FrameType | None = frame
+    while above is not None:
+        if above.f_code is _CALL:
+            module: nn.Module = above.f_locals["self"]
+            if module._compiled_call_impl is not None:
+                return module
+        above = above.f_back
+    return None
 
 
 def outputs_of(result: Any) -> list[tuple[str, torch.Tensor]]:

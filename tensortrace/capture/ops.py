@@ -131,6 +131,8 @@ def _turn(
         if op is None or not recorder.on["ops"] or name in BACKWARD or recorder.replaying:
             return _other_turn(recorder, func, name, op)
         place = recorder.places.find(name, frame)
+        if place.is_compiled and not recorder.op_level:
+            return None
         if recorder.ends_at_graph and not here.stack and torch.is_grad_enabled():
             return _Turn(recorder, name, op, place, _run_first)
         if here.stack or not recorder.thins_ops:
@@ -234,7 +236,7 @@ def _sync(recorder: Recorder, name: str, args: tuple[Any, ...]) -> None:
 
 _MODE = OutsideMode()
 # What entering a module did to the mode.
-_UNTOUCHED, _PUT_ON, _TAKEN_OFF = 0, 1, -1
+UNTOUCHED, _PUT_ON, TAKEN_OFF = 0, 1, -1
 
 
 def enter_module(wanted: bool) -> int:
@@ -245,17 +247,17 @@ def enter_module(wanted: bool) -> int:
     else:
         on = any(_get_function_stack_at(i) is _MODE for i in range(depth))
     if on == wanted:
-        return _UNTOUCHED
+        return UNTOUCHED
     if wanted:
         mode_on()
         return _PUT_ON
     mode_off()
-    return _TAKEN_OFF
+    return TAKEN_OFF
 
 
 def leave_module(change: int) -> None:
     """Put the mode back to what it was at the entry. Hot."""
-    if change == _TAKEN_OFF:
+    if change == TAKEN_OFF:
         mode_on()
     elif change == _PUT_ON:
         mode_off()

@@ -135,7 +135,7 @@ class Recorder:
         self.lines: LineTracer | None = None
         # Whether calls came since the last gate, and whether the step in flight has had one.
         self._undecided = self._gated = False
-        self._shows_compiled = shows_compiled
+        self.shows_compiled = shows_compiled
         self.compiled_modules = 0
         self.step = self.update = self.seq = 0
         # How many of the numbers of this step ops have that write nothing.
@@ -295,13 +295,15 @@ class Recorder:
     def module_called(self, module: nn.Module, path: str) -> None:
         """Describe a module at its first call and when it changes. Hot."""
         record, first = self._modules.look(module, path, self.step)
-        if first and not self._shows_compiled:
+        if first and not self.shows_compiled:
             self._note_compiled(module)
         if record is not None:
             self.pend(Ready(self.step, self.next_seq(), record))
 
     def _note_compiled(self, module: nn.Module) -> None:
         inner = unwrapped(module) if type(module).__name__ == "OptimizedModule" else None
+        if inner is None and getattr(module, "_compiled_call_impl", None) is not None:
+            inner = module
         if inner is not None:
             count = sum(1 for _ in inner.modules())
         else:

@@ -287,6 +287,7 @@ class Trace:
         if self._options.compiled == "eager":
             self._stance = torch.compiler.set_stance("force_eager")
             self._stance.__enter__()
+        self._recorder.places.met_compiled = slot.hooks[0].take_in
         here.stack.clear()
         self._recorder.decorates = self._decorates
         self._recorder.own_thread()

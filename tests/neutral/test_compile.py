@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from tensortrace import trace
@@ -95,7 +95,7 @@ def test_a_compiled_program_trains_the_same_traced(
 ) -> None:
     records = assert_neutral(lambda: program(backend=backend, fullgraph=fullgraph), every=every)
     assert_silent(records)
-    if program is compiled_module:
+    if program is not compiled_loss:
         assert_seen(records)
 
 
@@ -114,10 +114,55 @@ def test_run_eagerly_inside_the_block_every_module_is_seen(
     assert records.actions("compiled") == []
 
 
-def test_a_boundary_says_how_many_modules_it_hides() -> None:
-    records = assert_neutral(lambda: compiled_module(backend="aot_eager"), every=1)
+@pytest.mark.parametrize("program", PROGRAMS[:2], ids=lambda program: program.__name__)
+def test_a_boundary_says_how_many_modules_it_hides(program: Callable[..., list[Any]]) -> None:
+    records = assert_neutral(lambda: program(backend="aot_eager"), every=1)
     (action,) = records.actions("compiled")
     assert action.detail == {"modules": 5}
+
+
+class Logs(nn.Module):
+    """Takes logarithms that are -inf for large inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.linear(x), -1).log()  # the cause
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("at", [4, 230])
+def test_a_module_compiled_in_place_is_called_and_run_again_like_others(
+    at: int, backend: str
+) -> None:
+    net = Logs()
+    net.compile(backend=backend)
+    compiled = net._compiled_call_impl
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    with trace(out=[].append) as t:
+        for step in range(at + 3):
+            x = torch.randn(8, 4) * (1e4 if step == at else 1)
+            optimizer.zero_grad()
+            F.nll_loss(net(x), torch.arange(8) % 3).backward()
+            optimizer.step()
+    (found,) = t.findings
+    assert (found.code, found.step, found.op) == ("TT101", at, "log")
+    assert found.location is not None
+    assert found.location.code.endswith("# the cause")
+    assert net._compiled_call_impl is compiled
+    assert graphs() == 1
+
+
+def test_a_module_compiled_in_place_that_raises_is_told_of() -> None:
+    net = Logs()
+    net.compile(backend="aot_eager")
+    with pytest.raises(RuntimeError, match="fake tensor"), trace(out=[].append) as t:
+        for width in (4, 4, 5):
+            net(torch.randn(8, width))
+    (found,) = t.findings
+    assert (found.code, found.module) == ("TT801", "")
 
 
 def graphs() -> int:
