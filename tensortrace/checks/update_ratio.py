@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import sqrt
 from statistics import median
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, has_matrix, rates_rise
-from tensortrace.records import Step
+from tensortrace.records import Step, Tensor
 from tensortrace.text import number_text
 
 _LOWER = "a learning rate 10 to 100 times lower (1e-3 is Adam's default), or a warm-up"
@@ -25,6 +26,7 @@ def update_ratio(
     low: float = 1e-6,
     idle: int = 20,
     young: int = 16,
+    small: float = 0.01,
 ) -> Iterator[Draft]:
     """The optimizer rewrites weights in each step, or hardly moves any.
 
@@ -34,14 +36,16 @@ def update_ratio(
                 at least `least` modules > rewritten in a single step; or that of all modules < low,
                 and above 0 in one of them, in each of the first `idle` optimizer steps, while no
                 learning rate rises. Neither of the first two counts a module of which a weight is
-                all 0, and in `young` optimizer steps after that one, but until it is <= high once
+                all 0, or less than `small` of 1 / sqrt(fan-in) in the mean square, and in `young`
+                optimizer steps after that one, but until it is <= high once
     Source:     about 1e-3 is usual (A. Karpathy, "Makemore 3"); outside 1e-5 to 1e-1 DeepDiagnosis
                 speaks up, outside 1e-8 to 10 SageMaker Debugger. A step longer than the weights
                 leaves nothing of their initialisation. `high` and `sustain` so that what starts
                 near zero is silent: with Adam its k-th step has about 1/k (measured on
                 tests/healthy: at most 3 steps running above 0.3, a median of at most 0.38);
                 `young` as from zero it has 2/(k - 1) while the rate rises evenly from 0, and with a
-                momentum of 0.9 about 3/k: 1.9 in the second step even where no rate rises
+                momentum of 0.9 about 3/k: 1.9 in the second step even where no rate rises; `small`
+                chosen here, 58 times below the default of torch.nn.Linear
     Fix:        too far: a learning rate 10 to 100 times lower (1e-3 is Adam's default), warm-up;
                 hardly at all: a higher one, and a loss that is not scaled down twice
     Misses:     weights of one dim; LBFGS, whose step is a search of many; updates of exactly 0
@@ -54,7 +58,8 @@ def update_ratio(
     if step.summary is None or not taken or any(o.cls == "LBFGS" for o in taken):
         return
     ratios = _ratios(step, step.summary)
-    left = _left(step, memory, ratios, high, young)
+    fresh = _fresh(step, small)
+    left = _left(memory, ratios, high, dict.fromkeys(fresh, young))
     if not ratios:
         return
     running: dict[str, int] = memory.setdefault("running", {})
@@ -97,25 +102,35 @@ def _ratios(step: StepView, summary: Step) -> dict[str, float]:
 
 
 def _left(
-    step: StepView, memory: dict[str, Any], ratios: dict[str, float], high: float, young: int
+    memory: dict[str, Any], ratios: dict[str, float], high: float, fresh: dict[str, int]
 ) -> dict[str, int]:
-    """Count for how many more steps each module that began at 0 is let grow from there."""
+    """Count for how many more steps each module is let grow; `fresh` ones begin to do so."""
     left: dict[str, int] = memory.setdefault("left", {})
     for path, ratio in ratios.items():
         if path in left:
             left[path] -= 1
             if ratio <= high or left[path] < 0:
                 del left[path]
-    if step.summary is not None and step.summary.full:
-        for param in step.params:
-            value = param.value
-            if (
-                param.module is not None
-                and len(value.shape or ()) > 1
-                and 0 < value.numel == value.zeros
-            ):
-                left[param.module] = young
+    left.update(fresh)
     return left
+
+
+def _fresh(step: StepView, small: float) -> set[str]:
+    """The modules of a full step that have a weight near 0."""
+    if step.summary is None or not step.summary.full:
+        return set()
+    return {p.module for p in step.params if p.module is not None
+            and len(p.value.shape or ()) > 1 and _is_small(p.value, small)}  # fmt: skip
+
+
+def _is_small(weight: Tensor, small: float) -> bool:
+    """Whether a weight has yet to grow: it is 0, or far below the scale of its fan-in."""
+    if not weight.numel or weight.zeros == weight.numel:
+        return weight.numel > 0
+    if weight.norm is None:
+        return False
+    fan_in = weight.numel / (weight.shape or (1,))[0]
+    return weight.norm / sqrt(weight.numel) < small / sqrt(fan_in)
 
 
 def _hardly(

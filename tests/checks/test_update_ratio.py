@@ -162,3 +162,42 @@ def warmed_up(momentum):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_warm_up_from_zero_is_silent(momentum):
     assert find_live(warmed_up(momentum), "TT402") == []
+
+
+def embedded(scale, lr, steps=16):
+    """Points near the middle of the ball that grow apart, as Poincare embeddings begin."""
+
+    def program():
+        points = nn.Embedding(24, 5)
+        nn.init.uniform_(points.weight, -scale, scale)
+        sgd = torch.optim.SGD(points.parameters(), lr)
+        for step in range(steps):
+            parent = torch.arange(24) // 2
+            others = (parent + 1 + step % 20) % 24
+            near = (points(torch.arange(24)) - points(parent)).square().sum(1)
+            apart = (points(torch.arange(24)) - points(others)).square().sum(1)
+            sgd.zero_grad()
+            F.softplus(near - 1.4 * apart).sum().backward()
+            sgd.step()
+
+    return program
+
+
+def test_weights_that_begin_far_below_their_scale_may_grow():
+    assert find_live(embedded(1e-3, 0.4), "TT402") == []
+    (found,) = find_live(embedded(0.3, 40.0), "TT402")
+    assert found.module == ""
+
+
+@pytest.mark.parametrize(("norm", "steps"), [(0.0199, []), (0.0201, [7])])
+def test_small_is_a_hundredth_of_the_scale_of_the_fan_in(norm, steps):
+    """Of 16 elements and a fan-in of 4 a root mean square of 0.01 / 2 is a norm of 0.02."""
+    records = [module("a", "weight")]
+    for step in range(10):
+        value = make_tensor(900, 4, 4, norm=norm if step == 0 else 1.0)
+        records += [
+            optimizer(step=step),
+            param(1001, "a.weight", value, step=step),
+            closing(step, modules=row(update_ratio={"a": 0.5})),
+        ]
+    assert [f.step for f in find(records, "TT402")] == steps
