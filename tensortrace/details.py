@@ -35,7 +35,8 @@ class Named(Described):
 class ZeroGrad(TypedDict, total=False):
     """`left` parameters outside every optimizer keep gradients that `grown` calls added to.
 
-    Called on a module, it clears parameters of `optimizers`.
+    Called on a module, it clears parameters of `optimizers`. Of an optimizer's, in full steps,
+    `still` says whether its first parameters are what they were at its last one.
     """
 
     set_to_none: bool
@@ -44,6 +45,7 @@ class ZeroGrad(TypedDict, total=False):
     left: Count
     left_names: Annotated[list[str], msgspec.Meta(min_length=1)]
     grown: Count
+    still: bool
 
 
 class Clip(TypedDict, total=False):

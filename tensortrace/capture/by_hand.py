@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from tensortrace.capture.graph import leaves_near
+from tensortrace.capture.tensors import version_of
 from tensortrace.capture.unwrap import is_backed, is_dense_cpu, quiet
 
 if TYPE_CHECKING:
@@ -42,15 +43,23 @@ class ByHand:
         self._left: dict[int, tuple[_Look, _Look]] = {}
         # By name, parameters that no optimizer holds.
         self._unheld: dict[str, _Look | tuple[int, int]] = {}
+        # By optimizer, its first parameters when it last cleared their gradients.
+        self._cleared: dict[int, list[_Look | tuple[int, int]]] = {}
 
     def moved(self, unheld: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
         """Name those parameters that have other values, or are others, than when this was asked.
 
         On the CPU, and elsewhere those that were written in place.
         """
-        now = {name: _look(p) or (id(p), p._version) for name, p in islice(unheld, _MOST_UNHELD)}
+        now = {name: _look(p) or (id(p), version_of(p)) for name, p in islice(unheld, _MOST_UNHELD)}
         before, self._unheld = self._unheld, now
         return [name for name, look in now.items() if name in before and before[name] != look]
+
+    def is_still(self, index: int, parameters: Iterable[torch.Tensor]) -> bool:
+        """Whether the first parameters of an optimizer are what they were the last time."""
+        now = [_look(p) or (id(p), version_of(p)) for p in islice(parameters, _MOST)]
+        before, self._cleared[index] = self._cleared.get(index), now
+        return before == now
 
     def forget(self) -> None:
         """Follow nothing from here on: this backward is not looked at."""
@@ -98,4 +107,4 @@ def _look(tensor: torch.Tensor) -> _Look | None:
         return None
     with quiet():
         values = tensor.detach().view(-1)[:_VALUES].tolist()
-    return _Look(id(tensor), tensor._version, values)
+    return _Look(id(tensor), version_of(tensor), values)

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, unheld
-from tensortrace.records import ChainLink, Tensor, from_scalar
+from tensortrace.records import Action, ChainLink, Optimizer, Tensor, from_scalar
+
+
+@dataclass(slots=True)
+class _Unused:
+    """How many backwards an optimizer has cleared the gradients of; the last that it has not."""
+
+    stepped: bool = False
+    cleared: int = 0
+    backward: Action | None = None
 
 
 @check("TT401", "never-updated", after=("TT202", "TT303", "TT405", "TT406"))
 def never_updated(
-    step: StepView, memory: dict[str, Any], *, updates: int = 4, idle: int = 20
+    step: StepView, memory: dict[str, Any], *, updates: int = 4, idle: int = 20, unused: int = 8
 ) -> Iterator[Draft]:
     """Parameters get a gradient in every step and no optimizer moves them.
 
@@ -20,9 +30,12 @@ def never_updated(
                 own parameters, and they are held by no optimizer that has stepped so far, or their
                 update is exactly 0 at a learning rate above 0 and was so from the start.
                 Or: every learning rate of an optimizer is exactly 0 in more than `idle` of its
-                steps running
-    Source:     definition; `updates` and `idle` chosen here: both optimizers of a GAN have stepped
-                after `updates`, a warm-up from 0 has one step at 0 (measured: tests/healthy)
+                steps running. Or: an optimizer that has never stepped has cleared its gradients,
+                with a backward before it each time, `unused` times running, and its first
+                parameters are what they were
+    Source:     definition; `updates`, `idle` and `unused` chosen here: both optimizers of a GAN
+                have stepped after `updates`, a warm-up from 0 has one step at 0 (measured:
+                tests/healthy)
     Fix:        give the optimizer all of model.parameters(), after the last layer was added or
                 replaced; freeze on purpose with requires_grad_(False), which also saves time
     Misses:     a network for a perceptual loss in training mode that is not frozen is reported;
@@ -42,6 +55,7 @@ def never_updated(
                  for name in names]  # fmt: skip
     zero_lr: dict[int, int] = memory.setdefault("zero_lr", {})
     taken = [o for o in step.optimizers if not o.skipped]
+    yield from _never_stepped(step, memory.setdefault("unused", {}), unused)
     for optimizer in taken:
         still = bool(optimizer.lr) and all(rate == 0 for rate in optimizer.lr)
         zero_lr[optimizer.index] = zero_lr.get(optimizer.index, 0) + 1 if still else 0
@@ -68,6 +82,38 @@ def never_updated(
     for why, names in (("forgotten", forgotten), ("unmoved", unmoved)):
         if names:
             yield _draft(step, why, names, updates)
+
+
+def _never_stepped(step: StepView, unused: dict[int, _Unused], most: int) -> Iterator[Draft]:
+    """Tell of an optimizer of which only zero_grad is called.
+
+    Args:
+        unused: by optimizer what is known of it.
+        most: backwards that may be cleared so.
+    """
+    for record in step.happened():
+        if isinstance(record, Optimizer):
+            unused[record.index] = _Unused(stepped=True)
+        elif record.action == "loss":
+            for seen in unused.values():
+                seen.backward = record
+        elif record.action == "zero_grad" and record.optimizer is not None:
+            index = record.optimizer
+            seen = unused.setdefault(index, _Unused())
+            loss, seen.backward = seen.backward, None
+            if seen.stepped or loss is None:
+                continue
+            # A thin step does not say.
+            seen.cleared = seen.cleared + 1 if record.detail.get("still") else 0
+            if seen.cleared >= most:
+                yield Draft(
+                    message=f"optimizer {index}, {record.of}, has cleared the gradients of "
+                    f"{seen.cleared} backwards (limit {most}) and has never stepped: its "
+                    "parameters are what they were",
+                    cause=f"unused {index}", phase="optimizer", value=seen.cleared, limit=most,
+                    location=loss.location, explanation="gradients alone move nothing",
+                    fix="call optimizer.step() after backward()", evidence={"optimizer": index},
+                )  # fmt: skip
 
 
 def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:

@@ -284,3 +284,46 @@ def test_weights_that_were_loaded_once_are_told_of_after_that():
 
     (found,) = find_live(program, "TT401")
     assert found.param == "0.weight"
+
+
+def cleared(step_of=lambda optimizer, i: None, first=False, turns=12):
+    """A loop that clears the gradients of each backward, and maybe steps."""
+
+    def program():
+        model = nn.Linear(4, 3)
+        sgd = torch.optim.SGD(model.parameters(), 0.1)
+        for i in range(turns):
+            if first:
+                sgd.zero_grad()
+            model(torch.rand(8, 4)).square().mean().backward()
+            step_of(sgd, i)
+            if not first:
+                sgd.zero_grad()
+
+    return program
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_an_optimizer_that_only_clears_gradients_is_told_of(first):
+    (found,) = find_live(cleared(first=first), "TT401")
+    assert (found.severity, found.value, found.limit) == ("warning", 8, 8)
+    assert "backward()" in found.location.code
+    assert "optimizer.step()" in found.fix
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    "step_of",
+    [
+        lambda sgd, i: sgd.step(),
+        lambda sgd, i: sgd.step() if i % 5 == 4 else None,
+        lambda sgd, i: [p.data.sub_(p.grad) for g in sgd.param_groups for p in g["params"]],
+    ],
+    ids=["step", "every fifth", "by hand"],
+)
+def test_an_optimizer_that_steps_or_whose_weights_move_is_silent(step_of, first):
+    assert find_live(cleared(step_of, first), "TT401") == []
+
+
+def test_gradients_that_are_cleared_seldom_are_silent():
+    assert find_live(cleared(turns=8), "TT401") == []
