@@ -23,6 +23,17 @@ from tensortrace.checks import (
 from tensortrace.records import DERIVATIVE, Call, ChainLink, Location, Tensor
 from tensortrace.text import location_text, module_text
 
+_UNSEEN = (
+    "no bad gradient was seen in the backward pass: a hook, or code between backward() and the "
+    "update may have made it, or what was not seen"
+)
+_HOOKS = (
+    "look at what divides or scales gradients between backward() and step(), and at "
+    "register_post_accumulate_grad_hook"
+)
+_OF_ANOTHER_RANK = "; or it is another rank's, averaged in with those of this one"
+_OTHER_LOGS = "read the logs of the other ranks first: tensortrace report FOLDER shows all; then "
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -83,26 +94,38 @@ def nonfinite_backward(
         return
     if origin is None:
         # No call shows it, the optimizer met it: no module level gradient was seen on the way.
-        for param in step.params:
-            if param.grad is not None and param.grad.nonfinite and not step.scaled():
-                yield Draft(
-                    message=f"the gradient of {param.name} holds {count_text(param.grad)}; "
-                    "no backward call that was seen made it",
-                    follows=step.blamed(), cause="parameter only", phase="backward",
-                    module=param.module, param=param.name, seq=param.seq, tensor=param.grad.id,
-                    value=param.grad.nonfinite, limit=0, evidence={"placed": "parameter only"},
-                    explanation="no bad gradient was seen in the backward pass: a hook, or code "
-                    "between backward() and the update may have made it, or what was not seen",
-                    fix="look at what divides or scales gradients between backward() and step(), "
-                    "and at register_post_accumulate_grad_hook",
-                )  # fmt: skip
-                return
+        if not step.scaled():
+            yield from _parameter_only(step)
         return
     verdict = _verdict(step) if blamed is None else "harmful"
     if verdict == "undecided" and not closed:
         return
     memory["told"] = True
     yield _draft(step, origin, verdict, chain)
+
+
+def _parameter_only(step: StepView) -> Iterator[Draft]:
+    """Tell of the first parameter that an optimizer met with a bad gradient."""
+    for param in step.params:
+        grad = param.grad
+        if grad is None or not step.had_bad_gradient(param):
+            continue
+        if grad.nonfinite:
+            message = f"the gradient of {param.name} holds {count_text(grad)}"
+        elif not finite(param.update_norm):
+            message = f"gradients were clipped by a norm that is not finite, {param.name}'s too"
+        else:
+            continue
+        yield Draft(
+            message=f"{message}; no backward call that was seen made it",
+            follows=step.blamed(), cause="parameter only", phase="backward",
+            module=param.module, param=param.name, seq=param.seq, tensor=grad.id,
+            value=grad.nonfinite or param.update_norm, limit=0,
+            evidence={"placed": "parameter only"},
+            explanation=_UNSEEN + _OF_ANOTHER_RANK * (step.world_size > 1),
+            fix=_OTHER_LOGS * (step.world_size > 1) + _HOOKS,
+        )  # fmt: skip
+        return
 
 
 def _verdict(step: StepView) -> str:

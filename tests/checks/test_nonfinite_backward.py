@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from tensortrace.records import Action, Call, Location
+from tests.builders import make_header
 from tests.checks import brief, call, closing, find, loss, module, nan, ok, op, optimizer, param
 
 
@@ -120,3 +121,20 @@ def test_a_gradient_that_only_the_optimizer_saw_is_told_at_the_end():
     records = [optimizer(grad_norm="NaN"), param(1001, "a.weight", ok(1), grad=nan(2)), closing()]
     (found,) = find(records, "TT102")
     assert (found.param, found.evidence["placed"]) == ("a.weight", "parameter only")
+
+
+def test_a_gradient_that_nothing_seen_has_made_may_be_another_ranks():
+    records = [
+        loss(1, 1.0), optimizer(5, grad_norm="NaN"),
+        param(6, "a.weight", ok(1), grad=nan(2), update_norm="NaN"), closing(),
+    ]  # fmt: skip
+    (alone,) = find(records)
+    assert "rank" not in f"{alone.explanation} {alone.fix}"
+    (found,) = find([make_header(world_size=2), *records])
+    assert found.evidence["placed"] == "parameter only"
+    assert (
+        found.explanation == f"{alone.explanation}; or it is another rank's, averaged in with "
+        "those of this one"
+    )
+    assert found.fix.startswith("read the logs of the other ranks first")
+    assert found.fix.endswith(alone.fix)
