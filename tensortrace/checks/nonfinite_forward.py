@@ -440,7 +440,9 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         made = f"the code of {where} made {count_text(tensor)} {told}"
         evidence.update(places)
     links = _chain(step, call, tensor, reason, length)
-    reason = forward.with_chain(reason, facts, [plain_op(link.op) for link in links])
+    by_seq = {c.seq: c for c in (*step.calls, *step.replayed)}
+    made_by = [_facts(step, by_seq[link.seq]) for link in links[:-1] if link.seq in by_seq]
+    reason = forward.with_chain(reason, facts, made_by)
     return Draft(
         message=made if damage else made + HARMLESS,
         follows=step.poisoned or _updated_by(step, call), severity="error" if damage else "note",
