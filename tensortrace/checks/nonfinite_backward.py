@@ -129,7 +129,10 @@ def _parameter_only(step: StepView) -> Iterator[Draft]:
 
 
 def _verdict(step: StepView) -> str:
-    """Say "harmful", "skipped" by a scaler, or "undecided" as long as no parameter is reached."""
+    """Say "harmful", "skipped" by a scaler, or "undecided" as long as no parameter is reached.
+
+    Of a micro-batch it is the scaler that is, until its update comes.
+    """
     if step.scaled():
         if any(o.skipped for o in step.optimizers) or (step.summary and step.summary.skipped):
             return "skipped"
@@ -260,6 +263,10 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         evidence["passed_over"] = True
     if "passed_over" in evidence or step.was_passed_over("TT102", by.module):
         cause = f"inside {by.module}"
+    waits = verdict == "undecided" and step.scaled() and step.reaches_parameter()
+    if verdict != "harmful":
+        # The micro-batches of an update that the scaler skips are one note with it.
+        cause = "skipped" if waits else verdict
     message += first_text(grad)
     if origin.derivative is not None:
         message += f"; the loss is made of what {DERIVATIVE} returned"
@@ -270,6 +277,8 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         scales = [a.detail["scale"] for a in step.actions if a.detail.get("scale") is not None]
         scale = f" (scale {scales[-1]})" if scales else ""
         message += f"; the scaler{scale} skipped the step, as it should while it settles"
+    elif waits:
+        message += "; the scaler has not decided yet"
     elif verdict == "undecided":
         message += "; no parameter is reached"
     # What arrived at a call was made by another one.
@@ -296,7 +305,7 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
                           ] if op else []  # fmt: skip
     return Draft(
         message=message, severity="error" if verdict == "harmful" else "note",
-        follows=step.blamed(), cause=cause if verdict == "harmful" else verdict,
+        follows=step.blamed(), cause=cause,
         phase="backward", module=by.module, op=op,
         param=call.outputs[0][0] if call.op is None and call.outputs else None,
         seq=call.seq, tensor=grad.id, value=grad.nonfinite, limit=0,

@@ -46,6 +46,10 @@ from tensortrace.text import location_text, module_text, shape_text, short_dtype
 # Origins kept of one step: the first is what counts, the rest help to find which one did harm.
 KEPT = 16
 HARMLESS = "; harmless in this step: loss and gradients stay finite"
+# Under a GradScaler gradients are not.
+_SKIPPED = "; the loss stays finite, the gradients do not: the scaler skipped the step"
+_UNDECIDED = "; the loss stays finite, the gradients do not: the scaler has not decided yet"
+_ENDINGS = (HARMLESS, _SKIPPED, _UNDECIDED)
 # A module says as little as this, unless it is the op and nothing else.
 _MODULES = frozenset({"softmax", "logsoftmax", "crossentropy", "nll", "bce", "kldiv", "ctc"})
 
@@ -208,7 +212,7 @@ def _from_before(
 
     With `found`, what this step says of the module whose weights they were written to.
     """
-    message = note.message.removesuffix(HARMLESS) + f"; made at the end of step {step.number - 1}"
+    message = f"{_without_ending(note)}; made at the end of step {step.number - 1}"
     if found is not None:
         message += f" and written to weights: {found.message}"
         damage = found.evidence["reached"]
@@ -220,6 +224,20 @@ def _from_before(
         param=note.param if found is None else found.param, evidence=evidence,
         chain=_links_of(note),
     )  # fmt: skip
+
+
+def _ending(step: StepView) -> str:
+    """Say of values that did no harm what has become of the step."""
+    if not (step.scaled() and step.reaches_parameter()):
+        return HARMLESS
+    return _SKIPPED if any(o.skipped for o in step.optimizers) else _UNDECIDED
+
+
+def _without_ending(note: Draft | Finding) -> str:
+    message = note.message
+    for ending in _ENDINGS:
+        message = message.removesuffix(ending)
+    return message
 
 
 def _links_of(note: Draft | Finding) -> tuple[ChainLink, ...]:
@@ -250,7 +268,7 @@ def _made_earlier(step: StepView, damage: str) -> Finding | None:
 def _from_earlier(step: StepView, note: Finding, damage: str) -> Draft:
     """Make an error of a note of some earlier step, whose values did harm in this one."""
     return Draft(
-        message=f"{note.message.removesuffix(HARMLESS)}; made in step {note.step}",
+        message=f"{_without_ending(note)}; made in step {note.step}",
         follows=step.blamed(), cause=f"earlier {note.id}", phase="forward", module=note.module,
         op=note.op, value=note.value, limit=0, location=note.location,
         explanation=note.explanation, fix=note.fix,
@@ -444,7 +462,7 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     made_by = [_facts(step, by_seq[link.seq]) for link in links[:-1] if link.seq in by_seq]
     reason = forward.with_chain(reason, facts, made_by)
     return Draft(
-        message=made if damage else made + HARMLESS,
+        message=made if damage else made + _ending(step),
         follows=step.poisoned or _updated_by(step, call), severity="error" if damage else "note",
         # The same layer over and over is one note.
         cause=cause if damage else re.sub(r"\d+", "#", cause),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import msgspec
+
 from tensortrace.records import Action, Call, Location
 from tests.builders import make_header
 from tests.checks import brief, call, closing, find, loss, module, nan, ok, op, optimizer, param
@@ -138,3 +140,27 @@ def test_a_gradient_that_nothing_seen_has_made_may_be_another_ranks():
     )
     assert found.fix.startswith("read the logs of the other ranks first")
     assert found.fix.endswith(alone.fix)
+
+
+def accumulated(*steps):
+    """Micro-batches under a scaler, of which the last brings the update: each with bad ones."""
+    for number, taken in enumerate(steps):
+        scale = Action(step=number, seq=6, action="scale", detail={"scale": 65536.0})
+        records = [*FORWARD, scale, node(), BAD]
+        if taken is not None:
+            records.append(optimizer(grad_norm="NaN", skipped=not taken))
+        yield from (msgspec.structs.replace(record, step=number) for record in records)
+        yield closing(number)
+
+
+def test_a_micro_batch_under_a_scaler_waits_for_its_verdict_and_is_one_note_with_it():
+    (found,) = find(accumulated(None, None, False), "TT102")
+    assert (found.step, found.severity) == (0, "note")
+    assert found.message.endswith("; the scaler has not decided yet")
+    assert brief(find(accumulated(None, None, True), "TT102"))[-1] == ("TT102", "error", "sqrt")
+
+
+def test_a_micro_batch_under_a_scaler_whose_parameters_are_not_reached_says_so():
+    scale = Action(step=0, seq=6, action="scale", detail={"scale": 65536.0})
+    (found,) = find([*FORWARD, scale, node(), closing()], "TT102")
+    assert found.message.endswith("; no parameter is reached")

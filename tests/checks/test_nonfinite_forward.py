@@ -463,3 +463,35 @@ def test_nan_that_a_float_op_heals_after_the_module_is_no_error() -> None:
         ratio = Ratio()(torch.tensor([0.0, 1.0]))
         (ratio + 1).nan_to_num().sum()
     assert all(f.severity == "note" for f in t.findings)
+
+
+@pytest.mark.parametrize(("updates", "says"), [
+    ([], "the scaler has not decided yet"), ([True], "the scaler skipped the step"),
+])  # fmt: skip
+def test_under_a_scaler_gradients_that_are_bad_are_not_said_to_stay_finite(updates, says):
+    scale = Action(step=0, seq=4, action="scale", detail={"scale": 1024.0})
+    spoilt = Call(step=0, seq=5, phase="backward", module="a", outputs=[("weight", 5)],
+                  tensors=[nan(5)])  # fmt: skip
+    records = [
+        bad_log(), loss(3, 1.0), scale, spoilt,
+        *(optimizer(grad_norm="NaN", skipped=skipped) for skipped in updates), closing(),
+    ]  # fmt: skip
+    (found,) = find(records, "TT101")
+    assert found.severity == "note"
+    assert found.message.endswith(f"; the loss stays finite, the gradients do not: {says}")
+    (found,) = find([*records[:3], closing()], "TT101")
+    assert found.message.endswith("; harmless in this step: loss and gradients stay finite")
+
+
+def test_what_a_skipped_step_has_left_is_told_without_what_became_of_that_step():
+    scale = Action(step=0, seq=4, action="scale", detail={"scale": 1024.0})
+    spoilt = Call(step=0, seq=5, phase="backward", module="a", outputs=[("weight", 5)],
+                  tensors=[nan(5)])  # fmt: skip
+    left = [op(1, "div", [1], [2], [ok(1), nan(2)]), loss(3, 1.0), scale, spoilt, closing()]
+    later = [
+        call(1, "net", [9], [3], [nan(9, from_step=0), nan(3)], step=1), loss(2, "NaN", 3, step=1),
+        optimizer(step=1, grad_norm="NaN"), closing(1),
+    ]  # fmt: skip
+    note, error = find([*left, *later], "TT101")
+    assert (note.severity, error.severity) == ("note", "error")
+    assert error.message == "div made 1 NaN of 4 from finite inputs; made at the end of step 0"
