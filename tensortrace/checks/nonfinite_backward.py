@@ -31,6 +31,10 @@ _HOOKS = (
     "look at what divides or scales gradients between backward() and step(), and at "
     "register_post_accumulate_grad_hook"
 )
+_NO_OP = (
+    'find the op with level="op": keep what it takes away from the point where its slope is '
+    "infinite (eps before sqrt, norm and log), masks before the op and not after it"
+)
 _OF_ANOTHER_RANK = "; or it is another rank's, averaged in with those of this one"
 _OTHER_LOGS = "read the logs of the other ranks first: tensortrace report FOLDER shows all; then "
 
@@ -202,6 +206,13 @@ def _between(step: StepView, call: Call) -> tuple[Call | None, Call | None, Call
     return _forward(step, source.parent), source, min(siblings, key=lambda c: c.seq, default=None)
 
 
+def _gave_finite(step: StepView, call: Call) -> bool:
+    """Whether the gradients that a call made for its inputs were seen: of ops alone they are."""
+    made = [c for c in step.calls if c.phase == "backward" and c.op is not None and c.outputs
+            and c.forward == call.seq]  # fmt: skip
+    return bool(made) and not any(step.nonfinite(c.outputs) for c in made)
+
+
 def _name(step: StepView, call: Call) -> str:
     known = step.modules.get(call.module) if call.module is not None else None
     return call.op or module_text(call.module, known.cls if known else None)
@@ -225,6 +236,8 @@ def _place(step: StepView, origin: Origin) -> tuple[Call, str, dict[str, Any]]:
     of = _name(step, parent) if parent else "the program"
     end = f"the entry of {_name(step, following)}" if following else f"the exit of {of}"
     lines = [location_text(c.location) if c else None for c in (source, following)]
+    if following is not None and not _gave_finite(step, following):
+        end += f", or of {_name(step, following)} itself,"
     told = (f"the backward of the code of {of} between the exit of {_name(step, source)} and "
             f"{end} made {got}")  # fmt: skip
     between = [source.module, following.module if following else None]
@@ -283,7 +296,7 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         message += "; no parameter is reached"
     # What arrived at a call was made by another one.
     made_it = origin.direct or origin.forward is not None
-    reason = Reason("finite gradients went in, others came out")
+    reason = Reason("finite gradients went in, others came out", None if op else _NO_OP)
     if op and made_it:
         reason = _reason(step, by)
     if maker is not None:
