@@ -413,6 +413,11 @@ class StepView:
         data = self._bad_data()
         return [t for t in found if t.nan or t.posinf or t.id in data]
 
+    def unmeasured(self, names: Iterable[tuple[str, int]]) -> list[tuple[str, Tensor]]:
+        """Pick those of a call's tensors that nobody knows of whether they are finite, by name."""
+        found = ((name, self.tensors[id]) for name, id in names if self._is_float(id))
+        return [(name, tensor) for name, tensor in found if tensor.unmeasured]
+
     def _bad_data(self) -> set[int]:
         now = len(self.calls), len(self.tensors)
         if now != self._judged:

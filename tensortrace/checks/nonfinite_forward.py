@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,7 +10,16 @@ from typing import Any
 
 from msgspec import structs
 
-from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
+from tensortrace.causes import (
+    Facts,
+    Reason,
+    backward,
+    first_text,
+    follow,
+    forward,
+    selector,
+    values_text,
+)
 from tensortrace.causes.derivatives import (
     derivative_to_blame,
     first_maker,
@@ -45,6 +55,8 @@ from tensortrace.text import location_text, module_text, shape_text, short_dtype
 
 # Origins kept of one step: the first is what counts, the rest help to find which one did harm.
 KEPT = 16
+_NOT_ALL = "inputs not all of which were measured"
+_UNMEASURED = "not all that it may come from was measured"
 HARMLESS = "; harmless in this step: loss and gradients stay finite"
 # Under a GradScaler gradients are not.
 _SKIPPED = "; the loss stays finite, the gradients do not: the scaler skipped the step"
@@ -398,8 +410,27 @@ def _guilty(step: StepView, origins: list[Origin], damage: str) -> Origin | None
     reached, lost = upstream(step, bad)
     for origin in origins:
         if origin.tensor.id in reached:
-            return origin
+            return _before_unmeasured(step, origins, bad) if _unknown(step, origin) else origin
     return origins[0] if (lost or not bad) and step.blamed() is None else None
+
+
+def _unknown(step: StepView, origin: Origin) -> list[tuple[Call, str, Tensor]]:
+    """What an origin may have had its values from, as nobody has measured it, with its call."""
+    call, ends = origin.call, origin.between
+    found = [(call, name, tensor) for name, tensor in step.unmeasured(call.inputs)]
+    until = ends[1].seq if ends and ends[1] else math.inf
+    for child in step.forward() if ends else ():
+        if child.parent == call.seq and child.seq < until:
+            made = step.unmeasured(child.outputs)
+            found += [(child, name, tensor) for name, tensor in made]
+    return found
+
+
+def _before_unmeasured(step: StepView, origins: list[Origin], bad: list[int]) -> Origin | None:
+    """Pick the origin whose values are found on the way back, if what is unknown is bad as well."""
+    past = {id for id, tensor in step.tensors.items() if step.unmeasured([("", id)])}
+    reached, _ = upstream(step, bad, past=past)
+    return next((o for o in origins if o.tensor.id in reached), None)
 
 
 def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> Draft:
@@ -422,12 +453,9 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     reason = _reason(call, facts)
     if damage == "gradient" and call.op:
         reason = _with_backward(step, call, facts, reason)
-    masks = sum(t.neginf for _, t in inputs)
-    made = f"{where} made {count_text(tensor)} from "
-    went_in = [f"inputs with {masks} -inf" if masks else "finite inputs"] if inputs else []
-    went_in += [f"the number {facts.stray[1]}"] if facts.stray else []
-    made += " and ".join(went_in) or "no tensor"
-    made += first_text(tensor)
+    unknown = _unknown(step, origin) if facts.stray is None else []
+    went_in = _NOT_ALL if unknown else _went_in(facts)
+    made = f"{where} made {count_text(tensor)} from {went_in}{first_text(tensor)}"
     if weights is not None:
         reason = WEIGHTS
         made = f"{weights[0]} holds {count_text(weights[1])}: {where} made {count_text(tensor)}"
@@ -456,7 +484,11 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     if origin.between and held is None:
         told, places = _code_between(step, origin.between, where)
         made = f"the code of {where} made {count_text(tensor)} {told}"
+        made += ", or a call before that did: not all was measured" if unknown else ""
         evidence.update(places)
+    if unknown and held is None and weights is None:
+        evidence["placed"] = _UNMEASURED if placed in (None, "direct") else placed
+        reason = _of_unmeasured(step, unknown)
     links = _chain(step, call, tensor, reason, length)
     by_seq = {c.seq: c for c in (*step.calls, *step.replayed)}
     made_by = [_facts(step, by_seq[link.seq]) for link in links[:-1] if link.seq in by_seq]
@@ -471,6 +503,14 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         value=tensor.nonfinite, limit=0, location=location, explanation=reason.why,
         fix=reason.fix, evidence=evidence, chain=links,
     )  # fmt: skip
+
+
+def _went_in(facts: Facts) -> str:
+    """Say of what was given to a call that it does not explain what came out."""
+    masks = sum(t.neginf for t in facts.inputs)
+    told = [f"inputs with {masks} -inf" if masks else "finite inputs"] if facts.inputs else []
+    told += [f"the number {facts.stray[1]}"] if facts.stray else []
+    return " and ".join(told) or "no tensor"
 
 
 def _code_between(
@@ -564,6 +604,19 @@ def _reason(call: Call, facts: Facts) -> Reason:
         why = f"{what} is {'not ' * mask}finite, what came out is not"
         return Reason(f"{why}: its weights, or an operation in its own forward")
     return forward.explain(facts)
+
+
+def _of_unmeasured(step: StepView, unknown: list[tuple[Call, str, Tensor]]) -> Reason:
+    """Name the first tensor that may have been bad before, as nobody has measured it."""
+    call, name, tensor = unknown[0]
+    of = re.sub("^subclass ", "a tensor of class ", tensor.unmeasured or "")
+    told = f", {of}," if of != tensor.unmeasured else ""
+    return Reason(
+        f"{name} of {_name(step, call)}{told} was not measured: {values_text(tensor)}, which may "
+        "have held what is not finite",
+        f"ask it in that line: x.isfinite().all(); where that is False, what made {name} is to "
+        "blame",
+    )
 
 
 def _with_backward(step: StepView, call: Call, facts: Facts, reason: Reason) -> Reason:
