@@ -167,10 +167,22 @@ def _nothing(f: Facts) -> Reason | None:
         fix = f"{skip}, or take reduction='sum' and divide by max(n, 1)"
         return Reason(f"it takes the mean, and {why}", fix, empty[0])
     if f.word in ("mean", "nanmean"):
-        return Reason(why, f"x.sum() / max(x.numel(), 1), or {skip}", empty[0])
+        return Reason(why, f"{_safe_mean(f)}, or {skip}", empty[0])
     named = f.word in ("median", "nanmedian", "std", "var")
     what = f"the {f.word.removeprefix('nan')} of" if named else "what it makes of"
     return Reason(f"{what} nothing is NaN: no element went in; it got {got}", skip, empty[0])
+
+
+def _safe_mean(f: Facts) -> str:
+    """Write a mean that is 0 where there is nothing, over the dims that it was taken over."""
+    over = f.arguments.get("dim", f.arguments.get("axis"))
+    dims = over if isinstance(over, (list, tuple)) else [] if over is None else [over]
+    if not dims:
+        return "x.sum() / max(x.numel(), 1)"
+    count = " * ".join(f"x.shape[{dim}]" for dim in dims)
+    told = f"{dims[0]}" if len(dims) == 1 else f"({', '.join(map(str, dims))})"
+    told += ", keepdim=True" * (f.arguments.get("keepdim") is True)
+    return f"x.sum({told}) / max({count}, 1)"
 
 
 def _mask_times_infinity(f: Facts) -> Reason | None:
