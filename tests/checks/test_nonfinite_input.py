@@ -148,9 +148,10 @@ def test_the_gradient_that_a_loop_of_ones_own_takes_is_no_data():
 @pytest.mark.parametrize("given", [math.nan, 0.5])
 def test_a_buffer_that_is_to_be_overwritten_is_no_data(given):
     """``out=``: memory that was never written, or what is left of a batch before."""
+    buffer = torch.full((16, 8), given)
 
     def program():
-        net, buffer = nn.Linear(8, 1), torch.full((16, 8), given)
+        net = nn.Linear(8, 1)
         sgd = torch.optim.SGD(net.parameters(), lr=0.1)
         for _ in range(3):
             raw = torch.rand(16, 8)
