@@ -36,7 +36,7 @@ class ZeroGrad(TypedDict, total=False):
     """`left` parameters outside every optimizer keep gradients that `grown` calls added to.
 
     Called on a module, it clears parameters of `optimizers`. Of an optimizer's, in full steps,
-    `still` says whether its first parameters are what they were at its last one.
+    `still` says that its first parameters are what they were at its last one.
     """
 
     set_to_none: bool

@@ -36,7 +36,6 @@ from tensortrace.records import (
     Optimizer,
     Param,
     Record,
-    Scalar,
     Severity,
     Source,
     Step,
@@ -94,7 +93,7 @@ class Engine:
         self._step: StepView | None = None
         self._closed: Step | None = None
         self._late: list[Finding] = []
-        self._every = 1
+        self._every = self._world_size = 1
         # By optimizer: the last step with an update, and how many steps after the one before.
         self._rhythms: dict[int, tuple[int, int]] = {}
         # The quiet calls and parameters of the step in flight; None while all are looked at.
@@ -143,6 +142,7 @@ class Engine:
             return self._take(record)  # type: ignore[arg-type]
         elif kind is Header:
             self._every = _every(record)  # type: ignore[arg-type]
+            self._world_size = record.world_size  # type: ignore[attr-defined]
         return []
 
     @property
@@ -161,7 +161,8 @@ class Engine:
             self._look_at_late_lines()
             step = StepView(number, modules=self._modules, findings=self._findings,
                             poisoned=self._poisoned, updated=self._updated,
-                            skipped=self._skipped, healthy=self._healthy)  # fmt: skip
+                            skipped=self._skipped, healthy=self._healthy,
+                            world_size=self._world_size)  # fmt: skip
             self._step = step
             self._aside = None if self.looks_at(number) else []
             step.has = _CALLS if self._aside is None else _NOTHING
@@ -225,7 +226,7 @@ class Engine:
             step.optimizers.append(record)
             self._keep_time(record)
             found = self._gate(step)
-            if not record.skipped and not finite(_norm_of(step, record)):
+            if not record.skipped and not finite(step.norm_of(record)):
                 # From the findings of the run, not of the step: a thinned step has no calls to
                 # meet a known cause in, and must poison all the same.
                 errors = [f.id for f in self._findings if is_damage(f)]
@@ -237,7 +238,7 @@ class Engine:
             found += self._run(step, "step", "full") if record.full else self._run(step, "step")
             self._note_health(step)
             # An optimizer may have taken what is told only now.
-            spoilt = any(not o.skipped and not finite(_norm_of(step, o)) for o in step.optimizers)
+            spoilt = any(not o.skipped and not finite(step.norm_of(o)) for o in step.optimizers)
             by_hand = step.wrote_by_hand()
             spoilt = spoilt or by_hand
             written = [f.id for f in found if f.severity == "error" and spoilt and is_damage(f)]
@@ -378,18 +379,6 @@ def is_quiet(record: Record) -> bool:
         values = (action.detail.get(key) for key in _VALUES)
         return action.action != "exception" and all(map(finite, values))
     return kind is not Optimizer or finite(record.grad_norm)  # type: ignore[attr-defined]
-
-
-def _norm_of(step: StepView, optimizer: Optimizer) -> Scalar | None:
-    """The norm of the gradients that an optimizer stepped with, or that they were clipped by.
-
-    A thin step does not measure clipped gradients again.
-    """
-    if optimizer.grad_norm is not None:
-        return optimizer.grad_norm
-    clips = [a for a in step.actions if a.action == "clip" and a.seq < optimizer.seq
-             and a.optimizer in (None, optimizer.index)]  # fmt: skip
-    return clips[-1].detail.get("total_norm") if clips else None
 
 
 def _every(header: Header) -> int:

@@ -46,7 +46,7 @@ class StepView:
     non-finite parameters, so that all that is non-finite since then follows from it. `summary` is
     the step line, None until the step closes. `updated`, `skipped` and `healthy` are the last
     earlier steps with an update by an optimizer, with one that a scaler left out, and with a finite
-    loss, -1 if there was none. `raised` is what
+    loss, -1 if there was none. `world_size` is how many ranks the run has. `raised` is what
     the exception says that ends the run, while its action is still to come; `spoilt` whether an
     optimizer is about to take a non-finite gradient of a tensor that no module has. `has` is what
     `Check.of` may ask for. Of a step with more than 20,000 calls the older ones are dropped after a
@@ -71,6 +71,7 @@ class StepView:
     updated: int = -1
     skipped: int = -1
     healthy: int = -1
+    world_size: int = 1
     raised: Said | None = None
     spoilt: bool = False
     has: frozenset[str] = frozenset()
@@ -209,6 +210,33 @@ class StepView:
     def scaled(self) -> bool:
         """Tell whether a GradScaler watches the gradients of this step and skips if it must."""
         return any(a.action in ("scale", "unscale") for a in self.actions)
+
+    def norm_of(self, optimizer: Optimizer) -> Scalar | None:
+        """The norm of the gradients that an optimizer stepped with, or that they were clipped by.
+
+        A thin step does not measure clipped gradients again.
+        """
+        if optimizer.grad_norm is not None:
+            return optimizer.grad_norm
+        clips = [a for a in self.actions if a.action == "clip" and a.seq < optimizer.seq
+                 and a.optimizer in (None, optimizer.index)]  # fmt: skip
+        return clips[-1].detail.get("total_norm") if clips else None
+
+    def had_bad_gradient(self, param: Param) -> bool:
+        """Whether a parameter's gradient was not finite at the optimizer step that wrote it.
+
+        Of one that was not measured its norm tells, by which it was clipped.
+        """
+        grad = param.grad
+        if grad is None or grad.unmeasured is None:
+            return grad is not None and bool(grad.nonfinite)
+        wrote = self.step_of(param)
+        return wrote is not None and not finite(self.norm_of(wrote))
+
+    def step_of(self, param: Param) -> Optimizer | None:
+        """The optimizer step that wrote a parameter: the last before it."""
+        steps = [o for o in self.optimizers if o.index == param.optimizer and o.seq < param.seq]
+        return steps[-1] if steps else None
 
     def inherited(self) -> list[Tensor]:
         """List the bad tensors that the step before met and that come in from outside the modules.
@@ -384,6 +412,11 @@ class StepView:
             return found
         data = self._bad_data()
         return [t for t in found if t.nan or t.posinf or t.id in data]
+
+    def unmeasured(self, names: Iterable[tuple[str, int]]) -> list[tuple[str, Tensor]]:
+        """Pick those of a call's tensors that nobody knows of whether they are finite, by name."""
+        found = ((name, self.tensors[id]) for name, id in names if self._is_float(id))
+        return [(name, tensor) for name, tensor in found if tensor.unmeasured]
 
     def _bad_data(self) -> set[int]:
         now = len(self.calls), len(self.tensors)

@@ -186,7 +186,8 @@ def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
             if recorder.full:  # the only part that walks over all modules
                 detail.update(recorder.carried.left_over(recorder.names))
                 held = (p for group in owner.param_groups for p in group["params"])
-                detail["still"] = recorder.carried.by_hand.is_still(optimizer, held)
+                if recorder.carried.by_hand.is_still(optimizer, held):
+                    detail["still"] = True
         else:
             parameters = list(owner.parameters())
             detail["parameters"] = len(parameters)

@@ -11,6 +11,7 @@ import torch
 from tensortrace.capture.active import here
 from tensortrace.capture.autograd_functions import watch_function
 from tensortrace.capture.graph import dim_beside_classes
+from tensortrace.capture.stats import is_known_bad
 from tensortrace.capture.tensors import dtype_name
 from tensortrace.capture.unwrap import quiet
 from tensortrace.records import Location
@@ -99,5 +100,6 @@ def record_clip(
     owner = recorder.carried.owner(parameters)
     clip = recorder.action("clip", frame=frame, optimizer=owner, detail=detail)
     if total_norm is not None and total_norm.numel() == 1:
-        clip.scalars["total_norm"] = recorder.queue.add_scalars([total_norm])[0]
+        ticket = clip.scalars["total_norm"] = recorder.queue.add_scalars([total_norm])[0]
+        recorder.clip_spoilt = recorder.clip_spoilt or is_known_bad(ticket)
     recorder.clipped = True

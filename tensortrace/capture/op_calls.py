@@ -64,7 +64,9 @@ def begin_op(
         fields["thread"] = recorder.thread_number()
     seq = recorder.next_seq() if seq is None else seq
     draft = CallDraft(recorder.step, seq, fields, untracked([]))
-    inputs = tensors_in((*args, *kwargs.values()), "input")
+    # What `out=` names is written, whatever it holds: it is an output and no input.
+    named = [kwargs[key] for key in kwargs if key != "out"] if kwargs else ()
+    inputs = tensors_in((*args, *named), "input")
     for _, tensor in inputs if grad_enabled else ():
         if tensor.requires_grad and not tensor.is_leaf:
             watch_function(recorder, tensor, inside.path if inside is not None else None)

@@ -372,8 +372,10 @@ def _draft_parameter(
     assert grad is not None
     seen = recorder.parameters.gradient_seen(parameter, grad)
     if seen is None:
-        # Of what no module has nobody saw the gradient before it was clipped.
-        measure = full or not recorder.clipped or "module" not in fields
+        # Of what no module has nobody saw the gradient before it was clipped. Where the norm was
+        # not finite, a hook has made it so, or another rank: in the backward pass all was well.
+        measured = recorder.clipped and not recorder.clip_spoilt and "module" in fields
+        measure = full or not measured
         _, seen = table.gradient(grad, None, measure=measure)
     if full and recorder.optimizers.is_new(fields["optimizer"], fields["name"]):
         table.compare_rows(parameter, value)

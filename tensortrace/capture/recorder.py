@@ -149,8 +149,9 @@ class Recorder:
         self._turns: dict[int, int] = {}
         self.passed_over = 0
         self.device_times: DeviceTimes | None = None
-        self.holds_call = self.stepped = self.clipped = self.loss_scaled = False
-        self.backward_seen = self.backward_done = self.is_ended = self.on_cuda = False
+        self.holds_call = self.stepped = self.loss_scaled = self.is_ended = self.on_cuda = False
+        # `clip_spoilt`: by a norm that is known not to be finite.
+        self.clipped = self.clip_spoilt = self.backward_seen = self.backward_done = False
         # By path and class, since a wrapper shares the path of what it wraps: the seqs of all
         # forward calls, and (seq, nth) of those that no checkpoint has recomputed yet.
         self.calls_of_step: dict[tuple[str, type], list[int]] = {}
@@ -433,8 +434,9 @@ class Recorder:
         self.to_recompute.clear()
         self.hooks = []
         self._without_grad.clear()
-        self.holds_call = self.stepped = self.clipped = self.loss_scaled = False
-        self.backward_seen = self.backward_done = self.is_ended = False
+        self.holds_call = self.stepped = self.loss_scaled = self.is_ended = False
+        self.clipped = self.clip_spoilt = False
+        self.backward_seen = self.backward_done = False
         # Where steps are written by hand, the next graph tells that this one is over, if something
         # was written since its backward.
         self.awaits_write = self.ends_at_graph = False

@@ -417,6 +417,12 @@ def stats_of(ticket: Ticket) -> Stats:
     return found
 
 
+def is_known_bad(ticket: Ticket) -> bool:
+    """Whether what was queued holds a NaN or infinity, and that is known without a wait."""
+    results, i = ticket
+    return isinstance(results[i], Stats) and _is_bad(results[i])
+
+
 def _fetched(result: OnDevice) -> Stats:
     if result.error is not None:
         return _failed(result.error)

@@ -7,27 +7,33 @@ backward pass comes before the loss, and may make the first value that is not fi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from tensortrace.records import DERIVATIVE, Call, Tensor
 from tensortrace.step_view import StepView, finite
 
 
 def upstream(
-    step: StepView, bad: Iterable[int], calls: Iterable[Call] | None = None
+    step: StepView,
+    bad: Iterable[int],
+    calls: Iterable[Call] | None = None,
+    *,
+    past: Container[int] = (),
 ) -> tuple[set[int], bool]:
     """Collect the bad tensors behind these, and whether a trail ended at one that nobody made.
 
     Args:
         bad: ids of tensors.
         calls: those that the trail goes through; by default all of the step that are no replay.
+        past: ids of tensors that it goes on through although nobody knows whether they are bad.
     """
     makers: dict[int, list[Call]] = {}
     inside: dict[int | None, list[int]] = {}  # by seq of a module call: what its children touched
     for call in step.calls if calls is None else calls:
         if call.phase == "forward":
-            touched = step.hurt([*call.inputs, *call.outputs])
-            inside.setdefault(call.parent, []).extend(t.id for t in touched)
+            touched = [*call.inputs, *call.outputs]
+            inside.setdefault(call.parent, []).extend(t.id for t in step.hurt(touched))
+            inside[call.parent] += [id for _, id in touched if id in past]
             for _, id in call.outputs:
                 makers.setdefault(id, []).append(call)
     reached: set[int] = set()
@@ -43,7 +49,8 @@ def upstream(
         behind = [i for i in links if i is not None]
         for call in makers.get(id, []):
             behind += [*(i for _, i in call.inputs), *inside.get(call.seq, ())]
-        spoilt = [i for i in behind if i in step.tensors and step.tensors[i].nonfinite]
+        spoilt = [i for i in behind if i in past or (
+                  i in step.tensors and step.tensors[i].nonfinite)]  # fmt: skip
         stack += spoilt
         lost = lost or (not spoilt and not any(c.op for c in makers.get(id, [])))
     return reached, lost

@@ -75,16 +75,21 @@ def known(word: str) -> bool:
     return word in _BY_WORD
 
 
-def with_chain(reason: Reason, facts: Facts, ops: Sequence[str]) -> Reason:
-    """Add what only the ops tell that made what went in, the last of which is the one to blame.
+def with_chain(reason: Reason, facts: Facts, links: Sequence[Facts]) -> Reason:
+    """Add what only the ops tell that made what went in.
 
     The logarithm of a sum of exponentials is infinite where all of them are rounded to 0, and so is
     that of a product of many factors.
+
+    Args:
+        reason: what is known without them.
+        facts: the op to blame.
+        links: the ops before it on the way back to the cause, which comes first.
     """
     if facts.word not in _LOGARITHMS or not facts.came_out("neginf") or facts.came_out("nan"):
         return reason
-    before = list(ops[:-1])
-    rounded = _rounded(facts, before)
+    before = [link.word for link in links]
+    rounded = _rounded(facts, links)
     if rounded is not None:
         return replace(reason, why=f"{reason.why}; {rounded[0]}", fix=rounded[1])
     since = before[len(before) - before[::-1].index("exp") :] if "exp" in before else []
@@ -96,10 +101,15 @@ def with_chain(reason: Reason, facts: Facts, ops: Sequence[str]) -> Reason:
     return replace(reason, why=why, fix=fix)
 
 
-def _rounded(f: Facts, before: list[str]) -> tuple[str, str] | None:
-    """Say of what a logarithm is taken of that it was rounded to 0, and what to take instead."""
-    log, last = f.word, before[-1] if before else ""
+def _rounded(f: Facts, links: Sequence[Facts]) -> tuple[str, str] | None:
+    """Say of what a logarithm is taken of why it is 0, and what to take instead."""
+    if not links:
+        return None
+    log, last = f.word, links[-1].word
     if last in ("prod", "cumprod"):
+        # A zero makes one product 0, and of running ones all that follow.
+        if links[-1].first.zeros >= (f.first.zeros if last == "prod" else 1):
+            return None
         total = last.replace("prod", "sum")
         return ("a product of many factors below 1 is rounded to 0",
                 f"p.{log}().{total}(dim) for p.{last}(dim).{log}()")  # fmt: skip
@@ -108,13 +118,39 @@ def _rounded(f: Facts, before: list[str]) -> tuple[str, str] | None:
                 "torch.linalg.slogdet(A).logabsdet for torch.det(A).log()")  # fmt: skip
     if last == "exp" and log == "log":
         return "it is exp(z), rounded to 0 where z is far below 0", "z itself: exp(z).log() is z"
-    if before and before[0] in _SHRINK and f.first.numel == f.first.zeros > 0:
+    if f.first.numel != f.first.zeros or not f.first.zeros:
+        return None
+    products = [link for link in links if link.word in _SHRINK]
+    none = next((p.word for p in products if _is_of_zeros(p)), None)
+    if none is not None and all(link.word != "exp" for link in links):
         return (
-            f"all of it is 0: {before[0]} rounded to 0 what became too small",
+            f"all of it is 0, as a factor of {none} is",
+            f"for a mask x.{log}() * mask: (x * mask).{log}() is -inf wherever that is 0",
+        )
+    shrank = next((p.word for p in products if _rounds(p)), None)
+    if none is None and shrank is not None:
+        return (
+            f"all of it is 0: {shrank} rounded to 0 what became too small",
             "keep logarithms from the start: x.log() + y.log() for a product, torch.logsumexp "
             "for a sum of such; or divide by the sum in each round, while it is large enough",
         )
     return None
+
+
+def _is_of_zeros(product: Facts) -> bool:
+    """Whether a factor is 0 everywhere: what is multiplied, or a number."""
+    number = product.number("other", "0") if product.word in _PRODUCTS else None
+    return number == 0 or any(zero(t) == 1 for t in product.inputs)
+
+
+def _rounds(product: Facts) -> bool:
+    """Whether a product has zeros that no factor had: more than all of these together.
+
+    So many at most are 0 for that, of a matrix product too: a whole row and column have to cancel.
+    """
+    had = sum(map(zero, product.inputs)) + 1e-9
+    known = not any(t.unmeasured for t in product.inputs)
+    return known and any(zero(t) > had for t in product.outputs)
 
 
 def _nothing(f: Facts) -> Reason | None:
@@ -131,10 +167,22 @@ def _nothing(f: Facts) -> Reason | None:
         fix = f"{skip}, or take reduction='sum' and divide by max(n, 1)"
         return Reason(f"it takes the mean, and {why}", fix, empty[0])
     if f.word in ("mean", "nanmean"):
-        return Reason(why, f"x.sum() / max(x.numel(), 1), or {skip}", empty[0])
+        return Reason(why, f"{_safe_mean(f)}, or {skip}", empty[0])
     named = f.word in ("median", "nanmedian", "std", "var")
     what = f"the {f.word.removeprefix('nan')} of" if named else "what it makes of"
     return Reason(f"{what} nothing is NaN: no element went in; it got {got}", skip, empty[0])
+
+
+def _safe_mean(f: Facts) -> str:
+    """Write a mean that is 0 where there is nothing, over the dims that it was taken over."""
+    over = f.arguments.get("dim", f.arguments.get("axis"))
+    dims = over if isinstance(over, (list, tuple)) else [] if over is None else [over]
+    if not dims:
+        return "x.sum() / max(x.numel(), 1)"
+    count = " * ".join(f"x.shape[{dim}]" for dim in dims)
+    told = f"{dims[0]}" if len(dims) == 1 else f"({', '.join(map(str, dims))})"
+    told += ", keepdim=True" * (f.arguments.get("keepdim") is True)
+    return f"x.sum({told}) / max({count}, 1)"
 
 
 def _mask_times_infinity(f: Facts) -> Reason | None:

@@ -23,6 +23,21 @@ from tensortrace.checks import (
 from tensortrace.records import DERIVATIVE, Call, ChainLink, Location, Tensor
 from tensortrace.text import location_text, module_text
 
+_UNSEEN = (
+    "no bad gradient was seen in the backward pass: a hook, or code between backward() and the "
+    "update may have made it, or what was not seen"
+)
+_HOOKS = (
+    "look at what divides or scales gradients between backward() and step(), and at "
+    "register_post_accumulate_grad_hook"
+)
+_NO_OP = (
+    'find the op with level="op": keep what it takes away from the point where its slope is '
+    "infinite (eps before sqrt, norm and log), masks before the op and not after it"
+)
+_OF_ANOTHER_RANK = "; or it is another rank's, averaged in with those of this one"
+_OTHER_LOGS = "read the logs of the other ranks first: tensortrace report FOLDER shows all; then "
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -83,20 +98,8 @@ def nonfinite_backward(
         return
     if origin is None:
         # No call shows it, the optimizer met it: no module level gradient was seen on the way.
-        for param in step.params:
-            if param.grad is not None and param.grad.nonfinite and not step.scaled():
-                yield Draft(
-                    message=f"the gradient of {param.name} holds {count_text(param.grad)}; "
-                    "no backward call that was seen made it",
-                    follows=step.blamed(), cause="parameter only", phase="backward",
-                    module=param.module, param=param.name, seq=param.seq, tensor=param.grad.id,
-                    value=param.grad.nonfinite, limit=0, evidence={"placed": "parameter only"},
-                    explanation="no bad gradient was seen in the backward pass: a hook, or code "
-                    "between backward() and the update may have made it, or what was not seen",
-                    fix="look at what divides or scales gradients between backward() and step(), "
-                    "and at register_post_accumulate_grad_hook",
-                )  # fmt: skip
-                return
+        if not step.scaled():
+            yield from _parameter_only(step)
         return
     verdict = _verdict(step) if blamed is None else "harmful"
     if verdict == "undecided" and not closed:
@@ -105,8 +108,35 @@ def nonfinite_backward(
     yield _draft(step, origin, verdict, chain)
 
 
+def _parameter_only(step: StepView) -> Iterator[Draft]:
+    """Tell of the first parameter that an optimizer met with a bad gradient."""
+    for param in step.params:
+        grad = param.grad
+        if grad is None or not step.had_bad_gradient(param):
+            continue
+        if grad.nonfinite:
+            message = f"the gradient of {param.name} holds {count_text(grad)}"
+        elif not finite(param.update_norm):
+            message = f"gradients were clipped by a norm that is not finite, {param.name}'s too"
+        else:
+            continue
+        yield Draft(
+            message=f"{message}; no backward call that was seen made it",
+            follows=step.blamed(), cause="parameter only", phase="backward",
+            module=param.module, param=param.name, seq=param.seq, tensor=grad.id,
+            value=grad.nonfinite or param.update_norm, limit=0,
+            evidence={"placed": "parameter only"},
+            explanation=_UNSEEN + _OF_ANOTHER_RANK * (step.world_size > 1),
+            fix=_OTHER_LOGS * (step.world_size > 1) + _HOOKS,
+        )  # fmt: skip
+        return
+
+
 def _verdict(step: StepView) -> str:
-    """Say "harmful", "skipped" by a scaler, or "undecided" as long as no parameter is reached."""
+    """Say "harmful", "skipped" by a scaler, or "undecided" as long as no parameter is reached.
+
+    Of a micro-batch it is the scaler that is, until its update comes.
+    """
     if step.scaled():
         if any(o.skipped for o in step.optimizers) or (step.summary and step.summary.skipped):
             return "skipped"
@@ -176,6 +206,13 @@ def _between(step: StepView, call: Call) -> tuple[Call | None, Call | None, Call
     return _forward(step, source.parent), source, min(siblings, key=lambda c: c.seq, default=None)
 
 
+def _gave_finite(step: StepView, call: Call) -> bool:
+    """Whether the gradients that a call made for its inputs were seen: of ops alone they are."""
+    made = [c for c in step.calls if c.phase == "backward" and c.op is not None and c.outputs
+            and c.forward == call.seq]  # fmt: skip
+    return bool(made) and not any(step.nonfinite(c.outputs) for c in made)
+
+
 def _name(step: StepView, call: Call) -> str:
     known = step.modules.get(call.module) if call.module is not None else None
     return call.op or module_text(call.module, known.cls if known else None)
@@ -199,6 +236,8 @@ def _place(step: StepView, origin: Origin) -> tuple[Call, str, dict[str, Any]]:
     of = _name(step, parent) if parent else "the program"
     end = f"the entry of {_name(step, following)}" if following else f"the exit of {of}"
     lines = [location_text(c.location) if c else None for c in (source, following)]
+    if following is not None and not _gave_finite(step, following):
+        end += f", or of {_name(step, following)} itself,"
     told = (f"the backward of the code of {of} between the exit of {_name(step, source)} and "
             f"{end} made {got}")  # fmt: skip
     between = [source.module, following.module if following else None]
@@ -237,6 +276,10 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         evidence["passed_over"] = True
     if "passed_over" in evidence or step.was_passed_over("TT102", by.module):
         cause = f"inside {by.module}"
+    waits = verdict == "undecided" and step.scaled() and step.reaches_parameter()
+    if verdict != "harmful":
+        # The micro-batches of an update that the scaler skips are one note with it.
+        cause = "skipped" if waits else verdict
     message += first_text(grad)
     if origin.derivative is not None:
         message += f"; the loss is made of what {DERIVATIVE} returned"
@@ -247,11 +290,13 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         scales = [a.detail["scale"] for a in step.actions if a.detail.get("scale") is not None]
         scale = f" (scale {scales[-1]})" if scales else ""
         message += f"; the scaler{scale} skipped the step, as it should while it settles"
+    elif waits:
+        message += "; the scaler has not decided yet"
     elif verdict == "undecided":
         message += "; no parameter is reached"
     # What arrived at a call was made by another one.
     made_it = origin.direct or origin.forward is not None
-    reason = Reason("finite gradients went in, others came out")
+    reason = Reason("finite gradients went in, others came out", None if op else _NO_OP)
     if op and made_it:
         reason = _reason(step, by)
     if maker is not None:
@@ -273,7 +318,7 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
                           ] if op else []  # fmt: skip
     return Draft(
         message=message, severity="error" if verdict == "harmful" else "note",
-        follows=step.blamed(), cause=cause if verdict == "harmful" else verdict,
+        follows=step.blamed(), cause=cause,
         phase="backward", module=by.module, op=op,
         param=call.outputs[0][0] if call.op is None and call.outputs else None,
         seq=call.seq, tensor=grad.id, value=grad.nonfinite, limit=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,7 +10,16 @@ from typing import Any
 
 from msgspec import structs
 
-from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
+from tensortrace.causes import (
+    Facts,
+    Reason,
+    backward,
+    first_text,
+    follow,
+    forward,
+    selector,
+    values_text,
+)
 from tensortrace.causes.derivatives import (
     derivative_to_blame,
     first_maker,
@@ -45,7 +55,13 @@ from tensortrace.text import location_text, module_text, shape_text, short_dtype
 
 # Origins kept of one step: the first is what counts, the rest help to find which one did harm.
 KEPT = 16
+_NOT_ALL = "inputs not all of which were measured"
+_UNMEASURED = "not all that it may come from was measured"
 HARMLESS = "; harmless in this step: loss and gradients stay finite"
+# Under a GradScaler gradients are not.
+_SKIPPED = "; the loss stays finite, the gradients do not: the scaler skipped the step"
+_UNDECIDED = "; the loss stays finite, the gradients do not: the scaler has not decided yet"
+_ENDINGS = (HARMLESS, _SKIPPED, _UNDECIDED)
 # A module says as little as this, unless it is the op and nothing else.
 _MODULES = frozenset({"softmax", "logsoftmax", "crossentropy", "nll", "bce", "kldiv", "ctc"})
 
@@ -208,7 +224,7 @@ def _from_before(
 
     With `found`, what this step says of the module whose weights they were written to.
     """
-    message = note.message.removesuffix(HARMLESS) + f"; made at the end of step {step.number - 1}"
+    message = f"{_without_ending(note)}; made at the end of step {step.number - 1}"
     if found is not None:
         message += f" and written to weights: {found.message}"
         damage = found.evidence["reached"]
@@ -220,6 +236,20 @@ def _from_before(
         param=note.param if found is None else found.param, evidence=evidence,
         chain=_links_of(note),
     )  # fmt: skip
+
+
+def _ending(step: StepView) -> str:
+    """Say of values that did no harm what has become of the step."""
+    if not (step.scaled() and step.reaches_parameter()):
+        return HARMLESS
+    return _SKIPPED if any(o.skipped for o in step.optimizers) else _UNDECIDED
+
+
+def _without_ending(note: Draft | Finding) -> str:
+    message = note.message
+    for ending in _ENDINGS:
+        message = message.removesuffix(ending)
+    return message
 
 
 def _links_of(note: Draft | Finding) -> tuple[ChainLink, ...]:
@@ -250,7 +280,7 @@ def _made_earlier(step: StepView, damage: str) -> Finding | None:
 def _from_earlier(step: StepView, note: Finding, damage: str) -> Draft:
     """Make an error of a note of some earlier step, whose values did harm in this one."""
     return Draft(
-        message=f"{note.message.removesuffix(HARMLESS)}; made in step {note.step}",
+        message=f"{_without_ending(note)}; made in step {note.step}",
         follows=step.blamed(), cause=f"earlier {note.id}", phase="forward", module=note.module,
         op=note.op, value=note.value, limit=0, location=note.location,
         explanation=note.explanation, fix=note.fix,
@@ -380,8 +410,27 @@ def _guilty(step: StepView, origins: list[Origin], damage: str) -> Origin | None
     reached, lost = upstream(step, bad)
     for origin in origins:
         if origin.tensor.id in reached:
-            return origin
+            return _before_unmeasured(step, origins, bad) if _unknown(step, origin) else origin
     return origins[0] if (lost or not bad) and step.blamed() is None else None
+
+
+def _unknown(step: StepView, origin: Origin) -> list[tuple[Call, str, Tensor]]:
+    """What an origin may have had its values from, as nobody has measured it, with its call."""
+    call, ends = origin.call, origin.between
+    found = [(call, name, tensor) for name, tensor in step.unmeasured(call.inputs)]
+    until = ends[1].seq if ends and ends[1] else math.inf
+    for child in step.forward() if ends else ():
+        if child.parent == call.seq and child.seq < until:
+            made = step.unmeasured(child.outputs)
+            found += [(child, name, tensor) for name, tensor in made]
+    return found
+
+
+def _before_unmeasured(step: StepView, origins: list[Origin], bad: list[int]) -> Origin | None:
+    """Pick the origin whose values are found on the way back, if what is unknown is bad as well."""
+    past = {id for id, tensor in step.tensors.items() if step.unmeasured([("", id)])}
+    reached, _ = upstream(step, bad, past=past)
+    return next((o for o in origins if o.tensor.id in reached), None)
 
 
 def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> Draft:
@@ -404,12 +453,9 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     reason = _reason(call, facts)
     if damage == "gradient" and call.op:
         reason = _with_backward(step, call, facts, reason)
-    masks = sum(t.neginf for _, t in inputs)
-    made = f"{where} made {count_text(tensor)} from "
-    went_in = [f"inputs with {masks} -inf" if masks else "finite inputs"] if inputs else []
-    went_in += [f"the number {facts.stray[1]}"] if facts.stray else []
-    made += " and ".join(went_in) or "no tensor"
-    made += first_text(tensor)
+    unknown = _unknown(step, origin) if facts.stray is None else []
+    went_in = _NOT_ALL if unknown else _went_in(facts)
+    made = f"{where} made {count_text(tensor)} from {went_in}{first_text(tensor)}"
     if weights is not None:
         reason = WEIGHTS
         made = f"{weights[0]} holds {count_text(weights[1])}: {where} made {count_text(tensor)}"
@@ -438,11 +484,17 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     if origin.between and held is None:
         told, places = _code_between(step, origin.between, where)
         made = f"the code of {where} made {count_text(tensor)} {told}"
+        made += ", or a call before that did: not all was measured" if unknown else ""
         evidence.update(places)
+    if unknown and held is None and weights is None:
+        evidence["placed"] = _UNMEASURED if placed in (None, "direct") else placed
+        reason = _of_unmeasured(step, unknown)
     links = _chain(step, call, tensor, reason, length)
-    reason = forward.with_chain(reason, facts, [plain_op(link.op) for link in links])
+    by_seq = {c.seq: c for c in (*step.calls, *step.replayed)}
+    made_by = [_facts(step, by_seq[link.seq]) for link in links[:-1] if link.seq in by_seq]
+    reason = forward.with_chain(reason, facts, made_by)
     return Draft(
-        message=made if damage else made + HARMLESS,
+        message=made if damage else made + _ending(step),
         follows=step.poisoned or _updated_by(step, call), severity="error" if damage else "note",
         # The same layer over and over is one note.
         cause=cause if damage else re.sub(r"\d+", "#", cause),
@@ -451,6 +503,14 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         value=tensor.nonfinite, limit=0, location=location, explanation=reason.why,
         fix=reason.fix, evidence=evidence, chain=links,
     )  # fmt: skip
+
+
+def _went_in(facts: Facts) -> str:
+    """Say of what was given to a call that it does not explain what came out."""
+    masks = sum(t.neginf for t in facts.inputs)
+    told = [f"inputs with {masks} -inf" if masks else "finite inputs"] if facts.inputs else []
+    told += [f"the number {facts.stray[1]}"] if facts.stray else []
+    return " and ".join(told) or "no tensor"
 
 
 def _code_between(
@@ -544,6 +604,19 @@ def _reason(call: Call, facts: Facts) -> Reason:
         why = f"{what} is {'not ' * mask}finite, what came out is not"
         return Reason(f"{why}: its weights, or an operation in its own forward")
     return forward.explain(facts)
+
+
+def _of_unmeasured(step: StepView, unknown: list[tuple[Call, str, Tensor]]) -> Reason:
+    """Name the first tensor that may have been bad before, as nobody has measured it."""
+    call, name, tensor = unknown[0]
+    of = re.sub("^subclass ", "a tensor of class ", tensor.unmeasured or "")
+    told = f", {of}," if of != tensor.unmeasured else ""
+    return Reason(
+        f"{name} of {_name(step, call)}{told} was not measured: {values_text(tensor)}, which may "
+        "have held what is not finite",
+        f"ask it in that line: x.isfinite().all(); where that is False, what made {name} is to "
+        "blame",
+    )
 
 
 def _with_backward(step: StepView, call: Call, facts: Facts, reason: Reason) -> Reason:

@@ -9,9 +9,11 @@ from tensortrace.checks import Draft, StepView, check, count_text, finite
 from tensortrace.records import Finding, Optimizer, Param, Scalar
 from tensortrace.text import number_text
 
+_FINITE = "weights and gradients were finite"
+_UNMEASURED = "the gradient was not measured where the optimizer took it, and may have been bad"
 _UPDATE = (
-    "weights and gradients were finite: the update itself divides by zero or overflows (a second "
-    "moment or a norm of 0 without eps, an eps that is 0 in float16)"
+    "the update itself divides by zero or overflows (a second moment or a norm of 0 without eps, "
+    "an eps that is 0 in float16)"
 )
 _SCHEDULE = (
     "look at what sets the {} in this step: past its end a polynomial schedule takes a fractional "
@@ -53,7 +55,7 @@ def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draf
             bad.append(
                 (param, f"holds {count_text(value)} before this step", value.nonfinite, mask)
             )
-        elif not finite(param.update_norm) and not (grad is not None and grad.nonfinite):
+        elif not finite(param.update_norm) and not step.had_bad_gradient(param):
             # With a bad gradient it is the gradient's finding (TT102) that says it all.
             what = "was written NaN or infinity by this optimizer step"
             if grad is not None and grad.unmeasured is None:
@@ -75,11 +77,11 @@ def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draf
     follows = told or (None if first or mask else step.blamed())
     by = _writer(step, param)
     # Of an update the line of the optimizer's step is the place, of weights that were bad no line.
-    wrote = None if param.value.nonfinite else _step_of(step, param)
+    wrote = None if param.value.nonfinite else step.step_of(param)
     at = by.location if by else wrote.location if wrote else None
     why, fix = (by.explanation, by.fix) if by else (None, None)
     if not param.value.nonfinite:
-        why, fix = _update_reason(wrote)
+        why, fix = _update_reason(wrote, _gradient_is_known(step, param, wrote))
     more += f"; written at the end of step {by.step}, where {by.op} made them" if by else ""
     yield Draft(
         message=f"{param.name} {what}{more}", severity="note" if mask else "error",
@@ -91,26 +93,32 @@ def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draf
     )  # fmt: skip
 
 
-def _step_of(step: StepView, param: Param) -> Optimizer | None:
-    """The optimizer step that wrote a parameter: the last before it."""
-    steps = [o for o in step.optimizers if o.index == param.optimizer and o.seq < param.seq]
-    return steps[-1] if steps else None
+def _gradient_is_known(step: StepView, param: Param, optimizer: Optimizer | None) -> bool:
+    """Whether a gradient that was not bad is known to be finite: measured, or clipped by a norm."""
+    if param.grad is None or param.grad.unmeasured is None:
+        return True
+    return optimizer is not None and step.norm_of(optimizer) is not None
 
 
-def _update_reason(optimizer: Optimizer | None) -> tuple[str, str | None]:
-    """Say why an update is not finite, and what to do: a number of its schedules may not be."""
+def _update_reason(optimizer: Optimizer | None, known: bool) -> tuple[str, str | None]:
+    """Say why an update is not finite, and what to do: a number of its schedules may not be.
+
+    Args:
+        optimizer: whose step it was.
+        known: whether the gradients that it took are known to be finite.
+    """
     numbers = {f"{i}.learning rate": rate for i, rate in enumerate(optimizer.lr)
                } if optimizer else {}  # fmt: skip
     numbers.update(optimizer.stray if optimizer else {})
     spoilt = next((key for key, number in numbers.items() if not finite(number)), None)
     if optimizer is None or spoilt is None:
-        return _UPDATE, None
+        return f"{_FINITE}: {_UPDATE}" if known else f"{_UNMEASURED}; or {_UPDATE}", None
     group, _, name = spoilt.partition(".")
     name = name.replace("_", " ")
     of = f" of group {group}" if len(optimizer.lr) > 1 else ""
     is_ = "hold" if name == "betas" else "is"
-    told = f"but the {name}{of} {is_} {number_text(numbers[spoilt])}"
-    return f"weights and gradients were finite, {told}", _SCHEDULE.format(name)
+    told = f"the {name}{of} {is_} {number_text(numbers[spoilt])}"
+    return f"{_FINITE}, but {told}" if known else told, _SCHEDULE.format(name)
 
 
 def _writer(step: StepView, param: Param) -> Finding | None:

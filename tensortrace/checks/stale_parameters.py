@@ -19,10 +19,10 @@ def stale_parameters(
     Symptom:    the loss does not fall, or a resized layer stays at its initial weights, although
                 the optimizer was given model.parameters()
     Threshold:  in `updates` optimizer steps running parameters have gradients and no optimizer,
-                while an optimizer that steps holds parameters without gradient that no module has
-                (any more), of the same shapes or, for a resized one and its bias, of the same but
-                for the first dim. An error if each of those has its match in shape, of two dims
-                or more
+                while an optimizer that steps holds parameters without gradient that no module that
+                ran has (any more), of the same shapes or, for a resized one and its bias, of the
+                same but for the first dim. An error if each of those has its match in shape, of two
+                dims or more
     Source:     torch.optim docs up to 1.13, on .cuda() after the optimizer was made: parameters
                 "will be different objects with those before the call"; `updates` as in TT401
     Fix:        make the optimizer after the model is what it will be: after resize, copy.deepcopy,
@@ -56,7 +56,7 @@ def stale_parameters(
         one, name = next((pair for pair in pairs if pair[0] != forgotten[pair[1]]), pairs[0])
         yield Draft(
             message=f"optimizer {index}, {optimizer.cls}, holds {len(old)} parameters that no "
-            f"module has and that get no gradient, {running[index]} steps running (limit "
+            f"module that ran has and that get no gradient, {running[index]} steps running (limit "
             f"{updates}); {len(pairs)} like them with gradients in no optimizer: {name} "
             f"{list(forgotten[name])} for {list(one)}",
             cause=f"optimizer {index}", severity="error" if certain else "warning",

@@ -206,6 +206,13 @@ FORWARD = {
     "log of what shrank": Case(
         "log", lambda x: shrunk(x).log(), lambda x: x.sigmoid().log() + 4 * math.log(1e-15),
         ("all of it is 0: mul rounded to 0 what became too small",)),
+    "log of what a mask hides": Case(
+        "log", lambda x: (x.softmax(-1) * torch.zeros(3, 1)).log(),
+        lambda x: x.softmax(-1).log() * torch.zeros(3, 1),
+        ("all of it is 0, as a factor of mul is",)),
+    "log of a mask's own": Case(
+        "log", lambda x: (x.softmax(-1) * 0).log(), lambda x: x.softmax(-1).log() * 0,
+        ("all of it is 0, as a factor of mul is",)),
     "ctc of a target longer than its input": Case(
         "ctc_loss", lambda x: F.ctc_loss(x.log_softmax(1)[:, None], SPELT, (3,), (3,)),
         lambda x: F.ctc_loss(x.log_softmax(1)[:, None], SPELT[:, :2], (3,), (2,)),
@@ -421,6 +428,7 @@ def test_buffer_that_is_not_finite_is_told_at_the_op_that_takes_it() -> None:
     ("log of a determinant", "torch.linalg.slogdet(A).logabsdet"),
     ("log of an exponential", "z itself"),
     ("log of what shrank", "keep logarithms from the start"),
+    ("log of what a mask hides", "for a mask x.log() * mask"),
     ("exp", "maximum first, x.clamp(max=80), or"),
     ("exp in half", "x.float() before it, subtract the maximum first, x.clamp(max=10), or"),
 ])  # fmt: skip
@@ -435,6 +443,20 @@ def test_repair_is_silent(name: str, level: Level) -> None:
     # Other families may speak of the same program: labels that are all ignored stay that.
     found = [f for f in train(CASES[name].right, level) if f.code.startswith("TT1")]
     assert [finding.message for finding in found] == []
+
+
+LEFT, RIGHT = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("part", [
+    lambda x: (x.softmax(-1) * LEFT * RIGHT).log(),
+    lambda x: ((x.softmax(-1) * LEFT) @ (RIGHT[:, None] * x[0, 0].exp())).log(),
+    lambda x: (x.softmax(-1) * LEFT[:, None, None]).prod(-1).log(),
+])  # fmt: skip
+def test_a_product_with_zeros_of_its_factors_is_not_said_to_be_rounded(part: Part) -> None:
+    (finding,) = train(part, "op")
+    assert finding.op == "log"
+    assert "rounded to 0" not in finding.explanation
 
 
 class Normaliser(nn.Module):

@@ -67,6 +67,24 @@ def test_other_reductions_of_nothing_are_told_as_such(name: str) -> None:
     assert "correction" not in (reason.fix or "")
 
 
+@pytest.mark.parametrize("mean", [
+    lambda x: x.mean(), lambda x: x.mean(0), lambda x: torch.mean(x, dim=0, keepdim=True),
+    lambda x: x.mean((0, 1)), lambda x: x.mean(-3), lambda x: x.mean(axis=0),
+])  # fmt: skip
+def test_the_repair_of_a_mean_of_nothing_has_its_shape(mean: Callable[[Tensor], Tensor]) -> None:
+    x = torch.empty(0, 3, 4)
+
+    def program() -> None:
+        weight = torch.ones((), requires_grad=True)
+        mean(x * weight).sum().backward()
+
+    (found,) = find_live(program, "TT101")
+    assert (found.op, found.fix is not None) == ("mean", True)
+    mended = eval((found.fix or "").partition(", or skip")[0], {"x": x})
+    assert mended.shape == mean(x).shape
+    assert (mended == 0).all()
+
+
 def test_what_is_not_empty_is_no_mean_of_nothing() -> None:
     large = torch.full((2, 4), 1e30)
     assert "over the range" in explain("mse_loss", F.mse_loss(large, -large), large, -large).why

@@ -427,3 +427,13 @@ def test_ops_of_an_optimizer_are_none_of_the_loop_and_those_after_it_are(
     called = {c.op for c in records.of(Call) if c.op and c.phase == "forward"}
     assert called >= {"exp", "mean", "tanh"}
     assert not called & {"mul_", "sqrt", "sub_", "sign", "cos"}
+
+
+def test_what_an_op_is_to_write_to_is_its_output_alone() -> None:
+    target = torch.full((3, 3), math.nan)
+    (call,) = record(lambda t: torch.add(X, other=X, out=target)).ops(op="add")
+    assert [name for name, _ in call.inputs] == ["input[0]", "input[1]"]
+    assert [tensor.nan for tensor in call.tensors] == [0, 0]
+    (again,) = record(lambda t: torch.add(target, X, out=target)).ops(op="add")
+    assert (len(again.inputs), len(again.outputs)) == (2, 1)
+    assert again.inputs[0] != again.outputs[0]

@@ -607,3 +607,33 @@ def test_gradient_of_such_a_leaf_that_is_clipped_is_placed_inside(at: int) -> No
     assert [(f.step, f.code, f.op) for f in t.findings if f.severity == "error"] == [
         (at, "TT102", "sqrt")
     ]
+
+
+def normalise(p: Tensor) -> None:
+    assert p.grad is not None
+    p.grad.div_(p.grad.norm())
+
+
+@pytest.mark.parametrize("clips", [True, False])
+@pytest.mark.parametrize("at", [5, 28, 43])
+def test_gradient_that_a_hook_spoils_is_not_called_finite(at: int, clips: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(normalise)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    records: list[Any] = []
+    with trace(out=records.append, every=100) as t:
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            (model(torch.randn(3, 4)).square() * (step != at)).mean().backward()
+            if clips:
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+    errors = [f for f in t.findings if f.severity == "error"]
+    assert [(f.step, f.code, f.param) for f in errors] == [(at, "TT102", "0.weight")]
+    assert errors[0].message.startswith("the gradient of 0.weight holds 32 NaN of 32")
+    # Nothing more is measured of a thin step in which all is well.
+    known = {r.step: r.grad.unmeasured for r in records if isinstance(r, Param) and r.grad}
+    assert known[at] is None
+    assert known[at - 1] == ("not asked" if clips else None)

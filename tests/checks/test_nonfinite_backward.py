@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import msgspec
+import pytest
+import torch
+from torch import nn
+
 from tensortrace.records import Action, Call, Location
+from tests.builders import make_header
 from tests.checks import brief, call, closing, find, loss, module, nan, ok, op, optimizer, param
+from tests.checks.traced import find_live
 
 
 def grads(seq, of, ins, outs, tensors, *, names=("output[0]", "input[0]"), **changes):
@@ -120,3 +127,92 @@ def test_a_gradient_that_only_the_optimizer_saw_is_told_at_the_end():
     records = [optimizer(grad_norm="NaN"), param(1001, "a.weight", ok(1), grad=nan(2)), closing()]
     (found,) = find(records, "TT102")
     assert (found.param, found.evidence["placed"]) == ("a.weight", "parameter only")
+
+
+def test_a_gradient_that_nothing_seen_has_made_may_be_another_ranks():
+    records = [
+        loss(1, 1.0), optimizer(5, grad_norm="NaN"),
+        param(6, "a.weight", ok(1), grad=nan(2), update_norm="NaN"), closing(),
+    ]  # fmt: skip
+    (alone,) = find(records)
+    assert "rank" not in f"{alone.explanation} {alone.fix}"
+    (found,) = find([make_header(world_size=2), *records])
+    assert found.evidence["placed"] == "parameter only"
+    assert (
+        found.explanation == f"{alone.explanation}; or it is another rank's, averaged in with "
+        "those of this one"
+    )
+    assert found.fix.startswith("read the logs of the other ranks first")
+    assert found.fix.endswith(alone.fix)
+
+
+def accumulated(*steps):
+    """Micro-batches under a scaler, of which the last brings the update: each with bad ones."""
+    for number, taken in enumerate(steps):
+        scale = Action(step=number, seq=6, action="scale", detail={"scale": 65536.0})
+        records = [*FORWARD, scale, node(), BAD]
+        if taken is not None:
+            records.append(optimizer(grad_norm="NaN", skipped=not taken))
+        yield from (msgspec.structs.replace(record, step=number) for record in records)
+        yield closing(number)
+
+
+def test_a_micro_batch_under_a_scaler_waits_for_its_verdict_and_is_one_note_with_it():
+    (found,) = find(accumulated(None, None, False), "TT102")
+    assert (found.step, found.severity) == (0, "note")
+    assert found.message.endswith("; the scaler has not decided yet")
+    assert brief(find(accumulated(None, None, True), "TT102"))[-1] == ("TT102", "error", "sqrt")
+
+
+def test_a_micro_batch_under_a_scaler_whose_parameters_are_not_reached_says_so():
+    scale = Action(step=0, seq=6, action="scale", detail={"scale": 65536.0})
+    (found,) = find([*FORWARD, scale, node(), closing()], "TT102")
+    assert found.message.endswith("; no parameter is reached")
+
+
+class Distance(nn.Module):
+    """Its root has an infinite slope at 0; it has a parameter, whose gradient is finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return self.scale * x / (x.pow(2).sum(-1, keepdim=True).sqrt() + 1e-6)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_without_a_replay_a_gradient_is_not_placed_before_a_module_that_may_have_made_it(inside):
+    """What a module hands back to the code around it nobody sees."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(4, 4), Distance(), nn.Linear(4, 1)
+
+        def forward(self, x):
+            h = self.a(x)
+            h = h * torch.tensor([[1.0], [0.0]]) if inside else (h * 0).abs().sqrt() + 1
+            return self.b(self.norm(h))
+
+    def program():
+        net = Net()
+        sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(2):
+            sgd.zero_grad()
+            net(torch.rand(2, 4)).mean().backward()
+            sgd.step()
+
+    (found,) = find_live(program, "TT102", narrow=False)
+    assert "between the exit of a and the entry of norm, or of norm itself, made" in found.message
+    assert "the named op" not in found.fix
+
+
+def test_an_op_that_is_seen_to_hand_back_finite_gradients_has_made_no_others():
+    records = [
+        call(1, "net.a", [1], [2], [ok(1), ok(2)]), op(4, "sqrt", [4], [5], [ok(4), ok(5)]),
+        loss(5, 1.0, 5), node(bad_out=False), arrived(12, 1, nan(12, grad_of=2), "net.a"),
+        made(13, nan(13), "net.a"), optimizer(),
+    ]  # fmt: skip
+    (found,) = find(records, "TT102")
+    assert "between the exit of net.a and the entry of sqrt made 1 NaN" in found.message

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tensortrace import trace
-from tensortrace.records import Action, Call, Finding, Location
+from tensortrace.records import Action, Call, Finding, Location, Tensor
 from tests.checks import brief, call, closing, find, loss, module, nan, ok, op, optimizer
 
 
@@ -463,3 +463,87 @@ def test_nan_that_a_float_op_heals_after_the_module_is_no_error() -> None:
         ratio = Ratio()(torch.tensor([0.0, 1.0]))
         (ratio + 1).nan_to_num().sum()
     assert all(f.severity == "note" for f in t.findings)
+
+
+@pytest.mark.parametrize(("updates", "says"), [
+    ([], "the scaler has not decided yet"), ([True], "the scaler skipped the step"),
+])  # fmt: skip
+def test_under_a_scaler_gradients_that_are_bad_are_not_said_to_stay_finite(updates, says):
+    scale = Action(step=0, seq=4, action="scale", detail={"scale": 1024.0})
+    spoilt = Call(step=0, seq=5, phase="backward", module="a", outputs=[("weight", 5)],
+                  tensors=[nan(5)])  # fmt: skip
+    records = [
+        bad_log(), loss(3, 1.0), scale, spoilt,
+        *(optimizer(grad_norm="NaN", skipped=skipped) for skipped in updates), closing(),
+    ]  # fmt: skip
+    (found,) = find(records, "TT101")
+    assert found.severity == "note"
+    assert found.message.endswith(f"; the loss stays finite, the gradients do not: {says}")
+    (found,) = find([*records[:3], closing()], "TT101")
+    assert found.message.endswith("; harmless in this step: loss and gradients stay finite")
+
+
+def test_what_a_skipped_step_has_left_is_told_without_what_became_of_that_step():
+    scale = Action(step=0, seq=4, action="scale", detail={"scale": 1024.0})
+    spoilt = Call(step=0, seq=5, phase="backward", module="a", outputs=[("weight", 5)],
+                  tensors=[nan(5)])  # fmt: skip
+    left = [op(1, "div", [1], [2], [ok(1), nan(2)]), loss(3, 1.0), scale, spoilt, closing()]
+    later = [
+        call(1, "net", [9], [3], [nan(9, from_step=0), nan(3)], step=1), loss(2, "NaN", 3, step=1),
+        optimizer(step=1, grad_norm="NaN"), closing(1),
+    ]  # fmt: skip
+    note, error = find([*left, *later], "TT101")
+    assert (note.severity, error.severity) == ("note", "error")
+    assert error.message == "div made 1 NaN of 4 from finite inputs; made at the end of step 0"
+
+
+def unmeasured(id):
+    return Tensor(id=id, shape=(4,), numel=4, unmeasured="subclass Scaled")
+
+
+def test_what_was_not_measured_is_not_said_to_be_finite():
+    made = op(1, "add", [1, 2], [3], [ok(1), unmeasured(2), nan(3)])
+    (found,) = find([made, loss(2, "NaN", 3), optimizer()], "TT101")
+    assert found.message == "add made 1 NaN of 4 from inputs not all of which were measured"
+    assert found.explanation.startswith(
+        "args[1] of add, a tensor of class Scaled, was not measured: f32 [4], which may"
+    )
+    assert found.evidence["placed"] == "not all that it may come from was measured"
+
+
+def test_the_way_back_goes_on_through_what_was_not_measured():
+    records = [
+        op(1, "exp", [1], [2], [ok(1), inf(2)]), op(2, "wrap", [2], [3], [unmeasured(3)]),
+        op(3, "view_as", [3], [4], [unmeasured(4)]), op(4, "add", [1, 4], [5], [nan(5)]),
+        loss(5, "NaN", 5), optimizer(),
+    ]  # fmt: skip
+    (found,) = find(records, "TT101")
+    assert found.message == "exp made 1 inf of 4 from finite inputs"
+    # A tensor that is known to be finite ends it.
+    records[1] = op(2, "where", [2], [3], [ok(3)])
+    (found,) = find(records, "TT101")
+    assert found.op == "add"
+
+
+def test_the_way_back_goes_into_a_module_whose_output_was_not_measured():
+    """Tensor parallel: what `b` took is an inf that code of `m` made, what `m` returned unknown."""
+    records = [
+        call(1, "", [1], [7], [ok(1)]), call(2, "m", [1], [5], [unmeasured(5)], parent=1),
+        call(3, "m.a", [1], [2], [ok(2)], parent=2), call(4, "m.b", [3], [4], [inf(3), nan(4)],
+        parent=2), call(5, "o", [6], [7], [nan(6), nan(7)], parent=1), loss(6, "NaN", 7),
+        optimizer(),
+    ]  # fmt: skip
+    (found,) = find(records, "TT101")
+    assert found.message.startswith("the code of m made 1 inf of 4 between the exit of m.a and")
+    assert "measured" not in found.message
+
+
+def test_code_after_a_module_whose_output_was_not_measured_may_be_innocent():
+    records = [
+        call(1, "", [1], [4], [ok(1)]), call(2, "enc", [1], [2], [unmeasured(2)], parent=1),
+        call(3, "dec", [3], [4], [inf(3), nan(4)], parent=1), loss(6, "NaN", 4), optimizer(),
+    ]  # fmt: skip
+    (found,) = find(records, "TT101")
+    assert "between the exit of enc and the entry of dec" in found.message
+    assert found.message.endswith(", or a call before that did: not all was measured")
+    assert found.explanation.startswith("output[0] of enc")

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
+from torch import nn
 
 from tensortrace.records import Call
 from tests.checks import brief, call, closing, find, loss, nan, ok, op, optimizer, param
+from tests.checks.traced import find_live
 
 
 def test_nan_in_the_batch_is_an_error_and_the_only_one():
@@ -138,3 +143,33 @@ def test_the_gradient_that_a_loop_of_ones_own_takes_is_no_data():
     records = [loss(2, "NaN"), made, update, closing()]
     assert find(records, "TT105") == []
     assert [f.code for f in find([loss(2, "NaN"), update, closing()], "TT105")] == ["TT105"]
+
+
+@pytest.mark.parametrize("given", [math.nan, 0.5])
+def test_a_buffer_that_is_to_be_overwritten_is_no_data(given):
+    """``out=``: memory that was never written, or what is left of a batch before."""
+    buffer = torch.full((16, 8), given)
+
+    def program():
+        net = nn.Linear(8, 1)
+        sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            raw = torch.rand(16, 8)
+            torch.sub(raw, 0.5, out=buffer)
+            sgd.zero_grad()
+            net(buffer).square().mean().backward()
+            sgd.step()
+            buffer.fill_(given)
+
+    assert find_live(program, "TT1") == []
+
+
+def test_data_that_is_written_over_itself_is_data():
+    def program():
+        net, batch = nn.Linear(8, 1), torch.rand(16, 8)
+        for i in range(3):
+            batch[i, 0] = math.nan
+            torch.sub(batch.clone(), 0.5, out=batch)
+            net(batch).square().mean().backward()
+
+    assert "TT105" in {f.code for f in find_live(program, "TT1")}

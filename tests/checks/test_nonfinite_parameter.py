@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tensortrace import trace
-from tensortrace.records import Finding, Scalar
+from tensortrace.records import Action, Finding, Param, Scalar, Tensor
 from tests.builders import HERE
 from tests.checks import brief, call, closing, find, loss, nan, ok, op, optimizer, param
 from tests.checks.traced import find_live
@@ -271,3 +271,39 @@ def test_weights_spoilt_by_hand_are_one_finding_at_each_level(
     (found,) = [f for f in find_live(spoilt(write, at), level=level) if f.severity != "note"]
     assert (found.code, found.step, found.param) == ("TT101", at, "0.weight")
     assert found.message.startswith(starts)
+
+
+def clip(seq: int, total_norm: Scalar) -> Action:
+    detail = {"max_norm": 1.0, "total_norm": total_norm}
+    return Action(step=0, seq=seq, action="clip", optimizer=0, detail=detail)
+
+
+def unmeasured(seq: int) -> Param:
+    grad = Tensor(id=2, shape=(4,), numel=4, unmeasured="not asked")
+    return param(seq, "fc.weight", ok(1), grad=grad, update_norm="NaN")
+
+
+def test_a_gradient_that_was_not_measured_is_not_called_finite():
+    (found,) = find([optimizer(seq=5, grad_norm=None), unmeasured(6), closing()])
+    assert found.code == "TT104"
+    assert "the gradient was not measured" in found.explanation
+    assert "were finite" not in found.explanation
+
+
+@pytest.mark.parametrize("rate", ["NaN", "Infinity"])
+def test_a_learning_rate_is_told_without_a_word_of_gradients_that_are_not_known(rate: str):
+    step = optimizer(seq=5, grad_norm=None, lr=[rate])
+    (found,) = find([step, unmeasured(6), closing()], "TT104")
+    assert found.explanation.startswith("the learning rate is ")
+
+
+def test_a_gradient_that_was_not_measured_is_known_by_the_norm_that_it_was_clipped_by():
+    step = optimizer(seq=5, grad_norm=None)
+    (found,) = find([clip(4, 3.0), step, unmeasured(6), closing()])
+    assert (found.code, "gradients were finite" in found.explanation) == ("TT104", True)
+    (found,) = find([clip(4, "NaN"), step, unmeasured(6), closing()])
+    assert (found.code, found.param) == ("TT102", "fc.weight")
+    assert found.message == (
+        "gradients were clipped by a norm that is not finite, fc.weight's too; no backward call "
+        "that was seen made it"
+    )

@@ -154,3 +154,19 @@ def test_free_parameters_with_gradients_and_models_that_are_held_are_silent():
     assert find(steps(held=("a.weight", "b.weight", "group0.2")), "TT405") == []
     assert find(steps(unowned=()), "TT405") == []
     assert find([], "TT405") == []
+
+
+def test_a_model_that_is_trained_through_its_copy_has_its_parameters_still():
+    """An inner loop of Reptile whose optimizer was given the outer model, which never runs."""
+
+    def program():
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        copied = copy.deepcopy(model)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(5):
+            sgd.zero_grad()
+            copied(torch.randn(8, 4)).square().mean().backward()
+            sgd.step()
+
+    found = [f for f in find_live(program) if f.code == "TT405"]
+    assert ["holds 4 parameters that no module that ran has" in f.message for f in found] == [True]
