@@ -20,6 +20,7 @@ from tensortrace.capture.gradients import own_parameters
 from tensortrace.capture.names import unwrapped
 from tensortrace.capture.tensors import version_of
 from tensortrace.capture.unwrap import is_wrapped, quiet
+from tensortrace.step_view import MOVED
 
 if TYPE_CHECKING:
     from tensortrace.capture.modules import OpenCall
@@ -81,7 +82,7 @@ class Alias:
 class Tree:
     """The modules, parameters and buffers below a root, as they were in this step."""
 
-    __slots__ = ("buffers", "devices", "ids", "is_wrapper", "modules", "own", "parameters")
+    __slots__ = ("_held", "buffers", "devices", "ids", "is_wrapper", "modules", "own", "parameters")
 
     def __init__(self, root: nn.Module) -> None:
         self.is_wrapper = is_wrapper(root)
@@ -89,6 +90,7 @@ class Tree:
         self.ids = _below(root)
         self.modules = list(self.ids.values())
         self.parameters = _distinct(p for m in self.modules for p in own_parameters(m).values())
+        self._held = self._ids_held()
         self.buffers = _distinct(b for m in self.modules for b in own_buffers(m))
         self.devices: set[int] = set()
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -96,6 +98,15 @@ class Tree:
             self.devices = {t.device.index for t in held if t.device.type == "cuda"}
         # Those whose plain attributes may change in a call: torch's own layers have none.
         self.own = [m for m in self.modules if not type(m).__module__.startswith("torch.nn.mod")]
+
+    def holds_others(self) -> bool:
+        """Whether other tensors are parameters of its modules by now. Hot."""
+        return self._ids_held() != self._held
+
+    def _ids_held(self) -> list[int]:
+        # A scripted module makes a new tensor at every question.
+        tables = [m._parameters for m in self.modules if isinstance(m._parameters, dict)]
+        return [id(p) for table in tables for p in table.values()]
 
 
 def refusal_of(tree: Tree) -> str | None:
@@ -228,13 +239,16 @@ class Roots:
         """Keep what a call starts from; None for what is no root: wrappers, recomputation. Hot."""
         if _in_backward() != -1 or torch._C._functorch.maybe_current_level() is not None:
             return None
-        tree = self._trees.get(id(module))
-        if tree is None:
-            tree = self._trees[id(module)] = Tree(module)
+        known = self._trees.get(id(module))
+        tree = known or self._trees.setdefault(id(module), Tree(module))
         if tree.is_wrapper:
             return None
         root = Root(module, call.path, call.seq, tree)
         self._roots[call.seq] = root
+        if known is not None and known.holds_others():
+            # Not kept: they may be parts of a graph, which is nobody's to keep (functional_call).
+            root.drop(MOVED[1])
+            return root
         if len(self._roots) > MOST_ROOTS:
             root.drop(f"more than {MOST_ROOTS} outermost calls in a step")
             return root
