@@ -28,6 +28,7 @@ from tensortrace.causes.derivatives import (
     first_bad,
     leaked,
     spoilt_derivatives,
+    upstream,
 )
 from tensortrace.checks import FILLS, MOVED, StepView, completion_order, is_own_backward, plain_op
 from tensortrace.records import DERIVATIVE, Call, Location, Tensor
@@ -67,7 +68,7 @@ class Narrower:
             if step.scaled() or not (bad or derivative):
                 return
             damage = "gradient"
-        forward = self._forward_suspect(step)
+        forward = self._forward_suspect(step, damage)
         if isinstance(forward, Root):
             self._replay(forward, "forward", step)
         elif not forward and damage == "loss" and leaked(step):
@@ -100,13 +101,18 @@ class Narrower:
 
     # ---- which root
 
-    def _forward_suspect(self, step: StepView) -> Root | bool:
+    def _forward_suspect(self, step: StepView, damage: str) -> Root | bool:
         """The root of the first fresh call that made what is bad.
 
         True if an op outside modules explains it, or its root was looked at before or is not kept;
-        False if nothing forward is bad, or what autograd.grad returned was so first.
+        False if nothing forward is bad, or what autograd.grad returned was so first. Of what is not
+        found behind the loss (a mask, weights that a module is given) a later module may be the
+        reason.
         """
         by_seq = {call.seq: call for call in step.calls}
+        losses = (a.tensor for a in step.actions if a.action == "loss" and a.tensor is not None)
+        reached = upstream(step, losses)[0] if damage == "loss" else None
+        explained = False
         for call in completion_order(step.calls[step.fresh :]):
             if call.phase != "forward" or call.recompute:
                 continue
@@ -114,7 +120,11 @@ class Narrower:
             if call.op is not None:
                 masked = step.nonfinite(call.inputs) or plain_op(call.op) in FILLS
                 if made and not masked:
-                    return call.op != DERIVATIVE
+                    if call.op == DERIVATIVE:
+                        return explained
+                    if reached is None or any(tensor.id in reached for tensor in made):
+                        return True
+                    explained = True
                 continue
             parent = by_seq.get(call.parent) if call.parent is not None else None
             in_parent = got and parent is not None and not step.hurt(parent.inputs)
@@ -122,7 +132,7 @@ class Narrower:
                 root = self._root_of(by_seq, call)
                 known = root is None or (root.path, "forward") in self._done
                 return True if root is None or known else root
-        return False
+        return explained
 
     def _root_of(self, by_seq: dict[int, Call], call: Call) -> Root | None:
         at: Call | None = call

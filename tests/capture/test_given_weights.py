@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,10 +50,47 @@ def beside(make: Callable[[nn.Module], Any], call: Callable[[nn.Module, Tensor],
         optimizer.step()
 
 
+def masked(layer: nn.Module) -> Tensor:
+    weight: Any = layer.weight
+    return torch.where(weight > 9, weight / 0, weight).sum()
+
+
+def statistics(layer: nn.Module) -> Tensor:
+    weight: Any = layer.weight.detach()  # type: ignore[union-attr]
+    return (weight - weight) / (weight - weight)
+
+
+def plainly(model: nn.Module, x: Tensor) -> Tensor:
+    out: Tensor = model(x)
+    return out
+
+
 def with_others(model: nn.Module, x: Tensor) -> Tensor:
     weights = {k: p * 1.0 for k, p in model.named_parameters()}
     out: Tensor = functional_call(model, weights, (x,))
     return out
+
+
+@pytest.mark.parametrize("make", [masked, statistics])
+def test_an_op_of_the_same_shape_is_not_to_blame_where_a_replay_finds_another(
+    make: Callable[[nn.Module], Any],
+) -> None:
+    found = one_error(lambda: beside(make, plainly))
+    assert (found.step, found.op) == (3, "log")
+
+
+def test_what_was_masked_is_no_weight() -> None:
+    found = one_error(lambda: beside(masked, with_others))
+    assert (found.step, found.op, found.module) == (3, None, "")
+
+
+def test_without_replays_statistics_are_no_weights() -> None:
+    found = one_error(lambda: beside(statistics, plainly))
+    assert found.op == "log"
+    options = {"narrow": False}
+    (found,) = [f for f in find_live(lambda: beside(statistics, plainly), **options)
+                if f.severity != "note"]  # fmt: skip
+    assert (found.step, found.op, found.module) == (3, None, "")
 
 
 def test_a_module_is_not_run_again_with_weights_that_it_had_not() -> None:
