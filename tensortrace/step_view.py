@@ -392,11 +392,12 @@ class StepView:
             made = {tensor.id for tensor in self.hurt(call.outputs)}
             if call.op is None or got:
                 bad |= made
-            if any(self._is_float(id) for _, id in call.outputs):
+            if any(self.is_float(id) for _, id in call.outputs):
                 used |= got - made
         return "output" if bad - used else None
 
-    def _is_float(self, id: int) -> bool:
+    def is_float(self, id: int) -> bool:
+        """Whether a tensor of the step is of real or complex numbers."""
         tensor = self.tensors.get(id)
         return tensor is not None and tensor.dtype.startswith(("float", "bfloat", "complex"))
 
@@ -415,7 +416,7 @@ class StepView:
 
     def unmeasured(self, names: Iterable[tuple[str, int]]) -> list[tuple[str, Tensor]]:
         """Pick those of a call's tensors that nobody knows of whether they are finite, by name."""
-        found = ((name, self.tensors[id]) for name, id in names if self._is_float(id))
+        found = ((name, self.tensors[id]) for name, id in names if self.is_float(id))
         return [(name, tensor) for name, tensor in found if tensor.unmeasured]
 
     def _bad_data(self) -> set[int]:

@@ -208,6 +208,8 @@ def _stand_in_parameters(stage: Stage, modules: list[nn.Module]) -> None:
             stage.memo[id(parameter)] = made
             stage.alive.append(made)
             stage.weights.add(_memory(made) or -1)
+            if not parameter.is_leaf:  # the program made it, and the step may know of what
+                stage.origins[id(made)] = id(parameter)
             if parameter.requires_grad:
                 stage.leaves.append(made)
 

@@ -5,11 +5,13 @@ A replay that has no op to blame took it, and so it shows there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from tensortrace.causes import Reason
+from tensortrace.causes.derivatives import parameter_shapes
 from tensortrace.records import Call, Tensor
-from tensortrace.step_view import StepView
+from tensortrace.step_view import MOVED, StepView
 from tensortrace.text import location_text
 
 WEIGHTS = Reason(
@@ -63,6 +65,60 @@ def held_by(step: StepView, call: Call) -> tuple[Call, Tensor] | None:
             if held.is_leaf and held.id not in made:
                 return op, held
     return None
+
+
+def given_weights(step: StepView, call: Call) -> list[Tensor]:
+    """List what is not finite that a module took as a weight, and that this step made before it.
+
+    A replay shows it; without one, what no other call made something finite of.
+    """
+    entry = _around(step, call)[-1].seq
+    before = (c for c in step.forward() if c.seq < entry and c.parent is None)
+    return [*taken_inside(step, call), *fit_as_weights(step, call, unhealed(step, before))]
+
+
+def fit_as_weights(step: StepView, call: Call, tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Pick what has the shape of a parameter of a module that no replay could run with its weights.
+
+    Unless they are known to have been others for the time of the call (functional_call), only what
+    has a graph: statistics of weights, which have that shape too, have none.
+    """
+    placed, op = step.narrowed(call.seq, "forward")
+    if call.op is not None or op is not None or placed not in (None, *MOVED):
+        return []
+    shapes, replaced = parameter_shapes(step, call.module), placed == MOVED[1]
+    return [t for t in tensors if t.shape in shapes and (replaced or t.grad_fn is not None)]
+
+
+def unhealed(step: StepView, calls: Iterable[Call]) -> list[Tensor]:
+    """List what calls made that is not finite, but for that of which another made what is.
+
+    A comparison or a count makes nothing of it.
+    """
+    healed: set[int] = set()
+    for call in step.forward():
+        if any(step.is_float(id) for _, id in call.outputs) and not step.hurt(call.outputs):
+            healed.update(id for _, id in call.inputs)
+    return [t for c in calls for t in step.hurt(c.outputs) if t.id not in healed]
+
+
+def taken_inside(step: StepView, call: Call) -> list[Tensor]:
+    """List what is not finite that ops inside a replayed module took and that was there before."""
+    if call.op is not None or step.narrowed(call.seq, "forward")[1] is not None:
+        return []
+    made = {id for op in step.replayed for _, id in op.outputs}
+    made.update(id for around in _around(step, call) for _, id in around.inputs)
+    inside = (op for op in step.replayed
+              if not call.module or f"{op.module}.".startswith(f"{call.module}."))  # fmt: skip
+    return [t for op in inside for t in step.hurt(op.inputs) if t.id not in made]
+
+
+def _around(step: StepView, call: Call) -> list[Call]:
+    """A call and those that it ran inside of, the outermost last."""
+    by_seq, around = {c.seq: c for c in step.forward()}, [call]
+    while (parent := around[-1].parent) is not None and parent in by_seq:
+        around.append(by_seq[parent])
+    return around
 
 
 def buffer_reason(step: StepView, name: str, held: Tensor) -> Reason:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,9 +34,13 @@ from tensortrace.causes.held import (
     WEIGHTS,
     buffer_name,
     buffer_reason,
+    fit_as_weights,
+    given_weights,
     held_by,
     spoilt_weights,
+    taken_inside,
     taken_weight,
+    unhealed,
 )
 from tensortrace.checks import (
     FILLS,
@@ -73,6 +77,15 @@ class Origin:
     call: Call
     tensor: Tensor
     between: tuple[Call | None, Call | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A note about values that did no harm in their step, and what was there of them at its end."""
+
+    note: Draft
+    tensor: Tensor
+    left: list[Tensor]
 
 
 @check(
@@ -121,7 +134,10 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
         yield _from_before(step, left, None, damage)
     elif guilty:
         memory["told"] = True
-        found = _draft(step, guilty, damage, chain)
+        maker = _weights_from(step, guilty.call, origins)
+        found = _draft(step, maker or guilty, damage, chain)
+        if maker is not None:
+            found = _with_weights(step, found, guilty.call)
         follows = found.follows or _by_hand(step, found) or _grown(step, found)
         found = replace(found, follows=follows)
         note = _written_by(step, guilty.call, memory["before"])
@@ -139,7 +155,7 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
         # 0 * -inf of a value that is a note already is no second one.
         own = [origin for origin in origins if not step.nonfinite(origin.call.inputs)]
         notes = [_note(step, origin, chain) for origin in own]
-        memory["notes"] = [(note, o.tensor) for note, o in zip(notes, own, strict=True)]
+        memory["notes"] = [_noted(step, note, o) for note, o in zip(notes, own, strict=True)]
         yield from (note for note, o in zip(notes, own, strict=True)
                     if not _is_backward(step, o.call))  # fmt: skip
 
@@ -175,9 +191,8 @@ def _leak(step: StepView, memory: dict[str, Any], chain: int) -> Draft | None:
 
 def _leaked(step: StepView, left: list[Tensor]) -> Origin | None:
     """The op inside a module that made what left it unseen, as a replay has met it."""
-    looks = {(t.shape, t.nan, t.posinf, t.neginf) for t in left}
-    same = [t for c in step.replayed for t in step.hurt(c.outputs)
-            if (t.shape, t.nan, t.posinf, t.neginf) in looks]  # fmt: skip
+    looks = _looks(left)
+    same = [t for c in step.replayed for t in step.hurt(c.outputs) if looks & _looks([t])]
     maker = first_maker(step, same[-1:], step.replayed) if same else None
     return Origin(maker, step.hurt(maker.outputs)[0]) if maker is not None else None
 
@@ -192,13 +207,22 @@ def _is_backward(step: StepView, call: Call) -> bool:
     return call.op == DERIVATIVE and is_placed(step, call)
 
 
-def _about(taken: list[Tensor], before: list[tuple[Draft, Tensor]]) -> Draft:
+def _about(taken: list[Tensor], before: list[Noted]) -> Draft:
     """The note about what came in; where that was computed on from it, one that looks like it."""
-    known = [(t.shape, t.nan, t.posinf, t.neginf) for t in taken]
-    shapes = {t.shape for t in taken}
-    same = [note for note, t in before if (t.shape, t.nan, t.posinf, t.neginf) in known]
-    alike = [note for note, t in before if t.shape in shapes]
-    return [*same, *alike, before[0][0]][0]
+    known, shapes = _looks(taken), {t.shape for t in taken}
+    same = [noted.note for noted in before if known & _looks([noted.tensor])]
+    alike = [noted.note for noted in before if noted.tensor.shape in shapes]
+    return [*same, *alike, before[0].note][0]
+
+
+def _looks(tensors: Iterable[Tensor]) -> set[tuple[Any, ...]]:
+    return {(t.shape, t.nan, t.posinf, t.neginf) for t in tensors}
+
+
+def _noted(step: StepView, note: Draft, origin: Origin) -> Noted:
+    outside = (c for c in step.forward() if c.parent is None)
+    left = [t for t in unhealed(step, outside) if origin.tensor.id in upstream(step, [t.id])[0]]
+    return Noted(note, origin.tensor, left)
 
 
 def _note(step: StepView, origin: Origin, length: int) -> Draft:
@@ -209,12 +233,21 @@ def _note(step: StepView, origin: Origin, length: int) -> Draft:
     return replace(note, evidence={**note.evidence, "wrote": sorted(wrote)}) if wrote else note
 
 
-def _written_by(step: StepView, call: Call, before: list[tuple[Draft, Tensor]]) -> Draft | None:
+def _written_by(step: StepView, call: Call, before: list[Noted]) -> Draft | None:
     """Find the note of the step before whose values went into the weights of a module."""
     if call.op is not None or not before or step.narrowed(call.seq, "forward")[1] is not None:
         return None
-    shapes = parameter_shapes(step, call.module)
-    return next((n for n, _ in before if shapes.intersection(n.evidence.get("wrote", ()))), None)
+    shapes, own = parameter_shapes(step, call.module), spoilt_weights(step, call)
+    # What stands in a parameter is its module's; who wrote it there is not told by its values.
+    taken = (t for t in taken_inside(step, call) if own is None or t.id != own[1].id)
+    looks = _looks(taken)
+    for noted in before:
+        # Written to in place; or what was computed is the weight.
+        if shapes.intersection(noted.note.evidence.get("wrote", ())):
+            return noted.note
+        if looks & _looks(noted.left) or fit_as_weights(step, call, noted.left):
+            return noted.note
+    return None
 
 
 def _from_before(
@@ -250,6 +283,20 @@ def _without_ending(note: Draft | Finding) -> str:
     for ending in _ENDINGS:
         message = message.removesuffix(ending)
     return message
+
+
+def _weights_from(step: StepView, call: Call, origins: list[Origin]) -> Origin | None:
+    """Find what spoilt weights that a module was given in this step, by no optimizer."""
+    given = given_weights(step, call)
+    reached = upstream(step, (tensor.id for tensor in given))[0] if given else set()
+    before = (o for o in origins if o.call.seq < call.seq and o.call is not call)
+    return next((o for o in before if o.tensor.id in reached), None)
+
+
+def _with_weights(step: StepView, found: Draft, call: Call) -> Draft:
+    """Add of which module the weights are that were made of what an op spoilt."""
+    message = f"{found.message}; {_name(step, call)} got its weights from it"
+    return replace(found, message=message, evidence={**found.evidence, "weights_of": call.module})
 
 
 def _links_of(note: Draft | Finding) -> tuple[ChainLink, ...]:
@@ -383,11 +430,12 @@ def _after_backward(step: StepView, origins: list[Origin]) -> Origin | None:
                  or shapes & made_of(step, [o.tensor])), None)  # fmt: skip
 
 
-def _left_mask(step: StepView, call: Call, before: list[tuple[Draft, Tensor]]) -> Draft | None:
+def _left_mask(step: StepView, call: Call, before: list[Noted]) -> Draft | None:
     """Find the note of the step before about -inf that went in: its end prepares data, too."""
     taken = {t.shape for t in step.nonfinite(call.inputs)
              if t.neginf and t.from_step == step.number - 1}  # fmt: skip
-    return next((note for note, made in before if made.neginf and made.shape in taken), None)
+    masks = (n for n in before if n.tensor.neginf and n.tensor.shape in taken)
+    return next((noted.note for noted in masks), None)
 
 
 def _guilty(step: StepView, origins: list[Origin], damage: str) -> Origin | None:
