@@ -41,6 +41,7 @@ from tensortrace.capture.roots import (
     several_ranks,
 )
 from tensortrace.capture.tensors import version_of
+from tensortrace.capture.user_hooks import is_of_torch
 from tensortrace.text import shorten
 
 _HOOK_TABLES = {name for name in nn.Module().__dict__ if "hook" in name}
@@ -259,8 +260,7 @@ def _hooks_of_torch(stage: Stage, module: nn.Module, hooks: Any) -> Any:
     """Only hooks that torch itself implements run again: pruning, old weight and spectral norm."""
     ours = type(hooks)()
     for key, hook in hooks.items():
-        home = getattr(hook, "__module__", None) or type(hook).__module__
-        if home.startswith("torch."):
+        if is_of_torch(hook):
             ours[key] = hook
     if len(ours) != len(hooks):
         stage.notes.append(f"hooks of the user's on {type(module).__name__} do not run again")

@@ -21,7 +21,7 @@ from tensortrace.capture.recorder import Recorder
 from tensortrace.capture.replay import Replay
 from tensortrace.capture.roots import Root, Roots, Tree, UnkeptError, refusal_of
 from tensortrace.capture.tensors import version_of
-from tensortrace.capture.user_hooks import MOST, hooks_of, where_defined
+from tensortrace.capture.user_hooks import MOST, forward_hooks_of, hooks_of, where_defined
 from tensortrace.causes.derivatives import (
     backward_pass,
     derivative_to_blame,
@@ -268,7 +268,10 @@ class Narrower:
                 known = where_defined(hooks_of(root.tree), recorder.sources)
                 hooks = [*dict.fromkeys([*recorder.hooks, *replay.recorder.hooks, *known])][:MOST]
         buffers = self._buffers_met(root, replay, tensors)
-        more = {"hooks": msgspec.to_builtins(hooks), "buffers": buffers}
+        more: dict[str, Any] = {"hooks": msgspec.to_builtins(hooks), "buffers": buffers}
+        if phase == "forward":
+            more["forward_hooks"] = forward_hooks_of(root.tree, recorder.names, recorder.sources)
+            more["hooked"] = root.hooked
         return {"placed": why, "differs": differs, **{k: v for k, v in more.items() if v}}
 
     def _buffers_met(

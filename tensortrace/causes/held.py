@@ -72,7 +72,7 @@ def given_weights(step: StepView, call: Call) -> list[Tensor]:
 
     A replay shows it; without one, what no other call made something finite of.
     """
-    entry = _around(step, call)[-1].seq
+    entry = calls_around(step, call)[-1].seq
     before = (c for c in step.forward() if c.seq < entry and c.parent is None)
     return [*taken_inside(step, call), *fit_as_weights(step, call, unhealed(step, before))]
 
@@ -107,18 +107,22 @@ def taken_inside(step: StepView, call: Call) -> list[Tensor]:
     if call.op is not None or step.narrowed(call.seq, "forward")[1] is not None:
         return []
     made = {id for op in step.replayed for _, id in op.outputs}
-    made.update(id for around in _around(step, call) for _, id in around.inputs)
-    inside = (op for op in step.replayed
-              if not call.module or f"{op.module}.".startswith(f"{call.module}."))  # fmt: skip
+    made.update(id for around in calls_around(step, call) for _, id in around.inputs)
+    inside = (op for op in step.replayed if is_below(op.module, call.module))
     return [t for op in inside for t in step.hurt(op.inputs) if t.id not in made]
 
 
-def _around(step: StepView, call: Call) -> list[Call]:
+def calls_around(step: StepView, call: Call) -> list[Call]:
     """A call and those that it ran inside of, the outermost last."""
     by_seq, around = {c.seq: c for c in step.forward()}, [call]
     while (parent := around[-1].parent) is not None and parent in by_seq:
         around.append(by_seq[parent])
     return around
+
+
+def is_below(path: str | None, module: str | None) -> bool:
+    """Whether a module path is that of a module or of one inside it."""
+    return not module or f"{path}.".startswith(f"{module}.")
 
 
 def buffer_reason(step: StepView, name: str, held: Tensor) -> Reason:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 from msgspec import structs
 
 from tensortrace.causes import (
@@ -34,9 +35,11 @@ from tensortrace.causes.held import (
     WEIGHTS,
     buffer_name,
     buffer_reason,
+    calls_around,
     fit_as_weights,
     given_weights,
     held_by,
+    is_below,
     spoilt_weights,
     taken_inside,
     taken_weight,
@@ -105,8 +108,9 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
                 the only false origins
     Fix:        keep the argument of the named op inside its domain (clamp, eps), or compute the
                 named module in float32
-    Misses:     at module level the op inside a module is deduced from its neighbours, not seen; a
-                value masked away before any module boundary is not seen and does no harm
+    Misses:     at module level the op inside a module is deduced from its neighbours, not seen, and
+                of a forward hook only the place is named; a value masked away before any module
+                boundary is not seen and does no harm
     Example:    p = torch.softmax(logits, dim=1)
                 loss = -torch.log(p)[torch.arange(len(y)), y].mean()  # a p that rounds to 0: inf
     Fixed:      loss = F.cross_entropy(logits, y)
@@ -508,7 +512,8 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         reason = WEIGHTS
         made = f"{weights[0]} holds {count_text(weights[1])}: {where} made {count_text(tensor)}"
     location = call.location
-    held = held_by(step, call) if call.op is None and weights is None else None
+    entered_bad = call.op is None and weights is None and not _took_hooked(step, call)
+    held = held_by(step, call) if entered_bad else None
     if held is not None:
         by, bad = held
         reason, location = HELD, by.location or location
@@ -541,7 +546,7 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
     by_seq = {c.seq: c for c in (*step.calls, *step.replayed)}
     made_by = [_facts(step, by_seq[link.seq]) for link in links[:-1] if link.seq in by_seq]
     reason = forward.with_chain(reason, facts, made_by)
-    return Draft(
+    draft = Draft(
         message=made if damage else made + _ending(step),
         follows=step.poisoned or _updated_by(step, call), severity="error" if damage else "note",
         # The same layer over and over is one note.
@@ -551,6 +556,53 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         value=tensor.nonfinite, limit=0, location=location, explanation=reason.why,
         fix=reason.fix, evidence=evidence, chain=links,
     )  # fmt: skip
+    return _with_hooks(step, origin, draft)
+
+
+def _with_hooks(step: StepView, origin: Origin, draft: Draft) -> Draft:
+    """Name the forward hooks of the user's that a replay left out which has no op to blame."""
+    hooks = _hooks_there(step, origin) if draft.op is None and draft.param is None else []
+    if not hooks or (held_by(step, origin.call) and not _took_hooked(step, origin.call)):
+        return draft
+    names = ", ".join(f"{at.function} ({location_text(at)})" for at in hooks)
+    return replace(
+        draft,
+        message=draft.message.replace(" made ", ", or a forward hook there, made ", 1),
+        location=hooks[0] if len(hooks) == 1 else draft.location,
+        explanation="run again without your hooks no op makes what is not finite, so one that "
+        f"returns another value, or writes a weight, may have: {names}",
+        fix="look at what the hook divides by, or takes the root or the logarithm of",
+        evidence={**draft.evidence, "hooks": [location_text(at) for at in hooks]},
+    )
+
+
+def _replay_of(step: StepView, call: Call) -> Mapping[str, Any]:
+    """What the replay of the outermost call around a call says."""
+    seqs = {around.seq for around in calls_around(step, call)}
+    replays = (a.detail for a in step.actions if a.action == "replay")
+    return next((d for d in replays if d.get("phase") == "forward" and d.get("forward") in seqs),
+                {})  # fmt: skip
+
+
+def _took_hooked(step: StepView, call: Call) -> bool:
+    """Whether a replay began with what a hook of the user's had made of the arguments."""
+    return call.parent is None and bool(_replay_of(step, call).get("hooked"))
+
+
+def _hooks_there(step: StepView, origin: Origin) -> list[Location]:
+    """Where the forward hooks are defined that a replay left out and that ran at an origin.
+
+    A hook runs inside of the call for which it is, but after its entry or exit was recorded.
+    """
+    call, after = origin.call, origin.between[0] if origin.between else None
+    found: list[Location] = []
+    for hook in _replay_of(step, call).get("forward_hooks", ()):
+        before, behind = set(hook["before"]), set(hook["after"])
+        unseen = (p for p in before | behind if is_below(p, call.module) and step.passed_over(p))
+        entered = call.module in before and after is None
+        if entered or any(unseen) or (after is not None and after.module in behind):
+            found.append(msgspec.convert(hook["at"], Location))
+    return found
 
 
 def _went_in(facts: Facts) -> str:
