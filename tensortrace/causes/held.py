@@ -39,7 +39,8 @@ def spoilt_weights(step: StepView, call: Call) -> tuple[str, Tensor] | None:
     for op in step.replayed:
         for held in step.nonfinite(op.inputs) if op.module == call.module else ():
             names = [p.name for p in own if p.shape == held.shape and held.is_leaf]
-            if names:
+            # The buffers of a norm have the shapes of its weights.
+            if names and buffer_name(step, held) is None:
                 return f"{call.module}.{names[0]}" if call.module else names[0], held
     return None
 

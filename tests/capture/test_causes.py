@@ -489,3 +489,20 @@ def test_a_buffer_is_named_and_where_the_forward_writes_to_it(bad_at: int) -> No
     assert (finding.step, finding.code, finding.module) == (bad_at + 1, "TT101", "0")
     assert "in add, of the buffer 0.spread: f32 [4] with 4 NaN of 4" in finding.message
     assert "writes to it in lerp_ at" in finding.explanation
+
+
+def test_a_spoilt_running_mean_is_not_taken_for_the_weight_of_the_same_shape() -> None:
+    def program() -> None:
+        model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        mean = model[1].get_buffer("running_mean")
+        for step in range(5):
+            if step == 3:
+                mean[0] = torch.nan
+            optimizer.zero_grad()
+            (model(torch.rand(8, 4)) - 1).square().mean().backward()
+            optimizer.step()
+
+    (finding,) = [f for f in find_live(program, "TT101") if f.severity != "note"]
+    assert (finding.module, finding.param) == ("1", None)
+    assert "of the buffer 1.running_mean: f32 [4] with 1 NaN of 4" in finding.message
