@@ -543,9 +543,7 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         evidence["placed"] = _UNMEASURED if placed in (None, "direct") else placed
         reason = _of_unmeasured(step, unknown)
     links = _chain(step, call, tensor, reason, length)
-    by_seq = {c.seq: c for c in (*step.calls, *step.replayed)}
-    made_by = [_facts(step, by_seq[link.seq]) for link in links[:-1] if link.seq in by_seq]
-    reason = forward.with_chain(reason, facts, made_by)
+    reason = forward.with_chain(reason, facts, _facts_of(step, links[:-1]))
     draft = Draft(
         message=made if damage else made + _ending(step),
         follows=step.poisoned or _updated_by(step, call), severity="error" if damage else "note",
@@ -557,6 +555,11 @@ def _draft(step: StepView, origin: Origin, damage: str | None, length: int) -> D
         fix=reason.fix, evidence=evidence, chain=links,
     )  # fmt: skip
     return _with_hooks(step, origin, draft)
+
+
+def _facts_of(step: StepView, links: Iterable[ChainLink]) -> list[Facts]:
+    by_seq = {c.seq: c for c in (*step.calls, *step.replayed)}
+    return [_facts(step, by_seq[link.seq]) for link in links if link.seq in by_seq]
 
 
 def _with_hooks(step: StepView, origin: Origin, draft: Draft) -> Draft:
