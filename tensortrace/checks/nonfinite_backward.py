@@ -289,7 +289,10 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     if verdict == "skipped":
         scales = [a.detail["scale"] for a in step.actions if a.detail.get("scale") is not None]
         scale = f" (scale {scales[-1]})" if scales else ""
-        message += f"; the scaler{scale} skipped the step, as it should while it settles"
+        # A range that is left gives infinities; what else makes NaN does so at any scale.
+        why = "as it should while it settles" if grad.posinf or grad.neginf else (
+            "and a lower scale may not help: there is NaN without infinity")  # fmt: skip
+        message += f"; the scaler{scale} skipped the step, {why}"
     elif waits:
         message += "; the scaler has not decided yet"
     elif verdict == "undecided":

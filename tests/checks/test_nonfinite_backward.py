@@ -105,6 +105,17 @@ def test_a_step_that_a_scaler_skipped_is_one_note():
     assert "scale 65536.0" in found[0].message
 
 
+@pytest.mark.parametrize(
+    ("counts", "said"), [({"posinf": 1}, "while it settles"), ({"nan": 1}, "may not help")]
+)
+def test_a_lower_scale_helps_against_infinity(counts, said):
+    scale = Action(step=0, seq=6, action="scale", detail={"scale": 65536.0})
+    made = grads(7, 1, [10], [11], [ok(10), ok(11, **counts)], op="sqrt")
+    records = [*FORWARD, scale, made, BAD, optimizer(grad_norm="NaN", skipped=True), closing()]
+    (found,) = find(records, "TT102")
+    assert said in found.message
+
+
 def test_under_a_scaler_only_a_step_that_was_taken_is_an_error():
     scale = Action(step=0, seq=6, action="scale", detail={"scale": 65536.0})
     taken = [*FORWARD, scale, node(), BAD, optimizer(grad_norm="NaN")]
