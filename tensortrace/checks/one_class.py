@@ -17,6 +17,10 @@ _LOSSES = frozenset(("cross_entropy", "CrossEntropyLoss", "nll_loss", "NLLLoss",
 _THROUGH = frozenset(("to", "long", "int", "float", "type", "cuda", "view", "reshape", "flatten",
                       "squeeze", "unsqueeze", "contiguous", "clone", "getitem",
                       "index_select"))  # fmt: skip
+_SINGLE = (
+    "a contrastive loss has the same label for each row on purpose; labels of data that are all of "
+    "one class teach nothing but that class"
+)
 _CHOICE = frozenset(("getitem", "index_select"))
 
 
@@ -71,6 +75,8 @@ def one_class_batches(
                 cause=place, severity="warning" if several else "note",
                 phase="forward", module=call.module, op=call.op, seq=call.seq, tensor=labels.id,
                 value=len(pure), limit=sustain if several else only, location=call.location,
+                explanation=None if several else _SINGLE,
+                fix=None if several else "look at which labels reach the loss",
                 evidence={"placed": "direct", "classes": pure[-sustain:],
                           "shuffled": memory.get("shuffled")},
             )  # fmt: skip

@@ -49,6 +49,8 @@ def test_one_class_in_all_batches_is_told_after_twenty():
     (found,) = find_live(epoch(lambda y: (y * 0 + int((y == 2).nonzero()[0])).long()), "TT607")
     assert (found.severity, found.step) == ("note", 19)
     assert "class 2" in found.message
+    assert "a contrastive loss" in found.explanation
+    assert "shuffle" not in found.fix
 
 
 def test_labels_of_a_discriminator_are_no_data():
