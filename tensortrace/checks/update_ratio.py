@@ -125,12 +125,11 @@ def _fresh(step: StepView, small: float) -> set[str]:
 
 def _is_small(weight: Tensor, small: float) -> bool:
     """Whether a weight has yet to grow: it is 0, or far below the scale of its fan-in."""
-    if not weight.numel or weight.zeros == weight.numel:
+    if weight.zeros == weight.numel:
         return weight.numel > 0
-    if weight.norm is None:
-        return False
-    fan_in = weight.numel / (weight.shape or (1,))[0]
-    return weight.norm / sqrt(weight.numel) < small / sqrt(fan_in)
+    rows = (weight.shape or (0,))[0]
+    # Of `numel` elements with a fan-in of numel / rows: the numel goes.
+    return rows > 0 and weight.norm is not None and weight.norm < small * sqrt(rows)
 
 
 def _hardly(
