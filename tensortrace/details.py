@@ -35,8 +35,9 @@ class Named(Described):
 class ZeroGrad(TypedDict, total=False):
     """`left` parameters outside every optimizer keep gradients that `grown` calls added to.
 
-    Called on a module, it clears parameters of `optimizers`. Of an optimizer's, in full steps,
-    `still` says that its first parameters are what they were at its last one.
+    Called on a module, it clears parameters of `optimizers`. Of an optimizer that has never
+    stepped `still` says that there were gradients, and that its first parameters are what they were
+    at its last one.
     """
 
     set_to_none: bool

@@ -242,8 +242,9 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     "0.weight_decay"; a learning rate that is stays in `lr`.
     `no_grad` counts parameters without a gradient. `skipped` is True if a GradScaler skipped it.
     `added` says whether a backward has added to the first gradient that its step before has left;
-    None if it has left none. `moved` names, in full steps, parameters with a gradient that no
-    optimizer holds, and that are others, or hold other values, than at the last such step.
+    None if it has left none. `moved` names, in full steps, parameters that got a gradient and
+    that no optimizer holds, and that are others, or hold other values, than at the last such step,
+    or have kept no gradient.
     """
 
     seq: int

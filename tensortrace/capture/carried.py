@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tensortrace.capture.by_hand import ByHand
+from tensortrace.capture.gradients import pointer_of
 from tensortrace.capture.graph import leaves_near
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ class Carried:
         self.by_hand = ByHand()
         # By optimizer: group and place of the parameter, identity and version of its gradient.
         self._stepped: dict[int, tuple[int, int, int, int]] = {}
-        # Those whose gradient was untouched when the backward that runs began, and those to whose
-        # gradient one has added since.
-        self._untouched: list[int] = []
+        # Those whose gradient was untouched when the backward that runs began, and where it lay;
+        # and those to whose gradient one has added since.
+        self._untouched: dict[int, int] = {}
         self._added: set[int] = set()
         self._left: tuple[int, int] | None = None
         self.grown = 0
@@ -69,7 +70,7 @@ class Carried:
             nothing where there is none any more, or was none.
         """
         fates: dict[str, str] = {}
-        self._untouched = []
+        self._untouched = {}
         for index, optimizer in self._optimizers.met():
             if index not in self._stepped:
                 continue
@@ -79,18 +80,20 @@ class Carried:
                 same = id(grad) == key and _version(grad) == version
                 fates[str(index)] = "kept" if same else "changed"
                 if same:
-                    self._untouched.append(index)
+                    self._untouched[index] = pointer_of(grad)
         return fates
 
     def backward_ended(self) -> None:
         """Note which of the gradients that lay untouched a backward has added to. Hot."""
         self.by_hand.ended()
-        untouched, self._untouched = self._untouched, []
+        untouched, self._untouched = self._untouched, {}
         for index, optimizer in self._optimizers.met():
             if index in untouched:
                 _, _, key, version = self._stepped[index]
                 grad = self._gradient_of(index, optimizer)
-                if grad is not None and id(grad) == key and _version(grad) > version:
+                # With create_graph the sum is another tensor, which may be where the old one was.
+                now = None if grad is None else (id(grad), _version(grad), pointer_of(grad))
+                if now is not None and now != (key, version, untouched[index]):
                     self._added.add(index)
 
     def added_to(self, index: int) -> bool | None:
@@ -153,15 +156,17 @@ class Carried:
         examples = [name for name, _ in found[:_EXAMPLES]]
         return {"left": len(found), "left_names": examples, "grown": self.grown}
 
-    def moved(self, names: ModuleNames) -> list[str]:
-        """Name the parameters with a gradient that no optimizer holds, and that move all the same.
+    def moved(self, names: ModuleNames, parameters: Parameters) -> list[str]:
+        """Name the parameters that got a gradient, that no optimizer holds, and that need none.
 
-        They are copies of what one holds, made anew or written by the loop.
+        They are copies of what one holds, made anew or written by the loop; or what they got was
+        taken by torch.autograd.grad, so that the loop has it and they do not.
         """
         held = self._held()
-        unheld = ((name, p) for name, p in names.parameters()
-                  if id(p) not in held and p.is_leaf and p.grad is not None)  # fmt: skip
-        return self.by_hand.moved(unheld)
+        got = [(name, p) for name, p in names.parameters()
+               if id(p) not in held and p.is_leaf and parameters.was_reached(p)]  # fmt: skip
+        kept = ((name, p) for name, p in got if p.grad is not None)
+        return [*(name for name, p in got if p.grad is None), *self.by_hand.moved(kept)]
 
     def lone(
         self, loss: torch.Tensor, names: ModuleNames, parameters: Parameters, update: int

@@ -259,6 +259,11 @@ class Parameters:
             return None
         return entry.probe.path, entry.probe.name
 
+    def was_reached(self, parameter: torch.Tensor) -> bool:
+        """Whether a backward pass of this step has made a gradient for a parameter."""
+        entry = self._watched.get(id(parameter))
+        return entry is not None and entry.tensor is not None
+
     def was_replaced(self, parameter: torch.Tensor) -> bool:
         """Whether the module that had a parameter when it was called has it no longer."""
         entry = self._watched.get(id(parameter))
@@ -271,14 +276,14 @@ class Parameters:
         """Remember what a backward pass delivered, to know it again as ``.grad``."""
         entry = self._watched.get(key)
         if entry is not None:
-            entry.pointer, entry.version, entry.tensor = _pointer(grad), grad._version, tensor
+            entry.pointer, entry.version, entry.tensor = pointer_of(grad), grad._version, tensor
 
     def gradient_seen(self, parameter: torch.Tensor, grad: torch.Tensor) -> TensorDraft | None:
         """The description of ``.grad`` if it is, unchanged, what the last backward delivered."""
         entry = self._watched.get(id(parameter))
         if entry is None or entry.tensor is None:
             return None
-        same = entry.pointer == _pointer(grad) and entry.version == grad._version
+        same = entry.pointer == pointer_of(grad) and entry.version == grad._version
         return entry.tensor if same and entry.pointer else None
 
     def forget_gradients(self) -> None:
@@ -322,7 +327,7 @@ def _is_hooked(parameter: torch.Tensor, entry: _Watched) -> bool:
     return hooks is not None and entry.handle.hooks_dict_ref() is hooks
 
 
-def _pointer(grad: torch.Tensor) -> int:
+def pointer_of(grad: torch.Tensor) -> int:
     """Where a gradient lies; 0 where that tells nothing: subclasses, sparse, meta, batched."""
     if type(grad) is not torch.Tensor or grad.layout is not torch.strided:
         return 0

@@ -174,6 +174,9 @@ def _fetch(given: Batches, recorder: Recorder, args: Any, kwargs: Any, call: _Ca
 
 
 def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    unused = False
+    with Ours(recorder, "loop"):
+        unused = isinstance(args[0], torch.optim.Optimizer) and _is_unused(recorder, args[0])
     result = _quietly(call)
     with Ours(recorder, "loop"):
         owner = args[0]
@@ -183,11 +186,10 @@ def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
         if isinstance(owner, torch.optim.Optimizer):
             optimizer = recorder.optimizers.index_of(owner)
             detail["parameters"] = sum(len(group["params"]) for group in owner.param_groups)
+            if unused:
+                detail["still"] = True
             if recorder.full:  # the only part that walks over all modules
                 detail.update(recorder.carried.left_over(recorder.names))
-                held = (p for group in owner.param_groups for p in group["params"])
-                if recorder.carried.by_hand.is_still(optimizer, held):
-                    detail["still"] = True
         else:
             parameters = list(owner.parameters())
             detail["parameters"] = len(parameters)
@@ -200,6 +202,16 @@ def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
             detail=detail,
         )
     return result
+
+
+def _is_unused(recorder: Recorder, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer that has never stepped has gradients, and its weights do not move."""
+    index = recorder.optimizers.index_of(optimizer)
+    if recorder.optimizers.has_stepped(index):
+        return False
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    still = recorder.carried.by_hand.is_still(index, held)
+    return still and any(p.grad is not None for p in held)
 
 
 def _train(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:

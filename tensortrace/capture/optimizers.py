@@ -138,6 +138,10 @@ class Optimizers:
         """Count a step of an optimizer that has moved what it holds."""
         self._met[index].steps += 1
 
+    def has_stepped(self, index: int) -> bool:
+        """Whether an optimizer has moved what it holds."""
+        return self._met[index].steps > 0
+
     def has_met(self) -> bool:
         """Whether any optimizer was met so far."""
         return bool(self._met)
@@ -307,7 +311,7 @@ def begin_step(
         "eps": _epsilons(optimizer) if changed else [],
         "stray": _strays(optimizer),
         "added": recorder.carried.added_to(index),
-        "moved": recorder.carried.moved(recorder.names) if recorder.full else [],
+        "moved": _moved(recorder) if recorder.full else [],
         "location": recorder.sources.locate_frame(frame),
     }
     # Replayed calls come before the record that makes the checks decide.
@@ -316,6 +320,10 @@ def begin_step(
     if not skipped:
         recorder.stepping = running
     recorder.decide()
+
+
+def _moved(recorder: Recorder) -> list[str]:
+    return recorder.carried.moved(recorder.names, recorder.parameters)
 
 
 def _name(recorder: Recorder, parameter: torch.Tensor) -> tuple[str, str] | None:

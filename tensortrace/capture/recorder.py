@@ -281,7 +281,7 @@ class Recorder:
 
     def fetched(self, host_ns: int, frame: FrameType) -> None:
         """A DataLoader has handed out a batch: the step before it is over."""
-        self.loader_seen = True
+        self.loader_seen, self.is_ended = True, False
         if self.holds_call and not self.manual:
             self.close_step()
         self.action("fetch", frame=frame, detail={"host_ns": host_ns})
@@ -291,7 +291,7 @@ class Recorder:
 
         One that fetches a batch ahead (of accelerate, of a Trainer) has a turn left by then.
         """
-        self.is_ended = True
+        self.is_ended = self.holds_call
 
     def module_called(self, module: nn.Module, path: str) -> None:
         """Describe a module at its first call and when it changes. Hot."""

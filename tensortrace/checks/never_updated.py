@@ -21,7 +21,7 @@ class _Unused:
 
 @check("TT401", "never-updated", after=("TT202", "TT303", "TT405", "TT406"))
 def never_updated(
-    step: StepView, memory: dict[str, Any], *, updates: int = 4, idle: int = 20, unused: int = 8
+    step: StepView, memory: dict[str, Any], *, updates: int = 4, idle: int = 20, unused: int = 100
 ) -> Iterator[Draft]:
     """Parameters get a gradient in every step and no optimizer moves them.
 
@@ -31,11 +31,12 @@ def never_updated(
                 update is exactly 0 at a learning rate above 0 and was so from the start.
                 Or: every learning rate of an optimizer is exactly 0 in more than `idle` of its
                 steps running. Or: an optimizer that has never stepped has cleared its gradients,
-                with a backward before it each time, `unused` times running, and its first
-                parameters are what they were
+                with a backward before it each time, `unused` times running in which modules are in
+                training mode, and its first parameters are what they were
     Source:     definition; `updates`, `idle` and `unused` chosen here: both optimizers of a GAN
                 have stepped after `updates`, a warm-up from 0 has one step at 0 (measured:
-                tests/healthy)
+                tests/healthy); tasks or samples whose gradients are taken one by one are fewer than
+                `unused`
     Fix:        give the optimizer all of model.parameters(), after the last layer was added or
                 replaced; freeze on purpose with requires_grad_(False), which also saves time
     Misses:     a network for a perceptual loss in training mode that is not frozen is reported;
@@ -103,9 +104,8 @@ def _never_stepped(step: StepView, unused: dict[int, _Unused], most: int) -> Ite
             loss, seen.backward = seen.backward, None
             if seen.stepped or loss is None:
                 continue
-            # A thin step does not say.
             seen.cleared = seen.cleared + 1 if record.detail.get("still") else 0
-            if seen.cleared >= most:
+            if seen.cleared >= most and any(m.training for m in step.modules.values()):
                 yield Draft(
                     message=f"optimizer {index}, {record.of}, has cleared the gradients of "
                     f"{seen.cleared} backwards (limit {most}) and has never stepped: its "

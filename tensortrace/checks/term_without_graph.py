@@ -23,13 +23,14 @@ def term_without_graph(step: StepView, memory: dict[str, Any]) -> Iterator[Draft
                 of the loss have a graph
     Threshold:  the loss is a sum, weighted by numbers, of which one term requires a gradient and
                 another does not; that one is made of what torch.autograd.grad returned without
-                create_graph=True
+                create_graph=True, of what a module with parameters to train has made; and no other
+                term is made of it
     Source:     torch.autograd.grad ("If True, graph of the derivative will be constructed, allowing
                 to compute higher order derivative products")
     Fix:        torch.autograd.grad(..., create_graph=True)
-    Misses:     a term that is divided by, or multiplied with, one that has a graph, as adaptive
-                weights are; one made before a call of a module, where that begins the next step
-                (without a DataLoader); one made inside a module, at module level
+    Misses:     weights that are mere tensors; a term that is divided by, or multiplied with, one
+                that has a graph, as adaptive weights are; one made before a call of a module, where
+                that begins the next step; one made inside a module, at module level
     Example:    slope, = torch.autograd.grad(critic(x).sum(), x)
                 loss = critic(fake).mean() - critic(real).mean()
                 loss = loss + 10 * (slope.norm(dim=1) - 1).square().mean()
@@ -45,9 +46,13 @@ def term_without_graph(step: StepView, memory: dict[str, Any]) -> Iterator[Draft
     made = {id: call for call in step.forward() if call.parent is None and not call.recompute
             for _, id in call.outputs if all(id != given for _, given in call.inputs)}  # fmt: skip
     for loss in losses:
-        for id in _constant_terms(step, loss, made):
-            derivative = _origin(id, made)
-            if derivative is not None:
+        terms = _terms(step, loss, made)
+        used = {c.seq for id, has_graph in terms.items() if has_graph for c in _behind(id, made)}
+        for id, has_graph in terms.items():
+            found = [] if has_graph else list(filter(_is_without_graph, _behind(id, made)))
+            derivative = max(found, key=lambda call: call.seq, default=None)
+            alone = derivative is not None and derivative.seq not in used
+            if derivative is not None and alone and _is_of_weights(step, derivative, made):
                 yield _draft(loss, derivative, made[id])
 
 
@@ -56,9 +61,10 @@ def _is_without_graph(call: Call) -> bool:
     return call.op == DERIVATIVE and call.phase == "forward" and not asked
 
 
-def _constant_terms(step: StepView, loss: Action, made: dict[int, Call]) -> Iterator[int]:
-    """List the ids of the terms of a loss that do not require a gradient, though the loss does."""
+def _terms(step: StepView, loss: Action, made: dict[int, Call]) -> dict[int, bool]:
+    """List the ids of the terms of a loss, and whether each requires a gradient."""
     todo, seen = [loss.tensor], set[int]()
+    terms: dict[int, bool] = {}
     while todo:
         id = todo.pop()
         tensor = step.tensors.get(id) if id is not None else None
@@ -66,32 +72,42 @@ def _constant_terms(step: StepView, loss: Action, made: dict[int, Call]) -> Iter
             continue
         seen.add(id)
         call = made.get(id)
-        if not tensor.requires_grad:
-            if call is not None and id != loss.tensor:
-                yield id
-            continue
         word = plain_op(call.op) if call is not None else ""
-        if call is not None and (
-            word in _SUMS or (word in _WEIGHTS and len({given for _, given in call.inputs}) == 1)
+        if (
+            call is not None
+            and tensor.requires_grad
+            and (
+                word in _SUMS
+                or (word in _WEIGHTS and len({given for _, given in call.inputs}) == 1)
+            )
         ):
             todo += [given for _, given in call.inputs]
+        elif call is not None and id != loss.tensor:
+            terms[id] = tensor.requires_grad
+    return terms
 
 
-def _origin(id: int, made: dict[int, Call]) -> Call | None:
-    """Find the gradient without a graph that a tensor is made of; the last of several."""
+def _behind(id: int, made: dict[int, Call]) -> Iterator[Call]:
+    """List the calls that a tensor comes from."""
     todo, seen = [id], {id}
-    found: list[Call] = []
     while todo:
         call = made.get(todo.pop())
         if call is None:
             continue
-        if _is_without_graph(call):
-            found.append(call)
-            continue
+        yield call
         new = {given for _, given in call.inputs} - seen
         seen |= new
         todo += new
-    return max(found, key=lambda call: call.seq, default=None)
+
+
+def _is_of_weights(step: StepView, derivative: Call, made: dict[int, Call]) -> bool:
+    """Whether what was differentiated comes from a module with parameters to train."""
+    calls = (call for _, id in derivative.inputs for call in _behind(id, made))
+    ran = [call.module or "" for call in calls if call.op is None]
+    return any(
+        (not path or f"{each}.".startswith(f"{path}.")) and step.trainable(each)
+        for path in ran for each in step.modules
+    )  # fmt: skip
 
 
 def _draft(loss: Action, derivative: Call, term: Call) -> Draft:

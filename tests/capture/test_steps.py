@@ -172,6 +172,25 @@ def test_the_last_batch_of_a_loader_that_fetches_ahead_is_a_step_of_its_own() ->
     assert [step for step, _ in root_calls(record(program))] == list(range(9))
 
 
+def test_a_loader_that_is_begun_anew_in_a_turn_ends_none() -> None:
+    model = Net()
+    optimizer = sgd(model)
+
+    def program(t: Any) -> None:
+        short = iter(loader(2))
+        for (x,) in loader(6):
+            try:
+                (other,) = next(short)
+            except StopIteration:
+                short = iter(loader(2))
+                (other,) = next(short)
+            optimizer.zero_grad()
+            (model(x) + model(other)).sum().backward()
+            optimizer.step()
+
+    assert [step for step, _ in root_calls(record(program))] == sorted([*range(6), *range(6)])
+
+
 def test_what_is_called_after_the_last_batch_is_another_step() -> None:
     model = Net()
     optimizer = sgd(model)

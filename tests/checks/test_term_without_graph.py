@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.autograd import grad
 
-from tests.checks import closing, find, loss, ok, op
+from tests.checks import call, closing, find, loss, module, ok, op
 from tests.checks.traced import find_live
 
 
@@ -90,7 +90,26 @@ def watched(out, x, critic):
     return out.mean() + penalty(out, x).item()
 
 
-HEALTHY = {f.__name__: f for f in (adaptive, first_order, matched, constant, watched)}
+def known_density(out, x, critic):
+    """The score of a density that has nothing to learn."""
+    score = grad((-(x**2) / 2).sum(), x)[0]
+    return (out**2).sum() + score.square().sum()
+
+
+def frozen_network(out, x, critic):
+    other = nn.Linear(4, 1).requires_grad_(False)
+    return out.mean() + grad(other(x).square().sum(), x)[0].square().mean()
+
+
+def linearised(out, x, critic):
+    """A critic beside its own slope: the constant term completes the expansion."""
+    given = slope(out, x)
+    return (given * critic[0].weight.mean(0)).sum() - (given * x.detach()).sum() + out.mean() * 0
+
+
+HEALTHY = {f.__name__: f for f in (
+    adaptive, first_order, matched, constant, watched, known_density, frozen_network, linearised,
+)}  # fmt: skip
 
 
 @pytest.mark.parametrize("level", ["module", "op"])
@@ -124,8 +143,9 @@ def test_a_term_is_not_its_factor():
 
     def records(joined, asked):
         return [
-            op(1, "mean", [], [1], [with_graph]),
-            op(2, "autograd.grad", [1], [2], [ok(2)], arguments=asked),
+            module("critic", "weight"), call(0, "critic", [], [9], [ok(9, requires_grad=True)]),
+            op(1, "mean", [9], [1], [with_graph]),
+            op(2, "autograd.grad", [9], [2], [ok(2)], arguments=asked),
             op(3, "norm", [2], [3], [without]),
             op(4, joined, [1, 3], [4], [total]), loss(5, 1.0, 4), closing(),
         ]  # fmt: skip

@@ -339,3 +339,16 @@ def test_gradients_that_autograd_grad_has_made_are_not_added_to():
             other.step()
 
     assert find_live(program, "TT206") == []
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_gradients_that_are_added_up_with_a_graph_are_told():
+    def program():
+        model = nn.Linear(4, 2)
+        sgd = torch.optim.SGD(model.parameters(), 0.01)
+        for _ in range(6):
+            model(torch.rand(8, 4)).square().mean().backward(create_graph=True)
+            sgd.step()
+
+    (found,) = find_live(program, "TT206")
+    assert found.severity == "error"
