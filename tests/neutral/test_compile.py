@@ -121,6 +121,19 @@ def test_a_boundary_says_how_many_modules_it_hides(program: Callable[..., list[A
     assert action.detail == {"modules": 5}
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layers_of_torch_that_the_compiler_leaves_alone_stay_so(backend: str) -> None:
+    def program() -> list[Any]:
+        torch._dynamo.reset()
+        layers = nn.Linear(2, 16), nn.GELU(), nn.LayerNorm(16), nn.Softmax(1), nn.Linear(16, 3)
+        model = nn.Sequential(*layers)
+        model.compile(backend=backend)
+        return fit_rings(model)
+
+    assert_silent(assert_neutral(program, every=1))
+    assert graphs() == 0
+
+
 class Logs(nn.Module):
     """Takes logarithms that are -inf for large inputs."""
 
