@@ -35,7 +35,10 @@ class _Look(NamedTuple):
 
 
 class ByHand:
-    """Follow weights from one backward to the next; keeps no tensor alive but in between."""
+    """Follow weights from one backward to the next; keeps no tensor alive but in between.
+
+    Where optimizers are, those that none of them holds, or that one holds which never steps.
+    """
 
     def __init__(self) -> None:
         self._leaves: list[torch.Tensor] = []

@@ -174,20 +174,19 @@ def _fetch(given: Batches, recorder: Recorder, args: Any, kwargs: Any, call: _Ca
 
 
 def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
-    unused = False
+    owner, optimizer = args[0], None
+    detail: dict[str, Any] = {}
     with Ours(recorder, "loop"):
-        unused = isinstance(args[0], torch.optim.Optimizer) and _is_unused(recorder, args[0])
-    result = _quietly(call)
-    with Ours(recorder, "loop"):
-        owner = args[0]
         set_to_none = kwargs.get("set_to_none", args[1] if len(args) > 1 else True)
-        optimizer = None
-        detail: dict[str, Any] = {"set_to_none": bool(set_to_none)}
+        detail["set_to_none"] = bool(set_to_none)
         if isinstance(owner, torch.optim.Optimizer):
             optimizer = recorder.optimizers.index_of(owner)
-            detail["parameters"] = sum(len(group["params"]) for group in owner.param_groups)
-            if unused:
+            if _is_unused(recorder, optimizer, owner):
                 detail["still"] = True
+    result = _quietly(call)
+    with Ours(recorder, "loop"):
+        if isinstance(owner, torch.optim.Optimizer):
+            detail["parameters"] = sum(len(group["params"]) for group in owner.param_groups)
             if recorder.full:  # the only part that walks over all modules
                 detail.update(recorder.carried.left_over(recorder.names))
         else:
@@ -204,9 +203,8 @@ def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     return result
 
 
-def _is_unused(recorder: Recorder, optimizer: torch.optim.Optimizer) -> bool:
+def _is_unused(recorder: Recorder, index: int, optimizer: torch.optim.Optimizer) -> bool:
     """Whether an optimizer that has never stepped has gradients, and its weights do not move."""
-    index = recorder.optimizers.index_of(optimizer)
     if recorder.optimizers.has_stepped(index):
         return False
     held = [p for group in optimizer.param_groups for p in group["params"]]

@@ -146,13 +146,12 @@ class Optimizers:
         """Whether any optimizer was met so far."""
         return bool(self._met)
 
-    def will_end_turn(self, update: int) -> bool:
-        """Whether a derivative just taken is part of a turn: a penalty's, an attack's, a sampler's.
+    def count_derivative(self, update: int) -> bool:
+        """Count a derivative that was taken after so many updates.
 
-        Where an optimizer steps, that ends the turn; unless it has stopped doing so.
-
-        Args:
-            update: how many updates came before.
+        Returns:
+            Whether it is part of a turn: a penalty's, an attack's, a sampler's. Where an optimizer
+            steps, that ends the turn; unless it has stopped doing so.
         """
         last, count = self._taken
         self._taken = update, count + 1 if last == update else 1
@@ -299,6 +298,7 @@ def begin_step(
                 sample = _sample(parameter, running.most)
                 running.samples.append((parameter, param, parameter._version, sample))
     changed = recorder.optimizers.newly_held(index, names)
+    moved = recorder.carried.moved(recorder.names, recorder.parameters) if recorder.full else []
     fields = {
         "update": recorder.update,
         "index": index,
@@ -311,7 +311,7 @@ def begin_step(
         "eps": _epsilons(optimizer) if changed else [],
         "stray": _strays(optimizer),
         "added": recorder.carried.added_to(index),
-        "moved": _moved(recorder) if recorder.full else [],
+        "moved": moved,
         "location": recorder.sources.locate_frame(frame),
     }
     # Replayed calls come before the record that makes the checks decide.
@@ -320,10 +320,6 @@ def begin_step(
     if not skipped:
         recorder.stepping = running
     recorder.decide()
-
-
-def _moved(recorder: Recorder) -> list[str]:
-    return recorder.carried.moved(recorder.names, recorder.parameters)
 
 
 def _name(recorder: Recorder, parameter: torch.Tensor) -> tuple[str, str] | None:

@@ -149,7 +149,7 @@ class Recorder:
         self._turns: dict[int, int] = {}
         self.passed_over = 0
         self.device_times: DeviceTimes | None = None
-        self.holds_call = self.stepped = self.loss_scaled = self.is_ended = self.on_cuda = False
+        self.holds_call = self.stepped = self.loss_scaled = self.loader_done = self.on_cuda = False
         # `clip_spoilt`: by a norm that is known not to be finite.
         self.clipped = self.clip_spoilt = self.backward_seen = self.backward_done = False
         # By path and class, since a wrapper shares the path of what it wraps: the seqs of all
@@ -250,7 +250,7 @@ class Recorder:
                 or self.backward_done
                 or (not grad_enabled and id(module) in self._without_grad)
             ) and not self._counted_otherwise()
-            if self.holds_call and (turn_over or (self.is_ended and not self.manual)):
+            if self.holds_call and (turn_over or (self.loader_done and not self.manual)):
                 self.close_step()
         if not grad_enabled:
             self._without_grad.add(id(module))
@@ -281,7 +281,7 @@ class Recorder:
 
     def fetched(self, host_ns: int, frame: FrameType) -> None:
         """A DataLoader has handed out a batch: the step before it is over."""
-        self.loader_seen, self.is_ended = True, False
+        self.loader_seen, self.loader_done = True, False
         if self.holds_call and not self.manual:
             self.close_step()
         self.action("fetch", frame=frame, detail={"host_ns": host_ns})
@@ -291,7 +291,7 @@ class Recorder:
 
         One that fetches a batch ahead (of accelerate, of a Trainer) has a turn left by then.
         """
-        self.is_ended = self.holds_call
+        self.loader_done = self.holds_call
 
     def module_called(self, module: nn.Module, path: str) -> None:
         """Describe a module at its first call and when it changes. Hot."""
@@ -370,7 +370,7 @@ class Recorder:
             derivative: whether it was torch.autograd.grad.
         """
         self.backward_seen = self.holds_call = True
-        is_part = derivative and self.optimizers.will_end_turn(self.update)
+        is_part = derivative and self.optimizers.count_derivative(self.update)
         self.backward_done = self.backward_done or not is_part
         if not derivative:
             with Ours(self, "gradients"):
@@ -434,7 +434,7 @@ class Recorder:
         self.to_recompute.clear()
         self.hooks = []
         self._without_grad.clear()
-        self.holds_call = self.stepped = self.loss_scaled = self.is_ended = False
+        self.holds_call = self.stepped = self.loss_scaled = self.loader_done = False
         self.clipped = self.clip_spoilt = False
         self.backward_seen = self.backward_done = False
         # Where steps are written by hand, the next graph tells that this one is over, if something

@@ -49,10 +49,10 @@ def term_without_graph(step: StepView, memory: dict[str, Any]) -> Iterator[Draft
         terms = _terms(step, loss, made)
         used = {c.seq for id, has_graph in terms.items() if has_graph for c in _behind(id, made)}
         for id, has_graph in terms.items():
-            found = [] if has_graph else list(filter(_is_without_graph, _behind(id, made)))
+            behind = () if has_graph else _behind(id, made)
+            found = [c for c in behind if _is_without_graph(c) and c.seq not in used]
             derivative = max(found, key=lambda call: call.seq, default=None)
-            alone = derivative is not None and derivative.seq not in used
-            if derivative is not None and alone and _is_of_weights(step, derivative, made):
+            if derivative is not None and _is_of_weights(step, derivative, made):
                 yield _draft(loss, derivative, made[id])
 
 

@@ -55,8 +55,7 @@ def draft_of(step: StepView, origin: Origin, damage: str | None, length: int) ->
         origin.call.module, origin.call.op, *(c.module if c else None for c in found)))  # fmt: skip
     if origin.call.op is None or origin.between:
         placed, op = step.narrowed(origin.call.seq, "forward")
-        own = _passed_over(step, origin)
-        origin = Origin(op, step.nonfinite(op.outputs)[0]) if op is not None else own
+        origin = Origin(op, step.nonfinite(op.outputs)[0]) if op else _passed_over(step, origin)
     call, tensor = origin.call, origin.tensor
     weights = spoilt_weights(step, call) if call.op is None else None
     where = _name(step, call)
