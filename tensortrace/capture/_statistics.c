@@ -569,20 +569,6 @@ static PyObject *measure_closely(PyObject *module, PyObject *const *args, Py_ssi
     return exponents ? row_of(&job, exponents) : NULL;
 }
 
-static PyObject *sample(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
-    (void)module;
-    Job job;
-    Spacing s;
-    if (!parse_sample(args, nargs, &job, &s)) return NULL;
-    int64_t item = SIZE[job.dtype];
-    PyObject *taken = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(s.runs * s.run * item));
-    if (!taken) return NULL;
-    char *to = PyBytes_AsString(taken);
-    for (int64_t i = 0; i < s.runs; i++)
-        memcpy(to + i * s.run * item, job.at + i * s.pitch * item, (size_t)(s.run * item));
-    return taken;
-}
-
 /* Adds the squares of a piece of a sample. One element at a time where f32 cannot hold a square, and
    for bad elements. */
 static void move_piece(const char *now, const char *then, int64_t n, Dtype dtype, double *change,
@@ -618,31 +604,6 @@ NOINLINE void move(const Job *job, const Spacing *s, const char *before, double 
             move_piece(now + k * item, then + k * item, n, job->dtype, change, weight);
         }
     }
-}
-
-static PyObject *moved(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
-    (void)module;
-    Job job;
-    Spacing s;
-    if (nargs != 6 || !PyBytes_Check(args[5])) {
-        PyErr_SetString(PyExc_TypeError, "moved(address, count, dtype, most, run, sample)");
-        return NULL;
-    }
-    if (!parse_memory(args[0], args[1], args[2], &job)) return NULL;
-    if (!parse_spacing(args[3], args[4], &job, &s)) return NULL;
-    int64_t item = SIZE[job.dtype];
-    if (PyBytes_Size(args[5]) != s.runs * s.run * item) {
-        PyErr_SetString(PyExc_ValueError, "a sample of something else");
-        return NULL;
-    }
-    const char *before = PyBytes_AsString(args[5]);
-    double change = 0, weight = 0;
-    unsigned was = arithmetic();
-    if (was != DEFAULT_ARITHMETIC) set_arithmetic(DEFAULT_ARITHMETIC);
-    move(&job, &s, before, &change, &weight);
-    if (was != DEFAULT_ARITHMETIC) set_arithmetic(was);
-    PyObject *norms[2] = {PyFloat_FromDouble(sqrt(change)), PyFloat_FromDouble(sqrt(weight))};
-    return as_tuple(norms, 2);
 }
 
 /* A look at an ordinary tensor: all that a record says of it, asked for and measured in one call. It
@@ -829,6 +790,114 @@ static void put_head(PyObject *tensor, PyObject *number, PyObject *shape, PyObje
     memcpy(items, head, sizeof head);
 }
 
+/* What is known of the dtype of a tensor, borrowed; NULL of one that is not read. */
+static PyObject *dtype_of(PyObject *tensor) {
+    PyObject *dtype = PyObject_GetAttr(tensor, torch.names[DTYPE]);
+    PyObject *known = dtype ? PyDict_GetItemWithError(torch.dtypes, dtype) : NULL;
+    Py_XDECREF(dtype);
+    return known;
+}
+
+/* Where all elements of an ordinary tensor lie, in one stretch; 0 of any other. */
+static int locate_all(PyObject *tensor, Job *job) {
+    PyObject *kind = (PyObject *)Py_TYPE(tensor);
+    if ((kind != torch.tensor && kind != torch.parameter) || !is_dense(tensor)) return 0;
+    PyObject *known = dtype_of(tensor);
+    if (!known) return 0;
+    PyObject *shape = PyObject_GetAttr(tensor, torch.names[SHAPE]), *strides = NULL;
+    *job = (Job){.rows = 1, .dtype = (Dtype)PyLong_AsLong(PyTuple_GetItem(known, 0))};
+    job->n = job->pitch = shape && PyTuple_Check(shape) ? elements_of(shape) : -1;
+    int found = job->n > 0 && lies(tensor, shape, job, &strides) && job->rows == 1 &&
+                !PyErr_Occurred() && locate(tensor, job);
+    Py_XDECREF(shape), Py_XDECREF(strides);
+    return found;
+}
+
+/* What is no ordinary tensor is none for `sample` and `moved`, whatever it raised on the way. */
+static int find_sample(PyObject *const *args, Job *job, Spacing *spacing) {
+    if (torch.tensor && locate_all(args[0], job)) return parse_spacing(args[1], args[2], job, spacing);
+    PyErr_Clear();
+    return 0;
+}
+
+static PyObject *sample(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    Job job;
+    Spacing s;
+    if (nargs != 3) {
+        PyErr_SetString(PyExc_TypeError, "sample(tensor, most, run)");
+        return NULL;
+    }
+    if (!find_sample(args, &job, &s)) return PyErr_Occurred() ? NULL : none();
+    int64_t item = SIZE[job.dtype];
+    PyObject *values = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(s.runs * s.run * item));
+    if (!values) return NULL;
+    char *to = PyBytes_AsString(values);
+    for (int64_t i = 0; i < s.runs; i++)
+        memcpy(to + i * s.run * item, job.at + i * s.pitch * item, (size_t)(s.run * item));
+    PyObject *taken[4] = {values, PyLong_FromLongLong(s.runs * s.run), PyLong_FromLongLong(job.n),
+                          PyLong_FromLong(job.dtype)};
+    return as_tuple(taken, 4);
+}
+
+static PyObject *moved(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    Job job;
+    Spacing s;
+    if (nargs != 4 || !PyTuple_Check(args[3]) || PyTuple_Size(args[3]) != 4 ||
+        !PyBytes_Check(PyTuple_GetItem(args[3], 0))) {
+        PyErr_SetString(PyExc_TypeError, "moved(tensor, most, run, taken)");
+        return NULL;
+    }
+    PyObject *values = PyTuple_GetItem(args[3], 0);
+    const long long n = PyLong_AsLongLong(PyTuple_GetItem(args[3], 2));
+    const long dtype = PyLong_AsLong(PyTuple_GetItem(args[3], 3));
+    if (PyErr_Occurred()) return NULL;
+    if (!find_sample(args, &job, &s)) return PyErr_Occurred() ? NULL : none();
+    if (job.n != n || (long)job.dtype != dtype) return none();
+    int64_t item = SIZE[job.dtype];
+    if (PyBytes_Size(values) != s.runs * s.run * item) {
+        PyErr_SetString(PyExc_ValueError, "a sample of something else");
+        return NULL;
+    }
+    const char *before = PyBytes_AsString(values);
+    double change = 0, weight = 0;
+    unsigned was = arithmetic();
+    if (was != DEFAULT_ARITHMETIC) set_arithmetic(DEFAULT_ARITHMETIC);
+    move(&job, &s, before, &change, &weight);
+    if (was != DEFAULT_ARITHMETIC) set_arithmetic(was);
+    PyObject *norms[2] = {PyFloat_FromDouble(sqrt(change)), PyFloat_FromDouble(sqrt(weight))};
+    return as_tuple(norms, 2);
+}
+
+/* The head of an ordinary tensor that nobody measures. */
+static PyObject *head_of(PyObject *tensor, PyObject *number) {
+    PyObject *kind = (PyObject *)Py_TYPE(tensor);
+    if ((kind != torch.tensor && kind != torch.parameter) || !is_dense(tensor)) return NULL;
+    PyObject *known = dtype_of(tensor);
+    if (!known) return NULL;
+    PyObject *shape = PyObject_GetAttr(tensor, torch.names[SHAPE]), *items[HEAD], *head = NULL;
+    const int64_t n = shape && PyTuple_Check(shape) ? elements_of(shape) : -1;
+    if (n >= 0 && is_true(ask(tensor, IS_CONTIGUOUS)) == 1) {
+        put_head(tensor, number, shape, NULL, PyTuple_GetItem(known, 1), n, items);
+        head = as_tuple(items, HEAD);
+    }
+    Py_XDECREF(shape);
+    return head;
+}
+
+static PyObject *head(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    if (!torch.tensor || nargs != 2) {
+        PyErr_SetString(PyExc_TypeError, "head(tensor, number)");
+        return NULL;
+    }
+    PyObject *found = head_of(args[0], args[1]);
+    if (found) return found;
+    PyErr_Clear(); /* as in `look` */
+    return none();
+}
+
 static void put_measured(Job *job, int closely, PyObject **items) {
     measure_and_release(job);
     if (job->lean && job->totals.first >= 0) {
@@ -863,9 +932,7 @@ static int describe(PyObject *tensor, PyObject *number, long mode, const Seen *s
                     PyObject **items) {
     PyObject *kind = (PyObject *)Py_TYPE(tensor);
     if ((kind != torch.tensor && kind != torch.parameter) || !is_dense(tensor)) return 0;
-    PyObject *dtype = PyObject_GetAttr(tensor, torch.names[DTYPE]);
-    PyObject *known = dtype ? PyDict_GetItemWithError(torch.dtypes, dtype) : NULL; /* borrowed */
-    Py_XDECREF(dtype);
+    PyObject *known = dtype_of(tensor);
     if (!known) return 0;
     PyObject *shape = PyObject_GetAttr(tensor, torch.names[SHAPE]), *strides = NULL;
     int found = 0;
@@ -1093,11 +1160,14 @@ PyDoc_STRVAR(measure_doc, "The fields of a Stats, of the elements at an address.
 PyDoc_STRVAR(measure_lean_doc, "The same but min, max, mean and std, with a norm to six digits.");
 PyDoc_STRVAR(measure_rows_doc, "The same as one of those two, of rows with gaps between them.");
 PyDoc_STRVAR(measure_closely_doc, "All fields of a Stats, with the exponents of a sample in runs.");
-PyDoc_STRVAR(sample_doc, "A copy of at most so many elements at an address, in runs.");
-PyDoc_STRVAR(moved_doc, "Norms of how far the elements of a sample have moved, and of the sample.");
+PyDoc_STRVAR(sample_doc, "A copy of at most so many elements of an ordinary dense CPU tensor, in runs: the "
+                         "values, how many, of how many, and the code of the dtype; else None.");
+PyDoc_STRVAR(moved_doc, "Norms of how far the elements of a sample have moved, and of the sample; None where "
+                        "the tensor has another length or dtype by now.");
 
 PyDoc_STRVAR(prepare_doc, "Tell `look` what an ordinary tensor is, and how much of it to read.");
 PyDoc_STRVAR(look_doc, "Head and fields of a Stats of an ordinary dense CPU tensor, else None.");
+PyDoc_STRVAR(head_doc, "Only the head.");
 PyDoc_STRVAR(untracked_doc, "A list or dict that the garbage collector looks at no longer.");
 PyDoc_STRVAR(name_all_doc, "What look_all has found as the inputs, outputs and tensors of a Call.");
 PyDoc_STRVAR(look_all_doc, "A finished Tensor of each gradient that a node was given, and of each it made.");
@@ -1107,6 +1177,7 @@ PyDoc_STRVAR(is_quiet_doc, "Whether an ordinary contiguous CPU tensor has this s
 static PyMethodDef methods[] = {
     {"prepare", prepare, METH_VARARGS, prepare_doc},
     {"look", (PyCFunction)(void (*)(void))look, METH_FASTCALL, look_doc},
+    {"head", (PyCFunction)(void (*)(void))head, METH_FASTCALL, head_doc},
     {"untracked", untracked, METH_O, untracked_doc},
     {"name_all", (PyCFunction)(void (*)(void))name_all, METH_FASTCALL, name_all_doc},
     {"look_all", (PyCFunction)(void (*)(void))look_all, METH_FASTCALL, look_all_doc},

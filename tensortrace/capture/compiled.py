@@ -29,7 +29,7 @@ import torch
 from tensortrace.capture.unwrap import is_dense_cpu
 
 __all__ = [
-    "EXACT", "Place", "RowsPlace", "base_of", "is_packed", "item_size", "kernel", "kernel_name",
+    "EXACT", "Place", "RowsPlace", "base_of", "is_packed", "kernel", "kernel_name",
     "place", "prepare", "rows_place", "turns", "untracked",
 ]  # fmt: skip
 
@@ -42,7 +42,6 @@ RowsPlace = tuple[int, int, int, int, int]
 _DTYPES = {
     torch.float32: (4, 0), torch.float64: (8, 1), torch.float16: (2, 2), torch.bfloat16: (2, 3),
 }  # fmt: skip
-_SIZES = {code: item for item, code in _DTYPES.values()}
 EXACT = frozenset({torch.Tensor, torch.nn.Parameter})
 # What _turns.c is told and has members for.
 _FORM = 1
@@ -56,7 +55,7 @@ def _load() -> ModuleType | None:
     except ImportError:  # no C compiler when it was installed
         return None
     # One that was built in place from other sources is as good as none.
-    return _statistics if hasattr(_statistics, "untracked") else None
+    return _statistics if hasattr(_statistics, "head") else None
 
 
 def _load_turns() -> ModuleType | None:
@@ -177,11 +176,6 @@ def rows_place(tensor: torch.Tensor) -> RowsPlace | None:
         return None
     address = tensor.data_ptr()
     return (address, columns, code, rows, pitch) if address else None
-
-
-def item_size(place: Place) -> int:
-    """The bytes of one element."""
-    return _SIZES[place[2]]
 
 
 def is_packed(tensor: torch.Tensor) -> bool:

@@ -276,18 +276,19 @@ def begin_step(
     no_grad = 0
     for g, group in enumerate(optimizer.param_groups):
         for i, parameter in enumerate(group["params"]):
-            path, name = _name(recorder, parameter) or (None, f"group{g}.{i}")
+            grad = parameter.grad
+            path, name = _name(recorder, parameter, grad) or (None, f"group{g}.{i}")
             full_name = f"{path}.{name}" if path else name
             names.append(full_name)
             if path is None:
                 unowned.append(_shape(parameter))
-            if parameter.grad is None:
+            if grad is None:
                 no_grad += 1
                 continue
             fields = {"update": recorder.update, "optimizer": index, "name": full_name}
             if path is not None:
                 fields["module"] = path
-            param = _draft_parameter(recorder, parameter, fields)
+            param = _draft_parameter(recorder, parameter, grad, fields)
             grads.append(param.grad)
             if path is None:
                 lone.append(param.grad)
@@ -322,11 +323,13 @@ def begin_step(
     recorder.decide()
 
 
-def _name(recorder: Recorder, parameter: torch.Tensor) -> tuple[str, str] | None:
+def _name(
+    recorder: Recorder, parameter: torch.Tensor, grad: torch.Tensor | None
+) -> tuple[str, str] | None:
     """(module path, local name); None if no module has the parameter, or none has it any more."""
     known = recorder.parameters.name_of(parameter)
     # What is still there after a replacement has no gradient: only that is worth a look.
-    if known is None or (parameter.grad is None and recorder.parameters.was_replaced(parameter)):
+    if known is None or (grad is None and recorder.parameters.was_replaced(parameter)):
         return recorder.names.owner_of(parameter)
     return known
 
@@ -336,12 +339,13 @@ def finish_step(recorder: Recorder, running: StepInFlight) -> None:
     befores: list[torch.Tensor] = []
     afters: list[torch.Tensor] = []
     drafts: list[ParamDraft] = []
+    kernel = compiled.kernel
     with quiet():
         for parameter, draft, version, before in running.samples:
             draft.changed = parameter._version != version
-            if isinstance(before, _Taken):
-                draft.moved = before.moved(parameter)
-                draft.fields["sampled"], draft.numel = before.count, before.place[1]
+            if kernel is not None and isinstance(before, tuple):
+                draft.moved = kernel.moved(parameter, running.most, _RUN, before)
+                _, draft.fields["sampled"], draft.numel, _ = before
                 continue
             after = _sample(parameter, running.most)
             if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
@@ -353,8 +357,8 @@ def finish_step(recorder: Recorder, running: StepInFlight) -> None:
             drafts.append(draft)
             befores.append(before)
             afters.append(after)
-        norms = _norms([*_differences(afters, befores), *befores])
-    tickets = recorder.queue.add_scalars(norms)
+        norms = _norms([*_differences(afters, befores), *befores]) if drafts else ()
+    tickets = recorder.queue.add_scalars(norms) if drafts else []
     for draft, update, weight in zip(drafts, tickets, tickets[len(drafts) :], strict=False):
         draft.update, draft.weight = update, weight
     for _, draft, _, _ in running.samples:
@@ -367,13 +371,11 @@ def finish_step(recorder: Recorder, running: StepInFlight) -> None:
 
 
 def _draft_parameter(
-    recorder: Recorder, parameter: torch.Tensor, fields: dict[str, Any]
+    recorder: Recorder, parameter: torch.Tensor, grad: torch.Tensor, fields: dict[str, Any]
 ) -> ParamDraft:
     table = recorder.tensors
     full = recorder.full
     _, value = table.gradient(parameter, None, measure=full)
-    grad = parameter.grad
-    assert grad is not None
     seen = recorder.parameters.gradient_seen(parameter, grad)
     if seen is None:
         # Of what no module has nobody saw the gradient before it was clipped. Where the norm was
@@ -413,37 +415,18 @@ def _gate_closure(
     return (args[0], evaluate, *args[2:]), kwargs
 
 
-class _Taken:
-    """A sample that the compiled kernel took: a tenth of the time of torch operators."""
-
-    __slots__ = ("most", "place", "values")
-
-    def __init__(self, place: compiled.Place, most: int, values: bytes) -> None:
-        self.place, self.most, self.values = place, most, values
-
-    @property
-    def count(self) -> int:
-        """How many elements it has."""
-        return len(self.values) // compiled.item_size(self.place)
-
-    def moved(self, parameter: torch.Tensor) -> tuple[float, float] | None:
-        """Norms of the change since and of the sample; None if length or dtype are others now."""
-        kernel, place = compiled.kernel, compiled.place(parameter)
-        if kernel is None or place is None or place[1:] != self.place[1:]:
-            return None
-        norms: tuple[float, float] = kernel.moved(*place, self.most, _RUN, self.values)
-        return norms
-
-
+# The values as the compiled kernel copied them, how many, of how many, and the code of their dtype:
+# a tenth of the time of torch operators.
+_Taken: TypeAlias = tuple[bytes, int, int, int]
 _Sample: TypeAlias = torch.Tensor | _Taken
 
 
 def _sample(parameter: torch.Tensor, most: int) -> _Sample | None:
     """A copy of at most so many elements, evenly strided; None where it cannot be had."""
     kernel = compiled.kernel
-    place = compiled.place(parameter) if kernel is not None else None
-    if kernel is not None and place is not None:
-        return _Taken(place, most, kernel.sample(*place, most, _RUN))
+    taken: _Taken | None = kernel.sample(parameter, most, _RUN) if kernel is not None else None
+    if taken is not None:
+        return taken
     with quiet():
         dense = plain(parameter)
         if isinstance(dense, str) or not dense.is_floating_point() or not dense.numel():

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import msgspec
 import torch
 
+from tensortrace.capture import compiled
 from tensortrace.capture.rows import row_spread
 from tensortrace.capture.stats import Head, Stats, StatsQueue, Ticket, stats_of
 from tensortrace.capture.units import RECTIFIED, Tickets, Units
@@ -383,6 +384,10 @@ class TensorTable:
 
 def _head(tensor: torch.Tensor, number: int) -> Head:
     """What a tensor is, in the order of the fields of a `Tensor`. Hot."""
+    if compiled.kernel is not None:
+        found: Head | None = compiled.kernel.head(tensor, number)
+        if found is not None:
+            return found
     dense = tensor.layout is torch.strided and not tensor._has_symbolic_sizes_strides
     if dense and type(tensor) in _PLAIN:
         try:

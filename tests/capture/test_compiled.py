@@ -297,6 +297,7 @@ def test_no_address_is_taken_of_anything_else(make: Any) -> None:
     with torch._C.DisableTorchFunction():
         assert compiled.place(make()) is None
         assert compiled.rows_place(make()) is None
+        assert kernel is None or kernel.sample(make(), 4096, 64) is None
 
 
 def made_by_ops() -> list[torch.Tensor]:
@@ -580,9 +581,11 @@ def test_lean_leaves_no_element_out(dtype: torch.dtype, n: int) -> None:
         assert (row.zeros, row.norm) == (1, pytest.approx(math.sqrt(n - 1)))
 
 
-def taken_from(tensor: torch.Tensor) -> tuple[bytes, torch.Tensor]:
-    taken = kernel.sample(*compiled.place(tensor), 4096, 64)
-    return taken, torch.frombuffer(bytearray(taken), dtype=tensor.dtype)
+def taken_from(tensor: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    taken = kernel.sample(tensor, 4096, 64)
+    values = torch.frombuffer(bytearray(taken[0]), dtype=tensor.dtype)
+    assert taken[1:3] == (len(values), tensor.numel())
+    return taken, values
 
 
 @needs_kernel
@@ -606,7 +609,7 @@ def test_moved_is_the_norm_of_the_change_of_the_sample(dtype: torch.dtype, n: in
     after = (before.double() + 0.1 * torch.randn(n, dtype=torch.float64)).to(dtype)
     taken, was = taken_from(before)
     _, now = taken_from(after)
-    change, weight = kernel.moved(*compiled.place(after), 4096, 64, taken)
+    change, weight = kernel.moved(after, 4096, 64, taken)
     assert weight == pytest.approx(was.double().norm().item(), rel=1e-6)
     assert change == pytest.approx((now.double() - was.double()).norm().item(), rel=1e-6)
 
@@ -616,21 +619,60 @@ def test_moved_says_what_is_not_finite_any_more() -> None:
     tensor = torch.ones(10)
     taken, _ = taken_from(tensor)
     tensor[3] = NAN
-    assert math.isnan(kernel.moved(*compiled.place(tensor), 4096, 64, taken)[0])
+    assert math.isnan(kernel.moved(tensor, 4096, 64, taken)[0])
     tensor[3] = INF
-    assert kernel.moved(*compiled.place(tensor), 4096, 64, taken)[0] == INF
+    assert kernel.moved(tensor, 4096, 64, taken)[0] == INF
 
 
 @needs_kernel
 def test_a_sample_of_something_else_is_refused() -> None:
     tensor = torch.ones(100)
     with pytest.raises(ValueError, match="something else"):
-        kernel.moved(*compiled.place(tensor), 4096, 64, b"1234")
+        kernel.moved(tensor, 4096, 64, (b"1234", 1, 100, 0))
     for most, run in ((0, 64), (4096, 0), (-1, 1)):
         with pytest.raises(ValueError, match="nothing to sample"):
-            kernel.sample(*compiled.place(tensor), most, run)
+            kernel.sample(tensor, most, run)
     with pytest.raises(TypeError):
-        kernel.sample(*compiled.place(tensor))
+        kernel.sample(tensor)
+    for taken in ((b"1234", 1, 100), (1234, 1, 100, 0), b"1234"):
+        with pytest.raises(TypeError, match="moved"):
+            kernel.moved(tensor, 4096, 64, taken)
+
+
+@needs_kernel
+def test_a_parameter_of_another_length_or_dtype_has_not_moved() -> None:
+    taken, _ = taken_from(torch.ones(100))
+    for other in (torch.ones(101), torch.ones(100).double(), torch.ones(100, device="meta")):
+        assert kernel.moved(other, 4096, 64, taken) is None
+
+
+@needs_kernel
+@pytest.mark.parametrize("tensor", LAYOUTS.values(), ids=LAYOUTS)
+def test_sample_of_dense_strides_in_any_order_is_of_the_memory_in_its_order(
+    tensor: torch.Tensor,
+) -> None:
+    (values, *rest) = kernel.sample(tensor, 1 << 20, 64)
+    memory = torch.frombuffer(bytearray(values), dtype=tensor.dtype).sort().values
+    assert rest[:2] == [tensor.numel()] * 2
+    assert torch.equal(memory, tensor.flatten().sort().values)
+
+
+@needs_kernel
+@pytest.mark.parametrize("tensor", ROWS.values(), ids=ROWS)
+def test_no_sample_is_taken_where_there_are_gaps(tensor: torch.Tensor) -> None:
+    assert kernel.sample(tensor, 4096, 64) is None
+
+
+@needs_kernel
+def test_head_is_what_a_measured_tensor_has() -> None:
+    x = torch.randn(3, 4, requires_grad=True)
+    for tensor in (x, x * 2, torch.nn.Parameter(torch.ones(2)), torch.tensor(1.5).double()):
+        (head, _) = kernel.look(tensor, 7, 0)
+        assert kernel.head(tensor, 7) == head
+    # Else the one who asks one thing at a time describes it.
+    assert kernel.head(torch.ones(3, 4).t(), 7) is None
+    with pytest.raises(TypeError, match="head"):
+        kernel.head(x)
 
 
 class Numbers:
