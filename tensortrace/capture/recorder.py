@@ -281,7 +281,7 @@ class Recorder:
 
     def fetched(self, host_ns: int, frame: FrameType) -> None:
         """A DataLoader has handed out a batch: the step before it is over."""
-        self.loader_seen, self.loader_done = True, False
+        self.loader_seen = True
         if self.holds_call and not self.manual:
             self.close_step()
         self.action("fetch", frame=frame, detail={"host_ns": host_ns})

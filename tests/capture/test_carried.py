@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from tensortrace.capture import carried
+from tensortrace.capture.optimizers import Optimizers
 from tensortrace.capture.tracer import Trace
 from tests.capture import Recorded, record
 
@@ -176,3 +178,25 @@ def test_unscaling_names_its_optimizer() -> None:
             optimizer.zero_grad()
 
     assert [a.optimizer for a in record(program).actions("unscale")] == [0, 1]
+
+
+def test_a_gradient_that_is_another_tensor_with_the_identity_of_the_old_one_was_added_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # With create_graph the sum is a new tensor: Python may give it the address of the old one, and
+    # its version is as low.
+    monkeypatch.setattr(carried, "id", lambda thing: 7, raising=False)
+    optimizers = Optimizers()
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight])
+    index = optimizers.index_of(optimizer)
+    followed = carried.Carried(optimizers)
+    for other, added in ((False, False), (True, True)):
+        weight.grad = torch.ones(2)
+        followed.stepped(index, optimizer)
+        followed.since_step()
+        kept = weight.grad
+        if other:
+            weight.grad = kept + 1
+        followed.backward_ended()
+        assert followed.added_to(index) is added

@@ -191,6 +191,21 @@ def test_a_loader_that_is_begun_anew_in_a_turn_ends_none() -> None:
     assert [step for step, _ in root_calls(record(program))] == sorted([*range(6), *range(6)])
 
 
+def test_a_loader_that_was_only_looked_through_ends_no_turn_after_it() -> None:
+    first, second = Net(), Net()
+
+    def program(t: Any) -> None:
+        for (x,) in loader(2):
+            float(x.mean())
+        for (x,) in loader(2):
+            float(x.std())
+        x = torch.rand(2, 4)
+        (first(x) + second(x)).sum().backward()
+
+    outermost = record(program).of(Call, parent=None, op=None, phase="forward")
+    assert len(outermost) == 2 and len({call.step for call in outermost}) == 1
+
+
 def test_what_is_called_after_the_last_batch_is_another_step() -> None:
     model = Net()
     optimizer = sgd(model)
