@@ -42,8 +42,9 @@ def never_updated(
     Misses:     a network for a perceptual loss in training mode that is not frozen is reported;
                 an optimizer that takes its first step after `updates` steps of another one too;
                 weights that stop moving later in the run: they have converged, or the learning rate
-                has decayed below their rounding; those of LBFGS, which may converge in its first
-                step (a subclass has another name, and is told of); layers that TT202 or TT303 names
+                has decayed below their rounding (TT410); those of LBFGS, which may converge in its
+                first step (a subclass has another name, and is told of); layers that TT202 or TT303
+                names
     Example:    encoder, decoder = Encoder(), Decoder()
                 optimizer = torch.optim.Adam(decoder.parameters())
                 loss = criterion(decoder(encoder(x)), x)
