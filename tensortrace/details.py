@@ -122,7 +122,10 @@ class Mode(TypedDict, total=False):
 
 
 class Loader(TypedDict, total=False):
-    """A DataLoader begins to be read; `batches` of an epoch, None if that is not known."""
+    """A DataLoader begins to be read; `batches` of an epoch, None if that is not known.
+
+    `same_order` is how often running the `sampler` has begun where it did the time before.
+    """
 
     host_ns: Count
     batches: Count | None
@@ -130,6 +133,8 @@ class Loader(TypedDict, total=False):
     pin_memory: bool
     shuffled: bool
     replacement: bool
+    same_order: Count
+    sampler: str
 
 
 class Fetch(TypedDict, total=False):

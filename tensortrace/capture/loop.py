@@ -33,6 +33,7 @@ from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.batches import Batches
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.losses import record_clip, record_scale
+from tensortrace.capture.orders import Orders
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Patches:
 def _targets() -> list[tuple[Any, str, _Report]]:
     scaler = grad_scaler.GradScaler
     return [
-        (dataloader.DataLoader, "__iter__", _loader),
+        (dataloader.DataLoader, "__iter__", functools.partial(_loader, Orders())),
         (dataloader._BaseDataLoaderIter, "__next__", functools.partial(_fetch, Batches())),
         (torch.optim.Optimizer, "zero_grad", _zero_grad),
         (nn.Module, "zero_grad", _zero_grad),
@@ -121,11 +122,16 @@ def _silently(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     return _quietly(call)
 
 
-def _loader(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+def _loader(orders: Orders, recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    outside = not here.stack and torch._C._current_graph_task_id() == -1
+    counts = recorder.owns_thread() and outside
+    order: dict[str, Any] = {}
+    if counts:
+        with Ours(recorder, "loop"):
+            order = orders.begins(args[0])  # before anything is drawn
     started = time.perf_counter_ns()
     batches = _quietly(call)  # with workers, that is where they start
-    outside = not here.stack and torch._C._current_graph_task_id() == -1
-    if recorder.owns_thread() and outside:
+    if counts:
         with Ours(recorder, "loop"):
             loader = args[0]
             detail = {
@@ -135,6 +141,7 @@ def _loader(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
                 "pin_memory": bool(loader.pin_memory),
                 "shuffled": not isinstance(loader.sampler, SequentialSampler),
                 "replacement": bool(getattr(loader.sampler, "replacement", False)),
+                **order,
             }
             of = shorten(type(loader.dataset).__name__)
             recorder.action("loader", of=of, frame=sys._getframe(2), detail=detail)
