@@ -34,6 +34,7 @@ from tensortrace.capture.batches import Batches
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.losses import record_clip, record_scale
 from tensortrace.capture.orders import Orders
+from tensortrace.capture.tensors import let_go
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _SAMPLERS = frozenset({SequentialSampler, RandomSampler, SubsetRandomSampler, Di
                        WeightedRandomSampler})  # fmt: skip
 _BATCH_SAMPLERS = frozenset({BatchSampler, type(None)})
 _Call = Callable[[], Any]
+_Original = Callable[..., Any]
 # Reports a call: gets the recorder, the arguments, the frame's depth and the call itself.
 _Report = Callable[["Recorder", tuple[Any, ...], dict[str, Any], _Call], Any]
 
@@ -56,10 +58,13 @@ class Patches:
     def __init__(self) -> None:
         self._done: list[tuple[Any, str, Any, Any]] = []
         for owner, name, report in _targets():
-            original = owner.__dict__.get(name)
-            if original is None:
-                continue  # another torch version
-            wrapper = _wrap(original, report)
+            self._put(owner, name, functools.partial(_wrap, report=report))
+        self._put(torch.utils, "swap_tensors", _wrap_swap)
+
+    def _put(self, owner: Any, name: str, wrap: Callable[[_Original], _Original]) -> None:
+        original = owner.__dict__.get(name)
+        if original is not None:  # else another torch version
+            wrapper = wrap(original)
             setattr(owner, name, wrapper)
             self._done.append((owner, name, original, wrapper))
 
@@ -92,7 +97,7 @@ def _targets() -> list[tuple[Any, str, _Report]]:
     ]
 
 
-def _wrap(original: Callable[..., Any], report: _Report) -> Callable[..., Any]:
+def _wrap(original: _Original, report: _Report) -> _Original:
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         recorder = slot.recorder
@@ -101,6 +106,22 @@ def _wrap(original: Callable[..., Any], report: _Report) -> Callable[..., Any]:
         if not recorder.on["loop"]:
             return original(*args, **kwargs)
         return report(recorder, args, kwargs, lambda: original(*args, **kwargs))
+
+    return wrapper
+
+
+def _wrap_swap(original: _Original) -> _Original:
+    """What swaps the parameters of a module that is moved or loaded, if torch.__future__ says so.
+
+    It may be called inside load_state_dict, and between two calls of a decorated function.
+    """
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            for tensor in (*args, *kwargs.values()):
+                let_go(tensor)
+        return original(*args, **kwargs)
 
     return wrapper
 

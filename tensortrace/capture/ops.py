@@ -54,6 +54,7 @@ _tracing_state = torch._C._get_tracing_state
 # The number that the next autograd node of this thread gets.
 _next_node = torch._C._autograd._get_sequence_nr
 _eval_frame: Any = torch._C._dynamo.eval_frame
+_default_device: Any = getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None)
 _HOSTS = frozenset({"cpu", "meta"})
 # In each step so many are recorded: a loop over single elements would fill the log.
 _SYNCS_PER_STEP = 20
@@ -236,7 +237,7 @@ def _sync(recorder: Recorder, name: str, args: tuple[Any, ...]) -> None:
             return
         if not recorder.full or recorder.replaying or not recorder.on["ops"]:
             return
-        now, (step, count) = (id(recorder), recorder.step), here.synced
+        now, (step, count) = (recorder.serial, recorder.step), here.synced
         here.synced = (now, count + 1 if step == now else 1)
         if here.synced[1] > _SYNCS_PER_STEP:
             return
@@ -282,7 +283,7 @@ def leave_module(change: int) -> None:
 
 
 def mode_on() -> None:
-    """Put the mode at the bottom of this thread's stack, while module calls are seen."""
+    """Put the mode below all modes of the user's in this thread, while module calls are seen."""
     recorder = slot.recorder
     if recorder is None or not recorder.on["modules"]:
         return
@@ -291,6 +292,10 @@ def mode_on() -> None:
         _push_on_torch_function_stack(_MODE)
         return
     above = [_pop_torch_function_stack() for _ in range(depth)]
+    # Below all others torch expects that of set_default_device, and raises where it is not. What a
+    # `with torch.device(...)` has pushed is popped from the top.
+    if above[-1] is getattr(_default_device, "device_context", None):
+        _push_on_torch_function_stack(above.pop())
     _push_on_torch_function_stack(_MODE)
     for mode in reversed(above):
         if mode is not _MODE:

@@ -597,8 +597,9 @@ class Recorder:
         return self.step if self.seq else max(self.step - 1, 0)
 
     def release(self) -> None:
-        """Let go of every hook on tensors."""
+        """Let go of every hook on tensors, and of the tensors."""
         self.parameters.remove()
+        self.tensors.let_all_go()
         self.stepping = None
         if slot.recorder is self:
             slot.recorder = None

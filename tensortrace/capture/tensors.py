@@ -141,6 +141,7 @@ class TensorTable:
 
     def __init__(self, queue: StatsQueue) -> None:
         self._queue = queue
+        _tables.add(self)
         self._waiting: list[TensorDraft] = []
         self._units = Units()
         self._known: dict[int, _Known] = {}
@@ -230,6 +231,21 @@ class TensorTable:
             self._detached[id(tensor)] = weakref.ref(tensor), entry
             if len(self._detached) > self._most_detached:
                 self._forget_detached()
+
+    def let_go(self, tensor: torch.Tensor) -> None:
+        """Keep no reference to a tensor, weak ones included; it is a new one when it is met."""
+        self._known.pop(id(tensor), None)
+        self.passed.pop(id(tensor), None)
+        self._detached = {
+            key: entry
+            for key, entry in list(self._detached.items())
+            if key != id(tensor) and entry[1].ref() is not tensor
+        }
+        self._units.let_go(tensor)
+
+    def let_all_go(self) -> None:
+        """The same of all tensors."""
+        self._known, self.passed, self._detached, self._units = {}, {}, {}, Units()
 
     def _forget_detached(self) -> None:
         self._detached = {k: e for k, e in list(self._detached.items()) if e[0]() is not None}
@@ -380,6 +396,15 @@ class TensorTable:
         origin = tensor if base is None else base  # of vmap with out_dims=1 a view comes out
         known = self._detached.get(id(origin)) if self._detached else None
         return known[1] if known is not None and known[0]() is origin else None
+
+
+_tables: weakref.WeakSet[TensorTable] = weakref.WeakSet()
+
+
+def let_go(tensor: torch.Tensor) -> None:
+    """Keep no weak reference to a tensor anywhere: torch swaps none that has one."""
+    for table in list(_tables):
+        table.let_go(tensor)
 
 
 def _head(tensor: torch.Tensor, number: int) -> Head:

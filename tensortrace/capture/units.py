@@ -85,6 +85,10 @@ class Units:
         except RuntimeError:
             return None  # nothing that a count is worth failing for: out of memory, odd layouts
 
+    def let_go(self, parameter: torch.Tensor) -> None:
+        """Keep no weak reference to a parameter; its units are followed anew."""
+        self._layers.pop(id(parameter), None)
+
     def _look(
         self, tensor: torch.Tensor, parameter: torch.Tensor, dim: int, step: int, queue: StatsQueue
     ) -> Tickets | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from typing import Any
@@ -437,3 +438,54 @@ def test_what_an_op_is_to_write_to_is_its_output_alone() -> None:
     (again,) = record(lambda t: torch.add(target, X, out=target)).ops(op="add")
     assert (len(again.inputs), len(again.outputs)) == (2, 1)
     assert again.inputs[0] != again.outputs[0]
+
+
+def modes() -> list[str]:
+    """The classes of what is on the stack of function modes, the lowest first."""
+    depth = torch._C._len_torch_function_stack()
+    return [type(torch._C._get_function_stack_at(i)).__name__ for i in range(depth)]
+
+
+def test_a_default_device_stays_below_what_sees_ops() -> None:
+    def program(t: Any) -> None:
+        assert modes() == ["DeviceContext", "OutsideMode"]
+        model = nn.Linear(3, 2)
+        model(torch.ones(2, 3)).exp().sum().backward()
+        # Torch takes the one before it off the bottom of the stack, and raises if it is not there.
+        torch.set_default_device("meta")
+        assert torch.ones(2).is_meta
+        model(torch.ones(2, 3, device="cpu")).exp()
+        torch.set_default_device("cpu")
+        X.sin()
+
+    torch.set_default_device("cpu")
+    try:
+        records = record(program)
+        assert modes() == ["DeviceContext"]
+    finally:
+        torch.set_default_device(None)
+    assert modes() == []
+    named = [call.op for call in records.of(Call, phase="forward")]
+    assert [op for op in named if op in ("exp", "sin")] == ["exp", "exp", "sin"]
+
+
+def test_blocks_of_a_device_end_what_they_began() -> None:
+    def program(t: Any) -> None:
+        outer.close()
+        X.cos()
+        assert modes() == ["OutsideMode"]
+        with torch.device("meta"):
+            model = nn.Linear(3, 2, device="cpu")
+            with torch.device("cpu"):
+                model(X).exp()
+            assert torch.ones(1).is_meta
+            model(X).sin()
+        assert modes() == ["OutsideMode"]
+        assert torch.ones(1).is_cpu
+
+    with contextlib.ExitStack() as outer:
+        outer.enter_context(torch.device("cpu"))
+        records = record(program)
+    assert modes() == []
+    named = [call.op for call in records.of(Call, phase="forward")]
+    assert [op for op in named if op in ("cos", "exp", "sin")] == ["cos", "exp", "sin"]

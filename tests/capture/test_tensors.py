@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -260,3 +262,49 @@ def test_what_comes_out_of_a_transform_is_known_by_what_made_it(
     (found,) = [f for f in t.findings if f.severity == "error"]
     assert (found.code, found.op) == ("TT101", op)
     assert words in found.message
+
+
+@pytest.fixture
+def swapping() -> Iterator[None]:
+    """Parameters are swapped where a module is moved or loaded, but none that has references."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def halve(model: nn.Module) -> None:
+    model.load_state_dict({name: value * 0.5 for name, value in model.state_dict().items()})
+
+
+@pytest.mark.usefixtures("swapping")
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("change", [lambda m: m.half().float(), lambda m: m.double(), halve])
+def test_parameters_can_be_swapped_while_and_after_they_are_traced(change: Any, level: Any) -> None:
+    def turn(model: nn.Module, sgd: torch.optim.Optimizer) -> None:
+        x = torch.ones(3, 4, dtype=next(model.parameters()).dtype)
+        loss = model(x).square().sum() + sum(p.norm() for p in model.parameters())
+        loss.backward()
+        sgd.step()
+        sgd.zero_grad()
+
+    def program(begin: Any) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
+        with begin():
+            traced = begin()(turn)
+            for _ in range(2):
+                turn(model, sgd)
+                change(model)
+            traced(model, sgd)
+        change(model)  # after the block, and between two calls of a decorated function
+        return [*model.parameters()]
+
+    want = program(_Nothing)
+    found = program(lambda: trace(out=lambda record: None, level=level))
+    assert all(map(torch.equal, want, found))
+
+
+class _Nothing(contextlib.nullcontext[None]):
+    def __call__(self, function: Any) -> Any:
+        return function
