@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, steadiness
-from tensortrace.records import ModuleColumns, Step, from_scalar
+from tensortrace.records import Step, from_scalar
 from tensortrace.text import module_text, number_text
 
 
@@ -18,13 +18,13 @@ from tensortrace.text import module_text, number_text
 class Series:
     """The gradient norms of the steps of one set of optimizers; bounded by the window.
 
-    `later` are columns that are still to be sorted into `modules`.
+    `later` are the paths and numbers of steps that are still to be sorted into `modules`.
     """
 
     norms: deque[float]
     losses: deque[float]
     modules: dict[str, deque[float]] = field(default_factory=dict)
-    later: list[ModuleColumns] = field(default_factory=list)
+    later: list[tuple[list[str], list[float | None]]] = field(default_factory=list)
     running: int = 0
     first: list[float] = field(default_factory=list)
 
@@ -79,8 +79,8 @@ def exploding_gradient(
         if series is None:
             series = known[of] = Series(deque(maxlen=window), deque(maxlen=window))
         norms = series.norms
-        # Asked of a large norm only: a median of each window in every step is most of the cost. And
-        # a policy that is nearly certain has steps of almost no gradient, then one of the old kind.
+        # A policy that is nearly certain has steps of almost no gradient, then one of the old kind.
+        # So the largest rules most out; the median of each window would be most of the cost.
         usual = median(norms) if len(norms) >= least and norm > max(norms) else 0.0
         if usual > 0 and norm > ratio * usual and not _explained(series, norm, loss, converged):
             series.running += 1
@@ -123,7 +123,7 @@ def _remember(summary: Step, series: Series, norm: float, loss: float | None, wi
         series.first.append(norm)
     if loss is not None and math.isfinite(loss):
         series.losses.append(loss)
-    series.later.append(summary.modules)
+    series.later.append((summary.modules.path, summary.modules.param_grad_rms))
     if len(series.later) >= window:
         _sort_in(series, window)
 
@@ -131,8 +131,8 @@ def _remember(summary: Step, series: Series, norm: float, loss: float | None, wi
 def _sort_in(series: Series, window: int) -> None:
     """Sort the gradients of several steps by module at once: a finding alone asks for them."""
     later, series.later = series.later, []
-    for columns in later:
-        for path, rms in zip(columns.path, columns.param_grad_rms, strict=False):
+    for paths, numbers in later:
+        for path, rms in zip(paths, numbers, strict=False):
             if rms:
                 known = series.modules.get(path)
                 if known is None:

@@ -77,7 +77,8 @@ def graph_kept_alive(
     since.lost = since.lost or lost
     if not step.optimizers:
         return
-    memory["since"] = _Since(step.number + 1, since.totals if since.lost else None)
+    since.first, since.before = step.number + 1, since.totals if since.lost else None
+    since.totals, since.lost = {}, False
     if not lost:
         return
     memory["count"] = memory.get("count", 0) + 1

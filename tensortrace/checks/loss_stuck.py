@@ -101,12 +101,13 @@ def loss_stuck(
     for optimizer in step.optimizers:
         stepping.add(optimizer.index)
     moves: int = memory.setdefault("moves", 0)
-    known: dict[str, Series] = memory.setdefault("series", {})
+    known: dict[tuple[str, int] | None, Series] = memory.setdefault("series", {})
     for action in step.losses:
         value = from_scalar(action.detail.get("value"))
         if value is None or not math.isfinite(value):
             continue
-        place = location_text(action.location)
+        at = action.location
+        place = None if at is None else (at.file, at.line)
         series = known.get(place)
         if series is None:
             series = known[place] = Series(value, deque(maxlen=stay))
