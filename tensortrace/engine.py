@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import structs
 
-from tensortrace.checks import Check, Draft, When, all_checks, closest
+from tensortrace.checks import Check, Draft, Rule, When, all_checks, closest
 from tensortrace.errors import UsageError
 from tensortrace.records import (
     Action,
@@ -41,7 +41,7 @@ from tensortrace.records import (
     Step,
     Tensor,
 )
-from tensortrace.step_view import StepView, finite, is_damage
+from tensortrace.step_view import UPDATED, StepView, finite, is_damage
 from tensortrace.text import is_installed
 
 # Design "Steps": a step is flushed in parts after this many records, so this much is held here too.
@@ -56,8 +56,15 @@ LATE = 1000
 RARELY = 50
 _NOTHING = frozenset[str]()
 _CALLS = frozenset({"calls"})
-# What of an action's detail may be non-finite.
-_VALUES = ("value", "total_norm")
+_FULL = frozenset({"full"})
+_INNER = frozenset({"inner"})
+# When checks are asked: at each gate, as a step ends, and as a full one does; those of a gate too,
+# first, since a step that ends is one.
+_Moment = Literal["gate", "step", "full"]
+_ASKED: dict[_Moment, tuple[tuple[When, ...], ...]] = {
+    "gate": (("gate",),), "step": (("gate",), ("step",)), "full": (("gate",), ("step", "full")),
+}  # fmt: skip
+_Asked = tuple[Check, Rule, dict[str, Any], dict[str, Any]]
 SEVERITIES: tuple[Severity, ...] = ("note", "warning", "error")
 
 
@@ -79,9 +86,13 @@ class Engine:
         self.problems: list[str] = []
         self._thresholds = _configure(chosen, settings or {})
         self._checks = _in_order(chosen)
-        # By moment and by what a step has: the checks to ask.
-        self._running: dict[tuple[frozenset[str], tuple[When, ...]], list[Check]] = {}
-        self._kinds = {kind for c in self._checks for kind in c.of}
+        # By moment and by what a step has: the checks to ask, each with its memory and thresholds.
+        self._running: dict[tuple[_Moment, frozenset[str]], list[_Asked]] = {}
+        self._tags = _tags(self._checks)
+        # What `Check.since` names: as far as no step has had it yet, and what some step has had.
+        self._awaited = {tag for c in self._checks for tag in c.since}
+        self._met: set[str] = set()
+        self._shared: dict[str, Any] = {}
         self._memory: dict[str, dict[str, Any]] = {c.code: {} for c in self._checks}
         self._modules: dict[str, Module] = {}
         self._sources: dict[str, list[Source]] = {}
@@ -100,7 +111,8 @@ class Engine:
         self._aside: list[Call | Param] | None = None
         self._poisoned: str | None = None
         # The last steps that are over with an update, one left out, and a finite loss.
-        self._updated = self._skipped = self._healthy = -1
+        self._updated: deque[int] = deque(maxlen=UPDATED)
+        self._skipped = self._healthy = -1
 
     def looks_at(self, step: int) -> bool:
         """Whether the calls of a step are looked at even if all in it is finite. Hot."""
@@ -138,8 +150,14 @@ class Engine:
             # A check looks at no line, but at tensors that a line was the first to meet.
             for tensor in record.tensors:  # type: ignore[attr-defined]
                 _describe(self._view(record.step), tensor)
-        elif kind in (Param, Optimizer, Action, Step):
-            return self._take(record)  # type: ignore[arg-type]
+        elif kind is Action:
+            return self._take_action(record)  # type: ignore[arg-type]
+        elif kind is Optimizer:
+            return self._take_optimizer(record)  # type: ignore[arg-type]
+        elif kind is Step:
+            return self._close(record)  # type: ignore[arg-type]
+        elif kind is Param:
+            return self._take_values(record)  # type: ignore[arg-type]
         elif kind is Header:
             self._every = _every(record)  # type: ignore[arg-type]
             self._world_size = record.world_size  # type: ignore[attr-defined]
@@ -159,13 +177,14 @@ class Engine:
         step = self._step
         if step is None or step.number != number:
             self._look_at_late_lines()
+            aside: list[Call | Param] | None = None if self.looks_at(number) else []
             step = StepView(number, modules=self._modules, findings=self._findings,
-                            poisoned=self._poisoned, updated=self._updated,
+                            poisoned=self._poisoned, trained=tuple(self._updated),
                             skipped=self._skipped, healthy=self._healthy,
-                            world_size=self._world_size)  # fmt: skip
-            self._step = step
-            self._aside = None if self.looks_at(number) else []
-            step.has = _CALLS if self._aside is None else _NOTHING
+                            world_size=self._world_size, before=self._closed,
+                            has=_CALLS if aside is None else _NOTHING,
+                            shared=self._shared)  # fmt: skip
+            self._step, self._aside = step, aside
         return step
 
     def _look_at_late_lines(self) -> None:
@@ -191,83 +210,115 @@ class Engine:
             _file(step, earlier)
 
     def _take_call(self, call: Call) -> list[Finding]:
-        """As `_take`, of what most records are. Hot."""
-        step = self._step
-        if step is None or step.number != call.step:
-            step = self._view(call.step)
+        """As the others, of what most records are. Hot."""
+        step = self._of(call)
         if self._aside is not None or call.replay:
-            return self._take(call)
-        step.update = max(step.update, call.update)
+            return self._take_values(call)
         _file(step, call)
         return self._gate(step) if len(step.calls) >= 2 * HELD else []
 
-    def _take(self, record: Call | Param | Optimizer | Action | Step) -> list[Finding]:
-        step = self._view(record.step)
+    def _of(self, record: Call | Param | Optimizer | Action | Step) -> StepView:
+        """The step that a record belongs to. Hot."""
+        step = self._step
+        if step is None or step.number != record.step:
+            step = self._view(record.step)
         step.update = max(step.update, record.update)
-        gate = False
+        return step
+
+    def _take_values(self, record: Call | Param) -> list[Finding]:
+        step = self._of(record)
         if self._aside is not None and not is_quiet(record):
             self._look_at(step)
-        if isinstance(record, Call | Param):
-            if self._aside is None:
-                _file(step, record)
-            else:
-                self._aside.append(record)
-                del self._aside[: -2 * HELD]
-            # Without a gate nothing would ever be let go.
-            gate = len(step.calls) >= 2 * HELD
-        elif isinstance(record, Action):
-            step.actions.append(record)
-            if record.action in self._kinds:
-                step.has |= {record.action}
-            gate = record.action in ("gate", "exception")
-            if record.action == "load_state_dict":
-                self._poisoned = step.poisoned = None
-        elif isinstance(record, Optimizer):
-            step.optimizers.append(record)
-            self._keep_time(record)
-            found = self._gate(step)
-            if not record.skipped and not finite(step.norm_of(record)):
-                # From the findings of the run, not of the step: a thinned step has no calls to
-                # meet a known cause in, and must poison all the same.
-                errors = [f.id for f in self._findings if is_damage(f)]
-                self._poisoned = step.poisoned = errors[-1] if errors else None
-            return found
+        if self._aside is None:
+            _file(step, record)
         else:
-            step.summary, self._step, self._closed = record, None, record
-            found = self._run(step, "gate")
-            found += self._run(step, "step", "full") if record.full else self._run(step, "step")
-            self._note_health(step)
-            # An optimizer may have taken what is told only now.
-            spoilt = any(not o.skipped and not finite(step.norm_of(o)) for o in step.optimizers)
-            by_hand = step.wrote_by_hand()
-            spoilt = spoilt or by_hand
-            written = [f.id for f in found if f.severity == "error" and spoilt and is_damage(f)]
+            self._aside.append(record)
+            del self._aside[: -2 * HELD]
+        # Without a gate nothing would ever be let go.
+        return self._gate(step) if len(step.calls) >= 2 * HELD else []
+
+    def _take_action(self, action: Action) -> list[Finding]:
+        step = self._of(action)
+        if self._aside is not None and not is_quiet(action):
+            self._look_at(step)
+        step.actions.append(action)
+        name = action.action
+        if name == "loss":
+            step.losses.append(action)
+        elif name == "load_state_dict":
+            self._poisoned = step.poisoned = None
+        for key, tag in self._tags.get(name, ()):
+            if key is None or key in action.detail:
+                self._meet(step, tag)
+        return self._gate(step) if name in ("gate", "exception") else []
+
+    def _take_optimizer(self, optimizer: Optimizer) -> list[Finding]:
+        step = self._of(optimizer)
+        if self._aside is not None and not is_quiet(optimizer):
+            self._look_at(step)
+        step.optimizers.append(optimizer)
+        if not optimizer.skipped:
+            step.taken.append(optimizer)
+        if optimizer.parameters is not None or optimizer.eps:
+            self._meet(step, "holds")
+        self._keep_time(optimizer)
+        found = self._gate(step)
+        if not optimizer.skipped and not finite(step.norm_of(optimizer)):
+            # From the findings of the run, not of the step: a thinned step has no calls to
+            # meet a known cause in, and must poison all the same.
+            errors = [f.id for f in self._findings if is_damage(f)]
+            self._poisoned = step.poisoned = errors[-1] if errors else None
+        return found
+
+    def _meet(self, step: StepView, tag: str) -> None:
+        """Note that a step has what some check asks for."""
+        step.has |= {tag}
+        if tag in self._awaited:
+            self._awaited.remove(tag)
+            self._met.add(tag)
+            self._running = {}
+
+    def _close(self, record: Step) -> list[Finding]:
+        step = self._of(record)
+        step.summary, self._step, self._closed = record, None, record
+        if record.full:
+            step.has |= _FULL
+        if not record.rested:
+            step.has |= _INNER
+        found = self._run(step, "full" if record.full else "step")
+        self._note_health(step)
+        # An optimizer may have taken what is told only now.
+        spoilt = any(not finite(step.norm_of(o)) for o in step.taken)
+        by_hand = step.wrote_by_hand()
+        if spoilt or by_hand:
+            written = [f.id for f in found if f.severity == "error" and is_damage(f)]
             cause = written[0] if written else step.blamed() if by_hand else None
-            self._poisoned = self._poisoned or cause or self._moved_by(step)
-            return found
-        return self._gate(step) if gate else []
+            self._poisoned = self._poisoned or cause
+        self._poisoned = self._poisoned or self._moved_by(step)
+        return found
 
     def _moved_by(self, step: StepView) -> str | None:
         """The error that an optimizer took which evaluates its closure more than once.
 
         The norm in its record is of the first evaluation: a later one may have met what was bad.
         """
-        begun = {o.index: o.seq for o in step.optimizers if not o.skipped}
+        if not step.params:
+            return None
+        begun = {o.index: o.seq for o in step.taken}
         inside = [(begun[p.optimizer], p.seq) for p in step.params if p.optimizer in begun]
         spoilt = any(not finite(p.update_norm) for p in step.params) or any(
-            start < a.seq < end for a in step.actions
-            if a.action == "loss" and not finite(a.detail.get("value")) for start, end in inside
+            start < a.seq < end for a in step.losses
+            if not finite(a.detail.get("value")) for start, end in inside
         )  # fmt: skip
         errors = (f.id for f in reversed(self._findings) if is_damage(f))
         return next(errors, None) if spoilt else None
 
     def _note_health(self, step: StepView) -> None:
-        if any(not optimizer.skipped for optimizer in step.optimizers):
-            self._updated = step.number
-        if any(optimizer.skipped for optimizer in step.optimizers):
+        if step.taken:
+            self._updated.append(step.number)
+        if len(step.taken) < len(step.optimizers):
             self._skipped = step.number
-        losses = [a.detail.get("value") for a in step.actions if a.action == "loss"]
-        if losses and all(map(finite, losses)):
+        if step.losses and all(finite(loss.detail.get("value")) for loss in step.losses):
             self._healthy = step.number
 
     def _keep_time(self, optimizer: Optimizer) -> None:
@@ -283,21 +334,23 @@ class Engine:
         for records in (step.params, step.actions, step.optimizers, step.bad, step.replayed):
             if len(records) > HELD:
                 del records[:-HELD]
-        for old in list(step.tensors)[: -2 * HELD]:
-            del step.tensors[old]
+                step.losses = [a for a in step.actions if a.action == "loss"]
+                step.taken = [o for o in step.optimizers if not o.skipped]
+        if len(step.tensors) > 2 * HELD:
+            for old in list(step.tensors)[: -2 * HELD]:
+                del step.tensors[old]
         step.fresh = len(step.calls)
         return found
 
-    def _run(self, step: StepView, *when: When) -> list[Finding]:
+    def _run(self, step: StepView, moment: _Moment) -> list[Finding]:
+        """Ask the checks of a moment what they find in a step. Hot."""
         found, self._late = self._late, []
-        running = self._running.get((step.has, when))
-        if running is None:
-            running = [c for c in self._checks
-                       if c.when in when and (not c.of or step.has.intersection(c.of))]  # fmt: skip
-            self._running[step.has, when] = running
-        for one in running:
+        asked = self._running.get((moment, step.has))
+        if asked is None:
+            asked = self._running[moment, step.has] = self._asked(moment, step.has)
+        for one, rule, memory, thresholds in asked:
             try:
-                for draft in one.rule(step, self._memory[one.code], **self._thresholds[one.code]):
+                for draft in rule(step, memory, **thresholds):
                     found += self._judge(one, step, draft)
             except Exception as error:
                 self._checks.remove(one)
@@ -308,6 +361,18 @@ class Engine:
                     f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
                 )
         return found
+
+    def _asked(self, moment: _Moment, has: frozenset[str]) -> list[_Asked]:
+        """List the checks to ask of a step at a moment, by what it has."""
+        return [
+            (c, c.rule, self._memory[c.code], self._thresholds[c.code])
+            for when in _ASKED[moment] for c in self._checks
+            if c.when in when and (
+                not (c.of or c.since)
+                or not has.isdisjoint(c.of)
+                or not self._met.isdisjoint(c.since)
+            )
+        ]  # fmt: skip
 
     def _judge(self, one: Check, step: StepView, draft: Draft) -> list[Finding]:
         """Make a finding of a draft, or only count it."""
@@ -376,8 +441,12 @@ def is_quiet(record: Record) -> bool:
         return finite(param.update_norm) and not any(t.nonfinite for t in tensors)
     if kind is Action:
         action: Action = record  # type: ignore[assignment]
-        values = (action.detail.get(key) for key in _VALUES)
-        return action.action != "exception" and all(map(finite, values))
+        detail = action.detail
+        return (
+            action.action != "exception"
+            and finite(detail.get("value"))
+            and finite(detail.get("total_norm"))
+        )
     return kind is not Optimizer or finite(record.grad_norm)  # type: ignore[attr-defined]
 
 
@@ -435,6 +504,15 @@ def _finding(one: Check, step: StepView, draft: Draft, id: str) -> Finding:
         evidence=msgspec.json.decode(msgspec.json.encode(draft.evidence)), chain=list(draft.chain),
         fix=page.fix if draft.fix is None else draft.fix,
     )  # fmt: skip
+
+
+def _tags(checks: Iterable[Check]) -> dict[str, list[tuple[str | None, str]]]:
+    """List, by action, what checks ask for: the action itself, or a key that its detail has."""
+    tags: dict[str, list[tuple[str | None, str]]] = {}
+    for tag in sorted({tag for c in checks for tag in c.of + c.since}):
+        action, _, key = tag.partition(".")
+        tags.setdefault(action, []).append((key or None, tag))
+    return tags
 
 
 def _in_order(checks: Iterable[Check]) -> list[Check]:

@@ -266,6 +266,8 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     @property
     def highest_lr(self) -> float:
         """The highest learning rate of its groups; 0 where none is known."""
+        if len(self.lr) == 1 and type(self.lr[0]) is float:  # as nearly always. Hot
+            return self.lr[0]
         known = [rate for rate in map(from_scalar, self.lr) if rate is not None]
         return max(known, default=0.0)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from tensortrace.masks import bad_data
 from tensortrace.records import (
@@ -27,7 +27,10 @@ from tensortrace.text import is_installed
 # What a replay says that was given up because the weights are others by now.
 MOVED = ("parameters changed since", "parameters were replaced since")
 
-Column = Literal["param_grad_rms", "output_rms"]
+Column = Literal["param_grad_rms", "output_rms", "update_ratio"]
+
+# So many of the last steps with an update are known.
+UPDATED = 9
 
 # So many ops before an exception are those of the code that raised it: a comparison, `all`, what
 # reads a value or shows it.
@@ -44,12 +47,14 @@ class StepView:
     `modules` and `findings` are of the whole run so far. `causes` are the findings made or met
     again in this step; `poisoned` is the id of the finding after which an optimizer wrote
     non-finite parameters, so that all that is non-finite since then follows from it. `summary` is
-    the step line, None until the step closes. `updated`, `skipped` and `healthy` are the last
-    earlier steps with an update by an optimizer, with one that a scaler left out, and with a finite
-    loss, -1 if there was none. `world_size` is how many ranks the run has. `raised` is what
-    the exception says that ends the run, while its action is still to come; `spoilt` whether an
-    optimizer is about to take a non-finite gradient of a tensor that no module has. `has` is what
-    `Check.of` may ask for. Of a step with more than 20,000 calls the older ones are dropped after a
+    the step line, None until the step closes, and `before` that of the step before. `losses` are
+    the actions that are one, `taken` the optimizers that no scaler has skipped. `trained` are the
+    last earlier steps with an update by an optimizer; `skipped` and `healthy` the last with one
+    that a scaler left out, and with a finite loss, -1 if there was none. `world_size` is how many
+    ranks the run has. `raised` is what the exception says that ends the run, while its action is
+    still to come; `spoilt` whether an optimizer is about to take a non-finite gradient of a tensor
+    that no module has. `has` is what `Check.of` may ask for, `shared` what checks keep of the run
+    together, by name. Of a step with more than 20,000 calls the older ones are dropped after a
     gate.
     """
 
@@ -68,13 +73,17 @@ class StepView:
     findings: list[Finding] = field(default_factory=list)
     causes: list[Finding] = field(default_factory=list)
     poisoned: str | None = None
-    updated: int = -1
+    losses: list[Action] = field(default_factory=list)
+    taken: list[Optimizer] = field(default_factory=list)
+    before: Step | None = None
+    trained: Sequence[int] = ()
     skipped: int = -1
     healthy: int = -1
     world_size: int = 1
     raised: Said | None = None
     spoilt: bool = False
     has: frozenset[str] = frozenset()
+    shared: dict[str, Any] = field(default_factory=dict)
     _forward: list[Call] = field(default_factory=list)
     _sorted: tuple[int, int] = (0, 0)
     _happened: list[Action | Optimizer] = field(default_factory=list)
@@ -82,6 +91,12 @@ class StepView:
     _data: set[int] = field(default_factory=set)
     _judged: tuple[int, int] = (0, 0)
     _profiles: dict[Column, list[tuple[str, float]]] = field(default_factory=dict)
+    _spans: dict[Column, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def updated(self) -> int:
+        """The last earlier step with an update by an optimizer, -1 if there was none."""
+        return self.trained[-1] if self.trained else -1
 
     def blamed(self) -> str | None:
         """Name the finding that a non-finite value of this step follows from, if one is known."""
@@ -119,11 +134,12 @@ class StepView:
         Returns:
             A list that is asked for again, and not to be changed.
         """
-        lists = (self.actions, self.optimizers)
+        actions, optimizers = self.actions, self.optimizers
         # Several checks ask at each gate; of a very long step the oldest are dropped.
-        now = tuple(n for held in lists for n in (len(held), held[-1].seq if held else -1))
+        now = (len(actions), actions[-1].seq if actions else -1,
+               len(optimizers), optimizers[-1].seq if optimizers else -1)  # fmt: skip
         if now != self._as_of:
-            both: list[Action | Optimizer] = [*self.actions, *self.optimizers]
+            both: list[Action | Optimizer] = [*actions, *optimizers]
             self._happened, self._as_of = sorted(both, key=lambda record: record.seq), now
         return self._happened
 
@@ -252,8 +268,7 @@ class StepView:
         A loss is the judge where there is one. Without one it is the output of an outermost
         module, unless what consumed it made something finite of it.
         """
-        losses = [a for a in self.actions if a.action == "loss"]
-        if any(not finite(a.detail.get("value")) for a in losses):
+        if any(not finite(a.detail.get("value")) for a in self.losses):
             return "loss"
         if not self.bad:
             return "output" if self.spoilt_inside(self.raised_on_values()) else None
@@ -266,7 +281,7 @@ class StepView:
             return "output"
         if self.spoilt_inside(self.raised_on_values()):
             return "output"
-        return None if losses or backward else self._unhealed()
+        return None if self.losses or backward else self._unhealed()
 
     def raised_on_values(self) -> Call | None:
         """The module call out of which the run ended, if for what is not finite, as the text says.
@@ -344,6 +359,19 @@ class StepView:
             if weight and any(t.shape in shapes for t in self.nonfinite(call.outputs)):
                 return True
         return False
+
+    def span(self, column: Column) -> tuple[float, float]:
+        """The lowest and highest number other than 0 in a column of the step line; 0 if none. Hot.
+
+        What a check wants of a profile over depth, or of each module, is nearly always ruled out
+        by these two.
+        """
+        known = self._spans.get(column)
+        if known is None:
+            numbers = getattr(self.summary.modules, column) if self.summary is not None else ()
+            some = list(filter(None, numbers))
+            known = self._spans[column] = (min(some), max(some)) if some else (0.0, 0.0)
+        return known
 
     def profile(self, column: Column) -> list[tuple[str, float]]:
         """List the layers of the commonest class with their rms in a column of the step line.

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tensortrace.checks import Draft, all_checks, check, select, steadiness
+from tensortrace.details import DETAILS
 from tensortrace.engine import FINDINGS_PER_CODE as MOST
 from tensortrace.engine import HELD, Engine
 from tensortrace.errors import UsageError
@@ -73,9 +74,43 @@ def test_a_check_is_asked_of_steps_that_have_what_it_is_about():
 
 
 def test_checks_ask_for_actions_that_there_are():
-    kinds = {kind for one in EVERY for kind in one.of} - {"calls"}
+    asked = {tag for one in EVERY for tag in one.of + one.since}
+    kinds = asked - {"calls", "full", "inner", "holds"}
     assert kinds
-    assert kinds <= set(get_args(ActionName))
+    assert {kind.partition(".")[0] for kind in kinds} <= set(get_args(ActionName))
+    keys = [kind.split(".") for kind in kinds if "." in kind]
+    assert keys
+    assert all(key in DETAILS[action].__annotations__ for action, key in keys)
+
+
+def test_a_check_is_asked_of_steps_by_what_their_actions_optimizers_and_lines_say():
+    asked: dict[str, list[int]] = {}
+
+    def asking(number, of, since=()):
+        @check(f"TT99{number}", "-".join(of + since), of=of, since=since)
+        def note(step, memory):
+            yield from ()
+            asked.setdefault("-".join(of + since), []).append(step.number)
+
+        return note
+
+    tags = ["loss.graph", "full", "inner", "holds"]
+    checks = [asking(i, (tag,)) for i, tag in enumerate(tags)]
+    checks += [asking(5, (), ("scale",)), asking(6, ("holds",), ("eval",)), asking(7, ("eval",))]
+    engine = Engine(checks)
+    for step in range(6):
+        if step in (2, 4):
+            engine.feed(Action(step=step, seq=1, action="eval"))
+        if step == 3:
+            engine.feed(Action(step=step, seq=1, action="scale"))
+        graph = {"graph": []} if step in (1, 4) else {}
+        engine.feed(Action(step=step, seq=2, action="loss", detail={"value": 1.0, **graph}))
+        engine.feed(optimizer(step=step, parameters=["a"] if step == 0 else None))
+        engine.feed(closing(step, full=step == 2, rested=step in (3, 4)))
+    assert asked == {
+        "loss.graph": [1, 4], "full": [2], "inner": [0, 1, 2, 5], "holds": [0],
+        "scale": [3, 4, 5], "holds-eval": [0, 2, 3, 4, 5], "eval": [2, 4],
+    }  # fmt: skip
 
 
 def test_what_happened_is_listed_anew_when_more_has():

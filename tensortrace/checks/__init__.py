@@ -25,7 +25,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tensortrace.errors import UsageError
-from tensortrace.records import Action, ChainLink, Location, Module, Phase, Scalar, Severity, Tensor
+from tensortrace.records import (
+    Action,
+    ChainLink,
+    Location,
+    Module,
+    Phase,
+    Scalar,
+    Severity,
+    Step,
+    Tensor,
+)
 from tensortrace.step_view import (
     MOVED,
     StepView,
@@ -40,8 +50,8 @@ from tensortrace.step_view import (
 __all__ = [
     "CODE", "FILLS", "MOVED", "SECTIONS", "Check", "Draft", "Page", "StepView", "all_checks",
     "check", "clears", "closest", "completion_order", "count_text", "finite", "has_matrix",
-    "is_damage", "is_left_by", "is_own_backward", "plain_op", "rates_rise", "select", "steadiness",
-    "unheld",
+    "held_by", "is_damage", "is_left_by", "is_own_backward", "plain_op", "rates_rise", "select",
+    "steadiness", "unheld",
 ]  # fmt: skip
 
 # Narrowing, section 3 item 7: what fills with a literal is no origin, and memory from `empty` is
@@ -112,8 +122,12 @@ class Check:
     """A rule with its code, name, moment and the severity of what it finds.
 
     `after` lists the codes whose findings of the same gate this check looks at; they run first.
-    `of` names what a step must have to be worth a question: any of these actions, or "calls",
-    which all steps have but those that the engine puts aside. A check without it is asked of each.
+    `of` names what a step must have to be worth a question, any of: an action ("clip"), an action
+    with a key in its detail ("loss.graph"), "calls", which all steps have but those that the engine
+    puts aside, "full" and "inner", which are full and which have not rested, and "holds", with an
+    optimizer that tells what it holds or its eps. Of what `since` names the check is asked in the
+    first step that has it and in all after that. A check without both is asked of each: there may
+    be a hundred thousand of them, and it is met with empty caches, so its quiet way is short.
     """
 
     code: str
@@ -123,6 +137,7 @@ class Check:
     rule: Rule
     after: tuple[str, ...] = ()
     of: tuple[str, ...] = ()
+    since: tuple[str, ...] = ()
 
     @property
     def thresholds(self) -> dict[str, Any]:
@@ -151,11 +166,12 @@ def check(
     when: When = "step",
     after: tuple[str, ...] = (),
     of: tuple[str, ...] = (),
+    since: tuple[str, ...] = (),
 ) -> Callable[[Rule], Check]:
     """Make a check of a rule ``(step, memory, *, thresholds)``, a generator of drafts."""
 
     def wrap(rule: Rule) -> Check:
-        return Check(code, name, severity, when, rule, after, of)
+        return Check(code, name, severity, when, rule, after, of, since)
 
     return wrap
 
@@ -188,54 +204,88 @@ def rates_rise(step: StepView, memory: dict[str, Any]) -> bool:
     """
     rates: dict[int, float] = memory.setdefault("rates", {})
     rising = False
-    for optimizer in step.optimizers:
-        if not optimizer.skipped:
-            rate = optimizer.highest_lr
-            rising = rising or rate > rates.get(optimizer.index, rate)
-            rates[optimizer.index] = rate
+    for optimizer in step.taken:
+        rate = optimizer.highest_lr
+        rising = rising or rate > rates.get(optimizer.index, rate)
+        rates[optimizer.index] = rate
     return rising
 
 
-def unheld(step: StepView, memory: dict[str, Any]) -> dict[str, tuple[int, list[str]]]:
+@dataclass(slots=True)
+class _Unheld:
+    """What `unheld` knows of the run: names held by optimizer, names missing by module.
+
+    `missing` is asked again when a module or what is held has changed.
+    """
+
+    asked: Step | None = None
+    found: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+    held: dict[int, set[str]] = field(default_factory=dict)
+    missing: dict[str, tuple[Module, list[str]]] = field(default_factory=dict)
+    moving: set[str] = field(default_factory=set)
+    streaks: dict[str, int] = field(default_factory=dict)
+
+
+def unheld(step: StepView) -> dict[str, tuple[int, list[str]]]:
     """Count for how many optimizer steps running parameters had gradients and no optimizer.
 
-    Call it once in every step. ``memory["held"]`` is what each optimizer holds: names by index.
+    Each check that calls it does so in every step: what the first gets is kept for the others.
 
     Returns:
         By module that ran in training mode: that count, and the full names of the parameters, but
         for those that move all the same.
     """
-    held: dict[int, set[str]] = memory.setdefault("held", {})
-    taken = [o for o in step.optimizers if not o.skipped]
-    held.update((o.index, set(o.parameters)) for o in taken if o.parameters is not None)
-    # What a module has that nobody holds is asked again when it or what is held has changed.
-    missing: dict[str, tuple[Module, list[str]]] = memory.setdefault("missing", {})
-    moving: set[str] = memory.setdefault("moving", set())
-    now = {name for o in taken for name in o.moved}
-    asked = step.summary is not None and step.summary.full and taken
-    if asked and now != moving:
-        moving = memory["moving"] = now
-        missing.clear()
-    if any(o.parameters is not None for o in taken):
-        missing.clear()
-    if step.summary is None or not taken or not held:
+    known = step.shared.get("unheld")
+    if known is None:
+        known = step.shared["unheld"] = _Unheld()
+    if known.asked is not step.summary:
+        known.asked, known.found = step.summary, _count_unheld(step, known)
+    found: dict[str, tuple[int, list[str]]] = known.found
+    return found
+
+
+def held_by(step: StepView) -> dict[int, set[str]]:
+    """The names of what each optimizer that has stepped holds, after `unheld` of the same step."""
+    held: dict[int, set[str]] = step.shared["unheld"].held
+    return held
+
+
+def _count_unheld(step: StepView, known: _Unheld) -> dict[str, tuple[int, list[str]]]:
+    held, taken, missing = known.held, step.taken, known.missing
+    if "holds" in step.has:
+        new = {o.index: set(o.parameters) for o in taken if o.parameters is not None}
+        held.update(new)
+        if new:
+            missing.clear()
+    if step.summary is None or not taken:
+        return {}
+    if step.summary.full:
+        now = {name for o in taken for name in o.moved}
+        if now != known.moving:
+            known.moving = now
+            missing.clear()
+    if not held:
         return {}
     everything: set[str] | None = None
-    streaks: dict[str, int] = memory.setdefault("unheld", {})
     found: dict[str, tuple[int, list[str]]] = {}
     columns = step.summary.modules
     for path, rms in zip(columns.path, columns.param_grad_rms, strict=False):
-        module = step.modules.get(path)
-        if not rms or module is None or not module.training:
+        if not rms:
             continue
-        known, names = missing.get(path, (None, []))
-        if known is not module:
+        module = step.modules.get(path)
+        if module is None or not module.training:
+            continue
+        of, names = missing.get(path, (None, []))
+        if of is not module:
             everything = set().union(*held.values()) if everything is None else everything
-            names = [n for n in step.trainable(path) if n not in everything and n not in moving]
+            names = [n for n in step.trainable(path)
+                     if n not in everything and n not in known.moving]  # fmt: skip
             missing[path] = (module, names)
-        streaks[path] = streaks.get(path, 0) + 1 if names else 0
         if names:
-            found[path] = (streaks[path], names)
+            known.streaks[path] = known.streaks.get(path, 0) + 1
+            found[path] = (known.streaks[path], names)
+        elif known.streaks:
+            known.streaks.pop(path, None)
     return found
 
 

@@ -11,7 +11,7 @@ from tensortrace.records import Optimizer, from_scalar
 from tensortrace.text import number_text
 
 
-@check("TT505", "clip-before-unscale", severity="error")
+@check("TT505", "clip-before-unscale", severity="error", since=("scale", "unscale"))
 def clip_before_unscale(
     step: StepView, memory: dict[str, Any], *, least: float = 0.01, sustain: int = 2
 ) -> Iterator[Draft]:

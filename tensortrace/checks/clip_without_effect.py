@@ -60,11 +60,16 @@ def clip_without_effect(
                 optimizer.step()
     """
     cycles: dict[int, Cycle] = memory.setdefault("cycles", {})
-    nothing: _Nothing = memory.setdefault("nothing", _Nothing())
+    nothing: _Nothing | None = memory.get("nothing")
+    if nothing is None:
+        nothing = memory["nothing"] = _Nothing()
     for record in step.happened():
         if isinstance(record, Optimizer):
-            yield from nothing.stepped(record, sustain)
-            cycle = cycles.setdefault(record.index, Cycle(deque(maxlen=window)))
+            if nothing.clip is not None or nothing.running:
+                yield from nothing.stepped(record, sustain)
+            cycle = cycles.get(record.index)
+            if cycle is None:
+                cycle = cycles[record.index] = Cycle(deque(maxlen=window))
             useless = cycle.early is not None and cycle.backward and not cycle.in_time
             cycle.running = cycle.running + 1 if useless else 0
             if cycle.early is not None and cycle.running >= sustain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import compress
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, finite, plain_op
@@ -55,23 +56,30 @@ def cut_off_gradient(
                     return self.decoder(features)
     """
     summary = step.summary
-    taken = [o for o in step.optimizers if not o.skipped]
     held: dict[int, set[str]] = memory.setdefault("held", {})
-    for optimizer in taken:
+    reached: set[str] = memory.setdefault("reached", set())
+    for optimizer in step.taken if "holds" in step.has else ():
         if optimizer.parameters is not None:
             held[optimizer.index] = set(optimizer.parameters)
     if summary is None:
         return
     columns = summary.modules
+    if "met" in memory:
+        if step.taken:
+            reached.update(compress(columns.path, columns.param_grad_rms))
+        # No gradient is 0, and none is lacking.
+        if 0 not in columns.param_grad_rms and not any(o.no_grad for o in step.taken):
+            return
     rows = list(zip(columns.path, columns.param_grad_rms, strict=False))
-    memory["met"] = memory.get("met", False) or any(rms for _, rms in rows)
-    if not taken:
+    some = any(rms for _, rms in rows)
+    if some:
+        memory["met"] = True
+    if not step.taken:
         return
     yield from _all_zero(step, memory, rows, idle)
-    if not any(rms for _, rms in rows):
+    if not some:
         return
     streaks: dict[str, int] = memory.setdefault("streaks", {})
-    reached: set[str] = memory.setdefault("reached", set())
     reached.update(path for path, rms in rows if rms)
     cut = [path for path in _without(step, rows, held) if path not in reached]
     for path in cut:
@@ -106,12 +114,12 @@ def _all_zero(
     step: StepView, memory: dict[str, Any], rows: list[tuple[str, float | None]], idle: int
 ) -> Iterator[Draft]:
     """Tell of a run in which no parameter has had a gradient other than 0."""
-    taken = [o for o in step.optimizers if not o.skipped]
-    memory["met"] = memory["met"] or any(o.grad_norm != 0 for o in taken)
+    if any(o.grad_norm != 0 for o in step.taken):
+        memory["met"] = True
     zero = [path for path, rms in rows if rms == 0]
     loss = from_scalar(step.summary.loss) if step.summary is not None else None
     # A reward that has never come, a margin that is kept: then the loss is 0 as well.
-    if memory["met"] or not zero or not finite(loss) or loss == 0:
+    if "met" in memory or not zero or not finite(loss) or loss == 0:
         return
     memory["idle"] = memory.get("idle", 0) + 1
     if step.summary is not None and step.summary.full:
@@ -155,10 +163,9 @@ def _without(
     step: StepView, rows: list[tuple[str, float | None]], held: dict[int, set[str]]
 ) -> list[str]:
     """List the modules of this step without a gradient whose parameters an optimizer moves."""
-    taken = [o for o in step.optimizers if not o.skipped]
-    stepping = set[str]().union(*(held.get(o.index, set()) for o in taken))
+    stepping = set[str]().union(*(held.get(o.index, set()) for o in step.taken))
     # A gradient put into .grad by hand passes no hook: then nothing lacks one at the optimizer.
-    lacking = any(o.no_grad for o in taken)
+    lacking = any(o.no_grad for o in step.taken)
     return [
         path
         for path, rms in rows

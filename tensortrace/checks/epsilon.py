@@ -16,7 +16,7 @@ _LOST = 2.0**-25
 _ADAPTIVE = ("Adam", "NAdam", "RAdam", "RMSprop")
 
 
-@check("TT504", "epsilon")
+@check("TT504", "epsilon", of=("full", "holds"))
 def epsilon(
     step: StepView,
     memory: dict[str, Any],

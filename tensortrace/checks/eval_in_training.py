@@ -25,7 +25,7 @@ class Switched:
     optimizers: set[int] = field(default_factory=set)
 
 
-@check("TT701", "eval-mode-in-training")
+@check("TT701", "eval-mode-in-training", of=("holds",), since=("eval",))
 def eval_mode_in_training(
     step: StepView, memory: dict[str, Any], *, sustain: int = 3
 ) -> Iterator[Draft]:
@@ -55,15 +55,16 @@ def eval_mode_in_training(
     """
     switched: dict[str, Switched] = memory.setdefault("switched", {})
     held: dict[int, set[str]] = memory.setdefault("held", {})
+    trains = step.updated >= 0
     for record in step.happened():
         if isinstance(record, Optimizer):
             if record.parameters is not None:
                 held[record.index] = set(record.parameters)
-            memory["trains"] = memory.get("trains", False) or not record.skipped
+            trains = trains or not record.skipped
             for each in switched.values() if not record.skipped else ():
                 each.updates += 1
                 each.optimizers.add(record.index)
-        elif record.action == "eval" and memory.get("trains"):
+        elif record.action == "eval" and trains:
             switched[record.of or ""] = Switched(step.number, record.location)
         elif record.action == "train":
             switched.pop(record.of or "", None)

@@ -38,12 +38,14 @@ def evaluation_without_no_grad(
                         total += criterion(model(x), y).item()
     """
     held: set[str] = memory.setdefault("held", set())
-    for optimizer in step.optimizers:
+    for optimizer in step.optimizers if "holds" in step.has else ():
         held.update(optimizer.parameters or ())
     if step.summary is None:
         return
-    idle = not step.optimizers and not any(a.action == "loss" for a in step.actions)
+    idle = not (step.optimizers or step.losses)
     memory["idle"] = memory.get("idle", 0) + 1 if idle else 0
+    if not step.calls:
+        return
     if not held or any(a.action == "exception" for a in step.actions):
         return
     wasted = [c for c in step.calls if _is_evaluation(step, c)]

@@ -16,11 +16,15 @@ from tensortrace.text import module_text, number_text
 
 @dataclass(slots=True)
 class Series:
-    """The gradient norms of the steps of one set of optimizers; bounded by the window."""
+    """The gradient norms of the steps of one set of optimizers; bounded by the window.
+
+    `later` are the paths and numbers of steps that are still to be sorted into `modules`.
+    """
 
     norms: deque[float]
     losses: deque[float]
     modules: dict[str, deque[float]] = field(default_factory=dict)
+    later: list[tuple[list[str], list[float | None]]] = field(default_factory=list)
     running: int = 0
     first: list[float] = field(default_factory=list)
 
@@ -69,18 +73,25 @@ def exploding_gradient(
     norm, loss = from_scalar(summary.grad_norm), from_scalar(summary.loss)
     if norm is not None and math.isfinite(norm):
         # Steps of different optimizers are different losses: a GAN has two series.
-        key = f"time {sorted({o.index for o in step.optimizers})}"
-        series = memory.get(key)
+        known: dict[tuple[int, ...], Series] = memory.setdefault("series", {})
+        of = (step.optimizers[0].index,) if len(step.optimizers) == 1 else _indices(step)
+        series = known.get(of)
         if series is None:
-            series = memory[key] = Series(deque(maxlen=window), deque(maxlen=window))
-        usual = median(series.norms) if len(series.norms) >= least else 0.0
-        # Asked of a large norm only: a median of each window in every step is most of the cost.
+            series = known[of] = Series(deque(maxlen=window), deque(maxlen=window))
+        norms = series.norms
+        # A policy that is nearly certain has steps of almost no gradient, then one of the old kind.
+        # So the largest rules most out; the median of each window would be most of the cost.
+        usual = median(norms) if len(norms) >= least and norm > max(norms) else 0.0
         if usual > 0 and norm > ratio * usual and not _explained(series, norm, loss, converged):
             series.running += 1
             if series.running >= sustain:
-                yield _jump(summary, series, key, usual, ratio)
+                _sort_in(series, window)
+                yield _jump(summary, series, f"time {list(of)}", usual, ratio)
         else:
             _remember(summary, series, norm, loss, window)
+    low, high = step.span("param_grad_rms")
+    if high == 0 or (low > 0 and high / low <= depth_ratio and not memory.get("deep")):
+        return
     layers = step.profile("param_grad_rms")
     if len(layers) < 2:
         return
@@ -93,11 +104,12 @@ def exploding_gradient(
         yield _with_depth(layers, depth_ratio, memory["deep"])
 
 
+def _indices(step: StepView) -> tuple[int, ...]:
+    return tuple(sorted({o.index for o in step.optimizers}))
+
+
 def _explained(series: Series, norm: float, loss: float | None, converged: float) -> bool:
     """Whether a norm that is large beside those before it is so for nothing."""
-    # A policy that is nearly certain has steps of almost no gradient, and then one of the old kind.
-    if norm <= max(series.norms):
-        return True
     if loss is not None and series.losses and loss < median(series.losses):
         return True
     # Near a minimum the norm falls by orders and Adam's comes back by some, for nothing.
@@ -111,13 +123,21 @@ def _remember(summary: Step, series: Series, norm: float, loss: float | None, wi
         series.first.append(norm)
     if loss is not None and math.isfinite(loss):
         series.losses.append(loss)
-    columns = summary.modules
-    for path, rms in zip(columns.path, columns.param_grad_rms, strict=False):
-        if rms:
-            known = series.modules.get(path)
-            if known is None:
-                known = series.modules[path] = deque(maxlen=window)
-            known.append(rms)
+    series.later.append((summary.modules.path, summary.modules.param_grad_rms))
+    if len(series.later) >= window:
+        _sort_in(series, window)
+
+
+def _sort_in(series: Series, window: int) -> None:
+    """Sort the gradients of several steps by module at once: a finding alone asks for them."""
+    later, series.later = series.later, []
+    for paths, numbers in later:
+        for path, rms in zip(paths, numbers, strict=False):
+            if rms:
+                known = series.modules.get(path)
+                if known is None:
+                    known = series.modules[path] = deque(maxlen=window)
+                known.append(rms)
 
 
 def _jump(summary: Step, series: Series, key: str, usual: float, ratio: float) -> Draft:

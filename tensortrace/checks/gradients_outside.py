@@ -9,7 +9,12 @@ from tensortrace.checks import Draft, StepView, check
 from tensortrace.records import Action, Location, from_scalar
 
 
-@check("TT208", "gradients-outside-optimizer", severity="note")
+@check(
+    "TT208",
+    "gradients-outside-optimizer",
+    severity="note",
+    of=("zero_grad.grown", "clip.outside", "loss.left_updates"),
+)
 def gradients_outside(
     step: StepView, memory: dict[str, Any], *, sustain: int = 4, alone: int = 20
 ) -> Iterator[Draft]:

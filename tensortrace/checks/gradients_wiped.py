@@ -44,7 +44,9 @@ def gradients_wiped(step: StepView, memory: dict[str, Any], *, sustain: int = 3)
     cycles: dict[int, Cycle] = memory.setdefault("cycles", {})
     for record in step.happened():
         if isinstance(record, Optimizer):
-            cycle = cycles.setdefault(record.index, Cycle())
+            cycle = cycles.get(record.index)
+            if cycle is None:
+                cycle = cycles[record.index] = Cycle()
             if record.parameters is not None:
                 cycle.held = len(record.parameters)
             if not record.skipped:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,16 +67,18 @@ def graph_kept_alive(
     """
     if step.summary is None:
         return
-    places: dict[tuple[int, int], Call] = memory.setdefault("places", {})
     if step.summary.full:
-        _remember(step, places)
-    since: _Since = memory.setdefault("since", _Since(step.number))
-    old = _add_totals(step, since)
-    lost = any(a.action == "loss" for a in step.actions)
+        _remember(step, memory.setdefault("places", {}))
+    since: _Since | None = memory.get("since")
+    if since is None:
+        since = memory["since"] = _Since(step.number)
+    old = _add_totals(step, since) if step.calls else []
+    lost = bool(step.losses)
     since.lost = since.lost or lost
     if not step.optimizers:
         return
-    memory["since"] = _Since(step.number + 1, since.totals if since.lost else None)
+    since.first, since.before = step.number + 1, since.totals if since.lost else None
+    since.totals, since.lost = {}, False
     if not lost:
         return
     memory["count"] = memory.get("count", 0) + 1
@@ -89,16 +91,19 @@ def graph_kept_alive(
             tensor=total.id, value=memory["count"], limit=sustain, location=call.location,
             evidence={"placed": "direct", "from_step": total.from_step},
         )  # fmt: skip
-    yield from _stored(step, memory, growing)
+    kept = next((a.detail["kept"] for a in step.losses if "kept" in a.detail), None)
+    if kept or memory.get("stored"):
+        yield from _stored(memory, kept, growing)
 
 
-def _stored(step: StepView, memory: dict[str, Any], growing: int) -> Iterator[Draft]:
-    kept = next((a.detail["kept"] for a in step.actions if "kept" in a.detail), None)
+def _stored(
+    memory: dict[str, Any], kept: Mapping[str, Any] | None, growing: int
+) -> Iterator[Draft]:
     count = kept["tensors"] if kept else 0
     memory["grown"] = memory.get("grown", 0) + 1 if count > memory.get("stored", 0) else 0
     memory["stored"] = count
     if kept and memory["grown"] >= growing:
-        call = memory["places"].get((kept["step"], kept["id"]))
+        call = memory.get("places", {}).get((kept["step"], kept["id"]))
         made = f"{call.op or module_text(call.module)} made one" if call else "one was made"
         yield Draft(
             message=f"{count} tensors of earlier steps are alive with their graphs, more in each "

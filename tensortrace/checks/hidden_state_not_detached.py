@@ -15,7 +15,7 @@ _CHANGED = "modified by an inplace operation"
 _STEPS, _STATES = 8, 64
 
 
-@check("TT705", "hidden-state-not-detached", when="gate", after=("TT801",))
+@check("TT705", "hidden-state-not-detached", when="gate", after=("TT801",), of=("calls", "full"))
 def hidden_state_not_detached(
     step: StepView, memory: dict[str, Any], *, sustain: int = 3
 ) -> Iterator[Draft]:
@@ -45,7 +45,6 @@ def hidden_state_not_detached(
                     state = tuple(h.detach() for h in state)
     """
     made: dict[int, dict[Any, int]] = memory.setdefault("made", {})
-    trained: list[int] = memory.setdefault("trained", [])
     raised = [a for a in step.actions
               if a.action == "exception" and _is_stale(str(a.detail.get("message")))]  # fmt: skip
     if raised and sum(a.action == "loss" for a in step.actions) == 1:
@@ -62,7 +61,7 @@ def hidden_state_not_detached(
         for carried in step.carried():
             origin, state = _origin(carried), carried[2]
             before = made.get(origin, {}).get(_likeness(state), 0)
-            depth = depths[state.id] = before + (origin in trained)
+            depth = depths[state.id] = before + (origin in step.trained)
             if depth >= sustain and not raised:
                 yield _draft(
                     *carried, f"on which hang those of {depth} optimizer steps (limit {sustain}): "
@@ -71,8 +70,6 @@ def hidden_state_not_detached(
         made[step.number] = _made(step, depths)
         for old in sorted(made)[:-_STEPS]:
             del made[old]
-    if any(not o.skipped for o in step.optimizers):
-        memory["trained"] = [*trained[-_STEPS:], step.number]
 
 
 def _is_stale(message: str) -> bool:

@@ -17,7 +17,7 @@ _SHOWN = {"__repr__": "print", "__format__": "an f-string", "__bool__": "if",
           "__float__": "float()", "__int__": "int()", "__index__": "an index"}  # fmt: skip
 
 
-@check("TT706", "host-waits")
+@check("TT706", "host-waits", of=("full", "loader", "fetch"))
 def host_waits(
     step: StepView,
     memory: dict[str, Any],
@@ -57,7 +57,6 @@ def host_waits(
     if summary is None:
         return
     yield from _data(step, memory, share, floor_ms, window)
-    memory["host_ns"] = summary.host_ns
     if not summary.full or not step.optimizers:
         return
     lines = _waits(step)
@@ -99,7 +98,7 @@ def _data(
         if action.action == "loader":
             memory["loader"] = action.detail
     fetch = next((a for a in step.actions if a.action == "fetch"), None)
-    before_ns = memory.get("host_ns", 0)
+    before_ns = step.before.host_ns if step.before is not None else 0
     if fetch is None or not before_ns:
         return
     took_ns = fetch.detail.get("host_ns") or 0

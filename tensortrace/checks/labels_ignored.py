@@ -37,9 +37,10 @@ def all_labels_ignored(
     if step.summary is None:
         return
     loss = step.summary.loss
-    if loss is not None:
-        memory["running"] = memory.get("running", 0) + 1 if loss == 0 else 0
-    if loss is None or memory["running"] < sustain:
+    if loss is None:
+        return
+    memory["running"] = memory.get("running", 0) + 1 if loss == 0 else 0
+    if memory["running"] < sustain:
         return
     for call in step.forward():
         count = _ignored(step, call)

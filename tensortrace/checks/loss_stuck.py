@@ -95,36 +95,40 @@ def loss_stuck(
     """
     if step.summary is None:
         return
-    yield from _negative(step, negative)
+    if step.calls:
+        yield from _negative(step, negative)
+    stepping: set[int] = memory.setdefault("optimizers", set())
     for optimizer in step.optimizers:
-        memory.setdefault("optimizers", set()).add(optimizer.index)
-    moves = memory.setdefault("moves", 0)
-    for action in step.actions:
-        value = from_scalar(action.detail.get("value")) if action.action == "loss" else None
+        stepping.add(optimizer.index)
+    moves: int = memory.setdefault("moves", 0)
+    known: dict[tuple[str, int] | None, Series] = memory.setdefault("series", {})
+    for action in step.losses:
+        value = from_scalar(action.detail.get("value"))
         if value is None or not math.isfinite(value):
             continue
-        place = location_text(action.location)
-        known = memory.setdefault("series", {})
-        if place not in known:
-            known[place] = Series(value, deque(maxlen=stay))
-        series = known[place]
-        yield from _flat(action, series, value, constant, moves)
+        at = action.location
+        place = None if at is None else (at.file, at.line)
+        series = known.get(place)
+        if series is None:
+            series = known[place] = Series(value, deque(maxlen=stay))
+        last = series.last
+        if not last or last[-1] != value or value < 0.9 * series.first or value <= 0:
+            series.running = 1
+        elif moves > series.moves:
+            series.running += 1
+        if series.running >= constant:
+            yield from _flat(action, series, value, constant)
         _remember(series, value, moves)
         # The losses of two networks against each other rise by nature.
-        if len(memory.get("optimizers", ())) == 1:
+        if value > jump * series.top and len(stepping) == 1:
             yield from _leap(action, series, jump)
-    memory["moves"] += any((r or 0) > moving for r in step.summary.modules.update_ratio)
-    if moves and step.summary.full and any(not o.skipped for o in step.optimizers):
+    if step.span("update_ratio")[1] > moving:
+        memory["moves"] = moves + 1
+    if moves and step.summary.full and step.taken:
         yield from _guessing(step, memory, near, sustain, patience)
 
 
-def _flat(
-    action: Action, series: Series, value: float, constant: int, moves: int
-) -> Iterator[Draft]:
-    if not series.last or series.last[-1] != value or value < 0.9 * series.first or value <= 0:
-        series.running = 1
-    elif moves > series.moves:
-        series.running += 1
+def _flat(action: Action, series: Series, value: float, constant: int) -> Iterator[Draft]:
     limit = 4 * constant if action.detail.get("dtype") in _HALF else constant
     if series.running >= limit:
         yield _draft(
@@ -135,11 +139,14 @@ def _flat(
 
 
 def _remember(series: Series, value: float, moves: int) -> None:
-    if len(series.last) == series.last.maxlen:
-        series.top = max(series.top, series.last[0])
+    last = series.last
+    if len(last) == last.maxlen:
+        series.top = max(series.top, last[0])
         series.count += 1
-    series.last.append(value)
-    series.moves, series.negative = moves, series.negative or value < 0
+    last.append(value)
+    series.moves = moves
+    if value < 0:
+        series.negative = True
 
 
 def _leap(action: Action, series: Series, jump: float) -> Iterator[Draft]:

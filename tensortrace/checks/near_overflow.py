@@ -68,6 +68,8 @@ def near_overflow(
     """
     if step.summary is None:
         return
+    if not (step.summary.full or memory.get("near")):
+        return
     if any(f.code.startswith("TT1") and f.severity == "error" for f in step.findings):
         return  # it has overflowed by now, and that is told
     if not step.summary.full:

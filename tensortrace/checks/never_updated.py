@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check, unheld
+from tensortrace.checks import Draft, StepView, check, held_by, unheld
 from tensortrace.records import Action, ChainLink, Optimizer, Tensor, from_scalar
 
 
@@ -14,7 +15,6 @@ from tensortrace.records import Action, ChainLink, Optimizer, Tensor, from_scala
 class _Unused:
     """How many backwards an optimizer has cleared the gradients of; the last that it has not."""
 
-    stepped: bool = False
     cleared: int = 0
     backward: Action | None = None
 
@@ -52,16 +52,14 @@ def never_updated(
                 optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()])
                 loss = criterion(decoder(encoder(x)), x)
     """
-    summary = step.summary
-    forgotten = [name for count, names in unheld(step, memory).values() if count >= updates
-                 for name in names]  # fmt: skip
+    missing, taken = unheld(step), step.taken
     zero_lr: dict[int, int] = memory.setdefault("zero_lr", {})
-    taken = [o for o in step.optimizers if not o.skipped]
-    yield from _never_stepped(step, memory.setdefault("unused", {}), unused)
+    yield from _never_stepped(step, memory, unused)
     for optimizer in taken:
-        still = bool(optimizer.lr) and all(rate == 0 for rate in optimizer.lr)
-        zero_lr[optimizer.index] = zero_lr.get(optimizer.index, 0) + 1 if still else 0
-    if summary is None or not taken:
+        index, rates = optimizer.index, optimizer.lr
+        still = bool(rates) and rates.count(0) == len(rates)
+        zero_lr[index] = zero_lr.get(index, 0) + 1 if still else 0
+    if step.summary is None or not taken:
         return
     for index, count in zero_lr.items():
         if count > idle:
@@ -72,6 +70,10 @@ def never_updated(
                 location=next((o.location for o in taken if o.index == index), None),
                 fix="check the scheduler: its total number of steps, and where step() is called",
             )  # fmt: skip
+    forgotten = [name for count, names in missing.values() if count >= updates for name in names]
+    unmoved = _unmoved(step, memory, updates)
+    if not (forgotten or unmoved):
+        return
     # Where another check says why, it has said all.
     told = {name for f in step.findings if f.code in ("TT405", "TT406")
             for name in f.evidence["parameters"]}  # fmt: skip
@@ -79,31 +81,34 @@ def never_updated(
     # A gradient that has died out on its way moves nothing, so a layer of such a row is told.
     faded = {path for f in step.findings if f.code in ("TT202", "TT303")
              for path, _ in f.evidence["profile"]}  # fmt: skip
-    unmoved = [name for name in _unmoved(step, memory, updates)
-               if name.rpartition(".")[0] not in faded]  # fmt: skip
+    unmoved = [name for name in unmoved if name.rpartition(".")[0] not in faded]
     for why, names in (("forgotten", forgotten), ("unmoved", unmoved)):
         if names:
             yield _draft(step, why, names, updates)
 
 
-def _never_stepped(step: StepView, unused: dict[int, _Unused], most: int) -> Iterator[Draft]:
+def _never_stepped(step: StepView, memory: dict[str, Any], most: int) -> Iterator[Draft]:
     """Tell of an optimizer of which only zero_grad is called.
 
     Args:
-        unused: by optimizer what is known of it.
         most: backwards that may be cleared so.
     """
+    stepped: set[int] = memory.setdefault("stepped", set())
+    unused: dict[int, _Unused] = memory.setdefault("unused", {})
     for record in step.happened():
         if isinstance(record, Optimizer):
-            unused[record.index] = _Unused(stepped=True)
+            stepped.add(record.index)
+            unused.pop(record.index, None)
         elif record.action == "loss":
             for seen in unused.values():
                 seen.backward = record
-        elif record.action == "zero_grad" and record.optimizer is not None:
+        elif record.action == "zero_grad" and record.optimizer not in stepped:
             index = record.optimizer
+            if index is None:
+                continue
             seen = unused.setdefault(index, _Unused())
             loss, seen.backward = seen.backward, None
-            if seen.stepped or loss is None:
+            if loss is None:
                 continue
             seen.cleared = seen.cleared + 1 if record.detail.get("still") else 0
             if seen.cleared >= most and any(m.training for m in step.modules.values()):
@@ -118,10 +123,13 @@ def _never_stepped(step: StepView, unused: dict[int, _Unused], most: int) -> Ite
 
 
 def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
-    taken = [o for o in step.optimizers if not o.skipped]
     assert step.summary is not None
-    columns, held = step.summary.modules, memory["held"]
+    columns = step.summary.modules
     ever: set[str] = memory.setdefault("moved", set())
+    ever.update(compress(columns.path, columns.update_ratio))
+    if not step.params and ever.issuperset(compress(columns.path, columns.param_grad_rms)):
+        return []
+    taken, held = step.taken, held_by(step)
     moving = all((from_scalar(rate) or 0) > 0 for o in taken for rate in o.lr)
     stepping: set[str] | None = None
     streaks: dict[str, int] = memory.setdefault("streaks", {})
@@ -134,8 +142,6 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
     for path, rms, moved in zip(
         columns.path, columns.param_grad_rms, columns.update_ratio, strict=False
     ):
-        if moved:
-            ever.add(path)
         if path in ever:
             continue
         module = step.modules.get(path)
@@ -168,7 +174,7 @@ def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:
     what = f"{len(names)} parameters have gradients" if many else "1 parameter has a gradient"
     path = next((p for p in step.modules if names[0] in step.trainable(p)), None)
     more = ", ..." if len(names) > 4 else ""
-    taken = next((o for o in step.optimizers if not o.skipped), None)
+    taken = next(iter(step.taken), None)
     ran = next((c for c in step.calls if c.module == path and c.phase == "forward"), None)
     fix = None if why == "forgotten" else (
         "look for code that restores the weights, and for a learning rate below the rounding of "

@@ -45,21 +45,20 @@ def nothing_trainable(
     """
     held: dict[int, int] = memory.setdefault("held", {})
     running: dict[int, int] = memory.setdefault("running", {})
-    taken = [o for o in step.optimizers if not o.skipped]
-    for optimizer in taken:
+    for optimizer in step.taken if "holds" in step.has else ():
         if optimizer.parameters is not None:
             held[optimizer.index] = len(optimizer.parameters)
     if step.summary is None:
         return
-    memory["backward"] = memory.get("backward", False) or any(
-        a.action == "loss" for a in step.actions
-    )
-    elsewhere = any(rms is not None for rms in step.summary.modules.param_grad_rms)
+    if step.losses:
+        memory["backward"] = True
+    rms = step.summary.modules.param_grad_rms
+    elsewhere = rms.count(None) < len(rms)
     if elsewhere:
         running.clear()
     # Steps from the first on, None once the optimizer has met a gradient.
     idling: dict[int, int | None] = memory.setdefault("idling", {})
-    for optimizer in taken:
+    for optimizer in step.taken:
         index = optimizer.index
         count = held.get(index, 0)
         without = 0 < count == optimizer.no_grad and optimizer.cls in _TORCH
@@ -68,7 +67,7 @@ def nothing_trainable(
         if not elsewhere:
             running[index] = running.get(index, 0) + 1 if without else 0
             if running[index] >= sustain:
-                yield _draft(step, optimizer, running[index], sustain, memory["backward"])
+                yield _draft(step, optimizer, running[index], sustain, "backward" in memory)
         elif before is not None and before + 1 == idle and without:
             # Gradients that are wiped (TT207), parameters that were replaced (TT405): told already.
             told = (f.id for f in step.findings if f.code in ("TT207", "TT405")

@@ -9,7 +9,7 @@ from tensortrace.checks import Draft, StepView, check
 from tensortrace.records import Tensor
 
 
-@check("TT602", "same-batch-again")
+@check("TT602", "same-batch-again", of=("full", "loader"))
 def same_batch_again(
     step: StepView, memory: dict[str, Any], *, sustain: int = 5
 ) -> Iterator[Draft]:
@@ -40,19 +40,19 @@ def same_batch_again(
             memory["dataset"] = action.of
     if summary is None:
         return
-    data = _data(step)
-    trains = any(a.action == "loss" for a in step.actions)
-    if not summary.full or not data or not trains or memory.get("batches", 0) < 2:
-        memory["last"] = None
+    # A step that is not full is none of those running.
+    before = step.before.step if step.before is not None else None
+    last = memory.pop("last", None)
+    if not summary.full or not step.losses or memory.get("batches", 0) < 2:
         return
+    data = _data(step)
     fetch = next((a for a in step.actions if a.action == "fetch"), None)
     # Only what is new each time: weights of classes, masks and positions stay as they are.
     signs = sorted({_sign(tensor) for tensor in data if tensor.from_step is None})
     if fetch is None or not signs:
-        memory["last"] = None
         return
-    memory["running"] = memory.get("running", 0) + 1 if memory.get("last") == signs else 1
-    memory["last"] = signs
+    memory["running"] = memory["running"] + 1 if last == (before, signs) else 1
+    memory["last"] = step.number, signs
     if memory["running"] >= sustain:
         yield Draft(
             message=f"{memory['running']} steps running (limit {sustain}) each fetch a batch of "

@@ -10,7 +10,8 @@ from tensortrace.checks import Draft, StepView, check, steadiness
 from tensortrace.text import module_text, number_text
 
 
-@check("TT303", "scale-with-depth")
+# A step at rest has no rms of what inner layers return.
+@check("TT303", "scale-with-depth", of=("inner",))
 def scale_with_depth(
     step: StepView,
     memory: dict[str, Any],
@@ -40,10 +41,8 @@ def scale_with_depth(
     Fixed:      for conv in self.convs:
                     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     """
-    if step.summary is None or not any(not o.skipped for o in step.optimizers):
+    if not step.taken:
         return
-    if step.summary.rested:
-        return  # it has no rms of what inner layers return
     layers = step.profile("output_rms")
     recent = memory.setdefault("recent", deque(maxlen=window))
     shift = layers[-1][1] / layers[0][1] if len(layers) >= depth else 1.0

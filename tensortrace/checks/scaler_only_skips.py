@@ -51,8 +51,12 @@ def scaler_only_skips(
         if isinstance(record, Optimizer):
             index = record.index
             counts[index] = counts.get(index, 0) + 1 if record.skipped else 0
-            last = recent.setdefault(index, deque(maxlen=window))
+            last = recent.get(index)
+            if last is None:
+                last = recent[index] = deque(maxlen=window)
             last.append(record.skipped)
+            if True not in last:
+                continue
             scale = memory.get("scale")
             if counts[index] >= running:
                 hopeless = scale is not None and scale < 1

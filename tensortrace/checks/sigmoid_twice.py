@@ -9,7 +9,7 @@ from tensortrace.checks import Draft, StepView, check, plain_op
 from tensortrace.text import location_text, module_text
 
 
-@check("TT606", "sigmoid-before-bce-with-logits", severity="error")
+@check("TT606", "sigmoid-before-bce-with-logits", severity="error", of=("loss.graph",))
 def sigmoid_before_bce_with_logits(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     """binary_cross_entropy_with_logits gets what has been through a sigmoid already.
 

@@ -27,7 +27,12 @@ _PAIRS: dict[tuple[str, str], tuple[Severity, str, str]] = {
 }  # fmt: skip
 
 
-@check("TT605", "softmax-before-cross-entropy", severity="error")
+@check(
+    "TT605",
+    "softmax-before-cross-entropy",
+    severity="error",
+    of=("loss.graph", "loss.beside_classes"),
+)
 def softmax_before_cross_entropy(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     """Cross entropy gets what has been through a softmax, or nll gets no logarithms.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, unheld
@@ -36,18 +36,21 @@ def stale_parameters(
     Fixed:      model.resize_token_embeddings(len(tokenizer))
                 optimizer = torch.optim.AdamW(model.parameters())
     """
-    forgotten = {name: shape for path, (count, names) in unheld(step, memory).items()
-                 if count >= updates for name, shape in _shapes(step, path, names)}  # fmt: skip
+    missing = unheld(step)
     unowned: dict[int, list[_Shape]] = memory.setdefault("unowned", {})
     running: dict[int, int] = memory.setdefault("running", {})
     for optimizer in step.optimizers:
         index = optimizer.index
         if optimizer.parameters is not None:
             unowned[index] = [tuple(shape) for shape in optimizer.unowned]
-        old = unowned.get(index, [])
+        old = unowned.get(index, ())
         if optimizer.skipped:
             continue
         running[index] = running.get(index, 0) + 1 if old and optimizer.no_grad >= len(old) else 0
+        if not (running[index] and missing):
+            continue
+        forgotten = {name: shape for path, (count, names) in missing.items() if count >= updates
+                     for name, shape in _shapes(step, path, names)}  # fmt: skip
         pairs = _matched(old, forgotten) if running[index] >= updates else []
         if not pairs:
             continue
@@ -72,7 +75,7 @@ def _shapes(step: StepView, path: str, names: list[str]) -> Iterator[tuple[str, 
         yield name, shapes[name.removeprefix(f"{path}.")]
 
 
-def _matched(old: list[_Shape], forgotten: dict[str, _Shape]) -> list[tuple[_Shape, str]]:
+def _matched(old: Sequence[_Shape], forgotten: dict[str, _Shape]) -> list[tuple[_Shape, str]]:
     """Pair each older shape with a parameter of the same, then of another first dim."""
     pairs: list[tuple[_Shape, str]] = []
     left = dict(forgotten)

@@ -54,13 +54,16 @@ def train_mode_in_evaluation(
                 model.train()
     """
     held: set[str] = memory.setdefault("held", set())
-    for optimizer in step.optimizers:
-        held.update(optimizer.parameters or ())
-        memory["updates"] = memory.get("updates", 0) + (not optimizer.skipped)
+    if step.optimizers:
+        if "holds" in step.has:
+            held.update(*(o.parameters for o in step.optimizers if o.parameters))
+        memory["updates"] = memory.get("updates", 0) + len(step.taken)
     if step.summary is None:
         return
-    idle = not step.optimizers and not any(a.action == "loss" for a in step.actions)
+    idle = not (step.optimizers or step.losses)
     memory["idle"] = memory.get("idle", 0) + 1 if idle else 0
+    if not step.calls:
+        return  # all that follows is about calls
     yield from _left_on(step)
     yield from _never_fed(step, memory)
     judging = memory["idle"] >= batches and _judged(step)

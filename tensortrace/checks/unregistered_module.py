@@ -37,8 +37,11 @@ def unregistered_module(
                         super().__init__()
                         self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
     """
+    missing = unheld(step)
+    if not missing:
+        return
     outside: dict[str, list[str]] = {}
-    for path, (count, names) in unheld(step, memory).items():
+    for path, (count, names) in missing.items():
         loose = _loose(step, path)
         if loose is not None and count >= updates:
             outside.setdefault(loose, []).extend(names)

@@ -54,18 +54,26 @@ def update_ratio(
     Example:    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)  # as SGD had
     Fixed:      optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     """
-    taken = [o for o in step.optimizers if not o.skipped]
-    if step.summary is None or not taken or any(o.cls == "LBFGS" for o in taken):
+    if step.summary is None or not step.taken:
+        return
+    running: dict[str, int] = memory.setdefault("running", {})
+    # In nearly all steps the largest is below all limits, and nothing runs that it would end.
+    quiet = "moves" in memory and not running and not memory["left"] and not step.summary.full
+    if quiet and step.span("update_ratio")[1] <= min(high, rewritten):
+        return
+    if any(o.cls == "LBFGS" for o in step.taken):
         return
     ratios = _ratios(step, step.summary)
     fresh = _fresh(step, small)
     left = _left(memory, ratios, high, dict.fromkeys(fresh, young))
     if not ratios:
         return
-    running: dict[str, int] = memory.setdefault("running", {})
     for path, ratio in ratios.items():
-        running[path] = running.get(path, 0) + 1 if ratio > high and path not in left else 0
-    far = [path for path in ratios if running[path] >= sustain]
+        if ratio > high and path not in left:
+            running[path] = running.get(path, 0) + 1
+        else:
+            running.pop(path, None)
+    far = [path for path in ratios if running.get(path, 0) >= sustain]
     if far:
         worst = max(far, key=lambda path: ratios[path])
         yield Draft(
@@ -135,8 +143,10 @@ def _is_small(weight: Tensor, small: float) -> bool:
 def _hardly(
     step: StepView, memory: dict[str, Any], compared: dict[str, float], low: float, idle: int
 ) -> Iterator[Draft]:
+    if "moves" in memory:
+        return
     rising = rates_rise(step, memory)
-    if not compared or memory.get("moves"):
+    if not compared:
         return
     if rising or max(compared.values()) >= low:
         memory["moves"] = True

@@ -56,12 +56,12 @@ def updates_lost(
     """
     if step.summary is None:
         return
-    taken = {o.index: o for o in step.optimizers if not o.skipped}
     rising = rates_rise(step, memory)
     if rising:
         memory["running"] = 0
     if not step.summary.full:
         return
+    taken = {o.index: o for o in step.taken}
     lost = total = still = 0.0
     expected = moved = 0.0
     worst: tuple[float, Param] | None = None

@@ -42,7 +42,12 @@ def vanishing_gradient(
                 for _ in range(12):
                     layers += [nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU()]
     """
-    if step.summary is None:
+    recent: deque[bool] | None = memory.get("recent")
+    if recent is None:
+        recent = memory["recent"] = deque(maxlen=window)
+    low, high = step.span("param_grad_rms")
+    # After a whole window without, one more changes nothing.
+    if low > 0 and low / high >= ratio and len(recent) == window and True not in recent:
         return
     layers = step.profile("param_grad_rms")
     if not layers:
@@ -53,7 +58,6 @@ def vanishing_gradient(
     if vanishes:  # seldom: a logarithm of each layer in every step is most of the cost
         fall, jump = steadiness([rms for _, rms in layers])
         vanishes = fall >= 0.8 and jump <= 0.6
-    recent = memory.setdefault("recent", deque(maxlen=window))
     recent.append(vanishes)
     if not vanishes or sum(recent) < sustain:
         return

@@ -65,7 +65,9 @@ def zero_grad_forgotten(
     cycles: dict[int, Cycle] = memory.setdefault("cycles", {})
     for record in step.happened():
         if isinstance(record, Optimizer):
-            cycle = cycles.setdefault(record.index, Cycle())
+            cycle = cycles.get(record.index)
+            if cycle is None:
+                cycle = cycles[record.index] = Cycle()
             cycle.held = record.parameters or cycle.held
             if not record.skipped:
                 # Gradients that were put there by hand are not added to.
@@ -77,7 +79,8 @@ def zero_grad_forgotten(
         elif record.action == "loss":
             for index, cycle in cycles.items():
                 _backward_begins(record, index, cycle)
-            yield from _by_hand(record, memory.setdefault("by hand", ByHand()), sustain)
+            if record.detail.get("by_hand") is not None:
+                yield from _by_hand(record, memory.setdefault("by hand", ByHand()), sustain)
         elif record.action == "zero_grad":
             for index, cycle in cycles.items():
                 if clears(record, index):
@@ -85,7 +88,8 @@ def zero_grad_forgotten(
 
 
 def _backward_begins(loss: Action, index: int, cycle: Cycle) -> None:
-    fate = loss.detail.get("gradients", {}).get(str(index))
+    fates = loss.detail.get("gradients")
+    fate = fates.get(str(index)) if fates else None
     if fate == "kept":  # the last of a cycle is what adds to it: no backward before it has
         cycle.backward = loss.location
     if cycle.carried is None:
@@ -97,9 +101,7 @@ def _backward_begins(loss: Action, index: int, cycle: Cycle) -> None:
 
 def _by_hand(loss: Action, seen: ByHand, sustain: int) -> Iterator[Draft]:
     """Tell of a loop that moves its weights itself."""
-    moved = loss.detail.get("by_hand")
-    if moved is None:
-        return
+    moved = loss.detail["by_hand"]
     seen.running = 0 if moved["cleared"] else seen.running + 1
     seen.ever_cleared = seen.ever_cleared or moved["cleared"]
     if seen.running < sustain:

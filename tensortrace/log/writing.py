@@ -117,7 +117,10 @@ class LogWriter(_Buffered):
         super().__init__(path)
         self._fd = fd
         self._flushed = 0
-        self._linked = os.fstat(fd).st_nlink > 0  # some network file systems count no links
+        self._interrupted = False
+        begun = os.fstat(fd)
+        self._regular = stat.S_ISREG(begun.st_mode)
+        self._linked = begun.st_nlink > 0  # some network file systems count no links
 
     @classmethod
     def open(cls, path: str | Path) -> LogWriter:
@@ -150,21 +153,24 @@ class LogWriter(_Buffered):
         )
 
     def _hand_on(self, data: memoryview) -> int:
-        self._look_for_loss()
-        rest = data[self._written_of(data) :]
-        while rest:
+        if self._regular:
+            self._look_for_loss()
+        # After a KeyboardInterrupt below, and then alone, some of it may be there already.
+        written = self._written_of(data) if self._interrupted else 0
+        self._interrupted = True
+        nbytes = len(data)
+        while written < nbytes:
             try:
-                rest = rest[os.write(self._fd, rest) :]
+                written += os.write(self._fd, data[written:])
             except BlockingIOError:
                 _wait_writable(self._fd)
-        self._flushed += len(data)
-        return len(data)
+        self._flushed += nbytes
+        self._interrupted = False
+        return nbytes
 
     def _look_for_loss(self) -> None:
         """Notice that what was written is gone; a log that was only moved away is whole."""
         now = os.fstat(self._fd)
-        if not stat.S_ISREG(now.st_mode):
-            return
         if self._linked and not now.st_nlink:
             raise OSError(errno.ENOENT, "it was deleted or replaced while it was being written")
         if now.st_size < self._flushed:

@@ -17,7 +17,7 @@ from tensortrace.said import said_by
 from tensortrace.text import location_text
 
 
-@check("TT801", "exception", severity="error", when="gate")
+@check("TT801", "exception", severity="error", when="gate", of=("calls",))
 def exception(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     """An exception leaves the block: which tensors, shapes, devices and line made it.
 
