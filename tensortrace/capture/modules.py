@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _in_backward = torch._C._current_graph_task_id  # -1 outside every backward
 _no_functions = torch._C.DisableTorchFunction
+_tracing_state = torch._C._get_tracing_state
 _clock = time.perf_counter_ns
 # The two parts of `torch.compiler.is_compiling`; of the function Dynamo knows that it is true.
 _compiler = torch.compiler
@@ -72,6 +73,8 @@ class OpenCall(msgspec.Struct):
     autocast: str | None = None
     started_ns: int = 0
     began: tuple[int, Any] | None = None
+    # Which modules a step at rest passes over inside it, by id: see `rest.inside_root`.
+    inside: frozenset[int] | None = None
 
 
 class ModuleHooks:
@@ -176,9 +179,9 @@ def _before(module: nn.Module, args: tuple[Any, ...]) -> None:
     recorder = slot.recorder
     if recorder is None or here.busy or not recorder.on["modules"]:
         return
-    if torch._C._get_tracing_state() is not None:
+    if _tracing_state() is not None:
         return  # torch.jit.trace would write our kernels into its graph
-    if recorder.sampling and here.stack and recorder.passes_over(module):
+    if recorder.sampling and (stack := here.stack) and recorder.passes_over(module, stack[-1]):
         return
     with _no_functions():
         here.busy += 1
@@ -197,9 +200,9 @@ def _after(*hook_args: Any) -> None:
     if _is_compiling() or _compiler._is_compiling_flag:
         return
     recorder = slot.recorder
-    if recorder is None or here.busy or not here.stack:
+    if recorder is None or here.busy or not (stack := here.stack):
         return
-    if recorder.sampling and len(hook_args) == 4 and _place(here.stack, hook_args[0]) < 0:
+    if recorder.sampling and len(hook_args) == 4 and _place(stack, hook_args[0]) < 0:
         return  # passed over
     with _no_functions():
         here.busy += 1
@@ -236,13 +239,15 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
         call.mode = ops.enter_module(not _is_fused(module))
     elif not stack:
         call.mode = ops.enter_module(False)
+    above = stack[-1] if stack else None
+    if above is not None:
+        above.inside = None  # what is met now need not be looked at when it is called again
     stack.append(call)
     call.wanted = recorder.wants(path)
     if not call.wanted:
         return
     call.step = recorder.step
     call.seq = recorder.next_seq()
-    above = stack[-2] if len(stack) > 1 else None
     call.location = _locate(recorder, frame, above)
     _link(recorder, call, above)
     call.grad_enabled = torch.is_grad_enabled()
