@@ -83,6 +83,10 @@ class Carried:
                     self._untouched[index] = pointer_of(grad)
         return fates
 
+    def awaits_end(self) -> bool:
+        """Whether there is anything to note when the backward that runs has ended. Hot."""
+        return bool(self._untouched) or self.by_hand.follows()
+
     def backward_ended(self) -> None:
         """Note which of the gradients that lay untouched a backward has added to. Hot."""
         self.by_hand.ended()

@@ -263,8 +263,9 @@ class Recorder:
 
     def op_called(self) -> None:
         """An op is about to be called outside modules: a program without modules has steps too."""
-        followed = self._module_seen or self._counted_otherwise()
-        if self.stepped and not followed and self.owns_thread() and not self.optimizer_running():
+        if not self.stepped or self._module_seen or self._counted_otherwise():
+            return
+        if self.owns_thread() and not self.optimizer_running():
             self.close_step()
             self.holds_call = True
 
@@ -377,7 +378,7 @@ class Recorder:
         self.backward_seen = self.holds_call = True
         is_part = derivative and self.optimizers.count_derivative(self.update)
         self.backward_done = self.backward_done or not is_part
-        if not derivative:
+        if not derivative and self.carried.awaits_end():
             with Ours(self, "gradients"):
                 self.carried.backward_ended()
         by_hand = not self._module_seen and not self.optimizers.has_met()
