@@ -74,9 +74,9 @@ class Carried:
         for index, optimizer in self._optimizers.met():
             if index not in self._stepped:
                 continue
-            _, _, key, version = self._stepped[index]
             grad = self._gradient_of(index, optimizer)
             if grad is not None:
+                _, _, key, version = self._stepped[index]
                 same = id(grad) == key and _version(grad) == version
                 fates[str(index)] = "kept" if same else "changed"
                 if same:

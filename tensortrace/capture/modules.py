@@ -28,7 +28,7 @@ from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import watch_output, watch_parameters
 from tensortrace.capture.op_calls import autocast_text
-from tensortrace.capture.op_places import compiled_around
+from tensortrace.capture.op_places import compiled_around, outputs_of
 from tensortrace.capture.roots import Root, Roots, is_wrapper
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import Location
@@ -202,7 +202,12 @@ def _after(*hook_args: Any) -> None:
     recorder = slot.recorder
     if recorder is None or here.busy or not (stack := here.stack):
         return
-    if recorder.sampling and len(hook_args) == 4 and _place(stack, hook_args[0]) < 0:
+    if (
+        recorder.sampling
+        and len(hook_args) == 4
+        and stack[-1].module is not hook_args[0]
+        and (len(stack) == 1 or _place(stack, hook_args[0]) < 0)
+    ):
         return  # passed over
     with _no_functions():
         here.busy += 1
@@ -359,7 +364,7 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
         call.inputs, call.tensors = [], []
     fields |= {
         "update": recorder.update,
-        "parent": _parent(stack, call),
+        "parent": _parent(stack, call) if stack else None,
         "module": call.path,
         "nth": call.nth,
         "recompute": call.recompute,
@@ -398,7 +403,7 @@ def _end_time(recorder: Recorder, call: OpenCall, fields: dict[str, Any]) -> Non
 
 
 def _parent(stack: list[OpenCall], call: OpenCall) -> int | None:
-    if not stack or not stack[-1].wanted or stack[-1].step != call.step:
+    if not stack[-1].wanted or stack[-1].step != call.step:
         return None
     return stack[-1].seq
 
@@ -414,9 +419,7 @@ def _describe(
             if described is not None:
                 draft.tensors.append(described)
     outputs: list[tuple[str, int]] = []
-    for name, tensor in tensors_in(
-        output if isinstance(output, (tuple, list)) else (output,), "output"
-    ):
+    for name, tensor in outputs_of(output):
         number, described = recorder.tensors.identify(tensor)
         outputs.append((name, number))
         if described is not None:

@@ -52,7 +52,8 @@ class Alias:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.refused: str | None = None
-        if not is_wrapped(tensor):
+        # A plain one has no class with operators of its own: that is known without asking torch.
+        if type(tensor) is torch.Tensor or not is_wrapped(tensor):
             self.tensor = tensor.detach()
         elif not tensor.requires_grad:
             self.tensor = tensor
