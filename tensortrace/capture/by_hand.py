@@ -64,6 +64,10 @@ class ByHand:
         before, self._cleared[index] = self._cleared.get(index), now
         return before == now
 
+    def follows(self) -> bool:
+        """Whether any weight is followed. Hot."""
+        return bool(self._leaves or self._left)
+
     def forget(self) -> None:
         """Follow nothing from here on: this backward is not looked at."""
         self._leaves, self._left = [], {}

@@ -74,14 +74,18 @@ class Carried:
         for index, optimizer in self._optimizers.met():
             if index not in self._stepped:
                 continue
-            _, _, key, version = self._stepped[index]
             grad = self._gradient_of(index, optimizer)
             if grad is not None:
+                _, _, key, version = self._stepped[index]
                 same = id(grad) == key and _version(grad) == version
                 fates[str(index)] = "kept" if same else "changed"
                 if same:
                     self._untouched[index] = pointer_of(grad)
         return fates
+
+    def awaits_end(self) -> bool:
+        """Whether there is anything to note when the backward that runs has ended. Hot."""
+        return bool(self._untouched) or self.by_hand.follows()
 
     def backward_ended(self) -> None:
         """Note which of the gradients that lay untouched a backward has added to. Hot."""

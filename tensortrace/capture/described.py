@@ -21,9 +21,12 @@ class Descriptions:
         self._seen: dict[tuple[str, type], tuple[int, bool, tuple[bool, ...]]] = {}
         self._said: dict[tuple[str, type], int] = {}
 
-    def knows(self, path: str, cls: type) -> bool:
-        """Whether a module was looked at. Hot."""
-        return (path, cls) in self._seen
+    def known_among(self, modules: dict[int, nn.Module]) -> frozenset[int]:
+        """Those of some modules, by id, that were looked at. Hot."""
+        path_of, seen = self._names.known, self._seen
+        return frozenset(
+            key for key, module in modules.items() if (path_of(module), type(module)) in seen
+        )
 
     def look(self, module: nn.Module, path: str, step: int) -> tuple[Module | None, bool]:
         """The record of a module that is called, if there is news; whether it is the first. Hot."""

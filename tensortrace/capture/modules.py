@@ -28,7 +28,7 @@ from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import watch_output, watch_parameters
 from tensortrace.capture.op_calls import autocast_text
-from tensortrace.capture.op_places import compiled_around
+from tensortrace.capture.op_places import compiled_around, outputs_of
 from tensortrace.capture.roots import Root, Roots, is_wrapper
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import Location
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _in_backward = torch._C._current_graph_task_id  # -1 outside every backward
 _no_functions = torch._C.DisableTorchFunction
+_tracing_state = torch._C._get_tracing_state
 _clock = time.perf_counter_ns
 # The two parts of `torch.compiler.is_compiling`; of the function Dynamo knows that it is true.
 _compiler = torch.compiler
@@ -72,6 +73,8 @@ class OpenCall(msgspec.Struct):
     autocast: str | None = None
     started_ns: int = 0
     began: tuple[int, Any] | None = None
+    # Which modules a step at rest passes over inside it, by id: see `rest.inside_root`.
+    inside: frozenset[int] | None = None
 
 
 class ModuleHooks:
@@ -176,9 +179,9 @@ def _before(module: nn.Module, args: tuple[Any, ...]) -> None:
     recorder = slot.recorder
     if recorder is None or here.busy or not recorder.on["modules"]:
         return
-    if torch._C._get_tracing_state() is not None:
+    if _tracing_state() is not None:
         return  # torch.jit.trace would write our kernels into its graph
-    if recorder.sampling and here.stack and recorder.passes_over(module):
+    if recorder.sampling and (stack := here.stack) and recorder.passes_over(module, stack[-1]):
         return
     with _no_functions():
         here.busy += 1
@@ -197,9 +200,14 @@ def _after(*hook_args: Any) -> None:
     if _is_compiling() or _compiler._is_compiling_flag:
         return
     recorder = slot.recorder
-    if recorder is None or here.busy or not here.stack:
+    if recorder is None or here.busy or not (stack := here.stack):
         return
-    if recorder.sampling and len(hook_args) == 4 and _place(here.stack, hook_args[0]) < 0:
+    if (
+        recorder.sampling
+        and len(hook_args) == 4
+        and stack[-1].module is not hook_args[0]
+        and (len(stack) == 1 or _place(stack, hook_args[0]) < 0)
+    ):
         return  # passed over
     with _no_functions():
         here.busy += 1
@@ -236,13 +244,15 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
         call.mode = ops.enter_module(not _is_fused(module))
     elif not stack:
         call.mode = ops.enter_module(False)
+    above = stack[-1] if stack else None
+    if above is not None:
+        above.inside = None  # what is met now need not be looked at when it is called again
     stack.append(call)
     call.wanted = recorder.wants(path)
     if not call.wanted:
         return
     call.step = recorder.step
     call.seq = recorder.next_seq()
-    above = stack[-2] if len(stack) > 1 else None
     call.location = _locate(recorder, frame, above)
     _link(recorder, call, above)
     call.grad_enabled = torch.is_grad_enabled()
@@ -354,7 +364,7 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
         call.inputs, call.tensors = [], []
     fields |= {
         "update": recorder.update,
-        "parent": _parent(stack, call),
+        "parent": _parent(stack, call) if stack else None,
         "module": call.path,
         "nth": call.nth,
         "recompute": call.recompute,
@@ -393,7 +403,7 @@ def _end_time(recorder: Recorder, call: OpenCall, fields: dict[str, Any]) -> Non
 
 
 def _parent(stack: list[OpenCall], call: OpenCall) -> int | None:
-    if not stack or not stack[-1].wanted or stack[-1].step != call.step:
+    if not stack[-1].wanted or stack[-1].step != call.step:
         return None
     return stack[-1].seq
 
@@ -409,9 +419,7 @@ def _describe(
             if described is not None:
                 draft.tensors.append(described)
     outputs: list[tuple[str, int]] = []
-    for name, tensor in tensors_in(
-        output if isinstance(output, (tuple, list)) else (output,), "output"
-    ):
+    for name, tensor in outputs_of(output):
         number, described = recorder.tensors.identify(tensor)
         outputs.append((name, number))
         if described is not None:

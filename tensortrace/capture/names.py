@@ -173,8 +173,11 @@ def unwrapped(module: nn.Module) -> nn.Module | None:
     table: Any = module._modules
     if not isinstance(table, dict):
         return None
-    if any(cls.__name__ in _PARALLEL for cls in type(module).__mro__):
-        return table.get("module")
+    for cls in type(module).__mro__:  # any() takes twice as long
+        if cls.__name__ in _PARALLEL:
+            return table.get("module")
+    if _WRAPPERS.isdisjoint(table):
+        return None
     return next((table[name] for name in _WRAPPERS if name in table), None)
 
 

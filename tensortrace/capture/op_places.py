@@ -192,7 +192,9 @@ def compiled_around(frame: FrameType) -> nn.Module | None:
 
 
 def outputs_of(result: Any) -> list[tuple[str, torch.Tensor]]:
-    """The tensors that came out of an op, by name."""
+    """The tensors that came out of an op or a module, by name. Hot."""
+    if isinstance(result, torch.Tensor):
+        return [("output[0]", result)]
     return tensors_in(result if isinstance(result, (tuple, list)) else (result,), "output")
 
 

@@ -147,6 +147,8 @@ def _turn(
         op = op_of(name)
         if recorder.awaits_write and (writes(name) or name == "__set__"):
             recorder.ends_at_graph = True
+        if op is None and _is_nothing(name):
+            return None
         if op is None or not recorder.on["ops"] or name in BACKWARD or recorder.replaying:
             return _other_turn(recorder, func, name, op)
         place = recorder.places.find(name, frame)
@@ -214,6 +216,12 @@ def _ask(
 _DETACHING = frozenset({"detach", "__get__"})
 
 
+@functools.lru_cache(4096)
+def _is_nothing(name: str) -> bool:
+    """Whether a function of this name, which is no op, is none of those that are asked about."""
+    return not writes(name) and name not in _DETACHING | SYNCS | HOOKS
+
+
 def _detaches(func: Callable[..., Any], name: str) -> bool:
     return name != "__get__" or getattr(func, "__self__", None) is torch.Tensor.data
 
@@ -263,6 +271,9 @@ def enter_module(wanted: bool) -> int:
     depth = _len_torch_function_stack()
     if depth == 1:  # nearly always it is ours alone, or nobody's
         on = _get_function_stack_at(0) is _MODE
+        if on and not wanted:
+            _pop_torch_function_stack()
+            return TAKEN_OFF
     else:
         on = any(_get_function_stack_at(i) is _MODE for i in range(depth))
     if on == wanted:

@@ -35,7 +35,7 @@ from tensortrace.capture.op_places import Places
 from tensortrace.capture.ops import leave_module
 from tensortrace.capture.optimizers import Optimizers, StepInFlight
 from tensortrace.capture.outbox import Outbox
-from tensortrace.capture.rest import is_at_rest, is_inside_root, is_open, leaks
+from tensortrace.capture.rest import inside_root, is_at_rest, is_open, leaks
 from tensortrace.capture.roots import Root, Roots
 from tensortrace.capture.source import SourceLines
 from tensortrace.capture.stats import StatsQueue
@@ -56,6 +56,7 @@ from tensortrace.text import shorten
 
 if TYPE_CHECKING:
     from tensortrace.capture.lines import LineTracer
+    from tensortrace.capture.modules import OpenCall
     from tensortrace.said import Said
 
 # A step is handed on in parts of this many records, so that nothing is held without bound.
@@ -195,16 +196,20 @@ class Recorder:
         """Whether the calls of a module are recorded. Hot."""
         return self.wanted.has(path)
 
-    def passes_over(self, module: nn.Module) -> bool:
-        """Whether a thin step leaves out this call of an inner module. Hot.
+    def passes_over(self, module: nn.Module, around: OpenCall) -> bool:
+        """Whether a thin step leaves out this call of a module inside another. Hot.
 
         One that is called over and over (a cell unrolled over time) is looked at as often as a line
         of a loop. A NaN between two looks is met at the next one or in the loss, and a replay finds
         its op all the same. A step at rest leaves out every call inside one that can be replayed.
         """
-        if self.resting and is_inside_root(self, module):
-            self.passed_over += 1
-            return True
+        if self.resting:
+            inside = around.inside
+            if inside is None:
+                inside = around.inside = inside_root(self, around.root)
+            if id(module) in inside:
+                self.passed_over += 1
+                return True
         turn = self._turns.get(id(module), 0)
         self._turns[id(module)] = turn + 1
         if is_taken(turn):
@@ -215,9 +220,9 @@ class Recorder:
         self.passed_over += 1
         return True
 
-    def has_met(self, path: str, cls: type) -> bool:
-        """Whether a module was entered and looked at. Hot."""
-        return self._modules.knows(path, cls)
+    def met_among(self, modules: dict[int, nn.Module]) -> frozenset[int]:
+        """Those of some modules, by id, that were entered and looked at. Hot."""
+        return self._modules.known_among(modules)
 
     def turn_of(self, module: nn.Module, seen: int) -> int:
         """How many calls of a module came before this one, of which some may be passed over."""
@@ -242,7 +247,7 @@ class Recorder:
     def outermost_call(self, module: nn.Module) -> None:
         """A module is about to be called outside every other: maybe a gate, maybe a new step."""
         grad_enabled = torch.is_grad_enabled()
-        if self.owns_thread() and not self.optimizer_running():
+        if self.owns_thread() and (self.stepping is None or not self.optimizer_running()):
             if self.backward_seen:
                 self.gate()
             turn_over = (
@@ -258,8 +263,9 @@ class Recorder:
 
     def op_called(self) -> None:
         """An op is about to be called outside modules: a program without modules has steps too."""
-        followed = self._module_seen or self._counted_otherwise()
-        if self.stepped and not followed and self.owns_thread() and not self.optimizer_running():
+        if not self.stepped or self._module_seen or self._counted_otherwise():
+            return
+        if self.owns_thread() and not self.optimizer_running():
             self.close_step()
             self.holds_call = True
 
@@ -345,7 +351,9 @@ class Recorder:
             "detail": detail or {},
             "tensor": tensor,
         }
-        draft = ActionDraft(self.step, self.next_seq(), fields)
+        seq = self.seq
+        self.seq = seq + 1
+        draft = ActionDraft(self.step, seq, fields)
         self.pend(draft)
         return draft
 
@@ -372,7 +380,7 @@ class Recorder:
         self.backward_seen = self.holds_call = True
         is_part = derivative and self.optimizers.count_derivative(self.update)
         self.backward_done = self.backward_done or not is_part
-        if not derivative:
+        if not derivative and self.carried.awaits_end():
             with Ours(self, "gradients"):
                 self.carried.backward_ended()
         by_hand = not self._module_seen and not self.optimizers.has_met()

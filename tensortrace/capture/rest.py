@@ -18,6 +18,7 @@ from tensortrace.records import DERIVATIVE
 
 if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
+    from tensortrace.capture.roots import Root
 
 # From this step on one in a hundred is full, and between those that checks look at only outermost
 # calls are seen: of an MLP's thin step that saves a third of what tracing costs, of an LSTM's four
@@ -40,18 +41,16 @@ def is_at_rest(recorder: Recorder) -> bool:
     )
 
 
-def is_inside_root(recorder: Recorder, module: nn.Module) -> bool:
-    """Whether a call of a module, in a step at rest, is part of one that can be run again. Hot."""
-    root = here.stack[-1].root
+def inside_root(recorder: Recorder, root: Root | None) -> frozenset[int]:
+    """The modules, by id, whose calls are part of an outermost one that can be run again.
+
+    It holds until another call is entered: so it is not asked anew at each call that it is about.
+    """
     if root is None or not root.may_run_again or root.dropped:
-        return False
-    # What a root does not hold has no stand-in in a replay. Or it is not inside: an interrupt may
-    # have left the root open.
-    if id(module) not in root.tree.ids or is_open(module):
-        return False
-    # One that was never entered has no hooks on its parameters.
-    path = recorder.names.known(module)
-    return path is not None and recorder.has_met(path, type(module))
+        return frozenset()
+    # What a root does not hold has no stand-in in a replay, and what was never entered has no hooks
+    # on its parameters. What is open is not inside: an interrupt may have left the root open.
+    return recorder.met_among(root.tree.ids) - {id(call.module) for call in here.stack}
 
 
 def is_open(module: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 
 from tensortrace.capture.gradients import own_parameters
 from tensortrace.capture.names import unwrapped
-from tensortrace.capture.tensors import version_of
+from tensortrace.capture.tensors import version_of, versions_of
 from tensortrace.capture.unwrap import is_wrapped, quiet
 from tensortrace.step_view import MOVED
 
@@ -52,7 +52,8 @@ class Alias:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.refused: str | None = None
-        if not is_wrapped(tensor):
+        # A plain one has no class with operators of its own: that is known without asking torch.
+        if type(tensor) is torch.Tensor or not is_wrapped(tensor):
             self.tensor = tensor.detach()
         elif not tensor.requires_grad:
             self.tensor = tensor
@@ -86,12 +87,27 @@ class Tree:
 
     def __init__(self, root: nn.Module) -> None:
         self.is_wrapper = is_wrapper(root)
-        # By identity: modules may be unhashable, parameters may be shared.
-        self.ids = _below(root)
-        self.modules = list(self.ids.values())
-        self.parameters = _distinct(p for m in self.modules for p in own_parameters(m).values())
+        # By identity: modules may be unhashable, parameters may be shared. One way through the
+        # tables, plainly: each outermost call of each step comes here.
+        self.ids = {id(root): root}
+        self.modules = [root]
+        parameters: dict[int, nn.Parameter] = {}
+        buffers: dict[int, torch.Tensor] = {}
+        for module in self.modules:
+            for _, child in module._modules.items():  # a scripted module's table has no values()
+                if child is not None and id(child) not in self.ids:
+                    self.ids[id(child)] = child
+                    self.modules.append(child)
+            if module._parameters:
+                for parameter in own_parameters(module).values():
+                    if parameter is not None:
+                        parameters[id(parameter)] = parameter
+            if module._buffers:
+                for buffer in own_buffers(module):
+                    if buffer is not None:
+                        buffers[id(buffer)] = buffer
         self._held = self._ids_held()
-        self.buffers = _distinct(b for m in self.modules for b in own_buffers(m))
+        self.parameters, self.buffers = list(parameters.values()), list(buffers.values())
         self.devices: set[int] = set()
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             held = (*self.parameters, *self.buffers)
@@ -133,27 +149,11 @@ def several_ranks() -> bool:
     return distributed.get_world_size() > 1
 
 
-def _below(root: nn.Module) -> dict[int, nn.Module]:
-    """The module and all below it by id; `names.walk` would write a path for each. Hot."""
-    found = {id(root): root}
-    todo = [root]
-    for module in todo:
-        for _, child in module._modules.items():  # a scripted module's table has no values()
-            if child is not None and id(child) not in found:
-                found[id(child)] = child
-                todo.append(child)
-    return found
-
-
-def own_buffers(module: nn.Module) -> Iterator[torch.Tensor | None]:
-    """The buffers that a module itself registered."""
+def own_buffers(module: nn.Module) -> Iterable[torch.Tensor | None]:
+    """The buffers that a module itself registered. Hot."""
     table: Any = module._buffers
     # A scripted module's table is no dict.
-    yield from table.values() if isinstance(table, dict) else module.buffers(recurse=False)
-
-
-def _distinct(tensors: Iterable[torch.Tensor | None]) -> list[torch.Tensor]:
-    return list({id(t): t for t in tensors if t is not None}.values())
+    return table.values() if isinstance(table, dict) else module.buffers(recurse=False)
 
 
 class Root:
@@ -187,7 +187,7 @@ class Root:
         self.inference = torch.is_inference_mode_enabled()
         self.autocast = autocast_state()
         self.cast_cache = torch.is_autocast_cache_enabled()
-        self.parameter_versions = [version_of(p) for p in tree.parameters]
+        self.parameter_versions = versions_of(tree.parameters)
         self.training = [m.training for m in tree.modules]
         self.buffers: list[tuple[torch.Tensor | None, int]] = []
         self.attributes: list[dict[str, Any]] = []
@@ -196,7 +196,7 @@ class Root:
         """Whether no weight and no input has moved since the call; of one that is dropped, True."""
         if self.dropped is not None:
             return True
-        if [version_of(p) for p in self.tree.parameters] != self.parameter_versions:
+        if versions_of(self.tree.parameters) != self.parameter_versions:
             return False
         try:
             for alias in aliases_in((self.args, self.kwargs)):
@@ -305,6 +305,8 @@ class Roots:
         Args:
             ask: whether a replay would have been possible; if not, later calls are not relied on.
         """
+        if not self._trees and not self._roots:
+            return  # no outermost call since the last time
         for root in self._roots.values():
             if root.closed:
                 module = root.module() if ask and root.may_run_again else None

@@ -6,7 +6,7 @@ A tensor is recognised by weak reference and version, so no tensor is kept alive
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -186,9 +186,11 @@ class TensorTable:
         """
         # What the last step has made is still in the loop's variables.
         old = [e for e in self._known.values() if e.step < self._step - 1 and _has_graph(e.ref())]
-        last = max(old, key=lambda e: (e.step, e.id), default=None)
-        tensor = last.ref() if last is not None else None
-        if last is None or tensor is None:
+        if not old:
+            return None
+        last = max(old, key=lambda e: (e.step, e.id))
+        tensor = last.ref()
+        if tensor is None:
             return None
         return {
             "tensors": len(old),
@@ -255,7 +257,10 @@ class TensorTable:
         self, tensor: torch.Tensor, measure: bool = True
     ) -> tuple[int, TensorDraft | None]:
         """The id of a tensor, and its description if this is the first time in the step. Hot."""
-        version = version_of(tensor)
+        try:
+            version = tensor._version
+        except RuntimeError:
+            version = 0  # as `version_of` it
         entry = self._known.get(id(tensor))
         previous = from_step = None
         if entry is not None and entry.ref() is tensor:
@@ -273,7 +278,7 @@ class TensorTable:
         except TypeError:
             pass
         base = None
-        viewed = self._base_of(tensor)
+        viewed = self._base_of(tensor) if self._detached or tensor._is_view() else None
         if viewed is not None:
             if viewed.step == self._step:
                 base = viewed.id
@@ -498,6 +503,14 @@ def dtype_name(dtype: torch.dtype) -> str:
     if name is None:
         name = _DTYPE_NAMES[dtype] = str(dtype).removeprefix("torch.")
     return name
+
+
+def versions_of(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """`version_of` each of several tensors. Hot."""
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:
+        return [version_of(tensor) for tensor in tensors]
 
 
 def version_of(tensor: torch.Tensor) -> int:

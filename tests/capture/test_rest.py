@@ -382,6 +382,31 @@ def test_a_module_that_nobody_has_met_is_looked_at_in_a_step_at_rest(count: int)
     assert line.modules.output_rms[1:] == [None, None]
 
 
+class Twice(nn.Module):
+    """Calls the last of its parts twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Linear(4, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts[-1](self.parts[-1](self.parts[0](x)))
+
+
+def test_a_module_that_is_met_in_a_step_at_rest_is_passed_over_when_it_is_called_again() -> None:
+    model = Twice()
+
+    def grow(step: int) -> None:
+        if step == 25:
+            model.parts.append(nn.Tanh())  # with new parameters none would be passed over
+
+    records, _ = train(model, before=grow)
+    assert 25 in rested(records)
+    met, later = (r.seq for r in records if isinstance(r, Step) and r.step in (25, 26))
+    # What it is, its first call and the gradient of what that returned; none of the second.
+    assert met == later + 3
+
+
 @pytest.mark.parametrize(
     "options",
     [{"level": "op"}, {"lines": Lines(output=[].append)}, {"narrow": False}, {"every": 1}],
