@@ -26,15 +26,17 @@ class Slot:
     """Holds the recorder that hooks report to; None makes every hook a no-op.
 
     `hooks` are those in place, once however many traces use them: registered twice, they would
-    report everything twice.
+    report everything twice. `training` are the threads that have called a module with gradients
+    enabled, run backward or stepped an optimizer since.
     """
 
-    __slots__ = ("hooks", "recorder", "users")
+    __slots__ = ("hooks", "recorder", "training", "users")
 
     def __init__(self) -> None:
         self.recorder: Recorder | None = None
         self.hooks: list[Any] = []
         self.users = 0
+        self.training: set[threading.Thread] = set()
 
 
 class ThreadState(threading.local):

@@ -7,12 +7,14 @@ when the next backward begins. Identity and version are compared, no value is re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from tensortrace.capture.active import slot
 from tensortrace.capture.by_hand import ByHand
 from tensortrace.capture.gradients import pointer_of
 from tensortrace.capture.graph import leaves_near
@@ -53,6 +55,7 @@ class Carried:
 
     def stepped(self, index: int, optimizer: torch.optim.Optimizer) -> None:
         """Remember the first gradient of an optimizer, as its step has left it. Hot."""
+        slot.training.add(threading.current_thread())
         self._stepped.pop(index, None)
         self._added.discard(index)
         for g, group in enumerate(optimizer.param_groups):
@@ -71,7 +74,8 @@ class Carried:
         """
         fates: dict[str, str] = {}
         self._untouched = {}
-        for index, optimizer in self._optimizers.met():
+        slot.training.add(threading.current_thread())
+        for index, optimizer in self._followed():
             if index not in self._stepped:
                 continue
             grad = self._gradient_of(index, optimizer)
@@ -91,7 +95,7 @@ class Carried:
         """Note which of the gradients that lay untouched a backward has added to. Hot."""
         self.by_hand.ended()
         untouched, self._untouched = self._untouched, {}
-        for index, optimizer in self._optimizers.met():
+        for index, optimizer in self._followed():
             if index in untouched:
                 _, _, key, version = self._stepped[index]
                 grad = self._gradient_of(index, optimizer)
@@ -131,7 +135,9 @@ class Carried:
         wanted = set(map(id, tensors))
         for index, optimizer in self._optimizers.met():
             for group in optimizer.param_groups:
-                if any(id(p) in wanted or id(p.grad) in wanted for p in group["params"]):
+                if any(id(p) in wanted for p in group["params"]) or (
+                    not _several_train() and any(id(p.grad) in wanted for p in group["params"])
+                ):
                     return index
         return None
 
@@ -142,6 +148,8 @@ class Carried:
             Nothing if there are none. Else ``left`` (how many), ``left_names`` (the first five) and
             ``grown``: over how many calls of zero_grad, running, the first of them was added to.
         """
+        if _several_train():
+            return {}
         held = self._held()
         found: list[tuple[str, torch.Tensor]] = []
         for name, parameter in names.parameters():
@@ -166,6 +174,8 @@ class Carried:
         They are copies of what one holds, made anew or written by the loop; or what they got was
         taken by torch.autograd.grad, so that the loop has it and they do not.
         """
+        if _several_train():
+            return []
         held = self._held()
         got = [(name, p) for name, p in names.parameters()
                if id(p) not in held and p.is_leaf and parameters.was_reached(p)]  # fmt: skip
@@ -223,9 +233,28 @@ class Carried:
         held = self._held()
         return sum(id(p) not in held and p.is_leaf and p.grad is not None for p in parameters)
 
+    def _followed(self) -> Iterator[tuple[int, torch.optim.Optimizer]]:
+        for index, optimizer in self._optimizers.met():
+            if _several_train():  # asked each time: another thread may begin meanwhile
+                return
+            yield index, optimizer
+
     def _held(self) -> set[int]:
         met = (optimizer for _, optimizer in self._optimizers.met())
         return {id(p) for o in met for group in o.param_groups for p in group["params"]}
+
+
+def _several_train() -> bool:
+    """Whether several threads train: then no gradient is asked for that may be another thread's.
+
+    torch writes ``.grad`` without the lock that Python has: to read one that the backward of
+    another thread writes ends the process.
+    """
+    if len(slot.training) < 2:
+        return False
+    # Those of DataParallel have ended when backward begins.
+    slot.training = {thread for thread in list(slot.training) if thread.is_alive()}
+    return len(slot.training) > 1
 
 
 def _version(grad: torch.Tensor) -> int:

@@ -299,7 +299,7 @@ class Parameters:
 
     def remove(self) -> None:
         """Take every hook away."""
-        for entry in self._watched.values():
+        for entry in list(self._watched.values()):
             entry.handle.remove()
         self._watched.clear()
 

@@ -307,20 +307,20 @@ class Roots:
         """
         if not self._trees and not self._roots:
             return  # no outermost call since the last time
-        for root in self._roots.values():
+        for seq, root in list(self._roots.items()):  # other threads enter theirs meanwhile
             if root.closed:
                 module = root.module() if ask and root.may_run_again else None
                 if module is not None and not root.is_as_it_was():
                     self._learnt[id(module)].may_run_again = False
                 root.drop("released")
-        self._roots = {seq: root for seq, root in self._roots.items() if not root.closed}
+                self._roots.pop(seq, None)
         self._trees.clear()
         self._counted.clear()
         self._nbytes = 0
         if len(self._moving_buffers) > 100_000:
             self._moving_buffers.clear()
         if len(self._learnt) > MOST_ROOTS:
-            alive = ((k, v) for k, v in self._learnt.items() if v.module() is not None)
+            alive = [(k, v) for k, v in list(self._learnt.items()) if v.module() is not None]
             self._learnt = dict(alive)
 
     def _count(self, root: Root, tensor: torch.Tensor) -> None:

@@ -175,7 +175,8 @@ class TensorTable:
         if self._detached:
             self._forget_detached()
         if self._known:
-            self._known = {k: e for k, e in self._known.items() if e.ref() is not None}
+            known = list(self._known.items())  # other threads describe theirs meanwhile
+            self._known = {k: e for k, e in known if e.ref() is not None}
         self.kept = self._kept_graphs()
 
     def _kept_graphs(self) -> dict[str, Any] | None:
@@ -185,7 +186,8 @@ class TensorTable:
             {"tensors", "oldest", and of the latest one "step", "id", "shape", "grad_fn"}.
         """
         # What the last step has made is still in the loop's variables.
-        old = [e for e in self._known.values() if e.step < self._step - 1 and _has_graph(e.ref())]
+        known = list(self._known.values())
+        old = [e for e in known if e.step < self._step - 1 and _has_graph(e.ref())]
         if not old:
             return None
         last = max(old, key=lambda e: (e.step, e.id))

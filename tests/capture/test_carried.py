@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from torch import nn
 
 from tensortrace.capture import carried
+from tensortrace.capture.active import slot
 from tensortrace.capture.optimizers import Optimizers
 from tensortrace.capture.tracer import Trace
 from tests.capture import Recorded, record
@@ -200,3 +204,83 @@ def test_a_gradient_that_is_another_tensor_with_the_identity_of_the_old_one_was_
             weight.grad = kept + 1
         followed.backward_ended()
         assert followed.added_to(index) is added
+
+
+class Watched:
+    """A parameter that notes which threads ask for its gradient."""
+
+    def __init__(self) -> None:
+        self.asked: set[str] = set()
+
+    @property
+    def grad(self) -> torch.Tensor:
+        self.asked.add(threading.current_thread().name)
+        return torch.ones(2)
+
+
+def test_gradients_of_what_another_thread_trains_are_not_asked_for() -> None:
+    optimizers = Optimizers()
+    followed = carried.Carried(optimizers)
+    ours, theirs = ([nn.Parameter(torch.ones(2))] for _ in range(2))
+    both = [torch.optim.SGD(held) for held in (ours, theirs)]
+    mine, other = map(optimizers.index_of, both)
+    watched = Watched()
+    both[1].param_groups[0]["params"] = [watched]
+    ours[0].grad = torch.ones(2)
+    begun, ended = threading.Event(), threading.Event()
+
+    def train() -> None:
+        followed.stepped(other, both[1])
+        begun.set()
+        ended.wait()
+
+    slot.training.clear()
+    thread = threading.Thread(target=train, name="theirs")
+    thread.start()
+    begun.wait()
+    followed.stepped(mine, both[0])
+    followed.since_step()
+    followed.backward_ended()
+    assert followed.owner([torch.ones(2)]) is None
+    assert watched.asked == {"theirs"}
+    ended.set()
+    thread.join()
+    # It has ended, and nobody writes there any more.
+    assert followed.since_step()[str(mine)] == "kept"
+    assert "MainThread" in watched.asked
+    slot.training.clear()
+
+
+_TWO_LEARNERS = """
+import threading
+import torch
+from torch import nn
+from tensortrace import trace
+torch.set_num_threads(1)
+
+def learn(steps):
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(steps):
+        model(torch.randn(4, 8)).square().mean().backward()
+        sgd.step()
+        sgd.zero_grad()
+
+for _ in range(3):
+    with trace(out=lambda record: None, checks=[]) as t:
+        threads = [threading.Thread(target=learn, args=(200,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        learn(200)
+        for thread in threads:
+            thread.join()
+    assert all(t._recorder.on.values()), t._recorder.on
+"""
+
+
+def test_two_threads_may_train_beside_the_loop() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", _TWO_LEARNERS], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "stopped" not in run.stderr
