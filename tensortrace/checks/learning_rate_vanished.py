@@ -52,8 +52,8 @@ def learning_rate_vanished(
     Fix:        call the step() of a scheduler that counts epochs once an epoch, after the loop over
                 batches; give one that counts batches the number of all optimizer steps; give
                 ReduceLROnPlateau a min_lr, and mode="max" for what is to rise
-    Misses:     a rate that falls less far; a rate of exactly 0 (TT401); what a schedule adds to
-                the rate of one group only, while that of another stays
+    Misses:     a rate that falls less far, or in some groups of parameters only; one of exactly 0
+                (TT401)
     Example:    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=30)  # epochs
                 for epoch in range(90):
                     for x, y in loader:
