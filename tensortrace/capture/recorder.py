@@ -76,7 +76,6 @@ class Recorder:
         names: the module paths.
         sources: finds the user's lines.
         wanted: glob patterns of the module paths to record; None records all.
-        owner: the trace whose run this is; a nested block joins it.
         op_level: whether ops inside modules are recorded too.
         narrow: whether outermost calls are kept, so that one can be run again at op level.
         shows_compiled: whether compiled modules run uncompiled here, so that all is seen.
@@ -92,7 +91,6 @@ class Recorder:
         names: ModuleNames,
         sources: SourceLines,
         wanted: Iterable[str] | None,
-        owner: object,
         op_level: bool,
         narrow: bool,
         shows_compiled: bool,
@@ -100,7 +98,6 @@ class Recorder:
         warn: Callable[[str], None],
     ) -> None:
         self.journal, self.queue, self.names, self.sources = journal, queue, names, sources
-        self.owner = owner
         # Tells the hooks of this recorder from those that an earlier one left on a graph.
         self.serial = time.monotonic_ns()
         self.tensors = TensorTable(queue)
