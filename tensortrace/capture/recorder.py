@@ -189,6 +189,10 @@ class Recorder:
             return 0
         return self._threads.setdefault(ident, len(self._threads) + 1)
 
+    def live_of(self, serial: int) -> Recorder | None:
+        """The recorder with a serial, if that is at work here."""
+        return self if self.serial == serial else None
+
     def wants(self, path: str) -> bool:
         """Whether the calls of a module are recorded. Hot."""
         return self.wanted.has(path)
@@ -200,6 +204,8 @@ class Recorder:
         of a loop. A NaN between two looks is met at the next one or in the loss, and a replay finds
         its op all the same. A step at rest leaves out every call inside one that can be replayed.
         """
+        if around.serial != self.serial:
+            return False  # it is looked at, and dropped
         if self.resting:
             inside = around.inside
             if inside is None:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from tensortrace import trace
 from tensortrace.capture import active, tracer
 from tensortrace.capture.active import slot
-from tests.capture.lifecycle import X, make_net, process_state
+from tensortrace.records import Action, Call
+from tests.capture.lifecycle import X, make_net, of, process_state
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +143,72 @@ def test_thread_that_a_replay_waits_for_is_not_held_up_for_ever(
     with trace(out=out):
         make_net()(X)
     assert process_state() == before
+
+
+# ---- calls that outlive the run that they were entered in
+
+
+class Waits(nn.Module):
+    """Two layers; between them it lets others go on until they say so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        self.begun.set()
+        self.go_on.wait(10)
+        return self.second(x)
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+def test_call_that_another_run_has_seen_begin_is_not_in_the_next_one(level: str) -> None:
+    waits = Waits()
+    net, x = nn.Sequential(waits), torch.ones(2, 4)
+    old: list[Any] = []
+    new: list[Any] = []
+    with ThreadPoolExecutor(1) as pool:
+        with trace(out=old.append, level=level, every=1):
+            make_net()(X)
+            future = pool.submit(net, x)
+            assert waits.begun.wait(10)
+        with trace(out=new.append, level=level, every=1):
+            make_net()(X)
+            waits.go_on.set()
+            future.result(10)
+    for records in (old, new):
+        assert not [a for a in of(Action, records) if a.action == "tracer_error"]
+        seqs = [record.seq for record in records if isinstance(record, (Call, Action))]
+        assert len(seqs) == len(set(seqs))
+    assert {call.module for call in of(Call, old) if call.thread} == {"Sequential.0.first"}
+    # What is entered in the new run is outside all others there.
+    entered = [call for call in of(Call, new) if call.thread and call.op is None]
+    assert [(call.module, call.parent) for call in entered] == [("Linear", None)]
+
+
+def test_call_goes_on_while_another_thread_replays_one() -> None:
+    waits = Waits()
+    other, x = nn.Sequential(waits), torch.ones(2, 4)
+    records: list[Any] = []
+
+    class Fails(nn.Module):
+        """Makes NaN; when it is run again, the call of the other thread comes to its end."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            if slot.recorder.replaying:
+                waits.go_on.set()
+                future.result(10)
+            return torch.log(x - 2)
+
+    with ThreadPoolExecutor(1) as pool, trace(out=records.append, every=1) as t:
+        future = pool.submit(other, x)
+        assert waits.begun.wait(10)
+        Fails()(X)
+        t.step()
+    assert [finding.code for finding in t.findings] == ["TT101"]
+    calls = {call.module: call for call in of(Call, records) if call.thread and call.op is None}
+    assert calls.keys() == {"", "0", "0.first", "0.second"}
+    assert calls["0.second"].parent == calls["0"].seq
+    assert not any(call.replay for call in calls.values())
