@@ -174,9 +174,9 @@ class Recorder:
             self.hand_on()
             self.journal.part()
 
-    def own_thread(self) -> None:
-        """Make the current thread the one whose loop is followed."""
-        self._thread = threading.get_ident()
+    def own_thread(self, ident: int) -> None:
+        """Make a thread the one whose loop is followed."""
+        self._thread = ident
 
     def owns_thread(self) -> bool:
         """Whether this is the thread that entered the trace."""

@@ -66,6 +66,8 @@ class Trace:
         self._options = options
         self._recorder: Recorder | None = None
         self._joined: Trace | None = None
+        # The one whose run was in flight in another thread, which the two share from then on.
+        self._shared: Trace | None = None
         self._attached = False
         self._pid = os.getpid()
         # How many blocks of this run each thread is in.
@@ -80,8 +82,11 @@ class Trace:
 
     def step(self) -> None:
         """Say that one turn of the loop is over; from now on only this ends a step."""
-        if self._joined is not None:
-            self._joined.step()
+        joined = self._joined
+        if joined is not None:
+            recorder = joined._recorder
+            if recorder is None or recorder.owns_thread():  # no other thread ends a step
+                joined.step()
         elif self._recorder is not None and slot.recorder is self._recorder:
             self._recorder.manual = True
             with Ours(self._recorder, "gate"):
@@ -169,23 +174,40 @@ class Trace:
         if self._off or self._is_forked():
             return self
         with Alone():
-            outer = slot.running
-            if outer is not None and outer is not self:
-                self._join(outer)
-                self._joined = outer
-            else:
-                self._joined = None
-            (self if self._joined is None else self._joined)._come_in()
+            run = self._run_to_enter()
+            self._joined = None if run is self else run
+            run._come_in()
         self._lines_on(sys._getframe(1))
         return self
 
-    def _join(self, outer: Trace) -> None:
-        """Say what becomes of a block that is entered while another run is in flight."""
-        if self._options.out not in (outer._options.out, "log.jsonl"):
+    def _run_to_enter(self) -> Trace:
+        """Whose run a block is part of: of the one in flight, or that was when threads met.
+
+        All threads report to one recorder. Were each call of two decorated functions in the run
+        that is in flight by chance, both logs would hold half of each.
+        """
+        outer = slot.running
+        if outer is None:
+            shared = self._shared
+            if shared is None or shared._off or shared._is_forked():
+                return self
+            return shared._run_to_enter()
+        if outer is self:
+            return self
+        if not outer._blocks_here():
+            if self._decorates and outer._decorates:
+                self._shared = outer
+            outer._notices.warn(
+                "another thread entered a trace of its own while this run was in flight. A process "
+                "records one run at a time: what that thread does joins this one, with its number, "
+                "and ends no step of it"
+            )
+        elif self._options.out not in (outer._options.out, "log.jsonl"):
             outer._notices.warn(
                 f"a block inside another joins its run: nothing is written to "
                 f"{str(self._options.out)[:200]}"
             )
+        return outer
 
     def _come_in(self) -> None:
         """Enter a block of this run; the first one begins it."""
@@ -231,7 +253,7 @@ class Trace:
             self._recorder.raise_if_stopped()
 
     def _go_out(self) -> None:
-        """Leave a block of this run."""
+        """Leave a block of this run; if others are still in it, theirs is the loop to follow."""
         thread = threading.get_ident()
         if thread not in self._blocks:  # a generator's, which another thread has begun
             thread = next(iter(self._blocks))
@@ -239,6 +261,9 @@ class Trace:
         if not self._blocks[thread]:
             del self._blocks[thread]
             ops.mode_off()
+            recorder = self._recorder
+            if self._blocks and recorder is not None and recorder.owns_thread():
+                recorder.own_thread(next(iter(self._blocks)))
 
     def _lines_on(self, frame: FrameType) -> None:
         """Follow source lines from here on, if that is wanted."""
@@ -275,17 +300,23 @@ class Trace:
         return driven(function, turns)  # type: ignore[return-value]
 
     def _turn_over(self) -> None:
-        """A decorated call has returned or yielded: that is a step, whatever it held."""
-        recorder = self._recorder
-        if recorder is not None and self._blocks_here() == 1 and slot.recorder is recorder:
+        """A decorated call has returned or yielded: that is a step, whatever it held.
+
+        One of another thread than that whose loop is followed is none.
+        """
+        run = self if self._joined is None else self._joined
+        recorder = run._recorder
+        if recorder is None or slot.recorder is not recorder:
+            return
+        if run._blocks_here() == 1 and recorder.owns_thread():
             recorder.manual = True
-            with Ours(self._recorder, "gate"):
+            with Ours(recorder, "gate"):
                 recorder.close_step()
             recorder.raise_if_stopped()
 
     def _items_end(self) -> None:
         """A decorated generator has ended: what came after its last item is a step, if anything."""
-        recorder = self._recorder
+        recorder = (self if self._joined is None else self._joined)._recorder
         if recorder is not None and (recorder.holds_call or recorder.last_step() == recorder.step):
             self._turn_over()
 
@@ -311,7 +342,7 @@ class Trace:
             self._recorder.places.met_compiled = slot.hooks[0].take_in
             here.stack.clear()
             self._recorder.decorates = self._decorates
-            self._recorder.own_thread()
+            self._recorder.own_thread(threading.get_ident())
             slot.recorder, slot.running = self._recorder, self
             ops.mode_on()
         except BaseException:  # an interrupt too: no block is left that would take the hooks away

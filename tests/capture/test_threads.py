@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from tensortrace import trace
 from tensortrace.capture import active, tracer
 from tensortrace.capture.active import slot
-from tensortrace.records import Action, Call
-from tests.capture.lifecycle import X, make_net, of, process_state
+from tensortrace.records import Action, Call, End, Step
+from tests.capture.lifecycle import X, make_net, of, process_state, read, run_script, train
 
 
 @pytest.fixture(autouse=True)
@@ -212,3 +213,157 @@ def test_call_goes_on_while_another_thread_replays_one() -> None:
     assert calls.keys() == {"", "0", "0.first", "0.second"}
     assert calls["0.second"].parent == calls["0"].seq
     assert not any(call.replay for call in calls.values())
+
+
+# ---- two runs at the same time
+
+
+class Meeting:
+    """Two threads that take turns: each waits for its number."""
+
+    def __init__(self) -> None:
+        self._turn, self._changed = 0, threading.Condition()
+
+    def at(self, turn: int) -> None:
+        """Wait until it is this turn; what was done at the one before is over."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._turn >= turn - 1, 10)
+            self._turn = max(self._turn, turn)
+            self._changed.notify_all()
+
+
+def test_block_of_another_thread_joins_the_run_in_flight_and_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, meeting = process_state(), Meeting()
+    net, other = make_net(), nn.Linear(4, 4)
+    inner = trace("second.jsonl", every=1)
+
+    def first() -> None:
+        with trace("first.jsonl", every=1) as t:
+            meeting.at(1)
+            for _ in range(2):
+                net(X)
+                t.step()
+            meeting.at(4)
+
+    def second() -> None:
+        meeting.at(2)
+        with inner:
+            for _ in range(3):
+                other(X).sum()
+                inner.step()
+            meeting.at(3)
+            meeting.at(5)
+
+    together(first, second)
+    assert process_state() == before
+    assert together(lambda: process_state()["modes"]) == [[]]
+    assert [path.name for path in folder.iterdir()] == ["first.jsonl"]
+    assert inner.path == Path("first.jsonl")
+    records = read(folder / "first.jsonl")
+    assert len(of(End, records)) == 1
+    calls = [call for call in of(Call, records) if call.module == "Linear"]
+    assert len(calls) == 3
+    assert all(call.thread for call in calls)
+    assert {call.thread for call in of(Call, records) if call.module == ""} == {0}
+    # Neither its calls nor its step() ended any of the other's steps.
+    assert len(of(Step, records)) <= 3
+    assert len([call for call in of(Call, records) if call.op == "sum" and call.thread]) == 3
+    assert capsys.readouterr().err.count("another thread entered a trace of its own") == 1
+
+
+def test_steps_go_on_in_the_thread_that_is_still_in_the_run() -> None:
+    meeting, records = Meeting(), []
+    net = make_net()
+
+    def first() -> None:
+        with trace(out=records.append, every=1):
+            meeting.at(1)
+            meeting.at(3)
+
+    def second() -> None:
+        meeting.at(2)
+        with trace(out=records.append, every=1):
+            meeting.at(4)
+            done.wait(10)
+            train(net, 4)
+
+    done = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(first), pool.submit(second)]
+        jobs[0].result(10)
+        done.set()
+        jobs[1].result(10)
+    assert len(of(Step, records)) == 4
+    assert of(End, records)[-1].updates == 4
+
+
+def test_decorated_functions_that_meet_share_one_log(folder: Path) -> None:
+    script = """
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+    from torch import nn
+    from tensortrace import trace
+
+    x = torch.ones(2, 4)
+
+    @trace("first.jsonl", every=1)
+    def first(within=bool):
+        one(x)
+        within()
+
+    @trace("second.jsonl", every=1)
+    def second(within=bool):
+        two(x)
+        within()
+
+    one, two = nn.Linear(4, 1), nn.Sequential(nn.Linear(4, 1))
+    with ThreadPoolExecutor(1) as pool:
+        second()
+        for i in range(10):
+            first(lambda: pool.submit(second).result())
+            first()
+            pool.submit(second).result()
+            pool.submit(second, lambda: first()).result()
+    """
+    done = run_script(textwrap.dedent(script), folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("another thread entered") == 1
+    alone, shared = read(folder / "second.jsonl"), read(folder / "first.jsonl")
+    # What it had before they met is all of its own log.
+    assert [call.module for call in of(Call, alone)] == ["", "0"]
+    assert len(of(Step, alone)) == 1
+    calls = of(Call, shared)
+    ones = [call for call in calls if call.module == ""]
+    twos = [call for call in calls if call.module == "Sequential"]
+    assert (len(ones), len(twos)) == (30, 30)
+    # A call of another thread inside one is no step.
+    assert len(of(Step, shared)) == 40
+
+
+def test_a_decorated_function_called_in_several_threads_has_a_step_of_each_owner(
+    often: None,
+) -> None:
+    before = process_state()
+    records: list[Any] = []
+    t = trace(out=records.append, every=1)
+    net, barrier = make_net(), threading.Barrier(3)
+
+    @t
+    def turn() -> None:
+        net(X)
+
+    def job() -> None:
+        barrier.wait(10)
+        for _ in range(20):
+            turn()
+
+    turn()
+    together(job, job, job)
+    t.close()
+    assert process_state() == before
+    assert len([call for call in of(Call, records) if call.module == ""]) == 61
+    steps = of(Step, records)
+    assert 3 <= len(steps) <= 61
+    assert [step.step for step in steps] == list(range(len(steps)))
