@@ -20,22 +20,30 @@ if TYPE_CHECKING:
     from tensortrace.capture.line_frames import FrameTrace
     from tensortrace.capture.modules import OpenCall
     from tensortrace.capture.recorder import Recorder
+    from tensortrace.capture.tracer import Trace
+
+_PATIENCE_S = 10.0
 
 
 class Slot:
     """Holds the recorder that hooks report to; None makes every hook a no-op.
 
     `hooks` are those in place, once however many traces use them: registered twice, they would
-    report everything twice. `training` are the threads that have called a module with gradients
-    enabled, run backward or stepped an optimizer since.
+    report everything twice. `running` is the trace whose run is in flight, also while a replay has
+    put a recorder of its own here. Whoever begins or ends a run holds `lock`. `training` are the
+    threads that have called a module with gradients enabled, run backward or stepped an optimizer
+    since.
     """
 
-    __slots__ = ("hooks", "recorder", "training", "users")
+    __slots__ = ("hooks", "lock", "recorder", "running", "training", "users")
 
     def __init__(self) -> None:
         self.recorder: Recorder | None = None
+        self.running: Trace | None = None
         self.hooks: list[Any] = []
         self.users = 0
+        # Taken again by its own thread where the end of a block is met by garbage collection.
+        self.lock = threading.RLock()
         self.training: set[threading.Thread] = set()
 
 
@@ -61,6 +69,24 @@ class ThreadState(threading.local):
 
 slot = Slot()
 here = ThreadState()
+
+
+class Alone:
+    """No other thread begins or ends a run meanwhile.
+
+    It is not waited for without end: the end of a run may call the user's own code, and that may
+    wait for a thread which is about to enter a block.
+    """
+
+    __slots__ = ("_lock", "_taken")
+
+    def __enter__(self) -> None:
+        self._lock = slot.lock
+        self._taken = self._lock.acquire(timeout=_PATIENCE_S)
+
+    def __exit__(self, *_: object) -> None:
+        if self._taken:
+            self._lock.release()
 
 
 class Ours:
@@ -103,7 +129,8 @@ class Ours:
 
 
 def _forget() -> None:
-    slot.recorder = None
+    slot.recorder = slot.running = None
+    slot.lock = threading.RLock()  # another thread may have held it, which is not in the child
 
 
 # A forked child (a DataLoader worker) must neither record nor write.

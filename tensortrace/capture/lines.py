@@ -354,10 +354,10 @@ class LineTracer:
 
     def parent(self) -> int | None:
         """The seq of the module call that runs now."""
-        stack = here.stack
-        if not stack or not stack[-1].wanted or stack[-1].step != self.recorder.step:
+        recorder, stack = self.recorder, here.stack
+        if not stack or not stack[-1].wanted or stack[-1].serial != recorder.serial:
             return None
-        return stack[-1].seq
+        return stack[-1].seq if stack[-1].step == recorder.step else None
 
     def describe(self, fresh: list[TensorDraft], tensor: torch.Tensor) -> tuple[int, TensorDraft]:
         """The id of a tensor and its description, added to `fresh` if it is the first."""

@@ -58,6 +58,7 @@ class OpenCall(msgspec.Struct):
     module: nn.Module
     path: str
     frame: FrameType
+    serial: int  # of the recorder that was told of its entry
     seq: int = -1
     step: int = -1
     root: Root | None = None
@@ -188,7 +189,7 @@ def _before(module: nn.Module, args: tuple[Any, ...]) -> None:
         here.busy += 1
         here.rest()
         try:
-            _enter(recorder, module, args, sys._getframe(1))
+            _enter(_recorder_here(recorder), module, args, sys._getframe(1))
         except Exception as error:
             recorder.fault("modules", error)
         finally:
@@ -214,7 +215,7 @@ def _after(*hook_args: Any) -> None:
         here.busy += 1
         here.rest()
         try:
-            _leave(recorder, hook_args)
+            _leave(_recorder_here(recorder), hook_args)
         except Exception as error:
             recorder.fault("modules", error)
         finally:
@@ -240,7 +241,7 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
         else:
             path = names.name_inside(module, stack[0].module, stack[-1].path, recorder.step)
         recorder.take_aliases()
-    call = OpenCall(module, path, frame)
+    call = OpenCall(module, path, frame, recorder.serial)
     if recorder.op_level:
         call.mode = ops.enter_module(not _is_fused(module))
     elif not stack:
@@ -329,6 +330,22 @@ def _drop_stale(stack: list[OpenCall], frame: FrameType) -> None:
         if above is not None:
             return
         ops.leave_module(stack.pop().mode)
+
+
+def _recorder_here(recorder: Recorder) -> Recorder:
+    """Whom this thread tells: while another one replays a call, the run that it is in. Hot.
+
+    Calls on the stack whose run another thread has ended are dropped.
+    """
+    stack = here.stack
+    if not stack or stack[-1].serial == recorder.serial:
+        return recorder
+    live = recorder.live_of(stack[-1].serial)
+    if live is not None:
+        return live
+    while stack:
+        ops.leave_module(stack.pop().mode)
+    return recorder
 
 
 def _place(stack: list[OpenCall], module: nn.Module) -> int:

@@ -31,7 +31,7 @@ def begin_op(
     *,
     seq: int | None = None,
 ) -> CallDraft | None:
-    """Describe an op that is about to run; None inside a module that is not recorded. Hot.
+    """Describe an op that is about to run; None inside a module that is not recorded here. Hot.
 
     Args:
         name: what it is called in the record.
@@ -41,7 +41,7 @@ def begin_op(
     inside = here.stack[-1] if here.stack else None
     if inside is None:
         recorder.op_called()
-    elif not inside.wanted:
+    elif not inside.wanted or inside.serial != recorder.serial:
         return None
     grad_enabled = torch.is_grad_enabled()
     fields: dict[str, Any] = {

@@ -76,7 +76,6 @@ class Recorder:
         names: the module paths.
         sources: finds the user's lines.
         wanted: glob patterns of the module paths to record; None records all.
-        owner: the trace whose run this is; a nested block joins it.
         op_level: whether ops inside modules are recorded too.
         narrow: whether outermost calls are kept, so that one can be run again at op level.
         shows_compiled: whether compiled modules run uncompiled here, so that all is seen.
@@ -92,7 +91,6 @@ class Recorder:
         names: ModuleNames,
         sources: SourceLines,
         wanted: Iterable[str] | None,
-        owner: object,
         op_level: bool,
         narrow: bool,
         shows_compiled: bool,
@@ -100,7 +98,6 @@ class Recorder:
         warn: Callable[[str], None],
     ) -> None:
         self.journal, self.queue, self.names, self.sources = journal, queue, names, sources
-        self.owner = owner
         # Tells the hooks of this recorder from those that an earlier one left on a graph.
         self.serial = time.monotonic_ns()
         self.tensors = TensorTable(queue)
@@ -177,9 +174,9 @@ class Recorder:
             self.hand_on()
             self.journal.part()
 
-    def own_thread(self) -> None:
-        """Make the current thread the one whose loop is followed."""
-        self._thread = threading.get_ident()
+    def own_thread(self, ident: int) -> None:
+        """Make a thread the one whose loop is followed."""
+        self._thread = ident
 
     def owns_thread(self) -> bool:
         """Whether this is the thread that entered the trace."""
@@ -192,6 +189,10 @@ class Recorder:
             return 0
         return self._threads.setdefault(ident, len(self._threads) + 1)
 
+    def live_of(self, serial: int) -> Recorder | None:
+        """The recorder with a serial, if that is at work here."""
+        return self if self.serial == serial else None
+
     def wants(self, path: str) -> bool:
         """Whether the calls of a module are recorded. Hot."""
         return self.wanted.has(path)
@@ -203,6 +204,8 @@ class Recorder:
         of a loop. A NaN between two looks is met at the next one or in the loss, and a replay finds
         its op all the same. A step at rest leaves out every call inside one that can be replayed.
         """
+        if around.serial != self.serial:
+            return False  # it is looked at, and dropped
         if self.resting:
             inside = around.inside
             if inside is None:

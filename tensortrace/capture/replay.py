@@ -178,6 +178,10 @@ class ReplayRecorder(Recorder):
         """A replay runs where it is asked for."""
         return True
 
+    def live_of(self, serial: int) -> Recorder | None:
+        """Other threads go on meanwhile, in calls that the run in flight knows."""
+        return super().live_of(serial) or self.live.live_of(serial)
+
     def wants(self, path: str) -> bool:
         """A replay looks at every module."""
         return True

@@ -273,9 +273,14 @@ class Roots:
     def leave(self, root: Root, args: Any, kwargs: dict[str, Any], failed: bool) -> None:
         """Complete a root at its exit: keyword arguments are known only now. Hot."""
         given, root.given = root.given, None
-        root.closed, root.failed = True, failed
-        if root.dropped is not None:
-            return
+        root.failed = failed
+        try:
+            if root.dropped is None:
+                self._complete(root, given, args, kwargs)
+        finally:
+            root.closed = True  # from here on the gate of another thread may let it go
+
+    def _complete(self, root: Root, given: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs or args is not given:
             with quiet():
                 root.kwargs = keep(kwargs)
@@ -283,6 +288,8 @@ class Roots:
                     root.args, root.hooked = keep(args), True
             for alias in aliases_in((root.args, root.kwargs)):
                 self._count(root, alias.tensor)
+            if root.dropped is not None:
+                return  # for their memory
         for buffer, (_, version) in zip(root.tree.buffers, root.buffers, strict=True):
             moved = version_of(buffer) != version
             self._moving_buffers[id(buffer)] = moved or self._moving_buffers.get(id(buffer), False)

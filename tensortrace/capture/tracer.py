@@ -13,6 +13,7 @@ import difflib
 import inspect
 import os
 import sys
+import threading
 from collections.abc import (
     Callable,
     Container,
@@ -28,7 +29,7 @@ import torch
 from torch import nn
 
 from tensortrace.capture import exceptions, ops
-from tensortrace.capture.active import Ours, here, slot
+from tensortrace.capture.active import Alone, Ours, here, slot
 from tensortrace.capture.driven import Turns, driven, is_ours
 from tensortrace.capture.header import make_header
 from tensortrace.capture.journal import Journal, is_full
@@ -65,9 +66,12 @@ class Trace:
         self._options = options
         self._recorder: Recorder | None = None
         self._joined: Trace | None = None
+        # The one whose run was in flight in another thread, which the two share from then on.
+        self._shared: Trace | None = None
         self._attached = False
         self._pid = os.getpid()
-        self._depth = 0
+        # How many blocks of this run each thread is in.
+        self._blocks: dict[int, int] = {}
         self._decorates = False
         self._functions: list[Callable[..., Any]] = []
         self._lines: LineTracer | None = None
@@ -78,8 +82,11 @@ class Trace:
 
     def step(self) -> None:
         """Say that one turn of the loop is over; from now on only this ends a step."""
-        if self._joined is not None:
-            self._joined.step()
+        joined = self._joined
+        if joined is not None:
+            recorder = joined._recorder
+            if recorder is None or recorder.owns_thread():  # no other thread ends a step
+                joined.step()
         elif self._recorder is not None and slot.recorder is self._recorder:
             self._recorder.manual = True
             with Ours(self._recorder, "gate"):
@@ -148,16 +155,17 @@ class Trace:
         """End the run and take every hook away; a decorated function is no longer traced."""
         if self._recorder is None or self._off or self._is_forked():
             return
-        if slot.recorder is self._recorder:
-            self._pause()
-        ended = self._end_mark is not None
-        if not ended:
-            self._settle()
-        self._finish("exit", None)
-        self._detach()
-        with contextlib.suppress(LogError):
-            self._recorder.journal.sink.close()
-        self._off = True
+        with Alone():
+            if slot.running is self:
+                self._pause()
+            ended = self._end_mark is not None
+            if not ended:
+                self._settle()
+            self._finish("exit", None)
+            self._detach()
+            with contextlib.suppress(LogError):
+                self._recorder.journal.sink.close()
+            self._off = True
         atexit.unregister(self.close)
         if self._decorates or not ended:
             self._notices.goodbye(self._recorder, self.path, self._decorates)
@@ -165,27 +173,50 @@ class Trace:
     def __enter__(self) -> Trace:  # noqa: PYI034 a nested block is its outer one's
         if self._off or self._is_forked():
             return self
-        outer = slot.recorder.owner if slot.recorder is not None else None
-        if isinstance(outer, Trace) and outer is not self:
-            self._joined = outer
-            outer._depth += 1
-            if self._options.out not in (outer._options.out, "log.jsonl"):
-                outer._notices.warn(
-                    f"a block inside another joins its run: nothing is written to "
-                    f"{str(self._options.out)[:200]}"
-                )
-            self._lines_on(sys._getframe(1))
-            return self
-        self._joined = None
-        self._depth += 1
-        if self._depth == 1:
-            try:
-                self._begin()
-            except BaseException:
-                self._depth = 0
-                raise
+        with Alone():
+            run = self._run_to_enter()
+            self._joined = None if run is self else run
+            run._come_in()
         self._lines_on(sys._getframe(1))
         return self
+
+    def _run_to_enter(self) -> Trace:
+        """Whose run a block is part of: of the one in flight, or that was when threads met.
+
+        All threads report to one recorder. Were each call of two decorated functions in the run
+        that is in flight by chance, both logs would hold half of each.
+        """
+        outer = slot.running
+        if outer is None:
+            shared = self._shared
+            if shared is None or shared._off or shared._is_forked():
+                return self
+            return shared._run_to_enter()
+        if outer is self:
+            return self
+        if not outer._blocks_here():
+            if self._decorates and outer._decorates:
+                self._shared = outer
+            outer._notices.warn(
+                "another thread entered a trace of its own while this run was in flight. A process "
+                "records one run at a time: what that thread does joins this one, with its number, "
+                "and ends no step of it"
+            )
+        elif self._options.out not in (outer._options.out, "log.jsonl"):
+            outer._notices.warn(
+                f"a block inside another joins its run: nothing is written to "
+                f"{str(self._options.out)[:200]}"
+            )
+        return outer
+
+    def _come_in(self) -> None:
+        """Enter a block of this run; the first one begins it."""
+        thread = threading.get_ident()
+        if not self._blocks:
+            self._begin()
+        elif thread not in self._blocks:
+            ops.mode_on()
+        self._blocks[thread] = self._blocks.get(thread, 0) + 1
 
     def __exit__(
         self,
@@ -200,25 +231,39 @@ class Trace:
         (self if self._joined is None else self._joined)._leave(error, traceback)
 
     def _leave(self, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self._recorder is None or self._depth == 0:
-            return
-        self._depth -= 1
-        if self._depth or self._off:
-            return
-        self._pause()
-        if self._is_forked():
-            return
-        if error is not None:
-            self._explain(error, traceback)
-        if not self._decorates or error is not None:
-            failure = self._failure(error, traceback)
-            self._settle(error)
-            self._finish(_reason(error), failure)
-        if not self._decorates:
-            self._detach()
-            self._notices.goodbye(self._recorder, self.path, self._decorates)
+        with Alone():
+            if self._recorder is None or not self._blocks:
+                return
+            self._go_out()
+            if self._blocks or self._off:
+                return
+            self._pause()
+            if self._is_forked():
+                return
+            if error is not None:
+                self._explain(error, traceback)
+            if not self._decorates or error is not None:
+                failure = self._failure(error, traceback)
+                self._settle(error)
+                self._finish(_reason(error), failure)
+            if not self._decorates:
+                self._detach()
+                self._notices.goodbye(self._recorder, self.path, self._decorates)
         if error is None:
             self._recorder.raise_if_stopped()
+
+    def _go_out(self) -> None:
+        """Leave a block of this run; if others are still in it, theirs is the loop to follow."""
+        thread = threading.get_ident()
+        if thread not in self._blocks:  # a generator's, which another thread has begun
+            thread = next(iter(self._blocks))
+        self._blocks[thread] -= 1
+        if not self._blocks[thread]:
+            del self._blocks[thread]
+            ops.mode_off()
+            recorder = self._recorder
+            if self._blocks and recorder is not None and recorder.owns_thread():
+                recorder.own_thread(next(iter(self._blocks)))
 
     def _lines_on(self, frame: FrameType) -> None:
         """Follow source lines from here on, if that is wanted."""
@@ -255,19 +300,28 @@ class Trace:
         return driven(function, turns)  # type: ignore[return-value]
 
     def _turn_over(self) -> None:
-        """A decorated call has returned or yielded: that is a step, whatever it held."""
-        recorder = self._recorder
-        if recorder is not None and self._depth == 1 and slot.recorder is recorder:
+        """A decorated call has returned or yielded: that is a step, whatever it held.
+
+        One of another thread than that whose loop is followed is none.
+        """
+        run = self if self._joined is None else self._joined
+        recorder = run._recorder
+        if recorder is None or slot.recorder is not recorder:
+            return
+        if run._blocks_here() == 1 and recorder.owns_thread():
             recorder.manual = True
-            with Ours(self._recorder, "gate"):
+            with Ours(recorder, "gate"):
                 recorder.close_step()
             recorder.raise_if_stopped()
 
     def _items_end(self) -> None:
         """A decorated generator has ended: what came after its last item is a step, if anything."""
-        recorder = self._recorder
+        recorder = (self if self._joined is None else self._joined)._recorder
         if recorder is not None and (recorder.holds_call or recorder.last_step() == recorder.step):
             self._turn_over()
+
+    def _blocks_here(self) -> int:
+        return self._blocks.get(threading.get_ident(), 0)
 
     def _is_forked(self) -> bool:
         """Whether this is a child of the process whose run it is: such a one is inert."""
@@ -279,20 +333,37 @@ class Trace:
             self._pid = os.getpid()
         elif self._end_mark is not None:
             self._reopen()
-        if not self._attached:
-            self._attached = True
-            slot.users += 1
-            if slot.users == 1:
-                slot.hooks = [ModuleHooks(), OptimizerHooks(), Patches()]
-        if self._options.compiled == "eager":
-            self._stance = torch.compiler.set_stance("force_eager")
-            self._stance.__enter__()
-        self._recorder.places.met_compiled = slot.hooks[0].take_in
-        here.stack.clear()
-        self._recorder.decorates = self._decorates
-        self._recorder.own_thread()
-        slot.recorder = self._recorder
-        ops.mode_on()
+        was_attached = self._attached
+        try:
+            self._attach()
+            if self._options.compiled == "eager":
+                self._stance = torch.compiler.set_stance("force_eager")
+                self._stance.__enter__()
+            self._recorder.places.met_compiled = slot.hooks[0].take_in
+            here.stack.clear()
+            self._recorder.decorates = self._decorates
+            self._recorder.own_thread(threading.get_ident())
+            slot.recorder, slot.running = self._recorder, self
+            ops.mode_on()
+        except BaseException:  # an interrupt too: no block is left that would take the hooks away
+            self._pause()
+            if not was_attached:
+                self._detach()
+            raise
+
+    def _attach(self) -> None:
+        """Put the hooks in place, unless they are."""
+        if self._attached:
+            return
+        if not slot.users:
+            try:
+                for kind in (ModuleHooks, OptimizerHooks, Patches):
+                    slot.hooks.append(kind())
+            except BaseException:
+                _take_away(slot.hooks)
+                raise
+        slot.users += 1
+        self._attached = True
 
     def _make_recorder(self) -> Recorder:
         model = self._options.model
@@ -316,7 +387,6 @@ class Trace:
             names=ModuleNames(model),
             sources=SourceLines(keep_text=options.source),
             wanted=options.modules,
-            owner=self,
             op_level=options.level == "op",
             narrow=options.narrow,
             shows_compiled=options.compiled == "eager",
@@ -330,7 +400,7 @@ class Trace:
     def _pause(self) -> None:
         """Stop listening; hooks stay where they are."""
         ops.mode_off()
-        slot.recorder = None
+        slot.recorder = slot.running = None
         if self._stance is not None:
             self._stance.__exit__(None, None, None)
             self._stance = None
@@ -372,8 +442,8 @@ class Trace:
         if self._attached:
             self._attached = False
             slot.users -= 1
-            while slot.hooks and not slot.users:
-                slot.hooks.pop().remove()
+            if not slot.users:
+                _take_away(slot.hooks)
         if self._recorder is not None:
             self._recorder.release()
 
@@ -458,6 +528,11 @@ def trace(*positional: Any, **options: Any) -> Any:
     if len(positional) == 1 and not options and _is_function(positional[0]):
         return Trace(parse_options())(positional[0])
     return Trace(parse_options(*positional, **options))
+
+
+def _take_away(hooks: list[Any]) -> None:
+    while hooks:
+        hooks.pop().remove()
 
 
 def _outside(frame: FrameType) -> FrameType | None:

@@ -219,6 +219,25 @@ def test_more_than_is_kept_of_a_step_is_refused(monkeypatch: pytest.MonkeyPatch)
     assert "between the exit of inner (Linear) and the entry of outer (Linear)" in error.message
 
 
+def test_keyword_arguments_that_are_more_than_is_kept_stop_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(roots, "MOST_BYTES", 8)
+    records: list[Any] = []
+
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.ones(1))
+
+        def forward(self, *, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    with trace(out=records.append):
+        Given()(x=torch.ones(100))
+    assert not [r for r in records if isinstance(r, Action) and r.action == "tracer_error"]
+
+
 @contextlib.contextmanager
 def group_of_one(folder: Path) -> Iterator[None]:
     torch.distributed.init_process_group(

@@ -1,0 +1,369 @@
+"""Runs that several threads begin, share and end."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tensortrace import trace
+from tensortrace.capture import active, tracer
+from tensortrace.capture.active import slot
+from tensortrace.records import Action, Call, End, Step
+from tests.capture.lifecycle import X, make_net, of, process_state, read, run_script, train
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def often() -> Iterator[None]:
+    """Have threads take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def together(*jobs: Callable[[], Any]) -> list[Any]:
+    """What some jobs return, each in a thread of its own; the first exception of any is raised."""
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        return [future.result(20) for future in [threads.submit(job) for job in jobs]]
+
+
+# ---- beginning and ending
+
+
+def test_block_entered_while_another_thread_puts_the_hooks_in_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = process_state()
+    begun, other_is_in = threading.Event(), threading.Event()
+    hooks = tracer.ModuleHooks
+
+    def slowly() -> Any:
+        begun.set()
+        other_is_in.wait(0.3)  # it cannot be while this one holds it up
+        return hooks()
+
+    monkeypatch.setattr(tracer, "ModuleHooks", slowly)
+
+    def first() -> None:
+        with trace("first.jsonl"):
+            make_net()(X)
+
+    def second() -> None:
+        begun.wait(10)
+        with trace("second.jsonl"):
+            other_is_in.set()
+            make_net()(X)
+
+    together(first, second)
+    assert process_state() == before
+    assert (slot.users, slot.hooks, slot.running) == (0, [], None)
+
+
+def test_blocks_that_threads_enter_and_leave_all_the_time_leave_nothing(often: None) -> None:
+    before = process_state()
+    net, barrier = make_net(), threading.Barrier(4)
+
+    def job() -> None:
+        barrier.wait(10)
+        for _ in range(15):
+            with trace(out=lambda record: None, narrow=False):
+                net(X)
+
+    together(job, job, job, job)
+    assert process_state() == before
+    assert (slot.users, slot.hooks, slot.running) == (0, [], None)
+    assert together(lambda: process_state()["modes"]) == [[]]
+
+
+@pytest.mark.parametrize("name", ["ModuleHooks", "OptimizerHooks", "Patches"])
+def test_block_that_cannot_begin_leaves_no_hook(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = process_state()
+    t = trace()
+    with monkeypatch.context() as broken:
+        broken.setattr(tracer, name, lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError), t:
+            pass
+    assert process_state() == before
+    assert (slot.users, slot.hooks, slot.running) == (0, [], None)
+    with t:
+        make_net()(X)
+    assert process_state() == before
+
+
+def test_child_forked_while_a_run_begins_can_begin_its_own() -> None:
+    lock = slot.lock
+    holding, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with active.Alone():
+            holding.set()
+            over.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    holding.wait(10)
+    active._forget()  # what a forked child calls first
+    try:
+        assert slot.lock is not lock
+        with trace(out=lambda record: None):
+            make_net()(X)
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_thread_that_a_replay_waits_for_is_not_held_up_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(active, "_PATIENCE_S", 0.01)
+    before = process_state()
+
+    def other() -> None:
+        with trace(out=lambda record: None):
+            pass
+
+    def out(record: Any) -> None:
+        if slot.running is None:  # the run ends
+            together(other)
+
+    with trace(out=out):
+        make_net()(X)
+    assert process_state() == before
+
+
+# ---- calls that outlive the run that they were entered in
+
+
+class Waits(nn.Module):
+    """Two layers; between them it lets others go on until they say so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        self.begun.set()
+        self.go_on.wait(10)
+        return self.second(x)
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+def test_call_that_another_run_has_seen_begin_is_not_in_the_next_one(level: str) -> None:
+    waits = Waits()
+    net, x = nn.Sequential(waits), torch.ones(2, 4)
+    old: list[Any] = []
+    new: list[Any] = []
+    with ThreadPoolExecutor(1) as pool:
+        with trace(out=old.append, level=level, every=1):
+            make_net()(X)
+            future = pool.submit(net, x)
+            assert waits.begun.wait(10)
+        with trace(out=new.append, level=level, every=1):
+            make_net()(X)
+            waits.go_on.set()
+            future.result(10)
+    for records in (old, new):
+        assert not [a for a in of(Action, records) if a.action == "tracer_error"]
+        seqs = [record.seq for record in records if isinstance(record, (Call, Action))]
+        assert len(seqs) == len(set(seqs))
+    assert {call.module for call in of(Call, old) if call.thread} == {"Sequential.0.first"}
+    # What is entered in the new run is outside all others there.
+    entered = [call for call in of(Call, new) if call.thread and call.op is None]
+    assert [(call.module, call.parent) for call in entered] == [("Linear", None)]
+
+
+def test_call_goes_on_while_another_thread_replays_one() -> None:
+    waits = Waits()
+    other, x = nn.Sequential(waits), torch.ones(2, 4)
+    records: list[Any] = []
+
+    class Fails(nn.Module):
+        """Makes NaN; when it is run again, the call of the other thread comes to its end."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            if slot.recorder.replaying:
+                waits.go_on.set()
+                future.result(10)
+            return torch.log(x - 2)
+
+    with ThreadPoolExecutor(1) as pool, trace(out=records.append, every=1) as t:
+        future = pool.submit(other, x)
+        assert waits.begun.wait(10)
+        Fails()(X)
+        t.step()
+    assert [finding.code for finding in t.findings] == ["TT101"]
+    calls = {call.module: call for call in of(Call, records) if call.thread and call.op is None}
+    assert calls.keys() == {"", "0", "0.first", "0.second"}
+    assert calls["0.second"].parent == calls["0"].seq
+    assert not any(call.replay for call in calls.values())
+
+
+# ---- two runs at the same time
+
+
+class Meeting:
+    """Two threads that take turns: each waits for its number."""
+
+    def __init__(self) -> None:
+        self._turn, self._changed = 0, threading.Condition()
+
+    def at(self, turn: int) -> None:
+        """Wait until it is this turn; what was done at the one before is over."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._turn >= turn - 1, 10)
+            self._turn = max(self._turn, turn)
+            self._changed.notify_all()
+
+
+def test_block_of_another_thread_joins_the_run_in_flight_and_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, meeting = process_state(), Meeting()
+    net, other = make_net(), nn.Linear(4, 4)
+    inner = trace("second.jsonl", every=1)
+
+    def first() -> None:
+        with trace("first.jsonl", every=1) as t:
+            meeting.at(1)
+            for _ in range(2):
+                net(X)
+                t.step()
+            meeting.at(4)
+
+    def second() -> None:
+        meeting.at(2)
+        with inner:
+            for _ in range(3):
+                other(X).sum()
+                inner.step()
+            meeting.at(3)
+            meeting.at(5)
+
+    together(first, second)
+    assert process_state() == before
+    assert together(lambda: process_state()["modes"]) == [[]]
+    assert [path.name for path in folder.iterdir()] == ["first.jsonl"]
+    assert inner.path == Path("first.jsonl")
+    records = read(folder / "first.jsonl")
+    assert len(of(End, records)) == 1
+    calls = [call for call in of(Call, records) if call.module == "Linear"]
+    assert len(calls) == 3
+    assert all(call.thread for call in calls)
+    assert {call.thread for call in of(Call, records) if call.module == ""} == {0}
+    # Neither its calls nor its step() ended any of the other's steps.
+    assert len(of(Step, records)) <= 3
+    assert len([call for call in of(Call, records) if call.op == "sum" and call.thread]) == 3
+    assert capsys.readouterr().err.count("another thread entered a trace of its own") == 1
+
+
+def test_steps_go_on_in_the_thread_that_is_still_in_the_run() -> None:
+    meeting, records = Meeting(), []
+    net = make_net()
+
+    def first() -> None:
+        with trace(out=records.append, every=1):
+            meeting.at(1)
+            meeting.at(3)
+
+    def second() -> None:
+        meeting.at(2)
+        with trace(out=records.append, every=1):
+            meeting.at(4)
+            done.wait(10)
+            train(net, 4)
+
+    done = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(first), pool.submit(second)]
+        jobs[0].result(10)
+        done.set()
+        jobs[1].result(10)
+    assert len(of(Step, records)) == 4
+    assert of(End, records)[-1].updates == 4
+
+
+def test_decorated_functions_that_meet_share_one_log(folder: Path) -> None:
+    script = """
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+    from torch import nn
+    from tensortrace import trace
+
+    x = torch.ones(2, 4)
+
+    @trace("first.jsonl", every=1)
+    def first(within=bool):
+        one(x)
+        within()
+
+    @trace("second.jsonl", every=1)
+    def second(within=bool):
+        two(x)
+        within()
+
+    one, two = nn.Linear(4, 1), nn.Sequential(nn.Linear(4, 1))
+    with ThreadPoolExecutor(1) as pool:
+        second()
+        for i in range(10):
+            first(lambda: pool.submit(second).result())
+            first()
+            pool.submit(second).result()
+            pool.submit(second, lambda: first()).result()
+    """
+    done = run_script(textwrap.dedent(script), folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("another thread entered") == 1
+    alone, shared = read(folder / "second.jsonl"), read(folder / "first.jsonl")
+    # What it had before they met is all of its own log.
+    assert [call.module for call in of(Call, alone)] == ["", "0"]
+    assert len(of(Step, alone)) == 1
+    calls = of(Call, shared)
+    ones = [call for call in calls if call.module == ""]
+    twos = [call for call in calls if call.module == "Sequential"]
+    assert (len(ones), len(twos)) == (30, 30)
+    # A call of another thread inside one is no step.
+    assert len(of(Step, shared)) == 40
+
+
+def test_a_decorated_function_called_in_several_threads_has_a_step_of_each_owner(
+    often: None,
+) -> None:
+    before = process_state()
+    records: list[Any] = []
+    t = trace(out=records.append, every=1)
+    net, barrier = make_net(), threading.Barrier(3)
+
+    @t
+    def turn() -> None:
+        net(X)
+
+    def job() -> None:
+        barrier.wait(10)
+        for _ in range(20):
+            turn()
+
+    turn()
+    together(job, job, job)
+    t.close()
+    assert process_state() == before
+    assert len([call for call in of(Call, records) if call.module == ""]) == 61
+    steps = of(Step, records)
+    assert 3 <= len(steps) <= 61
+    assert [step.step for step in steps] == list(range(len(steps)))
