@@ -76,6 +76,17 @@ class Trace:
         self._notices = Notices()
         self._off = os.environ.get("TENSORTRACE", "").lower() in ("off", "0", "false", "no")
 
+    def __copy__(self) -> Trace:
+        return self  # one object is one run: a model that holds its trace shares it with its copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trace:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the options alone: what is loaded has not begun."""
+        given = self._options.as_given()
+        return _made_anew, (self._options.out, given)
+
     def step(self) -> None:
         """Say that one turn of the loop is over; from now on only this ends a step."""
         if self._joined is not None:
@@ -458,6 +469,10 @@ def trace(*positional: Any, **options: Any) -> Any:
     if len(positional) == 1 and not options and _is_function(positional[0]):
         return Trace(parse_options())(positional[0])
     return Trace(parse_options(*positional, **options))
+
+
+def _made_anew(out: Any, given: Mapping[str, Any]) -> Trace:
+    return Trace(parse_options(out, **given))
 
 
 def _outside(frame: FrameType) -> FrameType | None:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
 import inspect
 import json
+import pickle
 import sys
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
@@ -845,3 +847,61 @@ def test_every_line_is_strict_json(folder: Path) -> None:
         record = json.loads(line, parse_constant=refuse)
         assert next(iter(record)) == "kind"
         assert isinstance(record["step"], int)
+
+
+# ---- copies
+
+
+class Holder(nn.Module):
+    """A model that holds the trace of its own training."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.inner, self.trace = make_net(), trace("held.jsonl", **options)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_model_that_holds_its_trace_is_copied_while_that_runs(folder: Path, copied: Any) -> None:
+    model = Holder()
+    with model.trace:
+        train(model.inner, 1)
+        average = copied(model)
+        assert average.trace is model.trace
+        assert copied(model.trace) is model.trace
+        del average
+        gc.collect()
+        train(model.inner, 1)
+    records = read(folder / "held.jsonl")
+    assert [step.step for step in of(Step, records)] == [0, 1]
+    assert records[-1].why == "exit"
+    assert logs(folder) == ["held.jsonl"]
+
+
+def test_a_pickled_trace_is_one_with_the_same_options_that_has_not_begun(folder: Path) -> None:
+    model = Holder(every=3, modules=iter(["inner*"]), checks={"TT201.ratio": 50}, stop_on="error")
+    with model.trace:
+        loaded = pickle.loads(pickle.dumps(model))
+        train(model, 1)
+    assert loaded.trace is not model.trace
+    assert (loaded.trace.path, loaded.trace.findings) == (None, [])
+    (folder / "held.jsonl").unlink()
+    with loaded.trace:
+        train(loaded, 1)
+    header = read(folder / "held.jsonl")[0]
+    assert header.options.keys() == {"every", "modules", "checks", "stop_on"}
+    assert {c.module for c in of(Call, read(folder / "held.jsonl")) if c.module} > {"inner"}
+
+
+def test_a_trace_that_was_given_a_model_is_pickled_with_it(folder: Path) -> None:
+    net = make_net()
+    pair = {"trace": trace(model=net, source=False), "net": net, "other": make_net()}
+    loaded = pickle.loads(pickle.dumps(pair))
+    with loaded["trace"]:
+        train(loaded["other"], 1)
+        train(loaded["net"], 1)
+    records = read(folder / "log.jsonl")
+    assert records[0].options == {"source": False}
+    assert {c.module for c in of(Call, records) if c.module} > {"Sequential", "Sequential.0", "0"}
