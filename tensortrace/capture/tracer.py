@@ -7,6 +7,7 @@ recompile) and only empties the slot.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import difflib
@@ -490,7 +491,8 @@ def _is_function(value: Any) -> bool:
 
 
 def _reason(error: BaseException | None) -> Literal["exit", "exception", "interrupt"]:
-    if isinstance(error, KeyboardInterrupt):
+    # An event loop that gets Ctrl-C cancels the task, and so does whoever no longer waits for it.
+    if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
         return "interrupt"
     if error is None or isinstance(error, (GeneratorExit, SystemExit)):
         return "exit"

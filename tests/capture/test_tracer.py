@@ -280,6 +280,28 @@ def test_async_generator_gives_the_same_items_and_ends_without_failure() -> None
     assert [step for step, path in called(records) if path == ""] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_cancelled_task_is_interrupted(folder: Path, cancels: bool) -> None:
+    async def training() -> None:
+        with trace():
+            train(make_net(), 1)
+            await asyncio.sleep(0)
+            if not cancels:
+                raise TimeoutError
+
+    async def main() -> None:
+        task = asyncio.create_task(training())
+        await asyncio.sleep(0)
+        if cancels:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError if cancels else TimeoutError):
+            await task
+
+    asyncio.run(main())
+    end = read(folder / "log.jsonl")[-1]
+    assert end.why == ("interrupt" if cancels else "exception")
+
+
 def test_cancelled_task_leaves_nothing_behind() -> None:
     before = process_state()
     t = trace(out=lambda record: None)
@@ -568,6 +590,7 @@ def test_thousand_traces_grow_nothing(folder: Path, capsys: pytest.CaptureFixtur
     [
         (ValueError("wrong shape"), "exception", ("ValueError", "wrong shape", "1")),
         (KeyboardInterrupt(), "interrupt", ("KeyboardInterrupt", "", "1")),
+        (asyncio.CancelledError(), "interrupt", ("CancelledError", "", "1")),
         (SystemExit(3), "exit", None),
         (GeneratorExit(), "exit", None),
     ],
