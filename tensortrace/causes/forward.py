@@ -48,6 +48,8 @@ _LOSSES = frozenset(_MEAN_LOSSES.split())
 _LOGARITHMS = frozenset(("log", "log2", "log10"))
 _SUMS = frozenset(("sum", "mean"))
 _PRODUCTS = frozenset(("mul", "multiply", "imul", "rmul"))
+# What takes a tensor and a number as well as two tensors.
+_WITH_NUMBER = _PRODUCTS | {"add", "iadd", "radd", "sub", "isub", "rsub"}
 # What multiplies, and so rounds to 0 what becomes too small.
 _SHRINK = _PRODUCTS | {"matmul", "rmatmul", "mm", "bmm", "mv", "einsum", "pow", "square"}
 _EPS = "keep eps (1e-5) above what the dtype can hold, and normalise in float32"
@@ -464,6 +466,9 @@ def _overflow(f: Facts) -> Reason:
     if _is_far(f) and f.came_out("nan") and not (f.came_out("posinf") or f.came_out("neginf")):
         return _undefined(f)
     told = ", ".join(values_text(t) for t in f.inputs[:3])
+    number = f.number("other", "1", "0") if f.word in _WITH_NUMBER and len(f.inputs) == 1 else None
+    if number is not None:
+        told += f" and the number {number_text(number)}"
     largest = max(f.inputs, key=large, default=f.first)
     fix = _FLOAT32 if f.dtype in ("float16", "bfloat16") else "scale the inputs down before it"
     why = f"the result is over the range of {range_text(f.dtype)}; it got {told}"

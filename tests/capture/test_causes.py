@@ -262,6 +262,12 @@ FORWARD = {
     "sum in half": Case(
         "sum", lambda x: (half(x) * 100).sum(), lambda x: (half(x) * 100).sum(dtype=torch.float32),
         ("over the range of f16", "all 3.0e+04")),
+    "times a large number": Case(
+        "mul", lambda x: unit(x) * 3e38 * 100, lambda x: unit(x) * 100,
+        ("the result is over the range of f32 (largest 3.4e+38)", " and the number 100")),
+    "plus a large number": Case(
+        "add", lambda x: unit(x) * 0 + 3e38 + 3e38, lambda x: unit(x) + 3.0,
+        ("the result is over the range of f32 (largest 3.4e+38)", " and the number 3.0e+38")),
     "cast to half": Case(
         "half", lambda x: (unit(x) + 1e5).half(), lambda x: (unit(x) + 1e5).bfloat16(),
         ("it does not fit in f16 (largest 65504)",)),
