@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
-from tensortrace.capture.gradients import own_parameters
+from tensortrace.capture.gradients import is_training, own_parameters
 from tensortrace.capture.names import ModuleNames
 from tensortrace.capture.norms import is_untrained
 from tensortrace.capture.source import SourceLines
@@ -18,7 +20,7 @@ class Descriptions:
 
     def __init__(self, names: ModuleNames, sources: SourceLines) -> None:
         self._names, self._sources = names, sources
-        self._seen: dict[tuple[str, type], tuple[int, bool, tuple[bool, ...]]] = {}
+        self._seen: dict[tuple[str, type], tuple[Any, ...]] = {}
         self._said: dict[tuple[str, type], int] = {}
 
     def known_among(self, modules: dict[int, nn.Module]) -> frozenset[int]:
@@ -30,9 +32,10 @@ class Descriptions:
 
     def look(self, module: nn.Module, path: str, step: int) -> tuple[Module | None, bool]:
         """The record of a module that is called, if there is news; whether it is the first. Hot."""
-        own = own_parameters(module)
-        grads = tuple(p is not None and p.requires_grad for p in own.values()) if own else ()
-        state = (id(module), module.training, grads)
+        own, training = own_parameters(module), is_training(module)
+        grads = [p is not None and p.requires_grad for p in own.values()] if own else ()
+        # A parameter may get another name while it is trained: pruning makes weight weight_orig.
+        state = (id(module), training, *grads, *own)
         cls = type(module)
         if self._seen.get((path, cls)) == state:
             return None, False
@@ -43,7 +46,7 @@ class Descriptions:
             step=step,
             path=path,
             cls=shorten(cls.__name__),
-            training=module.training,
+            training=training,
             registered=path not in self._names.unregistered,
             untrained=is_untrained(module),
             parameters=[

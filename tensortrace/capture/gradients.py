@@ -322,6 +322,14 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
     return own if isinstance(own, dict) else dict(module.named_parameters(recurse=False))
 
 
+def is_training(module: nn.Module) -> bool:
+    """Whether a module is in training mode. Hot."""
+    try:
+        return module.training
+    except AttributeError:  # a script module that torch.jit.freeze made has no such mode
+        return False
+
+
 def _is_hooked(parameter: torch.Tensor, entry: _Watched) -> bool:
     hooks = parameter._backward_hooks
     return hooks is not None and entry.handle.hooks_dict_ref() is hooks

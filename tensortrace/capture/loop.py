@@ -32,6 +32,7 @@ from tensortrace.capture import ops, optimizers
 from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.batches import Batches
 from tensortrace.capture.flatten import tensors_in
+from tensortrace.capture.gradients import is_training
 from tensortrace.capture.losses import record_clip, record_scale
 from tensortrace.capture.orders import Orders
 from tensortrace.capture.tensors import let_go
@@ -242,7 +243,7 @@ def _is_unused(recorder: Recorder, index: int, optimizer: torch.optim.Optimizer)
 
 def _train(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     module = args[0]
-    before = module.training
+    before = is_training(module)
     result = _quietly(call)  # the children's own calls of train() are part of this one
     mode = kwargs.get("mode", args[1] if len(args) > 1 else True)
     if before != mode:

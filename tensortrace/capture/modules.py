@@ -26,7 +26,7 @@ from tensortrace.capture.autograd_functions import watch_function, watch_functio
 from tensortrace.capture.compiled import untracked
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
-from tensortrace.capture.gradients import watch_output, watch_parameters
+from tensortrace.capture.gradients import is_training, watch_output, watch_parameters
 from tensortrace.capture.op_calls import autocast_text
 from tensortrace.capture.op_places import compiled_around, outputs_of
 from tensortrace.capture.roots import Root, Roots, is_wrapper
@@ -387,7 +387,7 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
         "nth": call.nth,
         "recompute": call.recompute,
         "forward": call.forward,
-        "training": module.training,
+        "training": is_training(module),
         "grad_enabled": call.grad_enabled,
         "location": call.location,
         "host_ns": ended_ns - call.started_ns,

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from tensortrace.capture.gradients import is_training
 from tensortrace.capture.unwrap import is_backed, is_dense_cpu, quiet
 
 # Of a power iteration that has run once the two vectors belong together; random ones of three or
@@ -21,7 +22,7 @@ def is_untrained(module: nn.Module) -> bool:
     ``torch.nn.utils.spectral_norm`` (that of ``parametrizations`` iterates when it is made). Read
     on the CPU only: elsewhere it would wait for the device.
     """
-    if module.training:
+    if is_training(module):
         return False
     if isinstance(module, _NormBase):
         return _is_as_made(module)

@@ -11,7 +11,7 @@ from tensortrace.capture.autograd_functions import watch_function
 from tensortrace.capture.compiled import untracked
 from tensortrace.capture.drafts import CallDraft, NodeSite
 from tensortrace.capture.flatten import tensors_in
-from tensortrace.capture.gradients import watch_nodes
+from tensortrace.capture.gradients import is_training, watch_nodes
 from tensortrace.capture.op_names import arguments_of
 from tensortrace.capture.op_places import Place, outputs_of
 from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD
@@ -53,7 +53,7 @@ def begin_op(
     }
     if inside is not None:
         fields["module"] = inside.path
-        fields["training"] = inside.module.training
+        fields["training"] = is_training(inside.module)
         if inside.step == recorder.step:
             fields["parent"] = inside.seq
         if inside.recompute:

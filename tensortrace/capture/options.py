@@ -39,6 +39,13 @@ class Options:
     max_bytes: int
     given: Mapping[str, Any]
 
+    def as_given(self) -> dict[str, Any]:
+        """The options that were given, but for out, as `parse_options` takes them."""
+        given = {name: value for name, value in self.given.items() if name in OPTION_NAMES}
+        if self.modules is not None:  # it may have been an iterator
+            given["modules"] = self.modules
+        return given | ({"model": self.model} if self.model is not None else {})
+
     def as_json(self) -> dict[str, Any]:
         """The options that were given, for the header."""
         return {

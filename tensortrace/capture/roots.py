@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tensortrace.capture.gradients import own_parameters
+from tensortrace.capture.gradients import is_training, own_parameters
 from tensortrace.capture.names import unwrapped
 from tensortrace.capture.tensors import version_of, versions_of
 from tensortrace.capture.unwrap import is_wrapped, quiet
@@ -188,7 +188,7 @@ class Root:
         self.autocast = autocast_state()
         self.cast_cache = torch.is_autocast_cache_enabled()
         self.parameter_versions = versions_of(tree.parameters)
-        self.training = [m.training for m in tree.modules]
+        self.training = [is_training(m) for m in tree.modules]
         self.buffers: list[tuple[torch.Tensor | None, int]] = []
         self.attributes: list[dict[str, Any]] = []
 

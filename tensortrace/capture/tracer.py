@@ -7,6 +7,7 @@ recompile) and only empties the slot.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import difflib
@@ -79,6 +80,17 @@ class Trace:
         self._end_mark: int | None = None
         self._notices = Notices()
         self._off = os.environ.get("TENSORTRACE", "").lower() in ("off", "0", "false", "no")
+
+    def __copy__(self) -> Trace:
+        return self  # one object is one run: a model that holds its trace shares it with its copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trace:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the options alone: what is loaded has not begun."""
+        given = self._options.as_given()
+        return _made_anew, (self._options.out, given)
 
     def step(self) -> None:
         """Say that one turn of the loop is over; from now on only this ends a step."""
@@ -535,6 +547,10 @@ def _take_away(hooks: list[Any]) -> None:
         hooks.pop().remove()
 
 
+def _made_anew(out: Any, given: Mapping[str, Any]) -> Trace:
+    return Trace(parse_options(out, **given))
+
+
 def _outside(frame: FrameType) -> FrameType | None:
     """The frame of a block; None where a wrapper of ours enters for a decorated function."""
     if is_ours(frame):
@@ -550,7 +566,8 @@ def _is_function(value: Any) -> bool:
 
 
 def _reason(error: BaseException | None) -> Literal["exit", "exception", "interrupt"]:
-    if isinstance(error, KeyboardInterrupt):
+    # An event loop that gets Ctrl-C cancels the task, and so does whoever no longer waits for it.
+    if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
         return "interrupt"
     if error is None or isinstance(error, (GeneratorExit, SystemExit)):
         return "exit"

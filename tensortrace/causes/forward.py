@@ -48,6 +48,8 @@ _LOSSES = frozenset(_MEAN_LOSSES.split())
 _LOGARITHMS = frozenset(("log", "log2", "log10"))
 _SUMS = frozenset(("sum", "mean"))
 _PRODUCTS = frozenset(("mul", "multiply", "imul", "rmul"))
+# What takes a tensor and a number as well as two tensors.
+_WITH_NUMBER = _PRODUCTS | {"add", "iadd", "radd", "sub", "isub", "rsub"}
 # What multiplies, and so rounds to 0 what becomes too small.
 _SHRINK = _PRODUCTS | {"matmul", "rmatmul", "mm", "bmm", "mv", "einsum", "pow", "square"}
 _EPS = "keep eps (1e-5) above what the dtype can hold, and normalise in float32"
@@ -461,7 +463,12 @@ def _overflow(f: Facts) -> Reason:
     if bad:
         return Reason(f"0 * -inf and -inf + inf are NaN; it got {bad[0].neginf} -inf of "
                       f"{bad[0].numel}", _MASK, bad[0], masked)  # fmt: skip
+    if _is_far(f) and f.came_out("nan") and not (f.came_out("posinf") or f.came_out("neginf")):
+        return _undefined(f)
     told = ", ".join(values_text(t) for t in f.inputs[:3])
+    number = f.number("other", "1", "0") if f.word in _WITH_NUMBER and len(f.inputs) == 1 else None
+    if number is not None:
+        told += f" and the number {number_text(number)}"
     largest = max(f.inputs, key=large, default=f.first)
     fix = _FLOAT32 if f.dtype in ("float16", "bfloat16") else "scale the inputs down before it"
     why = f"the result is over the range of {range_text(f.dtype)}; it got {told}"
@@ -470,13 +477,26 @@ def _overflow(f: Facts) -> Reason:
 
 def _arithmetic(f: Facts) -> Reason:
     """Sums and products: over the range only if all the largest together are."""
+    return _general(f) if _is_far(f) else _overflow(f)
+
+
+def _is_far(f: Facts) -> bool:
+    """Whether what went in is known, and all the largest together are not over the range."""
     if any(t.nonfinite or t.min is None for t in f.inputs) or not f.inputs:
-        return _overflow(f)
+        return False
     numbers = [abs(n) for n in f.arguments.values() if isinstance(n, (int, float))]
     most = math.prod(max(1.0, n) for n in (*map(largest, f.inputs), *numbers))
     terms = 4 * max(t.numel for t in f.inputs)
     # Of one input, and of the difference of two, the square may be meant.
-    return _overflow(f) if terms * most * most > limit_of(f.dtype) else _general(f)
+    return terms * most * most <= limit_of(f.dtype)
+
+
+def _undefined(f: Facts) -> Reason:
+    """NaN, and no infinity, of numbers far from the largest of the dtype."""
+    told = ", ".join(values_text(t) for t in f.inputs[:3])
+    why = (f"NaN came out of finite numbers, and none of them is near the largest of "
+           f"{short_dtype(f.dtype)}: outside its domain; it got {told}")  # fmt: skip
+    return Reason(why, None, f.first)
 
 
 def _mul(f: Facts) -> Reason:
@@ -567,6 +587,25 @@ def _layer_norm(f: Facts) -> Reason:
     return _overflow(f)
 
 
+def _batch_norm(f: Facts) -> Reason:
+    """With statistics of its own: input, running mean and running variance come first.
+
+    The functions of `torch` itself take those two last, and the mode as their sixth argument.
+    """
+    place = 2 if False in (f.arguments.get("training"), f.arguments.get("use_input_stats")) else -1
+    if (place < 0 and f.arguments.get("5") is not False) or len(f.inputs) < 3:
+        return _layer_norm(f)
+    var, eps = f.inputs[place], f.number("eps", "7") or 0.0
+    if not f.came_out("nan") or var.min is None or var.min >= -eps:
+        return _layer_norm(f)
+    why = (f"the running variance is negative, its smallest value {number_text(var.min)}, and "
+           f"sqrt(var + {number_text(eps)}) is NaN; as running_var {_got(var)}")  # fmt: skip
+    fix = ("load the buffers of one model (a difference of weights, or one step beyond them, "
+           "leaves buffers out), momentum up to 1, or learn them anew with "
+           "torch.optim.swa_utils.update_bn(loader, model)")  # fmt: skip
+    return Reason(why, fix, var, negative)
+
+
 def _cast(f: Facts) -> Reason:
     why = f"it does not fit in {range_text(f.dtype)}; {_got(f.first)}"
     return Reason(why, "use bfloat16, or scale before the cast", f.first, large)
@@ -613,7 +652,7 @@ _BY_WORD: dict[str, Callable[[Facts], Reason]] = {
         (_triangular, "choleskysolve linalgsolvetriangular triangularsolve choleskyinverse"),
         (_spread, "std var stdmean varmean"), (_overflow, "mean nanmean"),
         (_normalize, "normalize"),
-        (_layer_norm, "layernorm groupnorm batchnorm instancenorm rmsnorm"),
+        (_layer_norm, "layernorm groupnorm rmsnorm"), (_batch_norm, "batchnorm instancenorm"),
         (_derivative, "autogradgrad grad"),
         (_cast, "to half type bfloat16"), (_product, "prod cumprod"),
     )

@@ -88,10 +88,11 @@ def cut_off_gradient(
     told: set[str] = memory.setdefault("told", set())
     if told.issuperset(cut):
         return
-    # Whether gradients were enabled, and whether an expert got any rows at all, is known from the
-    # calls alone, which only full steps write.
+    # Whether gradients were enabled, whether an expert got any rows at all, and whether a call that
+    # raised was caught by the program, is known from the calls alone, which only full steps write.
     enabled = {c.module for c in step.calls if c.phase == "forward" and c.op is None
-               and c.grad_enabled and c.training is not False and not _empty(step, c)}  # fmt: skip
+               and c.grad_enabled and c.training is not False and not c.exception
+               and not _empty(step, c)}  # fmt: skip
     new = [path for path in cut if path not in told and path in enabled]
     if not new:
         return

@@ -25,6 +25,7 @@ NOTHING = torch.full((3,), -100)
 HIDES_A_ROW = torch.tensor([[True, False, False, False]] * 2 + [[False] * 4])
 NO_WEIGHT = torch.tensor([0.0, 1.0, 1.0, 1.0])
 LABELS = torch.tensor([0, 1, 2])
+ZEROS, SPREAD = torch.zeros(4), torch.tensor([0.5, 1.0, 2.0, 3.0])
 SPELT = torch.tensor([[1, 2, 2]])
 
 
@@ -233,12 +234,40 @@ FORWARD = {
         "layer_norm", lambda x: F.layer_norm(unit(x), (4,), eps=0.0),
         lambda x: F.layer_norm(unit(x), (4,)),
         ("equal elements have the variance 0, and with eps 0 that is 0 / 0",)),
+    "batch norm of a negative variance": Case(
+        "batch_norm", lambda x: F.batch_norm(x, ZEROS, SPREAD - 2),
+        lambda x: F.batch_norm(x, ZEROS, SPREAD),
+        ("the running variance is negative, its smallest value -1.5, and sqrt(var + 1e-05) is NaN",
+         "as running_var it got f32 [4] from -1.5 to 1")),
+    "torch's own batch norm of a negative variance": Case(
+        "batch_norm",
+        lambda x: torch.batch_norm(x, None, None, ZEROS, SPREAD - 2, False, 0.1, 1e-5, False),
+        lambda x: torch.batch_norm(x, None, None, ZEROS, SPREAD, False, 0.1, 1e-5, False),
+        ("the running variance is negative, its smallest value -1.5",)),
+    "instance norm of a negative variance": Case(
+        "instance_norm",
+        lambda x: F.instance_norm(x[:, :, None], ZEROS, SPREAD - 2, use_input_stats=False),
+        lambda x: F.instance_norm(x[:, :, None], ZEROS, SPREAD, use_input_stats=False),
+        ("the running variance is negative, its smallest value -1.5",)),
+    "batch norm over the range": Case(
+        "batch_norm", lambda x: F.batch_norm(x * 1e30, ZEROS, SPREAD, SPREAD * 1e30),
+        lambda x: F.batch_norm(x, ZEROS, SPREAD, SPREAD),
+        ("the result is over the range of f32",)),
+    "var with a correction of all": Case(
+        "var", lambda x: (x * 0).var(0, correction=3), lambda x: (x * 0).var(0, correction=2),
+        ("NaN came out of finite numbers, and none of them is near the largest of f32",)),
     "matmul in half": Case(
         "matmul", lambda x: half(x) @ half(x).T, lambda x: half(x).float() @ half(x).float().T,
         ("over the range of f16 (largest 65504)", "f16 [3, 4], all 300, f16 [4, 3], all 300")),
     "sum in half": Case(
         "sum", lambda x: (half(x) * 100).sum(), lambda x: (half(x) * 100).sum(dtype=torch.float32),
         ("over the range of f16", "all 3.0e+04")),
+    "times a large number": Case(
+        "mul", lambda x: unit(x) * 3e38 * 100, lambda x: unit(x) * 100,
+        ("the result is over the range of f32 (largest 3.4e+38)", " and the number 100")),
+    "plus a large number": Case(
+        "add", lambda x: unit(x) * 0 + 3e38 + 3e38, lambda x: unit(x) + 3.0,
+        ("the result is over the range of f32 (largest 3.4e+38)", " and the number 3.0e+38")),
     "cast to half": Case(
         "half", lambda x: (unit(x) + 1e5).half(), lambda x: (unit(x) + 1e5).bfloat16(),
         ("it does not fit in f16 (largest 65504)",)),

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
 import inspect
 import json
+import pickle
 import sys
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
@@ -276,6 +278,28 @@ def test_async_generator_gives_the_same_items_and_ends_without_failure() -> None
     assert seen == ["sent", None, "closed", "closed"]
     assert records[-1].why == "exit"
     assert [step for step, path in called(records) if path == ""] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_cancelled_task_is_interrupted(folder: Path, cancels: bool) -> None:
+    async def training() -> None:
+        with trace():
+            train(make_net(), 1)
+            await asyncio.sleep(0)
+            if not cancels:
+                raise TimeoutError
+
+    async def main() -> None:
+        task = asyncio.create_task(training())
+        await asyncio.sleep(0)
+        if cancels:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError if cancels else TimeoutError):
+            await task
+
+    asyncio.run(main())
+    end = read(folder / "log.jsonl")[-1]
+    assert end.why == ("interrupt" if cancels else "exception")
 
 
 def test_cancelled_task_leaves_nothing_behind() -> None:
@@ -566,6 +590,7 @@ def test_thousand_traces_grow_nothing(folder: Path, capsys: pytest.CaptureFixtur
     [
         (ValueError("wrong shape"), "exception", ("ValueError", "wrong shape", "1")),
         (KeyboardInterrupt(), "interrupt", ("KeyboardInterrupt", "", "1")),
+        (asyncio.CancelledError(), "interrupt", ("CancelledError", "", "1")),
         (SystemExit(3), "exit", None),
         (GeneratorExit(), "exit", None),
     ],
@@ -845,3 +870,61 @@ def test_every_line_is_strict_json(folder: Path) -> None:
         record = json.loads(line, parse_constant=refuse)
         assert next(iter(record)) == "kind"
         assert isinstance(record["step"], int)
+
+
+# ---- copies
+
+
+class Holder(nn.Module):
+    """A model that holds the trace of its own training."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.inner, self.trace = make_net(), trace("held.jsonl", **options)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_model_that_holds_its_trace_is_copied_while_that_runs(folder: Path, copied: Any) -> None:
+    model = Holder()
+    with model.trace:
+        train(model.inner, 1)
+        average = copied(model)
+        assert average.trace is model.trace
+        assert copied(model.trace) is model.trace
+        del average
+        gc.collect()
+        train(model.inner, 1)
+    records = read(folder / "held.jsonl")
+    assert [step.step for step in of(Step, records)] == [0, 1]
+    assert records[-1].why == "exit"
+    assert logs(folder) == ["held.jsonl"]
+
+
+def test_a_pickled_trace_is_one_with_the_same_options_that_has_not_begun(folder: Path) -> None:
+    model = Holder(every=3, modules=iter(["inner*"]), checks={"TT201.ratio": 50}, stop_on="error")
+    with model.trace:
+        loaded = pickle.loads(pickle.dumps(model))
+        train(model, 1)
+    assert loaded.trace is not model.trace
+    assert (loaded.trace.path, loaded.trace.findings) == (None, [])
+    (folder / "held.jsonl").unlink()
+    with loaded.trace:
+        train(loaded, 1)
+    header = read(folder / "held.jsonl")[0]
+    assert header.options.keys() == {"every", "modules", "checks", "stop_on"}
+    assert {c.module for c in of(Call, read(folder / "held.jsonl")) if c.module} > {"inner"}
+
+
+def test_a_trace_that_was_given_a_model_is_pickled_with_it(folder: Path) -> None:
+    net = make_net()
+    pair = {"trace": trace(model=net, source=False), "net": net, "other": make_net()}
+    loaded = pickle.loads(pickle.dumps(pair))
+    with loaded["trace"]:
+        train(loaded["other"], 1)
+        train(loaded["net"], 1)
+    records = read(folder / "log.jsonl")
+    assert records[0].options == {"source": False}
+    assert {c.module for c in of(Call, records) if c.module} > {"Sequential", "Sequential.0", "0"}

@@ -75,6 +75,38 @@ def test_gradients_put_in_by_hand_are_no_cut():
     assert find(steps(CUT, no_grad=0), "TT203") == []
 
 
+class Tries(nn.Module):
+    """Tries one layer and takes another where that raises; or takes that one in any case."""
+
+    def __init__(self, width, *, raises):
+        super().__init__()
+        self.first, self.other = nn.Linear(width, 16), nn.Linear(8, 16)
+        self.head, self.raises = nn.Linear(16, 4), raises
+
+    def forward(self, x):
+        try:
+            h = self.first(x)
+            h = h if self.raises else self.other(x)
+        except RuntimeError:
+            h = self.other(x)
+        return self.head(h.relu())
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_module_whose_call_raises_has_not_run(raises):
+    def program():
+        model = Tries(7 if raises else 8, raises=raises)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.05)
+        for _ in range(30):
+            x = torch.randn(16, 8)
+            sgd.zero_grad()
+            F.mse_loss(model(x), x[:, :4]).backward()
+            sgd.step()
+
+    found = find_live(program, "TT203")
+    assert [f.module for f in found] == ([] if raises else ["first"])
+
+
 def test_it_waits_for_a_step_that_shows_the_calls():
     assert find(steps(CUT, calls=False), "TT203") == []
 

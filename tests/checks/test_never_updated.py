@@ -207,23 +207,31 @@ def test_what_lbfgs_has_fitted_in_its_first_step_is_silent():
     assert find_live(run, "TT401") == []
 
 
+def by_hand(layer):
+    layer.kernel = layer._parameters.pop("weight")
+    layer.forward = lambda x: F.linear(x, layer.kernel, layer.bias)
+
+
 @pytest.mark.parametrize("rename", [
     lambda layer: prune.l1_unstructured(layer, "weight", amount=0.3),
     nn.utils.spectral_norm,
-], ids=["pruned", "spectral norm"])  # fmt: skip
-@pytest.mark.parametrize("at", [8, 30])
-def test_a_parameter_that_is_renamed_is_held_as_before(rename, at):
-    """`weight` becomes `weight_orig`, after a validation: the module's record is written anew."""
+    by_hand,
+], ids=["pruned", "spectral norm", "by hand"])  # fmt: skip
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("at", [8, 30, 205])
+def test_a_parameter_that_is_renamed_is_held_as_before(rename, validated, at):
+    """`weight` becomes `weight_orig`: the module's record is written anew, in training too."""
 
     def run():
         net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
         adam = torch.optim.Adam(net.parameters(), lr=1e-3)
-        for i in range(60):
-            if i == at:
+        for i in range(at + 30):
+            if i == at and validated:
                 net.eval()
                 with torch.no_grad():
                     net(torch.randn(8, 8))
                 net.train()
+            if i == at:
                 rename(net[0])
             adam.zero_grad()
             F.cross_entropy(net(torch.randn(8, 8)), torch.randint(3, (8,))).backward()
