@@ -167,12 +167,34 @@ class Recorder:
 
     def pend(self, draft: Draft) -> None:
         """Take a draft; it becomes a record at the next gate."""
-        self._pending.append(draft)
+        if len(slot.training) > 1:
+            with self._lock:
+                if not self._still_fits(draft):
+                    return
+                self._pending.append(draft)
+        else:
+            self._pending.append(draft)
         if type(draft) in CALLS:
             self._undecided = True
         if len(self._pending) >= PART:
             self.hand_on()
             self.journal.part()
+
+    def _still_fits(self, draft: Draft) -> bool:
+        """Whether a draft belongs to the step in flight, which another thread may have ended since.
+
+        What says no more than that something happened is moved there. A call is passed over: its
+        tensors have the ids of the other step.
+        """
+        if draft.step == self.step:
+            return True
+        if type(draft) in CALLS:
+            self.passed_over += 1
+            return False
+        draft.step, draft.seq = self.step, self.next_seq()
+        if isinstance(draft, Ready):
+            draft.finished = structs.replace(draft.finished, step=draft.step)
+        return True
 
     def own_thread(self, ident: int) -> None:
         """Make a thread the one whose loop is followed."""

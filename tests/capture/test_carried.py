@@ -267,7 +267,7 @@ def learn(steps):
         sgd.zero_grad()
 
 for _ in range(3):
-    with trace(out=lambda record: None, checks=[]) as t:
+    with trace(out=lambda record: None, checks=["TT401"]) as t:
         threads = [threading.Thread(target=learn, args=(200,)) for _ in range(2)]
         for thread in threads:
             thread.start()
@@ -275,6 +275,7 @@ for _ in range(3):
         for thread in threads:
             thread.join()
     assert all(t._recorder.on.values()), t._recorder.on
+    assert not t.findings, t.findings
 """
 
 
