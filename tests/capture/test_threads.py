@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tensortrace import trace
 from tensortrace.capture import active, tracer
 from tensortrace.capture.active import slot
+from tensortrace.capture.drafts import CallDraft
 from tensortrace.records import Action, Call, End, Step
 from tests.capture.lifecycle import X, make_net, of, process_state, read, run_script, train
 
@@ -367,3 +368,41 @@ def test_a_decorated_function_called_in_several_threads_has_a_step_of_each_owner
     steps = of(Step, records)
     assert 3 <= len(steps) <= 61
     assert [step.step for step in steps] == list(range(len(steps)))
+
+
+def test_what_a_thread_reports_while_another_ends_the_step_is_of_the_next_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record said what an optimizer holds, came after the step's line, and no check saw it."""
+    net = make_net()
+
+    def report() -> None:
+        slot.training.add(threading.current_thread())
+        recorder.action("sync", of="late")
+        recorder.pend(CallDraft(0, 99, {"update": 0, "op": "late"}))
+        ended.wait()
+
+    with trace("log.jsonl") as t:
+        train(net, 1)
+        recorder = t._recorder
+        assert recorder is not None
+        thread, ended = threading.Thread(target=report), threading.Event()
+        close_step = recorder.journal.close_step
+
+        def slowly(**closing: Any) -> None:
+            if not thread.ident:
+                thread.start()
+                thread.join(0.3)  # it cannot go on while this one holds it up
+            close_step(**closing)
+
+        monkeypatch.setattr(recorder.journal, "close_step", slowly)
+        t.step()
+        ended.set()
+        thread.join()
+        train(net, 1)
+        t.step()
+    records = read(folder / "log.jsonl")
+    assert [r.step for r in records] == sorted(r.step for r in records)
+    assert [a.step for a in of(Action, records) if a.of == "late"] == [1]
+    assert not [call for call in of(Call, records) if call.op == "late"]
+    assert [step.dropped for step in of(Step, records)] == [0, 1]
