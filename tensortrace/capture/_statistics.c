@@ -790,26 +790,27 @@ static void put_head(PyObject *tensor, PyObject *number, PyObject *shape, PyObje
     memcpy(items, head, sizeof head);
 }
 
-/* What is known of the dtype of a tensor, borrowed; NULL of one that is not read. */
-static PyObject *dtype_of(PyObject *tensor) {
+/* The code and the name of the dtype of an ordinary tensor, borrowed, its shape, which is the caller's,
+   and how many elements that has; NULL, and no shape, of any other. */
+static PyObject *begin(PyObject *tensor, PyObject **shape, Job *job) {
+    PyObject *kind = (PyObject *)Py_TYPE(tensor);
+    if ((kind != torch.tensor && kind != torch.parameter) || !is_dense(tensor)) return NULL;
     PyObject *dtype = PyObject_GetAttr(tensor, torch.names[DTYPE]);
     PyObject *known = dtype ? PyDict_GetItemWithError(torch.dtypes, dtype) : NULL;
     Py_XDECREF(dtype);
+    if (!known || !(*shape = PyObject_GetAttr(tensor, torch.names[SHAPE]))) return NULL;
+    *job = (Job){.rows = 1, .dtype = (Dtype)PyLong_AsLong(PyTuple_GetItem(known, 0))};
+    job->n = job->pitch = PyTuple_Check(*shape) ? elements_of(*shape) : -1;
     return known;
 }
 
 /* Where all elements of an ordinary tensor lie, in one stretch; 0 of any other. */
 static int locate_all(PyObject *tensor, Job *job) {
-    PyObject *kind = (PyObject *)Py_TYPE(tensor);
-    if ((kind != torch.tensor && kind != torch.parameter) || !is_dense(tensor)) return 0;
-    PyObject *known = dtype_of(tensor);
-    if (!known) return 0;
-    PyObject *shape = PyObject_GetAttr(tensor, torch.names[SHAPE]), *strides = NULL;
-    *job = (Job){.rows = 1, .dtype = (Dtype)PyLong_AsLong(PyTuple_GetItem(known, 0))};
-    job->n = job->pitch = shape && PyTuple_Check(shape) ? elements_of(shape) : -1;
+    PyObject *shape = NULL, *strides = NULL;
+    if (!begin(tensor, &shape, job)) return 0;
     int found = job->n > 0 && lies(tensor, shape, job, &strides) && job->rows == 1 &&
                 !PyErr_Occurred() && locate(tensor, job);
-    Py_XDECREF(shape), Py_XDECREF(strides);
+    Py_DECREF(shape), Py_XDECREF(strides);
     return found;
 }
 
@@ -872,17 +873,15 @@ static PyObject *moved(PyObject *module, PyObject *const *args, Py_ssize_t nargs
 
 /* The head of an ordinary tensor that nobody measures. */
 static PyObject *head_of(PyObject *tensor, PyObject *number) {
-    PyObject *kind = (PyObject *)Py_TYPE(tensor);
-    if ((kind != torch.tensor && kind != torch.parameter) || !is_dense(tensor)) return NULL;
-    PyObject *known = dtype_of(tensor);
+    PyObject *shape = NULL, *items[HEAD], *head = NULL;
+    Job job;
+    PyObject *known = begin(tensor, &shape, &job);
     if (!known) return NULL;
-    PyObject *shape = PyObject_GetAttr(tensor, torch.names[SHAPE]), *items[HEAD], *head = NULL;
-    const int64_t n = shape && PyTuple_Check(shape) ? elements_of(shape) : -1;
-    if (n >= 0 && is_true(ask(tensor, IS_CONTIGUOUS)) == 1) {
-        put_head(tensor, number, shape, NULL, PyTuple_GetItem(known, 1), n, items);
+    if (job.n >= 0 && is_true(ask(tensor, IS_CONTIGUOUS)) == 1) {
+        put_head(tensor, number, shape, NULL, PyTuple_GetItem(known, 1), job.n, items);
         head = as_tuple(items, HEAD);
     }
-    Py_XDECREF(shape);
+    Py_DECREF(shape);
     return head;
 }
 
@@ -930,14 +929,9 @@ static PyObject *seen_before(const Seen *seen, const Job *job) {
    contiguous nothing but finite elements: where the first bad one is, somebody else has to say. */
 static int describe(PyObject *tensor, PyObject *number, long mode, const Seen *seen, Job *job,
                     PyObject **items) {
-    PyObject *kind = (PyObject *)Py_TYPE(tensor);
-    if ((kind != torch.tensor && kind != torch.parameter) || !is_dense(tensor)) return 0;
-    PyObject *known = dtype_of(tensor);
-    if (!known) return 0;
-    PyObject *shape = PyObject_GetAttr(tensor, torch.names[SHAPE]), *strides = NULL;
+    PyObject *shape = NULL, *strides = NULL, *known = begin(tensor, &shape, job);
     int found = 0;
-    *job = (Job){.rows = 1, .dtype = (Dtype)PyLong_AsLong(PyTuple_GetItem(known, 0))};
-    job->n = job->pitch = shape && PyTuple_Check(shape) ? elements_of(shape) : -1;
+    if (!known) return 0;
     memset(items, 0, (HEAD + ROW) * sizeof *items);
     if (job->n > 0 && lies(tensor, shape, job, &strides)) {
         put_head(tensor, number, shape, strides, PyTuple_GetItem(known, 1), job->n, items);
@@ -952,7 +946,7 @@ static int describe(PyObject *tensor, PyObject *number, long mode, const Seen *s
         put_measured(job, mode == 1 && job->n >= torch.least && job->rows == 1, items + HEAD);
         found = !strides || job->totals.first < 0;
     }
-    Py_XDECREF(shape), Py_XDECREF(strides);
+    Py_DECREF(shape), Py_XDECREF(strides);
     for (int i = 0; i < HEAD + ROW && !found; i++) Py_XDECREF(items[i]);
     return found;
 }
