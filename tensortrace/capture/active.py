@@ -46,6 +46,18 @@ class Slot:
         self.lock = threading.RLock()
         self.training: set[threading.Thread] = set()
 
+    def note_training(self) -> None:
+        """Note that this thread trains. Hot."""
+        self.training.add(threading.current_thread())
+
+    def several_train(self) -> bool:
+        """Whether several living threads train: then what one asks may be another's. Hot."""
+        if len(self.training) < 2:
+            return False
+        # Those of DataParallel have ended when backward begins.
+        self.training = {thread for thread in list(self.training) if thread.is_alive()}
+        return len(self.training) > 1
+
 
 class ThreadState(threading.local):
     """What one thread is inside of.

@@ -7,7 +7,6 @@ when the next backward begins. Identity and version are compared, no value is re
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,9 @@ _MOST_LONE = 64
 class Carried:
     """Follow gradients from one optimizer step to the next; keeps no tensor alive.
 
-    Where there is no optimizer, `by_hand` follows them from one backward to the next.
+    Where there is no optimizer, `by_hand` follows them from one backward to the next. Where several
+    threads train nothing is followed: torch writes ``.grad`` without the lock that Python has, and
+    to read one that the backward of another thread writes ends the process.
 
     Args:
         optimizers: those met so far; shared with the recorder.
@@ -55,7 +56,7 @@ class Carried:
 
     def stepped(self, index: int, optimizer: torch.optim.Optimizer) -> None:
         """Remember the first gradient of an optimizer, as its step has left it. Hot."""
-        slot.training.add(threading.current_thread())
+        slot.note_training()
         self._stepped.pop(index, None)
         self._added.discard(index)
         for g, group in enumerate(optimizer.param_groups):
@@ -74,7 +75,7 @@ class Carried:
         """
         fates: dict[str, str] = {}
         self._untouched = {}
-        slot.training.add(threading.current_thread())
+        slot.note_training()
         for index, optimizer in self._followed():
             if index not in self._stepped:
                 continue
@@ -136,7 +137,7 @@ class Carried:
         for index, optimizer in self._optimizers.met():
             for group in optimizer.param_groups:
                 if any(id(p) in wanted for p in group["params"]) or (
-                    not _several_train() and any(id(p.grad) in wanted for p in group["params"])
+                    not slot.several_train() and any(id(p.grad) in wanted for p in group["params"])
                 ):
                     return index
         return None
@@ -148,7 +149,7 @@ class Carried:
             Nothing if there are none. Else ``left`` (how many), ``left_names`` (the first five) and
             ``grown``: over how many calls of zero_grad, running, the first of them was added to.
         """
-        if _several_train():
+        if slot.several_train():
             return {}
         held = self._held()
         found: list[tuple[str, torch.Tensor]] = []
@@ -174,7 +175,7 @@ class Carried:
         They are copies of what one holds, made anew or written by the loop; or what they got was
         taken by torch.autograd.grad, so that the loop has it and they do not.
         """
-        if _several_train():
+        if slot.several_train():
             return []
         held = self._held()
         got = [(name, p) for name, p in names.parameters()
@@ -235,26 +236,13 @@ class Carried:
 
     def _followed(self) -> Iterator[tuple[int, torch.optim.Optimizer]]:
         for index, optimizer in self._optimizers.met():
-            if _several_train():  # asked each time: another thread may begin meanwhile
+            if slot.several_train():  # asked each time: another thread may begin meanwhile
                 return
             yield index, optimizer
 
     def _held(self) -> set[int]:
         met = (optimizer for _, optimizer in self._optimizers.met())
         return {id(p) for o in met for group in o.param_groups for p in group["params"]}
-
-
-def _several_train() -> bool:
-    """Whether several threads train: then no gradient is asked for that may be another thread's.
-
-    torch writes ``.grad`` without the lock that Python has: to read one that the backward of
-    another thread writes ends the process.
-    """
-    if len(slot.training) < 2:
-        return False
-    # Those of DataParallel have ended when backward begins.
-    slot.training = {thread for thread in list(slot.training) if thread.is_alive()}
-    return len(slot.training) > 1
 
 
 def _version(grad: torch.Tensor) -> int:
