@@ -167,7 +167,7 @@ class Recorder:
 
     def pend(self, draft: Draft) -> None:
         """Take a draft; it becomes a record at the next gate."""
-        if slot.several_train():
+        if len(slot.training) > 1 and slot.several_train():
             with self._lock:
                 if not self._still_fits(draft):
                     return
