@@ -382,7 +382,7 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
         call.inputs, call.tensors = [], []
     fields |= {
         "update": recorder.update,
-        "parent": _parent(stack, call) if stack else None,
+        "parent": _parent(stack, call),
         "module": call.path,
         "nth": call.nth,
         "recompute": call.recompute,
@@ -421,7 +421,7 @@ def _end_time(recorder: Recorder, call: OpenCall, fields: dict[str, Any]) -> Non
 
 
 def _parent(stack: list[OpenCall], call: OpenCall) -> int | None:
-    if not stack[-1].wanted or stack[-1].step != call.step:
+    if not stack or not stack[-1].wanted or stack[-1].step != call.step:
         return None
     return stack[-1].seq
 

@@ -26,7 +26,7 @@ from tensortrace.capture.line_thinning import is_taken
 from tensortrace.capture.op_names import REVERSED
 from tensortrace.capture.source import SourceLines
 from tensortrace.capture.stats import StatsQueue, summarize
-from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD, version_of
+from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD, versions_of
 from tensortrace.records import Location
 
 if TYPE_CHECKING:
@@ -198,9 +198,9 @@ def outputs_of(result: Any) -> list[tuple[str, torch.Tensor]]:
     return tensors_in(result if isinstance(result, (tuple, list)) else (result,), "output")
 
 
-def versions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+def versions_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
     """How often each tensor that an op is given was changed, so that it can be asked again."""
-    return [version_of(tensor) for _, tensor in tensors_in((*args, *kwargs.values()), "")]
+    return versions_of([tensor for _, tensor in tensors_in((*args, *kwargs.values()), "")])
 
 
 def _outline(outputs: list[tuple[str, torch.Tensor]]) -> Outline | None:

@@ -37,7 +37,7 @@ from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.op_calls import begin_op, end_op, identify_all, op_raised
 from tensortrace.capture.op_names import BACKWARD, HOOKS, REVERSED, SYNCS, op_of
-from tensortrace.capture.op_places import Place, outputs_of, versions_of, writes
+from tensortrace.capture.op_places import Place, outputs_of, versions_given, writes
 from tensortrace.capture.reader import Held
 from tensortrace.capture.tensors import Passed, TensorDraft
 from tensortrace.records import DERIVATIVE, Location
@@ -352,7 +352,7 @@ def _run(
                 if place.checked:
                     recorder.plain += not (place.writes or _writes(kwargs))
                 elif place.runs > 1:
-                    before = versions_of(args, kwargs)
+                    before = versions_given(args, kwargs)
         except Exception as error:
             recorder.fault("ops", error)
         finally:
@@ -372,7 +372,7 @@ def _run(
             here.rest()
             try:
                 if place is not None and before is not None:
-                    place.checked, place.writes = True, before != versions_of(args, kwargs)
+                    place.checked, place.writes = True, before != versions_given(args, kwargs)
                 # What writes by index returns nothing.
                 made = args[0] if turn.name == "__setitem__" else result
                 end_op(recorder, draft, made, since, place)

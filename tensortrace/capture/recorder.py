@@ -272,7 +272,7 @@ class Recorder:
     def outermost_call(self, module: nn.Module) -> None:
         """A module is about to be called outside every other: maybe a gate, maybe a new step."""
         grad_enabled = torch.is_grad_enabled()
-        if self.owns_thread() and (self.stepping is None or not self.optimizer_running()):
+        if self.owns_thread() and not self.optimizer_running():
             if self.backward_seen:
                 self.gate()
             turn_over = (
@@ -376,9 +376,7 @@ class Recorder:
             "detail": detail or {},
             "tensor": tensor,
         }
-        seq = self.seq
-        self.seq = seq + 1
-        draft = ActionDraft(self.step, seq, fields)
+        draft = ActionDraft(self.step, self.next_seq(), fields)
         self.pend(draft)
         return draft
 

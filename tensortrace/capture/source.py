@@ -111,9 +111,8 @@ class SourceLines:
         frame = self.user_frame(frame)
         if frame is None:
             return None
-        code = frame.f_code
-        known = self._codes.get(id(code)) or self.code_of(code)
-        location = known.at.get(frame.f_lasti) or self._locate_at(known, frame)
+        known = self.code_of(frame.f_code)
+        location = self._locate_at(known, frame)
         return location if known.own else self._with_caller(known, location, frame)
 
     def _locate_at(self, known: Code, frame: FrameType) -> Location:
