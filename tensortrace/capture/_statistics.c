@@ -1139,6 +1139,162 @@ static PyObject *is_quiet(PyObject *module, PyObject *const *args, Py_ssize_t na
     return quiet < 0 ? none() : PyBool_FromLong(quiet);
 }
 
+/* Units of a rectified layer, for `units.py`. */
+
+#define MOST_UNITS 4096
+#define TOGETHER 64
+
+/* Whether an element is above 0, or a NaN, by its bits: a thread that flushes denormals would find
+   them equal to 0. */
+#define IS_ALIVE(T, bits, SIGN, INF)                                                           \
+    (((bits) != 0 && (bits) < (T)(SIGN)) || (bits) > (T)((SIGN) | (INF)))
+
+/* Loops without a branch, which compilers turn into vectors. */
+#define ALIVE(NAME, T, SIGN, INF)                                                              \
+    static int NAME##_any(const char *at, int64_t n) {                                         \
+        int alive = 0;                                                                         \
+        for (int64_t i = 0; i < n; i++) {                                                      \
+            T bits;                                                                            \
+            memcpy(&bits, at + i * (int64_t)sizeof bits, sizeof bits);                         \
+            alive |= IS_ALIVE(T, bits, SIGN, INF);                                             \
+        }                                                                                      \
+        return alive;                                                                          \
+    }                                                                                          \
+    static void NAME##_each(const char *at, int64_t n, uint8_t *alive) {                       \
+        for (int64_t i = 0; i < n; i++) {                                                      \
+            T bits;                                                                            \
+            memcpy(&bits, at + i * (int64_t)sizeof bits, sizeof bits);                         \
+            alive[i] |= IS_ALIVE(T, bits, SIGN, INF);                                          \
+        }                                                                                      \
+    }
+ALIVE(f64, uint64_t, 1ull << 63, INF64)
+ALIVE(f32, uint32_t, 1u << 31, 0x7f800000u)
+ALIVE(f16, uint16_t, 0x8000u, 0x7c00u)
+ALIVE(bf16, uint16_t, 0x8000u, 0x7f80u)
+
+static int (*const any_alive[DTYPES])(const char *, int64_t) = {f32_any, f64_any, f16_any, bf16_any};
+static void (*const each_alive[DTYPES])(const char *, int64_t, uint8_t *) = {
+    f32_each, f64_each, f16_each, bf16_each};
+
+/* Unit u has the `apart` elements from u * apart on, and as many again after all the others. Says of
+   each whether one of them is above 0: of most it is one of the first, so little of a layer is read.
+*/
+static void find_alive(const Job *job, int64_t units, int64_t apart, uint8_t *alive) {
+    int32_t open[MOST_UNITS];
+    const int64_t item = SIZE[job->dtype], pitch = units * apart * item;
+    const char *end = job->at + job->n * item;
+    int64_t left = units;
+    for (int32_t u = 0; u < units; u++) open[u] = u, alive[u] = 0;
+    for (const char *at = job->at; at < end && left; at += pitch) {
+        int64_t still = 0;
+        if (apart == 1 && left * 8 > units) {
+            each_alive[job->dtype](at, units, alive);
+        } else {
+            for (int64_t k = 0; k < left; k++) {
+                const char *from = at + open[k] * apart * item;
+                for (int64_t i = 0; i < apart && !alive[open[k]]; i += TOGETHER) {
+                    const int64_t n = apart - i < TOGETHER ? apart - i : TOGETHER;
+                    alive[open[k]] = (uint8_t)any_alive[job->dtype](from + i * item, n);
+                }
+            }
+        }
+        for (int64_t k = 0; k < left; k++) {
+            const int32_t u = open[k];
+            open[still] = u;
+            still += !alive[u];
+        }
+        left = still;
+    }
+}
+
+static PyObject *count_dead(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    Job job, kept;
+    if (!torch.tensor || nargs != 5) {
+        PyErr_SetString(PyExc_TypeError, "count_dead(tensor, last, apart, step, start)");
+        return NULL;
+    }
+    const long long apart = PyLong_AsLongLong(args[2]);
+    const double step = PyFloat_AsDouble(args[3]), start = PyFloat_AsDouble(args[4]);
+    if (PyErr_Occurred()) return NULL;
+    if (!locate_all(args[0], &job) || !locate_all(args[1], &kept) || kept.dtype != F32 ||
+        kept.n > MOST_UNITS || apart < 1 || job.n / kept.n < apart || job.n % (kept.n * apart)) {
+        PyErr_Clear(); /* as in `look` */
+        return none();
+    }
+    uint8_t alive[MOST_UNITS];
+    if (job.n < MANY) {
+        find_alive(&job, kept.n, apart, alive);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        find_alive(&job, kept.n, apart, alive);
+        Py_END_ALLOW_THREADS
+    }
+    float *last = (float *)kept.at;
+    long dead = 0;
+    double latest = -1;
+    for (int64_t u = 0; u < kept.n; u++) {
+        if (alive[u]) last[u] = (float)step;
+        if (last[u] >= start) continue;
+        dead++;
+        if (last[u] > latest) latest = last[u];
+    }
+    PyObject *found[2] = {PyLong_FromLong(dead), PyFloat_FromDouble(latest + 1)};
+    return as_tuple(found, 2);
+}
+
+/* How far rows differ, for `rows.py`. */
+
+typedef struct {
+    int64_t rows, columns, row_pitch, column_pitch;
+} Sample;
+
+/* Their distance from their mean, and their norm, by way of their distance from the first: equal rows
+   are at none. Not inlined, as above. */
+NOINLINE double spread_of(const Job *job, Sample s) {
+    double apart = 0, whole = 0;
+    for (int64_t column = 0; column < s.columns; column++) {
+        const double first = any_value(job->at, column * s.column_pitch, job->dtype);
+        double sum = 0, squares = 0;
+        for (int64_t row = 0; row < s.rows; row++) {
+            const int64_t i = row * s.row_pitch + column * s.column_pitch;
+            const double x = any_value(job->at, i, job->dtype), d = x - first;
+            sum += d, squares += d * d;
+            whole += x * x;
+        }
+        apart += squares - sum * sum / (double)s.rows;
+    }
+    return sqrt(apart < 0 ? 0 : apart) / sqrt(whole);
+}
+
+static int64_t every(int64_t n, int64_t most) { return n / most + (n % most > 0); }
+
+static PyObject *spread(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    Job job;
+    if (!torch.tensor || nargs != 4) {
+        PyErr_SetString(PyExc_TypeError, "spread(tensor, rows, most_rows, most_columns)");
+        return NULL;
+    }
+    const long long rows = PyLong_AsLongLong(args[1]), most_rows = PyLong_AsLongLong(args[2]);
+    const long long most_columns = PyLong_AsLongLong(args[3]);
+    if (PyErr_Occurred()) return NULL;
+    if (most_rows < 1 || most_columns < 1 || !locate_all(args[0], &job) || rows < 1 || job.n % rows ||
+        is_true(ask(args[0], IS_CONTIGUOUS)) != 1) {
+        PyErr_Clear();
+        return none();
+    }
+    const int64_t columns = job.n / rows;
+    Sample s = {.row_pitch = every(rows, most_rows), .column_pitch = every(columns, most_columns)};
+    s.rows = every(rows, s.row_pitch), s.columns = every(columns, s.column_pitch);
+    s.row_pitch *= columns;
+    unsigned was = arithmetic();
+    if (was != DEFAULT_ARITHMETIC) set_arithmetic(DEFAULT_ARITHMETIC);
+    const double found = spread_of(&job, s);
+    if (was != DEFAULT_ARITHMETIC) set_arithmetic(was);
+    return PyFloat_FromDouble(found);
+}
+
 static int start(PyObject *module) {
     for (int i = 0; i < NAMES; i++)
         if (!torch.names[i] && !(torch.names[i] = PyUnicode_InternFromString(ATTRIBUTES[i]))) return -1;
@@ -1167,6 +1323,10 @@ PyDoc_STRVAR(name_all_doc, "What look_all has found as the inputs, outputs and t
 PyDoc_STRVAR(look_all_doc, "A finished Tensor of each gradient that a node was given, and of each it made.");
 PyDoc_STRVAR(is_quiet_doc, "Whether an ordinary contiguous CPU tensor has this shape and dtype, requires "
                            "no grad and is finite throughout; None of any other.");
+PyDoc_STRVAR(count_dead_doc, "Note in `last` the units that are above 0 in this step; how many were last "
+                             "before `start`, and the step after the latest of those. None as in `look`.");
+PyDoc_STRVAR(spread_doc, "How far a sample of the rows of a contiguous tensor are from their mean, as a share "
+                         "of their norm. None as in `look`.");
 
 static PyMethodDef methods[] = {
     {"prepare", prepare, METH_VARARGS, prepare_doc},
@@ -1183,6 +1343,8 @@ static PyMethodDef methods[] = {
      measure_closely_doc},
     {"sample", (PyCFunction)(void (*)(void))sample, METH_FASTCALL, sample_doc},
     {"moved", (PyCFunction)(void (*)(void))moved, METH_FASTCALL, moved_doc},
+    {"count_dead", (PyCFunction)(void (*)(void))count_dead, METH_FASTCALL, count_dead_doc},
+    {"spread", (PyCFunction)(void (*)(void))spread, METH_FASTCALL, spread_doc},
     {NULL, NULL, 0, NULL}};
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)start}, {0, NULL}};

@@ -40,3 +40,9 @@ def sample(tensor: torch.Tensor, most: int, run: int, /) -> tuple[bytes, int, in
 def moved(
     tensor: torch.Tensor, most: int, run: int, taken: tuple[bytes, int, int, int], /
 ) -> tuple[float, float] | None: ...  # fmt: skip
+def count_dead(
+    tensor: torch.Tensor, last: torch.Tensor, apart: int, step: float, start: float, /
+) -> tuple[int, float] | None: ...  # fmt: skip
+def spread(
+    tensor: torch.Tensor, rows: int, most_rows: int, most_columns: int, /
+) -> float | None: ...  # fmt: skip

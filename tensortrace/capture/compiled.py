@@ -55,7 +55,7 @@ def _load() -> ModuleType | None:
     except ImportError:  # no C compiler when it was installed
         return None
     # One that was built in place from other sources is as good as none.
-    return _statistics if hasattr(_statistics, "head") else None
+    return _statistics if hasattr(_statistics, "spread") else None
 
 
 def _load_turns() -> ModuleType | None:

@@ -9,9 +9,10 @@ import math
 
 import torch
 
-from tensortrace.capture.unwrap import plain, quiet
+from tensortrace.capture import compiled
+from tensortrace.capture.unwrap import is_dense_cpu, plain, quiet
 
-__all__ = ["row_spread"]
+__all__ = ["row_spread", "row_spread_now"]
 
 _ROWS = 16
 _COLUMNS = 512
@@ -35,14 +36,29 @@ def row_spread(tensor: torch.Tensor) -> torch.Tensor | None:
             rows, columns = len(found), found[0].numel() if len(found) else 0
             if rows < 2 or not columns:
                 return None
+            flat = found.is_contiguous()
             found = found[:: math.ceil(rows / _ROWS)]
             # Of channels last, flattening makes a copy; a view of some of each dim does not.
-            found = found.flatten(1) if found.is_contiguous() else _corner(found).flatten(1)
+            found = (found if flat else _corner(found)).flatten(1)
             sample = found[:, :: math.ceil(found.shape[1] / _COLUMNS)].float()
             apart, whole = torch._foreach_norm([sample - sample.mean(0), sample])
             return apart / whole
         except RuntimeError:
             return None  # nothing worth failing for: out of memory, odd layouts
+
+
+def row_spread_now(tensor: torch.Tensor) -> float | None:
+    """The same number, where the compiled kernel can read it; None where `row_spread` has to. Hot.
+
+    Args:
+        tensor: any; call it inside `DisableTorchFunction`.
+    """
+    if compiled.kernel is None or type(tensor) not in compiled.EXACT or not is_dense_cpu(tensor):
+        return None
+    if tensor.dim() < 2 or len(tensor) < 2:
+        return None
+    found: float | None = compiled.kernel.spread(tensor, len(tensor), _ROWS, _COLUMNS)
+    return found
 
 
 def _corner(found: torch.Tensor) -> torch.Tensor:

@@ -245,6 +245,10 @@ class StatsQueue:
                 return [self._put(each) for each in found]
         return [self._add_scalar(value) for value in values]
 
+    def add_number(self, value: float) -> Ticket:
+        """As `add_scalars`, of a number that is known already."""
+        return self._put(_of_one(value))
+
     def _add_scalar(self, value: torch.Tensor) -> Ticket:
         try:
             with torch._C.DisableTorchFunction():

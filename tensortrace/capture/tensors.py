@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from tensortrace.capture import compiled
-from tensortrace.capture.rows import row_spread
+from tensortrace.capture.rows import row_spread, row_spread_now
 from tensortrace.capture.stats import Head, Stats, StatsQueue, Ticket, stats_of
 from tensortrace.capture.units import RECTIFIED, Tickets, Units
 from tensortrace.engine import CLOSELY, SELDOM
@@ -368,10 +368,15 @@ class TensorTable:
 
     def compare_rows(self, tensor: torch.Tensor, draft: TensorDraft) -> None:
         """Let the description of a tensor say how far its rows differ."""
-        if draft.is_measured():
-            spread = row_spread(tensor)
-            if spread is not None:
-                (draft.spread,) = self._queue.add_scalars([spread])
+        if not draft.is_measured():
+            return
+        known = row_spread_now(tensor)
+        if known is not None:
+            draft.spread = self._queue.add_number(known)
+            return
+        spread = row_spread(tensor)
+        if spread is not None:
+            (draft.spread,) = self._queue.add_scalars([spread])
 
     def compare_outputs(self, tensor: torch.Tensor, number: int) -> None:
         """The same for what an outermost module returns: of few tensors a step, and few steps."""

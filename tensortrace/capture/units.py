@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from tensortrace.capture.unwrap import plain, quiet
+from tensortrace.capture import compiled
+from tensortrace.capture.graph import LEAF
+from tensortrace.capture.unwrap import is_backed, is_dense_cpu, plain, quiet
 from tensortrace.engine import CLOSELY, SELDOM
 
 if TYPE_CHECKING:
@@ -78,10 +80,9 @@ class Units:
         """
         try:
             found = _layer_of(tensor.grad_fn, tensor.shape) if tensor.dim() > 1 else None
-            if found is None:
+            if found is None or not _can_be_read(tensor):
                 return None
-            with quiet():
-                return self._look(tensor, *found, step, queue)
+            return self._look(tensor, *found, step, queue)
         except RuntimeError:
             return None  # nothing that a count is worth failing for: out of memory, odd layouts
 
@@ -92,24 +93,8 @@ class Units:
     def _look(
         self, tensor: torch.Tensor, parameter: torch.Tensor, dim: int, step: int, queue: StatsQueue
     ) -> Tickets | None:
-        if plain(tensor) is not tensor or not tensor.numel():
-            return None
-        units = len(parameter)
-        if tensor.shape[dim] != units:
-            tensor = tensor.view(len(tensor), units, -1)
-        layer = self._layers.get(id(parameter))
-        if (
-            layer is None
-            or layer.parameter() is not parameter
-            or len(layer.last) != units
-            # A dry run on the CPU, before the same Parameter moves to its device.
-            or layer.last.device != tensor.device
-        ):
-            if len(self._layers) >= _MOST_LAYERS:
-                self._layers.clear()
-            last = torch.full((units,), float(step - 1), device=tensor.device)
-            layer = self._layers[id(parameter)] = _Layer(parameter, last)
-        seen = layer.seen
+        layer = self._layer(parameter, tensor.device, step)
+        seen, units = layer.seen, len(layer.last)
         if len(seen) >= CLOSELY and step % SELDOM:
             return None
         rows = tensor.numel() // units
@@ -117,18 +102,73 @@ class Units:
             rows += seen.pop()[1]
         seen.append((step, rows))
         del seen[:-_REMEMBERED]
-        # Sample by sample first: of small images amax(0, 2, 3) takes ten times as long.
-        highest = tensor.amax(0)
-        if highest.dim() > 1:
-            highest = highest.flatten(1).amax(1) if dim == 1 else highest.flatten(0, -2).amax(0)
-        # Not "above 0": NaN is no sign of death.
-        layer.last = torch.where(highest <= 0, layer.last, float(step))
         start = _window(seen)
-        if start is None:
-            return None
-        dead = layer.last < start
-        since = torch.where(dead, layer.last, -1.0).amax() + 1
-        return Tickets(units, *queue.add_scalars([dead.sum(dtype=torch.float32), since]))
+        counted = _count_now(tensor, layer.last, dim, step, start or 0)
+        if counted is not None:
+            return None if start is None else Tickets(units, *map(queue.add_number, counted))
+        with quiet():
+            layer.last = _noted(tensor, layer.last, dim, step)
+            if start is None:
+                return None
+            dead = layer.last < start
+            since = torch.where(dead, layer.last, -1.0).amax() + 1
+            return Tickets(units, *queue.add_scalars([dead.sum(dtype=torch.float32), since]))
+
+    def _layer(self, parameter: torch.Tensor, device: torch.device, step: int) -> _Layer:
+        """What is known of a layer."""
+        layer, units = self._layers.get(id(parameter)), len(parameter)
+        if (
+            layer is None
+            or layer.parameter() is not parameter
+            or len(layer.last) != units
+            # A dry run on the CPU, before the same Parameter moves to its device.
+            or layer.last.device != device
+        ):
+            if len(self._layers) >= _MOST_LAYERS:
+                self._layers.clear()
+            with quiet():
+                last = torch.full((units,), float(step - 1), device=device)
+            layer = self._layers[id(parameter)] = _Layer(parameter, last)
+        return layer
+
+
+def _can_be_read(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has elements, and they are its own."""
+    if not tensor.numel():
+        return False
+    if is_dense_cpu(tensor):
+        return is_backed(tensor)
+    with quiet():
+        return plain(tensor) is tensor
+
+
+def _count_now(
+    tensor: torch.Tensor, last: torch.Tensor, dim: int, step: int, start: int
+) -> tuple[int, float] | None:
+    """Note in `last` which units are above 0, if the compiled kernel can read them. Hot.
+
+    Returns:
+        How many units are dead since before step `start`, and the first step without all of them.
+    """
+    if compiled.kernel is None:
+        return None
+    # Elements between a unit and the next, in any dense order: images that were flattened have
+    # `shape[dim] // units` of each.
+    apart = tensor.stride(dim) * (tensor.shape[dim] // len(last))
+    found: tuple[int, float] | None = compiled.kernel.count_dead(tensor, last, apart, step, start)
+    return found
+
+
+def _noted(tensor: torch.Tensor, last: torch.Tensor, dim: int, step: int) -> torch.Tensor:
+    """`last` with this step for each unit that is above 0; nothing is read from the device."""
+    if tensor.shape[dim] != len(last):
+        tensor = tensor.view(len(tensor), len(last), -1)
+    # Sample by sample first: of small images amax(0, 2, 3) takes ten times as long.
+    highest = tensor.amax(0)
+    if highest.dim() > 1:
+        highest = highest.flatten(1).amax(1) if dim == 1 else highest.flatten(0, -2).amax(0)
+    # Not "above 0": NaN is no sign of death.
+    return torch.where(highest <= 0, last, float(step))
 
 
 def _window(seen: list[tuple[int, int]]) -> int | None:
@@ -157,14 +197,14 @@ def _layer_of(root: Node | None, shape: torch.Size) -> tuple[torch.Tensor, int] 
     dim = None
     nodes = [root]
     for node in nodes:
-        parameter = getattr(node, "variable", None)
+        name = node.name()
+        parameter = node.variable if name == LEAF else None  # type: ignore[attr-defined]
         if parameter is not None and dim is not None and parameter.dim():
             units = len(parameter)
             fits = shape[1] % units == 0 if flat and dim == 1 else shape[dim] == units
             if fits and units <= _MOST_UNITS:
                 return parameter, dim
             continue
-        name = node.name()
         if dim is None and any(word in name for word in _CHANNELS):
             dim = 1
         elif dim is None and any(word in name for word in _FEATURES):

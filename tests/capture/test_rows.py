@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from tensortrace import trace
-from tensortrace.capture.rows import row_spread
+from tensortrace.capture import compiled
+from tensortrace.capture.rows import row_spread, row_spread_now
 from tensortrace.records import Call, Param
 from tests.capture import Recorded
 
@@ -27,6 +28,60 @@ TENSORS = {
     "channels last": lambda: torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last),
     "expanded": lambda: torch.randn(1, 5).expand(8, 5),
 }
+
+
+needs_kernel = pytest.mark.skipif(compiled.kernel is None, reason="without the compiled kernel")
+CONTIGUOUS = {
+    "matrix": lambda: torch.randn(8, 5),
+    "double": lambda: torch.randn(8, 5, dtype=torch.float64),
+    "half": lambda: torch.randn(8, 16).half(),
+    "bfloat16": lambda: torch.randn(8, 16).bfloat16(),
+    "some rows": lambda: torch.randn(33, 5),
+    "some columns": lambda: 1 + torch.randn(3, 1025),
+    "images": lambda: 3 + torch.randn(100, 3, 33, 31),
+    "alike": lambda: torch.randn(1, 700).repeat(20, 1),
+    "nearly alike": lambda: 1e6 + torch.randn(20, 700, dtype=torch.float64),
+    "first row apart": lambda: torch.cat([torch.full((1, 9), 1e3), torch.randn(7, 9)]),
+    "zeros": lambda: torch.zeros(3, 4),
+    "not finite": lambda: torch.tensor([[1.0, torch.inf], [2.0, 3.0]]),
+}
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", CONTIGUOUS)
+def test_the_compiled_kernel_says_what_torch_says_of_the_same_sample(kind):
+    torch.manual_seed(0)
+    x = CONTIGUOUS[kind]()
+    wide = row_spread(x.double()) if kind == "nearly alike" else row_spread(x)
+    assert row_spread_now(x) == pytest.approx(wide.item(), rel=1e-3, abs=1e-6, nan_ok=True)
+    sample = x[:: -(-len(x) // 16)].flatten(1)
+    sample = sample[:, :: -(-sample.shape[1] // 512)]
+    assert row_spread_now(x) == pytest.approx(oracle(sample), rel=1e-9, abs=1e-9, nan_ok=True)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    "x",
+    [torch.randn(5), torch.randn(1, 5), torch.arange(6).view(2, 3), torch.empty(0, 3),
+     torch.empty(3, 0), torch.eye(3).to_sparse(), torch.empty(2, 3, device="meta"),
+     torch.randn(5, 8).t(), torch.randn(1, 5).expand(8, 5), torch.randn(4, 6)[:, ::2]],
+)  # fmt: skip
+def test_what_the_compiled_kernel_may_not_read_is_left_to_torch(x):
+    assert row_spread_now(x) is None
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_not_measured():
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)])
+    assert row_spread_now(nested) is row_spread(nested) is None
+
+
+@needs_kernel
+def test_nonsense_about_rows_is_refused():
+    with pytest.raises(TypeError, match="spread"):
+        compiled.kernel.spread(torch.zeros(2, 3))
+    assert compiled.kernel.spread(torch.zeros(2, 3), 4, 16, 512) is None
+    assert compiled.kernel.spread(torch.zeros(2, 3), 2, 0, 512) is None
 
 
 @pytest.mark.parametrize("kind", TENSORS)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tensortrace import trace
+from tensortrace.capture import compiled
 from tensortrace.capture.stats import StatsQueue, stats_of
 from tensortrace.capture.units import Units
 from tensortrace.records import Call
@@ -140,6 +141,94 @@ def test_no_parameter_is_kept_alive_and_its_address_may_be_used_again():
     for step in range(30):  # a layer made anew in each step has no history
         layer = kill(nn.Linear(4, 10))
         assert look(units, lambda layer=layer: F.relu(layer(torch.randn(64, 4))), step) is None
+
+
+needs_kernel = pytest.mark.skipif(compiled.kernel is None, reason="without the compiled kernel")
+LAYOUTS = {
+    "features": (lambda x: x.flatten(0, 1), 1),
+    "features over positions": (lambda x: x, 2),
+    "channels": (lambda x: x.movedim(2, 1).contiguous(), 1),
+    "channels last": (lambda x: x.movedim(2, 1).unsqueeze(-1).contiguous(
+        memory_format=torch.channels_last), 1),
+    "transposed": (lambda x: x.flatten(0, 1).t().contiguous().t(), 1),
+    "one channel": (lambda x: x.amax(2, keepdim=True).movedim(2, 1).contiguous(), 1),
+}  # fmt: skip
+
+
+def rectified(dtype, rows, dead):
+    """``(rows, 70, 90)`` with so many dead units, and what is not above 0 written in all ways."""
+    x = torch.randn(rows, 70, 90).relu_().to(dtype)
+    x[:, :, torch.randperm(90)[:dead]] = 0
+    x[x == 0] = -0.0
+    x[:, ::2][x[:, ::2] == 0] = -torch.inf
+    x[:, ::3][x[:, ::3] == 0] = 0
+    return x
+
+
+@needs_kernel
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "dead"), [(1, 3), (3, 0), (3, 20), (3, 89), (3, 90), (40, 31)])
+def test_the_compiled_kernel_finds_the_units_that_torch_finds(layout, dtype, rows, dead):
+    torch.manual_seed(rows + dead)
+    lay, dim = LAYOUTS[layout]
+    x = lay(rectified(dtype, rows, dead))
+    others = [d for d in range(x.dim()) if d != dim]
+    last = torch.randint(-1, 6, (x.shape[dim],)).float()
+    expected = torch.where(~(x.amax(others) <= 0), 7.0, last)
+    gone = expected[expected < 4]
+    since = gone.max().item() + 1 if len(gone) else 0
+    said = compiled.kernel.count_dead(x, last, x.stride(dim), 7, 4)
+    assert torch.equal(last, expected)
+    assert said == (len(gone), since)
+
+
+@needs_kernel
+@pytest.mark.parametrize("value", [1e-45, torch.nan, -torch.nan, torch.inf])
+@pytest.mark.parametrize("at", [(0, 0), (4, 0), (4, 299), (2, 63), (2, 64)])
+@pytest.mark.parametrize("apart", [1, 300])
+def test_one_element_that_is_not_below_zero_keeps_a_unit_alive(value, at, apart):
+    x = -torch.ones(5, 7, 300) if apart > 1 else -torch.ones(5, 300, 7)
+    row, column = at
+    (x[row, 3] if apart > 1 else x[row, :, 3])[column] = value
+    last = torch.zeros(7)
+    torch.set_flush_denormal(True)
+    try:
+        said = compiled.kernel.count_dead(x, last, apart, 2, 1)
+    finally:
+        torch.set_flush_denormal(False)
+    assert (said, last.tolist()) == ((6, 1), [0, 0, 0, 2, 0, 0, 0])
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("x", "last", "apart"),
+    [
+        (torch.zeros(4, 6)[:, ::2], torch.zeros(3), 1),
+        (torch.zeros(4, 6, dtype=torch.int64), torch.zeros(6), 1),
+        (torch.zeros(4, 6, device="meta"), torch.zeros(6), 1),
+        (torch.zeros(0, 6), torch.zeros(6), 1),
+        (torch.zeros(4, 6), torch.zeros(5), 1),
+        (torch.zeros(4, 6), torch.zeros(6), 5),
+        (torch.zeros(4, 6), torch.zeros(6), 0),
+        (torch.zeros(4, 6), torch.zeros(6), 2**62),
+        (torch.zeros(4, 6), torch.zeros(6, dtype=torch.float64), 1),
+        (torch.zeros(2, 5000), torch.zeros(5000), 1),
+        (torch.zeros(4, 6).to_sparse(), torch.zeros(6), 1),
+        (None, torch.zeros(6), 1),
+    ],
+)
+def test_what_the_compiled_kernel_may_not_read_is_left_to_torch(x, last, apart):
+    assert compiled.kernel.count_dead(x, last, apart, 2, 1) is None
+    assert not last.any()
+
+
+@needs_kernel
+def test_nonsense_about_units_is_refused():
+    with pytest.raises(TypeError, match="count_dead"):
+        compiled.kernel.count_dead(torch.zeros(2, 3))
+    with pytest.raises(TypeError):
+        compiled.kernel.count_dead(torch.zeros(2, 3), torch.zeros(3), "1", 0, 0)
 
 
 @pytest.mark.gpu
