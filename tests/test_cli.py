@@ -14,6 +14,7 @@ import pytest
 from tensortrace import cli
 from tensortrace.checks import all_checks
 from tensortrace.errors import UsageError
+from tensortrace.log.claim import claim
 from tensortrace.records import Module
 from tensortrace.run.run import TAIL
 from tensortrace.tui.opening import Opening
@@ -250,6 +251,19 @@ def test_a_folder_without_a_log_is_a_mistake(run) -> None:
     code, _, err = run("report")
     assert code == 2
     assert "no tensortrace log" in err
+
+
+def test_windows_is_told_in_one_sentence_what_to_do(run, monkeypatch) -> None:
+    write_log(Path("log.jsonl"), make_run([make_step(0)]))
+    monkeypatch.delattr(os, "pread")
+    said = "tensortrace writes and reads logs on Linux and macOS; on Windows use it inside WSL"
+    for command in ("report", "lines", "view", "export"):
+        code, out, err = run(command, "log.jsonl")
+        assert (code, out) == (2, "")
+        assert said in err
+    with pytest.raises(UsageError, match=said):
+        claim(Path("new.jsonl"))
+    assert not Path("new.jsonl").exists()
 
 
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)

@@ -13,6 +13,7 @@ from pathlib import Path
 from tensortrace.errors import UsageError
 from tensortrace.log import zstd
 from tensortrace.log.codec import decode, is_ours
+from tensortrace.log.files import check_platform
 from tensortrace.records import Header
 from tensortrace.text import escape
 
@@ -40,6 +41,7 @@ def claim(path: Path) -> int | None:
 
     It is taken by a log that another writer holds, and by one that this process wrote before.
     """
+    check_platform()
     with contextlib.suppress(FileNotFoundError):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")

@@ -10,7 +10,21 @@ import contextlib
 import os
 from pathlib import Path
 
+from tensortrace.errors import UsageError
+
 CHUNK = 1 << 20
+
+
+def check_platform() -> None:
+    """Say before anything is opened that logs need POSIX: reads by position, locks, renames.
+
+    Raises:
+        UsageError: on Windows.
+    """
+    if not hasattr(os, "pread"):
+        raise UsageError(
+            "tensortrace writes and reads logs on Linux and macOS; on Windows use it inside WSL"
+        )
 
 
 class LogFile:

@@ -12,7 +12,7 @@ import msgspec
 
 from tensortrace.errors import LogError
 from tensortrace.log.codec import HEADER_PREFIX, decode, is_ours
-from tensortrace.log.files import CHUNK, LogFile
+from tensortrace.log.files import CHUNK, LogFile, check_platform
 from tensortrace.log.unpacking import GZIP, Unpacked
 from tensortrace.log.zstd import MAGIC
 from tensortrace.records import FORMAT, FORMAT_VERSION, Header, Record
@@ -39,6 +39,7 @@ def open_log(
 
 def start_log(path: str | Path) -> tuple[LogFile, Header]:
     """As `open_log`, but what has to be unpacked is not waited for: `LogFile.unpacked` grows."""
+    check_platform()
     name = escape(str(path))
     try:
         file = _open_bytes(Path(path), name)
