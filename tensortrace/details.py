@@ -124,7 +124,7 @@ class Mode(TypedDict, total=False):
 class Loader(TypedDict, total=False):
     """A DataLoader begins to be read; `batches` of an epoch, None if that is not known.
 
-    `same_order` is how often running the `sampler` has begun where it did the time before.
+    `order` is a hash of what decides the order in which a `sampler` draws, if it shuffles.
     """
 
     host_ns: Count
@@ -133,7 +133,7 @@ class Loader(TypedDict, total=False):
     pin_memory: bool
     shuffled: bool
     replacement: bool
-    same_order: Count
+    order: str
     sampler: str
 
 

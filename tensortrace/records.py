@@ -244,7 +244,8 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     `added` says whether a backward has added to the first gradient that its step before has left;
     None if it has left none. `moved` names, in full steps, parameters that got a gradient and
     that no optimizer holds, and that are others, or hold other values, than at the last such step,
-    or have kept no gradient.
+    or have kept no gradient. `anew` is True at the first step of one that takes the number of
+    another, which is gone.
     """
 
     seq: int
@@ -261,6 +262,7 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     stray: dict[str, Scalar] = {}
     added: bool | None = None
     moved: list[str] = []
+    anew: bool = False
     location: Location | None = None
 
     @property

@@ -150,7 +150,7 @@ def _loader(orders: Orders, recorder: Recorder, args: Any, kwargs: Any, call: _C
     order: dict[str, Any] = {}
     if counts:
         with Ours(recorder, "loop"):
-            order = orders.begins(args[0])  # before anything is drawn
+            order = orders.order_of(args[0])  # before anything is drawn
     started = time.perf_counter_ns()
     batches = _quietly(call)  # with workers, that is where they start
     if counts:

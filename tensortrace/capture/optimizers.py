@@ -85,9 +85,10 @@ class OptimizerHooks:
 class _Met:
     """What is known of an optimizer when it is gone; no parameter can be held, not even weakly."""
 
-    __slots__ = ("keys", "likeness", "ref", "steps")
+    __slots__ = ("anew", "keys", "likeness", "ref", "steps")
 
     def __init__(self, optimizer: Optimizer) -> None:
+        self.anew = False
         self.ref = weakref.ref(optimizer)
         self.likeness = _likeness(optimizer)
         self.keys = hash(tuple(map(id, _parameters(optimizer))))
@@ -129,10 +130,17 @@ class Optimizers:
         for i, met in enumerate(self._met):
             alike = full and met.ref() is None and met.likeness == new.likeness
             if alike or met.leaves_to(new, optimizer):
+                new.anew = True
                 self._met[i] = new
                 return i
         self._met.append(new)
         return len(self._met) - 1
+
+    def is_anew(self, index: int) -> bool:
+        """Whether an optimizer has taken the number of another one; said once."""
+        met = self._met[index]
+        anew, met.anew = met.anew, False
+        return anew
 
     def stepped(self, index: int) -> None:
         """Count a step of an optimizer that has moved what it holds."""
@@ -313,6 +321,7 @@ def begin_step(
         "stray": _strays(optimizer),
         "added": recorder.carried.added_to(index),
         "moved": moved,
+        "anew": recorder.optimizers.is_anew(index),
         "location": recorder.sources.locate_frame(frame),
     }
     # Replayed calls come before the record that makes the checks decide.

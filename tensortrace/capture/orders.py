@@ -1,7 +1,9 @@
-"""Whether a loader gives its samples in the order of the time before."""
+"""What decides the order in which a loader gives its samples."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import weakref
 from typing import Any
 
@@ -20,37 +22,55 @@ from tensortrace.capture.unwrap import quiet
 _DRAWING = frozenset({RandomSampler, SubsetRandomSampler, WeightedRandomSampler})
 
 
+# So many of a sampler's indices or weights tell whether they were replaced.
+_GLANCED = 256
+
+
 class Orders:
-    """What decided the order in which each sampler was read last; keeps no sampler alive."""
+    """Tells samplers apart; keeps none alive."""
 
     def __init__(self) -> None:
-        self._met: weakref.WeakKeyDictionary[Any, tuple[int, int]] = weakref.WeakKeyDictionary()
+        self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._count = itertools.count()
 
-    def begins(self, loader: DataLoader[Any]) -> dict[str, Any]:
-        """Note that a loader is about to be read. Once an epoch: hashing a state takes 20 us.
+    def order_of(self, loader: DataLoader[Any]) -> dict[str, str]:
+        """Say what decides the order of the epoch that is about to begin.
+
+        Asked once an epoch: to hash the state of a generator takes 10 us.
 
         Returns:
-            ``same_order``: how often running its sampler has begun from the same state of its
-            generator, or in the same epoch of a `DistributedSampler`, and the class of the
-            ``sampler``. Nothing the first time, and of what does not shuffle.
+            ``order``: a hash of the sampler's number, of the state of its generator or of the epoch
+            of a `DistributedSampler`, and of what is drawn from; and the class of the ``sampler``.
+            Nothing of what does not shuffle, and of other samplers.
         """
         sampler = loader.sampler
-        state = _decides(sampler)
-        if state is None:
+        try:
+            decides = _decides(sampler)
+        except Exception:
+            return {}  # a dataset that cannot say its length yet: the loader will say so
+        if decides is None:
             return {}
-        last, times = self._met.get(sampler, (None, 0))
-        times = times + 1 if state == last else 1
-        self._met[sampler] = state, times
-        return {"same_order": times, "sampler": type(sampler).__name__} if times > 1 else {}
+        # Another sampler may be of other data.
+        number = self._numbers.get(sampler)
+        if number is None:
+            number = self._numbers[sampler] = next(self._count)
+        order = hashlib.blake2b(decides + b"%d" % number, digest_size=8).hexdigest()
+        return {"order": order, "sampler": type(sampler).__name__}
 
 
-def _decides(sampler: Any) -> int | None:
-    """A hash of what the order depends on; None of other samplers, and of those in order."""
+def _decides(sampler: Any) -> bytes | None:
     if type(sampler) is DistributedSampler:
-        return hash((sampler.seed, sampler.epoch)) if sampler.shuffle else None
+        told = sampler.seed, sampler.epoch, len(sampler)
+        return repr(told).encode() if sampler.shuffle else None
     if type(sampler) not in _DRAWING:
         return None
     with quiet():
         generator = sampler.generator
         state = torch.get_rng_state() if generator is None else generator.get_state()
-        return hash(state.cpu().numpy().tobytes())
+        drawn = [_glance(getattr(sampler, name, ())) for name in ("indices", "weights")]
+        return bytes(state.cpu().numpy().tobytes()) + repr((len(sampler), drawn)).encode()
+
+
+def _glance(values: Any) -> list[Any]:
+    some = values[:: max(1, len(values) // _GLANCED)]
+    return some.tolist() if isinstance(some, torch.Tensor) else list(some)

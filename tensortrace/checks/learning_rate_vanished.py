@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
-from tensortrace.records import Optimizer, Step
+from tensortrace.records import Module, Optimizer, Step
 from tensortrace.text import number_text
 
 
@@ -44,7 +44,8 @@ def learning_rate_vanished(
     Symptom:    the loss falls at first and is stuck from then on, far from where it could be
     Threshold:  the highest learning rate of an optimizer is above 0 and <= fraction * the highest
                 that it had, in `sustain` of its steps running and in more than `share` of all, and
-                no weight that it holds moves by more than `still` of its norm in this one
+                no weight that it holds moves by more than `still` of its norm in this one, of
+                float64 by more than a 2**29th of that
     Source:     `still` is the rounding of float32: a relative change below it is lost. A usual
                 update is 1e-3 of the weights (A. Karpathy, "Makemore 3"), so 1e-6 of that is far
                 below. `sustain` and `share` chosen here, so that the last steps of a cosine, a
@@ -70,6 +71,8 @@ def learning_rate_vanished(
         return
     rates: dict[int, _Rate] = memory.setdefault("rates", {})
     for optimizer in step.optimizers:
+        if optimizer.anew:
+            rates.pop(optimizer.index, None)
         if optimizer.skipped:
             continue
         rate = rates.get(optimizer.index)
@@ -78,7 +81,9 @@ def learning_rate_vanished(
         if not _is_low(rate, optimizer, fraction):
             continue
         moved = _most_moved(summary, rate.held)
-        if rate.low >= max(sustain, share * rate.steps) and moved is not None and moved <= still:
+        if rate.low < max(sustain, share * rate.steps) or moved is None:
+            continue
+        if moved <= still * _finer(step.modules, rate.held):
             yield _draft(optimizer, rate, moved, fraction)
 
 
@@ -101,6 +106,12 @@ def _most_moved(summary: Step, held: set[str]) -> float | None:
     columns = summary.modules
     rows = zip(columns.path, columns.update_ratio, strict=False)
     return max((ratio for path, ratio in rows if path in held and ratio is not None), default=None)
+
+
+def _finer(modules: Mapping[str, Module], held: set[str]) -> float:
+    """The rounding of the finest parameter of some modules over that of float32."""
+    dtypes = (p.dtype for path in held if path in modules for p in modules[path].parameters)
+    return 2.0**-29 if "float64" in dtypes else 1.0
 
 
 def _draft(optimizer: Optimizer, rate: _Rate, moved: float, fraction: float) -> Draft:

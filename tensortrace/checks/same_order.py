@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
@@ -12,18 +12,14 @@ from tensortrace.text import location_text
 
 
 @dataclass(slots=True)
-class _Loop:
-    """One loop over a loader: the optimizers that step in this epoch of it and in the one before.
+class _Series:
+    """Epochs of one loop in which one optimizer steps: the order of the last, `running` alike.
 
-    `again` says that this epoch has the order of the one before, `running` counts such epochs in
-    which an optimizer goes on stepping that stepped in the one before.
+    `epoch` is the record with which that began.
     """
 
-    stepped: set[int] = field(default_factory=set)
-    before: set[int] = field(default_factory=set)
-    again: bool = False
-    counted: bool = False
-    running: int = 0
+    epoch: Action
+    running: int = 1
 
 
 @check("TT615", "same-order-again", of=("loader", "fetch"))
@@ -34,9 +30,9 @@ def same_order_again(
 
     Symptom:    the loss goes through the same ups and downs in every epoch; validation is worse
                 than it could be; where the seed is set anew, dropout drops the same units, too
-    Threshold:  in `sustain` epochs running a sampler begins in the same state of its random
-                generator, or a DistributedSampler in the same epoch, while an optimizer goes on
-                stepping
+    Threshold:  in `sustain` epochs running, of one loop in which one optimizer steps, a sampler
+                begins in the same state of its random generator, or a DistributedSampler in the
+                same epoch; a state dict that is loaded begins anew
     Source:     torch.utils.data.distributed.DistributedSampler: without set_epoch "the same
                 ordering will be always used"; the state decides what is drawn; `sustain` chosen
                 here, as a search for a learning rate may come first
@@ -54,43 +50,57 @@ def same_order_again(
     """
     if step.summary is None:
         return
-    loops: dict[str, _Loop] = memory.setdefault("loops", {})
     begun: dict[str, Action] = memory.setdefault("begun", {})
+    series: dict[tuple[str, int], _Series] = memory.setdefault("series", {})
     for record in step.happened():
         if isinstance(record, Optimizer):
-            # Of several loops, one inside another, that which gave the last batch.
-            loop = loops.get(memory.get("fetched", ""))
-            if loop and not record.skipped and _steps(loop, record.index, sustain):
-                yield _draft(begun[memory["fetched"]], loop, sustain)
+            if record.anew:
+                _forget(series, record.index)
+            # Of several loops, one inside another, that which gave the batch of the last loss.
+            place = memory.pop("trained", None) or memory.get("fetched")
+            if record.skipped or place not in begun:
+                continue
+            found = _steps(series, (place, record.index), begun[place])
+            if found is not None and found.running >= sustain:
+                yield _draft(found, sustain)
+        elif record.action == "loss":
+            memory["trained"] = memory.get("fetched")
         elif record.action == "fetch":
             memory["fetched"] = location_text(record.location)
         elif record.action == "loader":
-            place = location_text(record.location)
-            begun[place] = record
-            _begins(loops.setdefault(place, _Loop()), record)
+            begun[location_text(record.location)] = record
+        elif record.action == "load_state_dict":
+            series.clear()
 
 
-def _begins(loop: _Loop, loader: Action) -> None:
-    if not loop.counted:
-        loop.running = 0
-    loop.before, loop.stepped = loop.stepped, set()
+def _forget(series: dict[tuple[str, int], _Series], optimizer: int) -> None:
+    for key in [key for key in series if key[1] == optimizer]:
+        del series[key]
+
+
+def _steps(
+    series: dict[tuple[str, int], _Series], key: tuple[str, int], epoch: Action
+) -> _Series | None:
+    """Take in a step of an optimizer; the series if it is the first of an epoch like the last."""
+    last = series.get(key)
+    if last is not None and last.epoch is epoch:
+        return None
+    order = epoch.detail.get("order")
     # Of a single batch the order does not matter.
-    several = loader.detail.get("batches") != 1
-    loop.again, loop.counted = several and loader.detail.get("same_order", 1) > 1, False
+    if (
+        last is None
+        or order is None
+        or order != last.epoch.detail.get("order")
+        or epoch.detail.get("batches") == 1
+    ):
+        series[key] = _Series(epoch)
+        return None
+    last.epoch, last.running = epoch, last.running + 1
+    return last
 
 
-def _steps(loop: _Loop, optimizer: int, sustain: int) -> bool:
-    """Take in a step of an optimizer; whether it is the first of an epoch that is one too many."""
-    loop.stepped.add(optimizer)
-    if not loop.again or loop.counted or optimizer not in loop.before:
-        return False
-    loop.counted = True
-    loop.running += 1
-    return loop.running + 1 >= sustain
-
-
-def _draft(begun: Action, loop: _Loop, sustain: int) -> Draft:
-    epochs = loop.running + 1
+def _draft(series: _Series, sustain: int) -> Draft:
+    begun, epochs = series.epoch, series.running
     sampler = begun.detail.get("sampler", "sampler")
     if sampler == "DistributedSampler":
         why = "set_epoch of its DistributedSampler is not called in between"

@@ -599,3 +599,18 @@ def test_an_optimizer_inside_another_hides_no_op_of_the_loop(with_closure: bool)
     records = record(program)
     assert [call.step for call in records.ops() if call.op == "square"] == [0, 1, 2]
     assert [action.step for action in records.actions("loss")] == [0, 1, 2]
+
+
+def test_the_first_step_of_one_that_takes_the_number_of_another_says_so():
+    records = Recorded()
+    model = nn.Linear(3, 2)
+    with trace(out=records.append):
+        for steps in (2, 1, 3):
+            sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+            for _ in range(steps):
+                model(torch.ones(4, 3)).sum().backward()
+                sgd.step()
+                sgd.zero_grad()
+            del sgd
+    told = [(r.index, r.anew) for r in records.of(Optimizer)]
+    assert told == [(0, new) for new in (False, False, True, True, False, False)]

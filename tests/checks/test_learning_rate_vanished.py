@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from msgspec import structs
 from torch import nn
 from torch.optim import lr_scheduler as schedules
 
+from tensortrace.records import Module, Optimizer, ParameterInfo
 from tests.checks import brief, closing, find, optimizer, row
 from tests.checks.traced import find_live
 
@@ -128,3 +130,23 @@ def test_a_schedule_of_epochs_that_is_stepped_each_batch_is_told():
 )
 def test_schedules_that_end_with_the_training_are_silent(schedule):
     assert find_live(train(schedule, each_batch=True), CODE) == []
+
+
+@pytest.mark.parametrize(("dtype", "told"), [("float32", 1), ("float64", 0)])
+def test_of_doubles_more_digits_are_left(dtype, told):
+    described = Module(
+        step=0, path="a", cls="Linear",
+        parameters=[ParameterInfo("weight", (2, 2), dtype), ParameterInfo("bias", (2,))],
+    )  # fmt: skip
+    assert len(find([described, *steps(400, each_batch, ratio=2.0**-30)], CODE)) == told
+    assert len(find([described, *steps(400, each_batch, ratio=2.0**-60)], CODE)) == 1
+
+
+def test_each_of_many_optimizers_has_a_height_of_its_own():
+    def trials():
+        for record in steps(500, lambda step: 10.0 ** (2 - step // 20)):
+            first = isinstance(record, Optimizer) and record.step % 20 == 0 and record.step > 0
+            yield structs.replace(record, anew=True) if first else record
+
+    assert find(trials(), CODE) == []
+    assert len(find(steps(500, lambda step: 10.0 ** (2 - step // 20)), CODE)) == 1

@@ -9,7 +9,9 @@ from torch.utils.data import (
     DistributedSampler,
     RandomSampler,
     SequentialSampler,
+    SubsetRandomSampler,
     TensorDataset,
+    WeightedRandomSampler,
 )
 
 from tensortrace.records import Action
@@ -128,9 +130,9 @@ def test_an_evaluation_in_the_same_order_is_silent():
 
 
 def epochs(orders, **changes):
-    """One step an epoch; `orders` are how often running each had the same order."""
-    for step, times in enumerate(orders):
-        detail = {"same_order": times, "sampler": "RandomSampler", **changes}
+    """One step an epoch; `orders` are their hashes."""
+    for step, order in enumerate(orders):
+        detail = {"order": order, "sampler": "RandomSampler", **changes}
         yield Action(step=step, seq=1, action="loader", of="Data", detail=detail)
         yield Action(step=step, seq=2, action="fetch")
         yield optimizer(step=step, seq=5)
@@ -138,10 +140,143 @@ def epochs(orders, **changes):
 
 
 def test_the_number_of_epochs_is_a_setting():
-    assert [f.step for f in find(epochs([1, 2, 3, 4]), CODE)] == [2]
-    assert [f.step for f in find(epochs([1, 2, 3, 4]), CODE, sustain=2)] == [1]
-    assert find(epochs([1, 2, 1, 2, 1, 2]), CODE) == []
-    assert find(epochs([1, 2, 3, 4], batches=1), CODE) == []
+    assert [f.step for f in find(epochs("aaaa"), CODE)] == [2]
+    assert [f.step for f in find(epochs("aaaa"), CODE, sustain=2)] == [1]
+    assert find(epochs("aabbaabb"), CODE) == []
+    assert find(epochs("abab"), CODE) == []
+    assert find(epochs([None] * 4), CODE) == []
+    assert find(epochs("aaaa", batches=1), CODE) == []
+
+
+def step_with(model, sgd, batch):
+    sgd.zero_grad()
+    F.cross_entropy(model(batch[0]), batch[1]).backward()
+    sgd.step()
+
+
+def evaluated_first(training, model, sgd, epoch):
+    training.sampler.set_epoch(epoch)
+    with torch.no_grad():
+        for x, _ in training:
+            model(x)
+    for batch in training:
+        step_with(model, sgd, batch)
+
+
+def evaluated_first_in_one_loop(training, model, sgd, epoch):
+    training.sampler.set_epoch(epoch)
+    for learns in (False, True):
+        for batch in training:
+            if learns:
+                step_with(model, sgd, batch)
+
+
+def looked_at_first(training, model, sgd, epoch):
+    training.sampler.set_epoch(epoch)
+    model(next(iter(training))[0])
+    for batch in training:
+        step_with(model, sgd, batch)
+
+
+def trained_on_twice(training, model, sgd, epoch):
+    training.sampler.set_epoch(epoch)
+    for batch in training:
+        step_with(model, sgd, batch)
+    for batch in training:
+        step_with(model, sgd, batch)
+
+
+def validated_before_the_step(training, model, sgd, epoch):
+    training.sampler.set_epoch(epoch)
+    fixed = DataLoader(DATA, 4, sampler=distributed())
+    for x, y in training:
+        sgd.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        with torch.no_grad():
+            for held_out, _ in fixed:
+                model(held_out)
+        sgd.step()
+
+
+def loaded_anew(training, model, sgd, epoch):
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
+    for batch in training:
+        step_with(model, sgd, batch)
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [evaluated_first, evaluated_first_in_one_loop, looked_at_first, trained_on_twice,
+     validated_before_the_step, loaded_anew],
+)  # fmt: skip
+def test_a_loader_that_is_read_again_in_an_epoch_is_no_epoch_in_the_same_order(turn):
+    def program():
+        model = nn.Linear(4, 3)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        training = DataLoader(DATA, 4, sampler=distributed())
+        for epoch in range(5):
+            turn(training, model, sgd, epoch)
+
+    assert find_live(program, CODE) == []
+
+
+def test_the_fault_is_found_beside_an_evaluation_in_the_same_loop():
+    def program():
+        model = nn.Linear(4, 3)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        training = DataLoader(DATA, 4, sampler=distributed())
+        for _ in range(3):
+            for learns in (False, True):
+                for batch in training:
+                    if learns:
+                        step_with(model, sgd, batch)
+
+    assert [f.value for f in find_live(program, CODE)] == [3]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda sampler, epoch: setattr(sampler, "indices", list(range(8 + 4 * epoch))),
+        lambda sampler, epoch: setattr(sampler, "indices", list(range(epoch, epoch + 12))),
+    ],
+    ids=["more", "others"],
+)
+def test_other_samples_are_no_same_order(change):
+    def begin(sampler, epoch):
+        torch.manual_seed(0)
+        change(sampler, epoch)
+
+    program = train(begin, sampler=lambda: SubsetRandomSampler(list(range(8))))
+    assert find_live(program, CODE) == []
+
+
+def test_other_weights_are_no_same_order():
+    def begin(sampler, epoch):
+        torch.manual_seed(0)
+        sampler.weights = torch.arange(24.0).roll(epoch).double()
+
+    program = train(begin, sampler=lambda: WeightedRandomSampler(torch.ones(24), 24))
+    assert find_live(program, CODE) == []
+    kept = train(seed, sampler=lambda: WeightedRandomSampler(torch.ones(24), 24))
+    assert len(find_live(kept, CODE)) == 1
+
+
+def test_parts_of_the_data_in_the_same_order_are_silent():
+    def program():
+        model = nn.Linear(4, 3)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(5):
+            part = TensorDataset(torch.randn(24, 4), torch.randint(3, (24,)))
+            torch.manual_seed(0)
+            for batch in DataLoader(part, 4, shuffle=True):
+                step_with(model, sgd, batch)
+
+    assert find_live(program, CODE) == []
+
+
+def test_short_trials_of_a_few_batches_with_the_same_seed_are_silent():
+    assert find_live(train(seed, anew=True, epochs=5, batch_size=6), CODE) == []
 
 
 def test_the_program_draws_what_it_draws_untraced():
