@@ -230,6 +230,12 @@ class Raised(TypedDict, total=False):
     state_dict: StateDict
 
 
+class Threads(TypedDict, total=False):
+    """Written once, when more than one thread trains: how many do."""
+
+    threads: Count
+
+
 class TracerError(TypedDict, total=False):
     """A fault of the tracer's own, or of a check's: which part stopped, and why."""
 
@@ -242,7 +248,8 @@ DETAILS: dict[str, type] = {
     "zero_grad": ZeroGrad, "clip": Clip, "unscale": Scale, "scale": Scale, "loss": Loss,
     "train": Mode, "eval": Mode, "compiled": Mode, "loader": Loader, "fetch": Fetch,
     "duplicates": Duplicates, "sync": Sync, "kernel": Kernel, "load_state_dict": LoadStateDict,
-    "replay": Replay, "exception": Raised, "tracer_error": TracerError,
+    "replay": Replay, "exception": Raised, "threads": Threads,
+    "tracer_error": TracerError,
 }  # fmt: skip
 _TYPES = {action: get_type_hints(detail, include_extras=True) for action, detail in DETAILS.items()}
 

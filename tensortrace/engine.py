@@ -89,8 +89,9 @@ class Engine:
         # By moment and by what a step has: the checks to ask, each with its memory and thresholds.
         self._running: dict[tuple[_Moment, frozenset[str]], list[_Asked]] = {}
         self._tags = _tags(self._checks)
-        # What `Check.since` names: as far as no step has had it yet, and what some step has had.
-        self._awaited = {tag for c in self._checks for tag in c.since}
+        # What `Check.since` and `Check.until` name: as far as no step has had it yet, and what some
+        # step has had.
+        self._awaited = {tag for c in self._checks for tag in c.since + c.until}
         self._met: set[str] = set()
         self._shared: dict[str, Any] = {}
         self._memory: dict[str, dict[str, Any]] = {c.code: {} for c in self._checks}
@@ -367,7 +368,7 @@ class Engine:
         return [
             (c, c.rule, self._memory[c.code], self._thresholds[c.code])
             for when in _ASKED[moment] for c in self._checks
-            if c.when in when and (
+            if c.when in when and self._met.isdisjoint(c.until) and (
                 not (c.of or c.since)
                 or not has.isdisjoint(c.of)
                 or not self._met.isdisjoint(c.since)
@@ -509,7 +510,7 @@ def _finding(one: Check, step: StepView, draft: Draft, id: str) -> Finding:
 def _tags(checks: Iterable[Check]) -> dict[str, list[tuple[str | None, str]]]:
     """List, by action, what checks ask for: the action itself, or a key that its detail has."""
     tags: dict[str, list[tuple[str | None, str]]] = {}
-    for tag in sorted({tag for c in checks for tag in c.of + c.since}):
+    for tag in sorted({tag for c in checks for tag in c.of + c.since + c.until}):
         action, _, key = tag.partition(".")
         tags.setdefault(action, []).append((key or None, tag))
     return tags

@@ -331,7 +331,7 @@ class Line(Record, frozen=True, kw_only=True, tag="line"):
 ActionName = Literal[
     "zero_grad", "clip", "unscale", "scale", "loss", "train", "eval", "loader", "fetch",
     "duplicates", "sync", "load_state_dict", "compiled", "kernel", "gate", "replay", "exception",
-    "tracer_error",
+    "threads", "tracer_error",
 ]  # fmt: skip
 
 

@@ -74,13 +74,29 @@ def test_a_check_is_asked_of_steps_that_have_what_it_is_about():
 
 
 def test_checks_ask_for_actions_that_there_are():
-    asked = {tag for one in EVERY for tag in one.of + one.since}
+    asked = {tag for one in EVERY for tag in one.of + one.since + one.until}
     kinds = asked - {"calls", "full", "inner", "holds"}
     assert kinds
     assert {kind.partition(".")[0] for kind in kinds} <= set(get_args(ActionName))
     keys = [kind.split(".") for kind in kinds if "." in kind]
     assert keys
     assert all(key in DETAILS[action].__annotations__ for action, key in keys)
+
+
+def test_a_check_is_asked_until_a_step_has_what_ends_it():
+    asked: list[int] = []
+
+    @check("TT990", "ends", until=("threads",))
+    def note(step, memory):
+        yield from ()
+        asked.append(step.number)
+
+    engine = Engine([note])
+    for step in range(4):
+        if step == 2:
+            engine.feed(Action(step=step, seq=1, action="threads"))
+        engine.feed(closing(step))
+    assert asked == [0, 1]
 
 
 def test_a_check_is_asked_of_steps_by_what_their_actions_optimizers_and_lines_say():

@@ -24,8 +24,8 @@ from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.carried import Carried
 from tensortrace.capture.cuda_time import DeviceTimes
 from tensortrace.capture.described import Descriptions
-from tensortrace.capture.drafts import CALLS, ActionDraft, Draft, Ready, StepMark
-from tensortrace.capture.gradients import Parameters
+from tensortrace.capture.drafts import CALLS, ActionDraft, Draft, ParamDraft, Ready, StepMark
+from tensortrace.capture.gradients import Parameters, is_training
 from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.line_thinning import is_taken
@@ -65,6 +65,12 @@ _MODULE_CALL = nn.Module._call_impl.__code__
 PARTS = (
     "modules", "gradients", "ops", "optimizers", "loop", "gate", "narrow", "exceptions", "lines",
 )  # fmt: skip
+
+
+class InFlight(threading.local):
+    """The optimizer step that each thread is inside of."""
+
+    step: StepInFlight | None = None
 
 
 class Recorder:
@@ -140,7 +146,8 @@ class Recorder:
         self.plain = 0
         self.manual = self.decorates = False
         self.loader_seen = self._module_seen = False
-        self.stepping: StepInFlight | None = None
+        self._in_flight = InFlight()
+        self._told_threads = False
         # Of the step in flight:
         self.full = True
         self.sampling = self.resting = False
@@ -183,18 +190,26 @@ class Recorder:
     def _still_fits(self, draft: Draft) -> bool:
         """Whether a draft belongs to the step in flight, which another thread may have ended since.
 
-        What says no more than that something happened is moved there. A call is passed over: its
-        tensors have the ids of the other step.
+        What says no more than that something happened is moved there. A call or a parameter is
+        passed over: its tensors have the ids of the other step.
         """
         if draft.step == self.step:
             return True
-        if type(draft) in CALLS:
+        if type(draft) in CALLS or isinstance(draft, ParamDraft):
             self.passed_over += 1
             return False
+        if isinstance(draft, ActionDraft):
+            draft.fields["tensor"] = None
         draft.step, draft.seq = self.step, self.next_seq()
         if isinstance(draft, Ready):
             draft.finished = structs.replace(draft.finished, step=draft.step)
         return True
+
+    def note_threads(self) -> None:
+        """Say once that several threads train: what one does comes between what another does."""
+        if not self._told_threads and slot.several_train():
+            self._told_threads = True
+            self.action("threads", detail={"threads": len(slot.training)})
 
     def own_thread(self, ident: int) -> None:
         """Make a thread the one whose loop is followed."""
@@ -255,16 +270,26 @@ class Recorder:
 
     def optimizer_running(self) -> bool:
         """Whether an optimizer is inside its step; one that raised there is not any more."""
-        if self.stepping is None:
+        stepping = self.stepping
+        if stepping is None:
             return False
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
-            if frame is self.stepping.frame:
+            if frame is stepping.frame:
                 return True
             frame = frame.f_back
-        leave_module(self.stepping.mode)
+        leave_module(stepping.mode)
         self.stepping = None
         return False
+
+    @property
+    def stepping(self) -> StepInFlight | None:
+        """The optimizer step that this thread is inside of."""
+        return self._in_flight.step
+
+    @stepping.setter
+    def stepping(self, step: StepInFlight | None) -> None:
+        self._in_flight.step = step
 
     def guard(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Only a replay minds what an op is given."""
@@ -272,7 +297,10 @@ class Recorder:
     def outermost_call(self, module: nn.Module) -> None:
         """A module is about to be called outside every other: maybe a gate, maybe a new step."""
         grad_enabled = torch.is_grad_enabled()
-        if self.owns_thread() and not self.optimizer_running():
+        owns = self.owns_thread()
+        if not owns and grad_enabled and is_training(module):
+            slot.note_training()  # its optimizer may step many backwards later
+        if owns and not self.optimizer_running():
             if self.backward_seen:
                 self.gate()
             turn_over = (
@@ -631,6 +659,6 @@ class Recorder:
         """Let go of every hook on tensors, and of the tensors."""
         self.parameters.remove()
         self.tensors.let_all_go()
-        self.stepping = None
+        self._in_flight = InFlight()
         if slot.recorder is self:
             slot.recorder = None

@@ -18,7 +18,7 @@ from tensortrace.capture.drafts import Draft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.names import unwrapped
-from tensortrace.capture.recorder import Recorder
+from tensortrace.capture.recorder import InFlight, Recorder
 from tensortrace.capture.roots import Root, UnkeptError
 from tensortrace.capture.stats import StatsQueue
 from tensortrace.capture.tensors import TensorDraft, TensorTable
@@ -134,7 +134,7 @@ class ReplayRecorder(Recorder):
         self.on = {**dict.fromkeys(live.on, True), "loop": False, "optimizers": False}
         self.op_level = True
         self.roots = None
-        self.stepping = None
+        self._in_flight = InFlight()
         self.calls_of_step = {}
         self.to_recompute = {}
         self.hooks = []

@@ -127,7 +127,8 @@ class Check:
     puts aside, "full" and "inner", which are full and which have not rested, and "holds", with an
     optimizer that tells what it holds or its eps. Of what `since` names the check is asked in the
     first step that has it and in all after that. A check without both is asked of each: there may
-    be a hundred thousand of them, and it is met with empty caches, so its quiet way is short.
+    be a hundred thousand of them, and it is met with empty caches, so its quiet way is short. Once
+    a step has had what `until` names, the check is asked no more.
     """
 
     code: str
@@ -138,6 +139,7 @@ class Check:
     after: tuple[str, ...] = ()
     of: tuple[str, ...] = ()
     since: tuple[str, ...] = ()
+    until: tuple[str, ...] = ()
 
     @property
     def thresholds(self) -> dict[str, Any]:
@@ -167,11 +169,12 @@ def check(
     after: tuple[str, ...] = (),
     of: tuple[str, ...] = (),
     since: tuple[str, ...] = (),
+    until: tuple[str, ...] = (),
 ) -> Callable[[Rule], Check]:
     """Make a check of a rule ``(step, memory, *, thresholds)``, a generator of drafts."""
 
     def wrap(rule: Rule) -> Check:
-        return Check(code, name, severity, when, rule, after, of, since)
+        return Check(code, name, severity, when, rule, after, of, since, until)
 
     return wrap
 

@@ -21,7 +21,7 @@ class Cycle:
     running: int = 0
 
 
-@check("TT207", "gradients-wiped", severity="error")
+@check("TT207", "gradients-wiped", severity="error", until=("threads",))
 def gradients_wiped(step: StepView, memory: dict[str, Any], *, sustain: int = 3) -> Iterator[Draft]:
     """zero_grad runs between backward and the optimizer step, which then finds no gradient.
 

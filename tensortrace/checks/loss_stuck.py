@@ -42,7 +42,7 @@ class Series:
     negative: bool = False
 
 
-@check("TT608", "loss-stuck")
+@check("TT608", "loss-stuck", until=("threads",))
 def loss_stuck(
     step: StepView,
     memory: dict[str, Any],

@@ -19,7 +19,7 @@ class _Unused:
     backward: Action | None = None
 
 
-@check("TT401", "never-updated", after=("TT202", "TT303", "TT405", "TT406"))
+@check("TT401", "never-updated", after=("TT202", "TT303", "TT405", "TT406"), until=("threads",))
 def never_updated(
     step: StepView, memory: dict[str, Any], *, updates: int = 4, idle: int = 20, unused: int = 100
 ) -> Iterator[Draft]:

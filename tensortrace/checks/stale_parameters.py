@@ -10,7 +10,7 @@ from tensortrace.checks import Draft, StepView, check, unheld
 _Shape = tuple[int, ...]
 
 
-@check("TT405", "stale-parameters")
+@check("TT405", "stale-parameters", until=("threads",))
 def stale_parameters(
     step: StepView, memory: dict[str, Any], *, updates: int = 4
 ) -> Iterator[Draft]:

@@ -9,7 +9,7 @@ from tensortrace.checks import Draft, StepView, check, unheld
 from tensortrace.text import module_text
 
 
-@check("TT406", "unregistered-module")
+@check("TT406", "unregistered-module", until=("threads",))
 def unregistered_module(
     step: StepView, memory: dict[str, Any], *, updates: int = 4
 ) -> Iterator[Draft]:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from tensortrace import trace
 from tensortrace.capture import active, tracer
 from tensortrace.capture.active import slot
-from tensortrace.capture.drafts import CallDraft
-from tensortrace.records import Action, Call, End, Step
+from tensortrace.capture.drafts import ActionDraft, CallDraft, ParamDraft
+from tensortrace.capture.tensors import draft_of_head
+from tensortrace.records import Action, Call, End, Param, Step
 from tests.capture.lifecycle import X, make_net, of, process_state, read, run_script, train
 
 
@@ -380,6 +381,9 @@ def test_what_a_thread_reports_while_another_ends_the_step_is_of_the_next_one(
         slot.training.add(threading.current_thread())
         recorder.action("sync", of="late")
         recorder.pend(CallDraft(0, 99, {"update": 0, "op": "late"}))
+        value, fields = draft_of_head(X), {"update": 0, "name": "late", "optimizer": 0}
+        recorder.pend(ParamDraft(0, 98, fields, value, value))
+        recorder.pend(ActionDraft(0, 97, {"action": "loss", "of": "late", "tensor": 5}))
         ended.wait()
 
     with trace("log.jsonl") as t:
@@ -403,6 +407,96 @@ def test_what_a_thread_reports_while_another_ends_the_step_is_of_the_next_one(
         t.step()
     records = read(folder / "log.jsonl")
     assert [r.step for r in records] == sorted(r.step for r in records)
-    assert [a.step for a in of(Action, records) if a.of == "late"] == [1]
+    # What names a tensor names one of the step before.
+    late = [(a.action, a.step, a.tensor) for a in of(Action, records) if a.of == "late"]
+    assert late == [("sync", 1, None), ("loss", 1, None)]
     assert not [call for call in of(Call, records) if call.op == "late"]
-    assert [step.dropped for step in of(Step, records)] == [0, 1]
+    assert not [param for param in of(Param, records) if param.name == "late"]
+    assert [step.dropped for step in of(Step, records)] == [0, 2]
+
+
+# ---- several threads that train
+
+
+def learner(seed: int, **options: Any) -> Callable[[], None]:
+    """One turn of training of a small network of its own; `options` are those of the optimizer."""
+    generator = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = options.pop("optimizer", torch.optim.SGD)(net.parameters(), lr=0.01, **options)
+
+    def turn(before_step: Callable[[], object] = int, steps: bool = True) -> None:
+        x = torch.randn(8, 3, generator=generator)
+        nn.functional.cross_entropy(net(x), (x.sum(1) > 0).long()).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        before_step()
+        if steps:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return turn
+
+
+def test_a_thread_that_trains_while_another_steps_leaves_the_function_modes_alone() -> None:
+    begun, done, over = (threading.Event() for _ in range(3))
+    first = threading.current_thread()
+    depth = torch._C._len_torch_function_stack
+    seen: list[int] = []
+
+    class Slow(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            if threading.current_thread() is first and not begun.is_set():
+                begun.set()
+                done.wait(10)
+            return super().step(closure)
+
+    def work() -> None:
+        begun.wait(10)
+        turn = learner(1, optimizer=Slow)
+        turn()
+        turn()
+        done.set()
+        over.wait(10)
+        seen.append(depth())
+
+    records: list[Any] = []
+    thread = threading.Thread(target=work)
+    with trace(out=records.append):
+        thread.start()
+        turn = learner(0, optimizer=Slow)
+        for _ in range(4):
+            turn()
+            seen.append(depth())
+    over.set()
+    thread.join()
+    assert seen == [1, 1, 1, 1, 0]
+    losses = [a.step for a in of(Action, records) if a.action == "loss"]
+    assert losses == [0, 1, 2, 3]
+    assert [a.detail["threads"] for a in of(Action, records) if a.action == "threads"] == [2]
+
+
+@pytest.mark.parametrize("apart", ["clips", "steps"])
+def test_threads_that_train_in_turns_are_no_loop_in_the_wrong_order(apart: str) -> None:
+    """One clips while the other steps; one steps while the other accumulates."""
+    barrier, count = threading.Barrier(2), 24
+
+    def second() -> None:
+        turn = learner(1)
+        for k in range(count):
+            if apart == "clips":
+                turn(lambda: (barrier.wait(10), barrier.wait(10)))
+            else:
+                barrier.wait(10)
+                turn(steps=k % 8 == 7)
+
+    thread = threading.Thread(target=second)
+    with trace(out=lambda record: None) as t:
+        thread.start()
+        turn = learner(0)
+        for _ in range(count):
+            barrier.wait(10)
+            turn()
+            if apart == "clips":
+                barrier.wait(10)
+        thread.join()
+    assert [f.code for f in t.findings if f.severity != "note"] == []
