@@ -411,7 +411,9 @@ def view(arguments: argparse.Namespace) -> int:
 
     with ExitStack() as opened:
         keys = _keys(arguments.log) if sys.stdout.isatty() else None
-        if keys is None or os.environ.get("TERM") == "dumb":
+        # A notebook lends what a cell runs a terminal to write to, which gives it no keys.
+        notebook = "JPY_PARENT_PID" in os.environ
+        if keys is None or notebook or os.environ.get("TERM") == "dumb":
             runs = open_logs(arguments.log, opened)
             check(runs)
             sys.stderr.write("tensortrace: no terminal for the viewer here; this is the report.\n")

@@ -301,6 +301,13 @@ def test_the_viewer_without_a_terminal_is_the_report(log: Path, run) -> None:
     assert "\x1b" not in text
 
 
+def test_the_viewer_in_a_cell_of_a_notebook_is_the_report(log: Path) -> None:
+    code, text = in_a_terminal("view", JPY_PARENT_PID="1")
+    assert code == 1
+    assert "this is the report" in text
+    assert "error TT101" in text
+
+
 def test_the_viewer_gets_the_run_the_step_and_the_mouse(
     log: Path, run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,13 @@ _MISSING = object()
 _MESSAGE, _TEXT, _LISTED, _KEYS = 4000, 120, 12, 8
 _KEPT = ("shape", "dtype", "device", "requires_grad", "is_leaf", "grad_fn")
 _CONTROL_FLOW = (TraceStoppedError, StopIteration, StopAsyncIteration)
+# By these a debugger, a test, a search or a command says that it goes no further. By name, since
+# none of them is imported here.
+_GOES_NO_FURTHER = frozenset({
+    "bdb.BdbQuit", "click.exceptions.Abort", "click.exceptions.Exit",
+    "hypothesis.errors.UnsatisfiedAssumption", "optuna.exceptions.TrialPruned",
+    "unittest.case.SkipTest",
+})  # fmt: skip
 _OPERATORS: dict[type[ast.AST], str] = {
     ast.MatMult: "matmul", ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div",
     ast.Pow: "pow", ast.FloorDiv: "floor_divide", ast.Mod: "remainder", ast.BitAnd: "and",
@@ -62,7 +69,7 @@ def explain(recorder: Recorder, error: BaseException, traceback: TracebackType |
         error: what leaves the block; neither kept nor changed.
         traceback: its traceback; of its frames only locals are read.
     """
-    if not isinstance(error, Exception) or isinstance(error, _CONTROL_FLOW):
+    if not isinstance(error, Exception) or _is_control_flow(error):
         return
     message = _message(error)
     location = with_code(recorder.sources.locate_traceback(traceback))
@@ -97,6 +104,11 @@ def explain(recorder: Recorder, error: BaseException, traceback: TracebackType |
         location=location,
         detail=_plain(detail),
     )
+
+
+def _is_control_flow(error: Exception) -> bool:
+    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
+    return isinstance(error, _CONTROL_FLOW) or not names.isdisjoint(_GOES_NO_FURTHER)
 
 
 def _message(error: BaseException) -> str:

@@ -32,7 +32,7 @@ from tensortrace.capture.reader import Reader
 from tensortrace.capture.source import definition_line
 from tensortrace.capture.tensor_words import make_tensor_words
 from tensortrace.capture.tensors import LARGEST_WITHOUT_GRAD, TensorDraft, draft_of_head
-from tensortrace.capture.tracing import follow_thread, forget_thread
+from tensortrace.capture.tracing import BEGIN_REST, follow_thread, forget_thread
 from tensortrace.capture.variables import is_file
 from tensortrace.capture.watched import Watched
 from tensortrace.text import is_installed
@@ -234,7 +234,7 @@ class LineTracer:
         self._is_alone &= mine.prior is None
         mine.on = True
         sys.settrace(self._global)
-        follow_thread()
+        follow_thread(beside=mine.prior is not None)
 
     def _uninstall(self) -> None:
         mine = self._thread
@@ -266,6 +266,8 @@ class LineTracer:
         prior = self._thread.prior
         theirs = None
         if prior is not None:
+            if code in BEGIN_REST:
+                return None
             theirs = prior(frame, event, arg)
             self.stay()
         if id(code) not in self._codes and (self.options.depth == 1 or not self._is_followed(code)):

@@ -39,7 +39,7 @@ class Notices:
         )
         steps = f"{journal.steps} step{'s' * (journal.steps != 1)}"
         line = f"tensortrace: {steps}, {counts or 'nothing found'}"
-        if path is not None:
+        if path is not None and journal.writable:
             line += f"; open with: tensortrace view {_relative(path)}"
         if decorates and journal.steps == 1 and recorder.update > 1:
             line += (

@@ -32,7 +32,11 @@ _REPLAY = str(_PACKAGE / "capture" / "replay.py")
 # What pip makes to start an installed program.
 _SCRIPTS = str(Path(sysconfig.get_paths()["scripts"]).resolve()) + "/"
 _STDLIB = str(Path(sysconfig.get_paths()["stdlib"]).resolve()) + "/"
-_TYPED_IN = ("<stdin>", "<string>", "<ipython", "<doctest", "<console>", "<input>", "<python-input")
+# The last row: cells of IPython's %%time and %%timeit, IDLE, bpython, xonsh, Databricks.
+_TYPED_IN = (
+    "<stdin>", "<string>", "<ipython", "<doctest", "<console>", "<input>", "<python-input",
+    "<timed ", "<magic-timeit", "<pyshell#", "<bpython-input", "<xonsh-code>", "<command-",
+)  # fmt: skip
 # What `exec` runs has no text. Python 3.13 shows that of ``python -c`` in its place.
 _NAMELESS = "<string>"
 _LONGEST_SOURCE = 100_000

@@ -567,7 +567,9 @@ def _is_function(value: Any) -> bool:
 
 def _reason(error: BaseException | None) -> Literal["exit", "exception", "interrupt"]:
     # An event loop that gets Ctrl-C cancels the task, and so does whoever no longer waits for it.
-    if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
+    # Who has not imported bdb has quit no debugger.
+    quits = getattr(sys.modules.get("bdb"), "BdbQuit", KeyboardInterrupt)
+    if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError, quits)):
         return "interrupt"
     if error is None or isinstance(error, (GeneratorExit, SystemExit)):
         return "exit"

@@ -3,7 +3,7 @@
 While source lines are followed Python calls a trace function at every call, ours included, which
 made recording an op twice as dear (tests/benchmarks/lines.py). CPython has a pair of functions that
 stop that for a thread; where they are missing (Python 3.10) the trace function is taken off and put
-back. Wherever `here.busy` is positive the trace function rests.
+back. Wherever `here.busy` is positive the trace function rests, but for where it was put on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import functools
 import sys
 from typing import Any
 
-from tensortrace.capture.active import here
+from tensortrace.capture.active import Ours, here
 
 
 class _Aside:
@@ -31,8 +31,17 @@ class _Aside:
             sys.settrace(self.functions.pop())
 
 
-def follow_thread() -> None:
-    """Give `here.rest` and `here.go_on` their effect in this thread, whose trace function is on."""
+# In these the trace function goes to rest that saw them begin: it sees none of them end.
+BEGIN_REST = (Ours.__enter__.__code__, _Aside.rest.__code__)
+
+
+def follow_thread(beside: bool) -> None:
+    """Give `here.rest` and `here.go_on` their effect in this thread, whose trace function is on.
+
+    Args:
+        beside: whether ours tells another one, which may keep a stack of the frames that it sees
+            begin, as coverage does: it must see them end before it rests.
+    """
     try:
         api = ctypes.pythonapi
         state, enter, leave = (
@@ -47,6 +56,15 @@ def follow_thread() -> None:
             one.restype, one.argtypes = None, (ctypes.c_void_p,)
         this = ctypes.c_void_p(state())
         here.rest, here.go_on = functools.partial(enter, this), functools.partial(leave, this)
+    if beside and here.busy:
+        rest, go_on = here.rest, here.go_on
+
+        def begin() -> None:
+            if not here.busy:
+                here.rest, here.go_on = rest, go_on
+
+        here.rest, here.go_on = bool, begin
+        return
     for _ in range(here.busy):  # what has begun will end
         here.rest()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bdb
 import gc
 import math
 import sys
 import traceback
+import unittest
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis.errors import UnsatisfiedAssumption
 from torch import nn
 from torch.nn.parallel.scatter_gather import gather
 
@@ -488,6 +491,38 @@ def test_being_told_to_stop_is_no_finding(kind: type[BaseException]) -> None:
     with pytest.raises(kind), trace(out=records.append, every=1):
         raise kind
     assert records.of(Finding) == []
+
+
+class TrialPruned(Exception):  # noqa: N818 - its name is what is looked at
+    """As optuna has it."""
+
+
+class Dropped(unittest.SkipTest):
+    """A test framework's own."""
+
+
+@pytest.mark.parametrize(
+    "kind", [bdb.BdbQuit, unittest.SkipTest, Dropped, UnsatisfiedAssumption, TrialPruned]
+)
+def test_going_no_further_is_no_finding(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    monkeypatch.setattr(TrialPruned, "__module__", "optuna.exceptions")
+    records, _ = raised(lambda: throw(kind()))
+    assert records.of(Finding) == []
+    (end,) = records.of(End)
+    assert end.why == ("interrupt" if kind is bdb.BdbQuit else "exception")
+    assert end.failure is not None
+    assert end.failure.type == kind.__name__
+
+
+@pytest.mark.parametrize("kind", [TrialPruned, RuntimeError])
+def test_another_exception_by_such_a_name_is_a_finding(kind: type[Exception]) -> None:
+    assert explained(lambda: throw(kind("mine"))).message == f"{kind.__name__}: mine"
+
+
+def throw(error: Exception) -> None:
+    raise error
 
 
 def test_stop_on_raises_no_second_error_and_none_later() -> None:

@@ -27,17 +27,25 @@ HERE = __file__
 
 
 class Coverage:
-    """A trace function that counts lines, and that takes the first place again at each call."""
+    """A trace function that counts lines, and that takes the first place again at each call.
+
+    As coverage does, it counts a line to the function that began last and has not ended.
+    """
 
     def __init__(self, again: bool) -> None:
         self.lines: list[int] = []
         self.again = again
         self.me = self.trace
+        self.open: list[FrameType] = []
 
     def trace(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "call" and self.again:
-            sys.settrace(self.me)  # as coverage's tracer in C does
-        if event == "line" and frame.f_code.co_filename == HERE:
+        if event == "call":
+            self.open.append(frame)
+            if self.again:
+                sys.settrace(self.me)  # as coverage's tracer in C does
+        elif event == "return":
+            assert self.open.pop() is frame
+        if event == "line" and self.open[-1].f_code.co_filename == HERE:
             self.lines.append(frame.f_lineno)
         return self.me
 
@@ -63,6 +71,7 @@ def measured(function: Any, again: bool) -> list[int]:
         assert sys.gettrace() is coverage.me
     finally:
         sys.settrace(before)
+    assert coverage.open == []
     return coverage.lines
 
 
@@ -95,6 +104,51 @@ def test_a_trace_function_sees_the_rest_of_the_function_around_a_block() -> None
     assert [line - first for line in lines if line > first] == [1, 2, 3, 2, 4, 5]
     assert seen.changes("within") == ["11"]
     assert plain(1) == 1
+
+
+@pytest.fixture(params=["resting", "taken off"])
+def resting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which the trace function rests in our own code."""
+    if request.param == "taken off":
+        monkeypatch.setattr(ctypes, "pythonapi", object())  # as in Python 3.10
+
+
+@pytest.mark.usefixtures("resting")
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_trace_function_sees_a_loop_end_in_which_each_op_is_recorded(
+    again: bool, every: int
+) -> None:
+    def function(n: int) -> None:
+        net = nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        with trace(out=seen.take, lines=True, every=every):
+            for _ in range(n):
+                optimizer.zero_grad()
+                net(torch.ones(1, 2)).exp().sum().backward()
+                optimizer.step()
+
+    def generate() -> Iterator[torch.Tensor]:
+        for _ in range(2):
+            yield torch.ones(2) * 2
+
+    def both(n: int) -> None:
+        function(n)
+        for _ in trace(out=seen.take, lines=True, every=every)(generate)():
+            inner(n)
+        trace(out=seen.take, lines=True, every=every)(fail)()
+
+    def fail() -> None:
+        with pytest.raises(RuntimeError):
+            torch.ones(2) @ torch.ones(3)
+
+    seen = Seen()
+    lines = measured(both, again)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORTRACE", "off")
+        assert lines == measured(both, again)
+    assert not seen.faults
+    assert seen.changes("_")
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -206,13 +260,6 @@ def test_a_trace_function_before_ours_is_alone_in_steps_that_are_not_traced() ->
     finally:
         sys.settrace(before)
     assert found == [False, True, False, True]
-
-
-@pytest.fixture(params=["resting", "taken off"])
-def resting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways in which the trace function rests in our own code."""
-    if request.param == "taken off":
-        monkeypatch.setattr(ctypes, "pythonapi", object())  # as in Python 3.10
 
 
 @pytest.mark.usefixtures("resting")

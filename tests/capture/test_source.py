@@ -127,8 +127,13 @@ def test_call_in_a_lambda_is_located_in_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["/tmp/ipykernel_1/1.py", "<ipython-input-1-abc>", "<python-input-3>", "<stdin>"]
-)
+    "name",
+    [
+        "/tmp/ipykernel_1/1.py", "<ipython-input-1-abc>", "<python-input-3>", "<stdin>",
+        "<timed exec>", "<magic-timeit>", "<pyshell#3>", "<bpython-input-1>", "<xonsh-code>",
+        "<command-4204601>",
+    ],
+)  # fmt: skip
 def test_cell_of_a_notebook_is_the_users(name: str) -> None:
     code = textwrap.dedent("""\
         class Cell(nn.Module):
@@ -148,6 +153,17 @@ def test_cell_of_a_notebook_is_the_users(name: str) -> None:
         assert sources["run"].first_line == 5
         assert sources["run"].text == "".join(code.splitlines(True)[4:])
         assert sources["run"].file == name
+    linecache.cache.pop(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["<timed_out>", "<eval_with_key>.1", "<frozen runpy>", "<unknown>"]
+)
+def test_what_a_program_makes_is_not_the_users(name: str) -> None:
+    names = typed_in("def run(t):\n    return nn.Identity()(torch.ones(2))\n", name)
+    location = record(names["run"]).module("").location
+    assert location is not None
+    assert (location.file, location.function) == (record.__code__.co_filename, "record")
     linecache.cache.pop(name)
 
 

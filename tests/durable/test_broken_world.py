@@ -78,6 +78,7 @@ def test_a_log_that_is_taken_away_is_one_warning(
     said = capsys.readouterr().err
     assert said.count("the log is lost from here on, training goes on") == 1
     assert HARMS[harm] in said
+    assert said.endswith(f"tensortrace: {STEPS} steps, nothing found\n")  # and nothing to open
     if path.exists():
         read_everything(path)
 
@@ -87,7 +88,9 @@ def test_a_log_that_is_moved_away_is_whole(
 ) -> None:
     path, moved = tmp_path / "log.jsonl", tmp_path / "moved.jsonl"
     assert train_harmed(path, lambda path: path.rename(moved)) == train()
-    assert "lost" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "lost" not in said
+    assert "tensortrace view" in said
     run = open_run(moved)
     assert run.end is not None
     assert run.end.steps == STEPS
@@ -138,6 +141,7 @@ for limit in (40_001, 0):
     _, err = run_program(script, tmp_path)
     assert err.count("the log is lost from here on, training goes on") == 2
     assert err.count("File too large") == 2
+    assert "tensortrace view" not in err
     for limit in (40_001, 0):
         path = tmp_path / f"{limit}.jsonl"
         assert path.stat().st_size == limit
