@@ -115,6 +115,7 @@ class LogWriter(_Buffered):
 
     def __init__(self, path: Path, fd: int) -> None:
         super().__init__(path)
+        self._place = path.absolute()  # a program may go to another folder
         self._fd = fd
         self._flushed = 0
         self._interrupted = False
@@ -151,6 +152,13 @@ class LogWriter(_Buffered):
             f"{escape(str(path))} and {_LOGS - 1} more like it are of this process or are being "
             "written: give each its own name"
         )
+
+    def found_at(self) -> Path:
+        """The path of the log from the folder that the process is in now."""
+        with contextlib.suppress(OSError):  # that folder may be gone
+            if self.path is not None and self.path.absolute() == self._place:
+                return self.path
+        return self._place
 
     def _hand_on(self, data: memoryview) -> int:
         if self._regular:
