@@ -119,9 +119,9 @@ class LogWriter(_Buffered):
         self._fd = fd
         self._flushed = 0
         self._interrupted = False
-        begun = os.fstat(fd)
-        self._regular = stat.S_ISREG(begun.st_mode)
-        self._linked = begun.st_nlink > 0  # some network file systems count no links
+        self._begun = os.fstat(fd)
+        self._regular = stat.S_ISREG(self._begun.st_mode)
+        self._linked = self._begun.st_nlink > 0  # some network file systems count no links
 
     @classmethod
     def open(cls, path: str | Path) -> LogWriter:
@@ -155,8 +155,8 @@ class LogWriter(_Buffered):
 
     def found_at(self) -> Path:
         """The path of the log from the folder that the process is in now."""
-        with contextlib.suppress(OSError):  # that folder may be gone
-            if self.path is not None and self.path.absolute() == self._place:
+        with contextlib.suppress(OSError):  # no file of that name is there
+            if self.path is not None and os.path.samestat(self.path.stat(), self._begun):
                 return self.path
         return self._place
 

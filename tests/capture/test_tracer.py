@@ -90,6 +90,17 @@ def test_log_is_found_again_from_another_folder(
     assert t.report().splitlines()[:3] == here.splitlines()[:3]  # named as it was given
 
 
+def test_log_is_found_again_where_its_folder_is_renamed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "before").mkdir()
+    monkeypatch.chdir("before")
+    with trace("run.jsonl") as t:
+        train(make_net(poison=[0]), 1)
+        (folder / "before").rename(folder / "after")
+    assert "TT101" in t.report()
+
+
 def test_report_of_a_run_without_a_file_is_a_usage_error() -> None:
     with trace(out=lambda record: None) as t:
         pass
