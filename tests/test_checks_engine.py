@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import subprocess
 import sys
 from typing import get_args
@@ -326,6 +328,20 @@ def test_code_may_begin_beside_its_title_or_below_it():
     code = "for x in loader:\n    train(x)\nvalidate()"
     assert (beside.doc.example, beside.doc.fixed) == (code, "pass")
     assert (below.doc.example, below.doc.fixed) == (code, "pass")
+
+
+def test_pages_are_whole_where_python_drops_docstrings():
+    program = (
+        "from tensortrace.checks import all_checks\n"
+        "import json\n"
+        "pages = [[c.code, repr(c.doc)] for c in all_checks()]\n"
+        "print(json.dumps([all_checks.__doc__, pages]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-OO", "-c", program], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert json.loads(done.stdout) == [None, [[one.code, repr(one.doc)] for one in all_checks()]]
 
 
 def test_codes_and_names_are_unique():

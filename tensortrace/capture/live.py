@@ -7,6 +7,7 @@ from the same drafts as the log, so nothing is formatted twice.
 from __future__ import annotations
 
 import datetime
+import linecache
 import sys
 import threading
 import time
@@ -62,7 +63,7 @@ class LiveText(Tracer):  # type: ignore[misc] # PySnooper has no types
         source = self.source(frame, depth)
         indent = " " * 4 * depth
         try:
-            text = source[line - 1]
+            text = source[line - 1].rstrip("\n")
         except IndexError:
             text = "SOURCE IS UNAVAILABLE"
         threads = ""
@@ -77,8 +78,12 @@ class LiveText(Tracer):  # type: ignore[misc] # PySnooper has no types
     def source(self, frame: FrameType, depth: int) -> Any:
         """The lines of a frame's file, which is named when it is another than before."""
         path = frame.f_code.co_filename
+        source: Any = []
         # By the name of a module PySnooper would find the module's source for it.
-        source = [] if path == "<string>" else get_path_and_source_from_frame(frame)[1]
+        if path != "<string>":
+            # Whatever a notebook or shell names what was typed into it, its text is there.
+            source = linecache.getlines(path, frame.f_globals)
+            source = source or get_path_and_source_from_frame(frame)[1]
         if self.normalize:
             path = Path(path).name
         if path != self._path:

@@ -122,8 +122,17 @@ class Trace:
         """The log file; None before the run begins and where `out` is no path."""
         if self._joined is not None:
             return self._joined.path
+        writer = self._writer()
+        return writer.path if writer is not None else None
+
+    def _writer(self) -> LogWriter | None:
         sink = self._recorder.journal.sink if self._recorder is not None else None
-        return sink.path if isinstance(sink, LogWriter) else None
+        return sink if isinstance(sink, LogWriter) else None
+
+    def _log(self) -> Path | None:
+        """Where the log of this run is now, whatever folder the program has gone to."""
+        writer = self._writer()
+        return writer.found_at() if writer is not None else None
 
     def report(self) -> str:
         """The report of the log so far, as plain text; one sentence where tracing is off."""
@@ -131,7 +140,7 @@ class Trace:
             return self._joined.report()
         if self._recorder is None and self._off:
             return f"trace: {_OFF}\n"
-        path = self.path
+        path = self._log()
         if self._recorder is None or path is None:
             raise UsageError("report() needs a log file: the run has not begun, or out= is no path")
         from tensortrace.export.text import render_report
@@ -149,7 +158,7 @@ class Trace:
             return self._joined._repr_html_()
         from tensortrace.export.notebook import show_reason, show_run
 
-        path = self.path
+        path = self._log()
         if self._recorder is None:
             return show_reason(f"trace: {_OFF if self._off else 'Not begun yet.'}")
         try:
@@ -180,7 +189,7 @@ class Trace:
             self._off = True
         atexit.unregister(self.close)
         if self._decorates or not ended:
-            self._notices.goodbye(self._recorder, self.path, self._decorates)
+            self._notices.goodbye(self._recorder, self._log(), self._decorates)
 
     def __enter__(self) -> Trace:  # noqa: PYI034 a nested block is its outer one's
         if self._off or self._is_forked():
@@ -260,7 +269,7 @@ class Trace:
                 self._finish(_reason(error), failure)
             if not self._decorates:
                 self._detach()
-                self._notices.goodbye(self._recorder, self.path, self._decorates)
+                self._notices.goodbye(self._recorder, self._log(), self._decorates)
         if error is None:
             self._recorder.raise_if_stopped()
 

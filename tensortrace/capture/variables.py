@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import weakref
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,8 @@ _PYTHONS = frozenset({
     "__firstlineno__", "__static_attributes__", "__classcell__", "__classdict__",
     "__classdictcell__",
 })  # fmt: skip
+# What IPython keeps among the variables of the cells: inputs, outputs, and what it offers.
+_IPYTHONS = re.compile(r"In|Out|get_ipython|exit|quit|_{1,3}|_i{1,3}|_i?\d+|_[iod]h|_exit_code")
 
 Change = tuple[str, Any, Any]
 
@@ -54,7 +57,7 @@ class Variables:
         self.known: dict[str, Any] = {}
         # Whether one of them may change without being stored: a list, an object.
         self.has_containers = False
-        # Names such as `__file__` that were there before, and are no news while they stay.
+        # Names such as `__file__` or `_ih` that were there before, and are no news while they stay.
         self._found: dict[str, Any] | None = None
 
     def look(self, found: Mapping[str, Any]) -> list[Change]:
@@ -132,7 +135,9 @@ class Variables:
             return {}  # a metaclass of the user's has a mapping of its own
         names: dict[str, Any] = dict(dict.items(found))
         if self._found is None:
-            self._found = {name: value for name, value in names.items() if _is_special(name)}
+            is_cell = "get_ipython" in names and "_ih" in names
+            self._found = {name: value for name, value in names.items() if _is_special(name)
+                           or (is_cell and _IPYTHONS.fullmatch(name))}  # fmt: skip
         there = self._found
         return {
             name: value

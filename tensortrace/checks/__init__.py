@@ -12,6 +12,7 @@ check may look at all of its own step.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import inspect
@@ -151,13 +152,23 @@ class Check:
     def doc(self) -> Page:
         """The sections of the rule's docstring: prose as one line of text, code as it is."""
         sections = "|".join((*SECTIONS, *CODE))
-        summary, *rest = re.split(rf"^({sections}):", inspect.getdoc(self.rule) or "",
-                                  flags=re.MULTILINE)  # fmt: skip
+        summary, *rest = re.split(rf"^({sections}):", _docstring(self.rule), flags=re.MULTILINE)
         # Code may begin beside its title: indented as far as it then is, it dedents as one block.
         texts = {name.lower(): textwrap.dedent(" " * len(f"{name}:") + text).strip()
                  if name in CODE else " ".join(text.split())
                  for name, text in zip(rest[::2], rest[1::2], strict=True)}  # fmt: skip
         return Page(" ".join(summary.split()), **texts)
+
+
+def _docstring(rule: Rule) -> str:
+    """The docstring of a rule; ``python -OO`` drops it, and then its source has it still."""
+    if rule.__doc__ is not None:
+        return inspect.getdoc(rule) or ""
+    try:
+        (function,) = ast.parse(textwrap.dedent(inspect.getsource(rule))).body
+    except (OSError, TypeError, ValueError, SyntaxError):  # no source is installed
+        return ""
+    return (ast.get_docstring(function) or "") if isinstance(function, ast.FunctionDef) else ""
 
 
 def check(

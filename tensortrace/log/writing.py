@@ -115,12 +115,13 @@ class LogWriter(_Buffered):
 
     def __init__(self, path: Path, fd: int) -> None:
         super().__init__(path)
+        self._place = path.absolute()  # a program may go to another folder
         self._fd = fd
         self._flushed = 0
         self._interrupted = False
-        begun = os.fstat(fd)
-        self._regular = stat.S_ISREG(begun.st_mode)
-        self._linked = begun.st_nlink > 0  # some network file systems count no links
+        self._begun = os.fstat(fd)
+        self._regular = stat.S_ISREG(self._begun.st_mode)
+        self._linked = self._begun.st_nlink > 0  # some network file systems count no links
 
     @classmethod
     def open(cls, path: str | Path) -> LogWriter:
@@ -151,6 +152,13 @@ class LogWriter(_Buffered):
             f"{escape(str(path))} and {_LOGS - 1} more like it are of this process or are being "
             "written: give each its own name"
         )
+
+    def found_at(self) -> Path:
+        """The path of the log from the folder that the process is in now."""
+        with contextlib.suppress(OSError):  # no file of that name is there
+            if self.path is not None and os.path.samestat(self.path.stat(), self._begun):
+                return self.path
+        return self._place
 
     def _hand_on(self, data: memoryview) -> int:
         if self._regular:

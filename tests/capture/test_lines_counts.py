@@ -290,6 +290,29 @@ def test_names_that_python_gives_a_module_are_no_variables_until_the_user_sets_t
     }
 
 
+@pytest.mark.parametrize("in_a_cell", [True, False])
+def test_what_ipython_keeps_among_the_variables_of_a_cell_is_none_of_them(in_a_cell: bool) -> None:
+    seen = Seen()
+    old = torch.tensor([torch.nan])
+    kept = {"In": ["x"], "Out": {5: old}, "exit": object(), "quit": object(), "_": old, "__": "",
+            "___": "", "_i": "x", "_ii": "", "_iii": "", "_dh": [], "_oh": {5: old}, "_5": old,
+            "_i5": "x", "_exit_code": 0}  # fmt: skip
+    if in_a_cell:
+        kept |= {"get_ipython": [].copy, "_ih": ["x"]}
+    names = {"trace": trace, "take": seen.take, "first": 3, "_mine": 4, "Input": 5}
+    source = "with trace(out=take, every=1, lines=True):\n    for _ in range(2):\n        y = _\n"
+    source += "        Out = 'mine'\n"
+    exec(compile(source, "<string>", "exec"), {**names, **kept, "__name__": "__main__"})
+    changed = {v.name for line in seen.lines for v in line.changed} - {"trace", "take"}
+    assert {"first", "_mine", "Input", "y", "_", "Out"} <= changed
+    assert seen.changes("_")[-1] == "1"
+    assert seen.changes("Out")[-1] == "'mine'"
+    others = {"In", "_5", "_i5", "_oh", "_dh", "exit", "_i", "_exit_code"}
+    assert others & changed == (set() if in_a_cell else others)
+    if in_a_cell:
+        assert changed == {"first", "_mine", "Input", "y", "_", "Out"}
+
+
 # ---- steps
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import linecache
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -299,3 +300,23 @@ def test_a_generator_told_live_names_each_item() -> None:
     text = live(numbers, drain=True)
     assert "Return value:.. 5" in text
     assert "Return value:.. None" in text
+
+
+@pytest.mark.parametrize(
+    "name", ["/tmp/ipykernel_7/3141.py", "<python-input-0>", "<ipython-input-1-9a>", "<pyshell#3>"]
+)
+def test_typed_in_code_is_shown_from_where_its_shell_keeps_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "def typed(x):\n    y = x + 1\n    return y\n"
+    monkeypatch.setitem(linecache.cache, name, (len(text), None, text.splitlines(True), name))
+    cell: dict[str, Any] = {"__name__": "__main__", "__loader__": None}
+    exec(compile(text, name, "exec"), cell)
+    told = [said[2] for said in information(live(cell["typed"], 1)) if len(said) == 3]
+    assert told == ["def typed(x):", "    y = x + 1", "    return y", "    return y"]
+
+
+def test_code_whose_text_is_nowhere_is_told_without_it() -> None:
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile("def made(x):\n    return x\n", "<made-up>", "exec"), cell)
+    assert "SOURCE IS UNAVAILABLE" in live(cell["made"], 1)

@@ -72,6 +72,35 @@ def test_block_gives_findings_path_and_report(folder: Path) -> None:
     assert "\x1b" not in t.report()
 
 
+def test_log_is_found_again_from_another_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "elsewhere").mkdir()
+    with trace("run.jsonl") as t:
+        train(make_net(poison=[0]), 1)
+        here = t.report()
+        monkeypatch.chdir("elsewhere")
+        Path("run.jsonl").write_text("another file of that name")
+        assert t.report().count("TT101") == here.count("TT101") > 0
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(f"open with: tensortrace view {folder / 'run.jsonl'}")
+    assert "TT101" in t.report()
+    assert "no page" not in t._repr_html_()
+    monkeypatch.chdir(folder)
+    assert t.report().splitlines()[:3] == here.splitlines()[:3]  # named as it was given
+
+
+def test_log_is_found_again_where_its_folder_is_renamed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "before").mkdir()
+    monkeypatch.chdir("before")
+    with trace("run.jsonl") as t:
+        train(make_net(poison=[0]), 1)
+        (folder / "before").rename(folder / "after")
+    assert "TT101" in t.report()
+
+
 def test_report_of_a_run_without_a_file_is_a_usage_error() -> None:
     with trace(out=lambda record: None) as t:
         pass
