@@ -460,6 +460,8 @@ def _derivative(f: Facts) -> Reason:
 
 def _overflow(f: Facts) -> Reason:
     bad = [t for t in f.inputs if t.neginf]
+    if bad and not f.came_out("nan"):
+        return _general(f)
     if bad:
         return Reason(f"0 * -inf and -inf + inf are NaN; it got {bad[0].neginf} -inf of "
                       f"{bad[0].numel}", _MASK, bad[0], masked)  # fmt: skip
