@@ -1,7 +1,8 @@
 """Which -inf is a mask and which is data: log(0) in a spectrogram, a missing value.
 
 A mask says of each position that it is there, 0, or not, -inf; data vary. Where they do alike (a
-bias by distance), it is data if a product, a norm or a loss makes NaN or +inf of it.
+bias by distance), it is data if a product, a norm or a loss makes NaN or +inf of it. So is what
+came in as +inf, and became -inf in a difference.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _TAKES_MASKS = re.compile("softmax|attention|transformer|mask", re.IGNORECASE)
 def bad_data(
     number: int, calls: Iterable[Call], tensors: Mapping[int, Tensor], modules: Mapping[str, Module]
 ) -> set[int]:
-    """The ids of tensors whose -inf came in as data, or was made of that.
+    """The ids of tensors whose -inf came in as data, or was made of that or of +inf that came in.
 
     Args:
         number: of the step.
@@ -49,18 +50,20 @@ def bad_data(
         for at, (_, id) in enumerate(call.inputs):
             tensor = tensors.get(id)
             outside = call.parent is None and id not in made and id not in sources
-            if outside and _may_be_data(tensor) and tensor.from_step in (None, number - 1):
+            data = _may_be_data(tensor) and tensor.from_step in (None, number - 1)
+            if outside and (data or _is_infinite(tensor)):
                 sources[id] = {id}
-            if id not in sources:
+            if id not in sources or not _has_neginf(tensor):
                 continue
             if call.seq in spoilt or (call.seq in unseen and at == 0):
                 found |= {id, *sources[id], *spoilt.get(call.seq, ())}
-            elif _is_turned(call, at) and _made_bad(call, tensors):
+            elif _is_turned(call, at, tensors, sources[id]):
                 found |= {id, *sources[id]}
         given = set().union(*(sources.get(id, ()) for _, id in call.inputs))
         for _, id in call.outputs:
             made.add(id)
-            if given and id not in sources and _has_neginf(tensors.get(id)):
+            result = tensors.get(id)
+            if given and id not in sources and (_has_neginf(result) or _is_infinite(result)):
                 sources[id] = given | {id}
     return found | {id for id, given in sources.items() if given & found}
 
@@ -98,10 +101,14 @@ def _spoilt_inside(
     return spoilt, unseen
 
 
-def _is_turned(call: Call, at: int) -> bool:
-    """Whether an op makes +inf of -inf at one of its inputs."""
+def _is_turned(call: Call, at: int, tensors: Mapping[int, Tensor], sources: Iterable[int]) -> bool:
+    """Whether an op made bad values of -inf at an input; a sign does of what came in as +inf."""
     word = (call.op or "").rpartition(".")[2]
-    return word in _TURNS or (word in ("sub", "rsub") and at == 1)
+    if word in ("neg", "mul"):
+        made = any(_is_infinite(tensors.get(id)) for _, id in call.outputs)
+        return made and any(_is_infinite(tensors[source]) for source in sources)
+    turns = word in _TURNS or (word in ("sub", "rsub") and at == 1)
+    return turns and _made_bad(call, tensors)
 
 
 def _takes_data(call: Call) -> bool:
@@ -111,6 +118,10 @@ def _takes_data(call: Call) -> bool:
 def _made_bad(call: Call, tensors: Mapping[int, Tensor]) -> bool:
     results = (tensors.get(id) for _, id in call.outputs)
     return any(t is not None and (t.nan or t.posinf) for t in results)
+
+
+def _is_infinite(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.posinf > 0
 
 
 def _has_neginf(tensor: Tensor | None) -> bool:

@@ -17,8 +17,9 @@ from tensortrace.text import number_text, shape_text, short_dtype
 
 __all__ = [
     "Carries", "Facts", "Reason", "counted", "exp_limit", "first_index", "first_text", "follow",
-    "from_one", "jitter_text", "large", "largest", "limit_of", "masked", "negative", "plain",
-    "power_eps", "range_text", "rounding_text", "safe_eps", "selector", "values_text", "zero",
+    "from_one", "jitter_text", "large", "largest", "limit_of", "masked", "may_be_zero", "negative",
+    "plain", "power_eps", "range_text", "rounding_text", "safe_eps", "selector", "values_text",
+    "zero",
 ]  # fmt: skip
 
 # The largest finite number of a dtype, rounded down: 1.8e308 is infinite.
@@ -99,6 +100,13 @@ class Reason:
 def zero(t: Tensor) -> float:
     """The share of zeros."""
     return t.zeros / t.numel if t.numel else 0.0
+
+
+def may_be_zero(t: Tensor) -> bool:
+    """Whether there are zeros, or may be: with stats="minmax" only the extremes are known."""
+    if t.zeros or t.norm is not None or t.min is None or t.max is None:
+        return t.zeros > 0
+    return t.min <= 0 <= t.max
 
 
 def negative(t: Tensor) -> float:

@@ -18,6 +18,7 @@ from tensortrace.causes import (
     largest,
     limit_of,
     masked,
+    may_be_zero,
     negative,
     power_eps,
     range_text,
@@ -283,14 +284,15 @@ def _div(f: Facts) -> Reason:
     y = f.inputs[-1] if f.inputs else f.first
     fix = (f"x / (y + {safe_eps(y, '1e-8', '1e-2')}), or torch.where on the divisor before and on "
            "the result after")  # fmt: skip
-    if y.zeros and (y.grad_fn or "").startswith("Sqrt"):
+    if may_be_zero(y) and (y.grad_fn or "").startswith("Sqrt"):
         # Added after the root it would leave its gradient NaN: the slope at 0 is infinite.
         fix = f"add eps before the root, not after: x / (s + {safe_eps(y, '1e-12', '1e-4')}).sqrt()"
         fix += "; for a norm F.normalize(x, dim=-1)"
-    if y.zeros:
-        why = (f"x / 0 is infinite and 0 / 0 is NaN; the divisor has {counted(y.zeros, 'zero')} "
-               f"out of {y.numel} ({values_text(y)})")  # fmt: skip
-        return Reason(why + rounding_text(y, "1e-8"), fix, y, zero)
+    if may_be_zero(y):
+        told = (f"has {counted(y.zeros, 'zero')} out of {y.numel} ({values_text(y)})" if y.zeros
+                else f"is {values_text(y)}")  # fmt: skip
+        why = f"x / 0 is infinite and 0 / 0 is NaN; the divisor {told}{rounding_text(y, '1e-8')}"
+        return Reason(why, fix, y, zero)
     why = f"the quotient is over the range of {range_text(f.dtype)}"
     why += f"; the divisor is {values_text(y)}"
     return Reason(why, fix, y)
@@ -304,9 +306,9 @@ def _pow(f: Facts) -> Reason:
         return _general(f) if f.came_out("nan") else _overflow(f)
     power = "a negative power" if p is None else f"the power {number_text(p)}"
     fix = f"x.clamp_min({power_eps(x, p)}).pow(p)"
-    if x.zeros and f.came_out("posinf") and (p is None or p < 0):
-        return Reason(f"0 to {power} is infinite; {_got(x, counted(x.zeros, 'zero'))}", fix, x,
-                      zero)  # fmt: skip
+    if may_be_zero(x) and f.came_out("posinf") and (p is None or p < 0):
+        zeros = [counted(x.zeros, "zero")] if x.zeros else []
+        return Reason(f"0 to {power} is infinite; {_got(x, *zeros)}", fix, x, zero)
     if f.came_out("nan") and negative(x):
         told = counted(f.came_out("nan"), "negative")
         power = "a fractional power" if p is None else power
@@ -460,6 +462,8 @@ def _derivative(f: Facts) -> Reason:
 
 def _overflow(f: Facts) -> Reason:
     bad = [t for t in f.inputs if t.neginf]
+    if bad and not f.came_out("nan"):
+        return _general(f)
     if bad:
         return Reason(f"0 * -inf and -inf + inf are NaN; it got {bad[0].neginf} -inf of "
                       f"{bad[0].numel}", _MASK, bad[0], masked)  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from tensortrace.causes import Facts, largest
+from tensortrace.causes import Facts, largest, may_be_zero
 from tensortrace.records import Tensor
 
 PRODUCTS = (
@@ -56,7 +56,7 @@ def _of_xlogy(f: Facts, x: Tensor) -> float:
 
 
 def _of_hypot(f: Facts, x: Tensor) -> float:
-    return 1.0 if any(not t.zeros for t in f.inputs) else math.inf
+    return 1.0 if any(not may_be_zero(t) for t in f.inputs) else math.inf
 
 
 def _of_one(f: Facts, x: Tensor) -> float:

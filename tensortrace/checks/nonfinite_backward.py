@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -227,6 +228,10 @@ def _place(step: StepView, origin: Origin) -> tuple[Call, str, dict[str, Any]]:
         told = f"the backward of {_name(step, call if origin.direct else by)}"
         if not origin.direct and by.seq == call.forward:  # nobody else who was seen took it
             told += ", or of what took its output unseen,"
+        elif not origin.direct and by.op is None and step.nonfinite(call.inputs):
+            # Code of the module around it may have taken the same tensor: no op of it was seen.
+            around = _forward(step, by.parent)
+            told += f", or of the code of {_name(step, around)}," if around else ""
         told += f" made {got}"
         return by, f"{told} from finite gradients", {"placed": placed}
     parent, source, following = _between(step, call)
@@ -308,7 +313,7 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         inputs = [step.tensors[id] for _, id in maker.inputs if id in step.tensors]
         reason = forward.explain(Facts(plain_op(maker.op), inputs, [spoilt], maker.arguments))
     if hooks:
-        message = message.replace(" made ", ", or a hook there, made ", 1)
+        message = re.sub(",? made ", ", or a hook there, made ", message, count=1)
         names = ", ".join(f"{at.function} ({location_text(at)})" for at in hooks)
         reason = Reason(
             "run again without your hooks no op makes what is not finite, so one that returns "

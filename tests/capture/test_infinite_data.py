@@ -17,7 +17,10 @@ STEPS = 40
 
 
 def train(
-    model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], spoil: Callable[[int], str]
+    model: nn.Module,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    spoil: Callable[[int], str],
+    value: float = -math.inf,
 ) -> list[Finding]:
     """Fit a model; `spoil` says of each step what holds one -inf: "x", "target" or nothing."""
 
@@ -26,9 +29,9 @@ def train(
         for step in range(STEPS):
             x, target = torch.rand(4, 8, 6).log(), torch.randn(4, 8, 6)
             if spoil(step) == "x":
-                x[1, 2, 3] = -math.inf
+                x[1, 2, 3] = value
             if spoil(step) == "target":
-                target[1, 2, 3] = -math.inf
+                target[1, 2, 3] = value
             optimizer.zero_grad()
             loss_of(model(x), target).backward()
             optimizer.step()
@@ -69,6 +72,15 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "square": lambda y, t: ((y - t) ** 2).mean(),
     "scaled": lambda y, t: F.smooth_l1_loss(y, t * 0.5),
 }
+# Finite - inf is -inf, as a mask has it.
+OF_DIFFERENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "function": lambda y, t: F.mse_loss(y - t, torch.zeros_like(t)),
+    "square": lambda y, t: ((y - t) ** 2).mean(),
+    "method": lambda y, t: (y - t).square().mean(),
+    "absolute": lambda y, t: (y - t).abs().mean(),
+    "product": lambda y, t: ((y - t) * (y - t)).mean(),
+    "likelihood": lambda y, t: -(y - t).mean(),
+}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -76,6 +88,51 @@ def test_in_the_target(name: str) -> None:
     model = nn.Linear(6, 6)
     (found,) = train(model, LOSSES[name], lambda step: "target" if step == 2 else "")
     assert (found.code, found.severity, found.step) == ("TT105", "warning", 2)
+
+
+@pytest.mark.parametrize("name", OF_DIFFERENCES)
+def test_of_infinity_in_the_target(name: str) -> None:
+    spoil, loss_of = (lambda step: "target" if step == 2 else ""), OF_DIFFERENCES[name]
+    (found,) = train(nn.Linear(6, 6), loss_of, spoil, math.inf)
+    assert (found.code, found.severity, found.step) == ("TT105", "warning", 2)
+    assert "1 inf of 192 in the data: input[1] of sub" in found.message
+
+
+@pytest.mark.parametrize("name", OF_DIFFERENCES)
+def test_of_infinity_in_a_target_that_is_made_after_the_update_before(name: str) -> None:
+    def program() -> None:
+        model = nn.Linear(6, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        for step in range(6):
+            rate = torch.rand(4, 1) + 0.5
+            rate[2] *= step != 3
+            target = 1 / rate
+            OF_DIFFERENCES[name](model(torch.rand(4, 6)), target).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    (found,) = [f for f in find_live(program) if f.severity != "note"]
+    assert (found.code, found.severity, found.step, found.op) == ("TT101", "error", 3, "div")
+    assert found.message.endswith("; made at the end of step 2")
+    assert found.location is not None
+    assert found.location.code == "target = 1 / rate"
+
+
+def test_of_an_infinite_cost_that_hides_a_row_or_goes_times_0() -> None:
+    def program(after: Callable[[Tensor], Tensor]) -> None:
+        model = nn.Linear(6, 8)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        for step in range(4):
+            cost = torch.rand(3, 8)
+            if step == 2:
+                cost[1] = math.inf
+            after(model(torch.rand(3, 6)) - cost).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    for op, after in (("softmax", lambda s: s.softmax(-1)), ("mul", lambda s: s * s.isfinite())):
+        found = [f for f in find_live(lambda after=after: program(after)) if f.code == "TT101"]
+        assert [(f.severity, f.step, f.op) for f in found] == [("error", 2, op)]
 
 
 class Attention(nn.Module):

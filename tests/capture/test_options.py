@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,24 @@ def test_non_finite_values_are_found_with_the_extremes_alone() -> None:
 
     assert codes("light") == codes("minmax") == codes("full") != []
     assert codes("none") == ["TT103"]  # the loss is one number, and always read
+
+
+@pytest.mark.parametrize(("part", "says"), [
+    (lambda x: x / x.new_zeros(()), "0 / 0 is NaN; the divisor is f32 [], all 0"),
+    (lambda x: 1 / x.relu(), "0 / 0 is NaN; the divisor is f32 [3] from 0 to 2"),
+    (lambda x: x.relu().pow(-0.5), "0 to the power -0.5 is infinite; it got f32 [3] from 0 to 2"),
+    (lambda x: x * 1e30 / x.new_full((3,), 1e-30), "the quotient is over the range of f32"),
+    (lambda x: torch.hypot(x - 1, x - 1), "no direction where both are 0: its gradient is 0 / 0"),
+])  # fmt: skip
+def test_with_the_extremes_alone_zeros_that_were_not_counted_are_thought_of(
+    part: Callable[[torch.Tensor], torch.Tensor], says: str
+) -> None:
+    x = torch.tensor([-1.0, 1.0, 2.0], requires_grad=True)
+    with trace(out=lambda record: None, stats="minmax") as t:
+        part(x).sum().backward()
+    (found,) = t.findings
+    assert found.explanation is not None
+    assert says in found.explanation
 
 
 def test_source_text_is_left_out_when_asked(tmp_path: Path) -> None:

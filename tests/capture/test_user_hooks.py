@@ -104,6 +104,7 @@ def test_the_hook_is_named(make: Callable[[], Model], name: str, bad_at: int) ->
     assert found.location.function == name
     assert found.location.file == __file__
     assert "or a hook there, made" in found.message
+    assert ",," not in found.message
     assert f"{name} (" in found.explanation
 
 

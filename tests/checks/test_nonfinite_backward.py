@@ -70,6 +70,9 @@ def test_a_bad_gradient_at_a_tensor_blames_the_module_that_took_it():
     (found,) = find(taken, "TT102")
     assert brief([found]) == [("TT102", "error", "net.b")]
     assert found.evidence["placed"] == "module"
+    assert found.message == (
+        "the backward of net.b, or of the code of net, made 1 NaN of 4 from finite gradients"
+    )
 
 
 def test_a_bad_gradient_between_two_modules_blames_the_code_of_their_parent():
@@ -88,6 +91,7 @@ def test_a_bad_parameter_gradient_blames_its_module():
     records = [*FORWARD, arrived(10, 3, ok(10), "net.b"), BAD, optimizer()]
     (found,) = find(records, "TT102")
     assert (found.module, found.param, found.seq) == ("net.b", "weight", 30)
+    assert found.message.startswith("the backward of net.b made")
 
 
 def test_a_gradient_that_reaches_no_parameter_is_a_note_at_the_end():
@@ -217,6 +221,40 @@ def test_without_a_replay_a_gradient_is_not_placed_before_a_module_that_may_have
     (found,) = find_live(program, "TT102", narrow=False)
     assert "between the exit of a and the entry of norm, or of norm itself, made" in found.message
     assert "the named op" not in found.fix
+
+
+@pytest.mark.parametrize("options", [{"narrow": False}, {"modules": ["m*"]}])
+def test_without_a_replay_the_module_that_took_a_tensor_is_not_blamed_alone(options):
+    """The code around a module may have taken the same tensor, and its ops are not seen."""
+
+    class Middle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 1)
+
+        def forward(self, x):
+            h = self.a(x)
+            return (h * 0).square().sum(-1).sqrt() + self.b(h)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.m = Middle()
+
+        def forward(self, x):
+            return self.m(x)
+
+    def program():
+        net = Net()
+        sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(2):
+            sgd.zero_grad()
+            net(torch.rand(2, 4)).mean().backward()
+            sgd.step()
+
+    (found,) = find_live(program, "TT102", **options)
+    assert (found.module, found.op, found.evidence["placed"]) == ("m.b", None, "module")
+    assert found.message.startswith("the backward of m.b, or of the code of m, made")
 
 
 def test_an_op_that_is_seen_to_hand_back_finite_gradients_has_made_no_others():

@@ -75,6 +75,17 @@ def test_a_mask_that_is_consumed_is_silent_and_a_fully_masked_row_is_the_softmax
     assert "mask hides every position" in found.explanation
 
 
+def test_infinity_of_a_mask_is_not_explained_by_what_makes_nan():
+    def told(made, value):
+        masked = op(1, "masked_fill", [1], [2], [ok(1), mask(2)])
+        square = op(2, "square", [2], [3], [made])
+        (found,) = find([masked, square, loss(3, value, 3), optimizer()], "TT101")
+        return found.explanation
+
+    assert told(inf(3), "Infinity").startswith("-inf went in (2 of 4) and inf came out: mask after")
+    assert told(nan(3), "NaN") == "0 * -inf and -inf + inf are NaN; it got 2 -inf of 4"
+
+
 def test_what_is_masked_away_is_a_note_at_the_end_of_the_step():
     records = [bad_log(), op(2, "where", [2], [3], [ok(3)]), loss(3, 1.0, 3), optimizer()]
     assert find(records, "TT101") == []
