@@ -175,7 +175,11 @@ def _last_of(step: StepView, call: Call) -> Call | None:
 
 
 def _consumer(step: StepView, call: Call, grad: Tensor) -> Call | None:
-    """Find the innermost forward call that took the tensor and whose own gradients were finite."""
+    """Find the innermost forward call that took the tensor and may have spoilt its gradient.
+
+    The one that returned the tensor if all that were seen to take it have not: it may have used
+    it itself.
+    """
     source = _forward(step, call.forward)
     taken = grad.grad_of
     if taken is None and source is not None:
@@ -184,16 +188,30 @@ def _consumer(step: StepView, call: Call, grad: Tensor) -> Call | None:
         return None
     backward = [c for c in step.calls if c.phase == "backward"]
     spoilt = {c.forward for c in backward if step.nonfinite(c.inputs)}
-    takers = [c for c in step.calls if c.phase == "forward" and not c.recompute
-              and c.seq not in spoilt and any(id == taken for _, id in c.inputs)]  # fmt: skip
-    if takers and source is not None and source.op is None and source.parent is None:
-        # Of an op outside modules all that its backward made is known.
-        seen = {c.forward for c in backward if c.op is not None and c.outputs
-                and not step.nonfinite(c.outputs)}  # fmt: skip
-        takers = [c for c in takers if c.seq not in seen]
-        if not takers:
-            return source  # which has used itself what it returned
-    return max(takers, key=lambda c: c.seq, default=None)
+    takers = sorted((c for c in step.calls if c.phase == "forward" and not c.recompute
+                     and c.seq not in spoilt and any(id == taken for _, id in c.inputs)),
+                    key=lambda c: c.seq)  # fmt: skip
+    # Without grad there is no backward, but of what a reentrant checkpoint computes once more.
+    again = {c.module for c in step.calls if c.recompute and c.op is None}
+    ran = [c for c in takers if c.grad_enabled or (c.op is None and c.module in again)]
+    # Of an op all that its backward made is known, and what is around it only handed the tensor on.
+    cleared = {c.forward for c in backward if c.op is not None and c.outputs
+               and not step.nonfinite(c.outputs)}  # fmt: skip
+    for inner in reversed(ran):  # from the inside out
+        if inner.seq in cleared and inner.parent is not None:
+            cleared.add(inner.parent)
+    left = [c for c in ran if c.seq not in cleared]
+    if not left and ran and source is not None and source.op is not None:
+        # The slope of a slope is computed where no op is seen, and belongs to either of two ops.
+        twice = any(c.op == DERIVATIVE and c.phase == "forward" for c in step.calls)
+        if twice and (_has_slope(ran[-1]) or not _has_slope(source)):
+            left = ran
+    return left[-1] if left else source if takers else None
+
+
+def _has_slope(call: Call) -> bool:
+    """Whether the gradient of an op is known to be computed with its values."""
+    return backward.known(plain_op(call.op))
 
 
 def _between(step: StepView, call: Call) -> tuple[Call | None, Call | None, Call | None]:
