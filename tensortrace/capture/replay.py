@@ -226,7 +226,7 @@ class ReplayTable(TensorTable):
         if stage is not None:
             if tensor.is_leaf and tensor.requires_grad:
                 # Without grad a view of a leaf is a leaf too, and so is one of what is none.
-                origin = tensor._base if tensor._is_view() else tensor
+                origin = tensor if tensor._base is None else tensor._base
                 self.met_foreign_leaf |= origin.is_leaf and all(
                     origin is not leaf for leaf in stage.leaves
                 )
