@@ -35,6 +35,11 @@ _NO_OP = (
     'find the op with level="op": keep what it takes away from the point where its slope is '
     "infinite (eps before sqrt, norm and log), masks before the op and not after it"
 )
+_OTHER_THREAD = Reason(
+    "this was called in a thread that did not enter the block: its ops outside modules, a loss "
+    "too, are not seen, and may have made what is not finite in the forward or the backward pass",
+    "enter the block, or call the decorated function, in the thread that trains",
+)
 _OF_ANOTHER_RANK = "; or it is another rank's, averaged in with those of this one"
 _OTHER_LOGS = "read the logs of the other ranks first: tensortrace report FOLDER shows all; then "
 
@@ -317,9 +322,7 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         message += "; no parameter is reached"
     # What arrived at a call was made by another one.
     made_it = origin.direct or origin.forward is not None
-    reason = Reason("finite gradients went in, others came out", None if op else _NO_OP)
-    if op and made_it:
-        reason = _reason(step, by)
+    reason = _reason(step, by) if op and made_it else _without_op(origin, by)
     if maker is not None:
         spoilt = step.hurt(maker.outputs)[0]
         message += f"; what went in was not finite: {maker.op} made {count_text(spoilt)}"
@@ -348,6 +351,14 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         explanation=reason.why, fix=reason.fix,
         evidence={**evidence, "verdict": verdict}, chain=_chain(step, origin, by, reason, length),
     )  # fmt: skip
+
+
+def _without_op(origin: Origin, by: Call) -> Reason:
+    """Explain a gradient whose op is not known, or was not the one to make it."""
+    # After an outermost call, nobody took what it returned.
+    if by.thread and origin.forward is None and by.seq == origin.call.forward:
+        return _OTHER_THREAD
+    return Reason("finite gradients went in, others came out", None if by.op else _NO_OP)
 
 
 def _made_before(step: StepView, by: Call) -> Call | None:

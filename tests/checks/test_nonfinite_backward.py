@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import msgspec
 import pytest
 import torch
@@ -306,3 +308,23 @@ def test_of_the_slope_of_a_slope_the_op_is_blamed_that_has_one(level, part, op, 
     (found,) = find_live(program, "TT102", level=level)
     assert (found.op, said in found.message) == (op, True)
     assert "# its slope uses" in found.location.code
+
+
+def test_of_another_thread_it_is_not_said_that_finite_gradients_went_in():
+    """Its loss is not seen, here the logarithm of 0."""
+
+    def program():
+        net = nn.Linear(4, 3)
+        sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+
+        def train():
+            (net(torch.randn(6, 4)).softmax(-1) * 0).log().mean().backward()
+            sgd.step()
+
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+
+    (found,) = find_live(program, "TT102")
+    assert "finite gradients went in" not in found.explanation
+    assert "a thread that did not enter the block" in found.explanation
