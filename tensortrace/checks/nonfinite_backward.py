@@ -31,9 +31,10 @@ _HOOKS = (
     "look at what divides or scales gradients between backward() and step(), and at "
     "register_post_accumulate_grad_hook"
 )
+_LOOK = 'find the op with level="op": '
 _NO_OP = (
-    'find the op with level="op": keep what it takes away from the point where its slope is '
-    "infinite (eps before sqrt, norm and log), masks before the op and not after it"
+    "keep what it takes away from the point where its slope is infinite (eps before sqrt, norm and "
+    "log), masks before the op and not after it"
 )
 _OTHER_THREAD = Reason(
     "this was called in a thread that did not enter the block: its ops outside modules, a loss "
@@ -322,7 +323,7 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         message += "; no parameter is reached"
     # What arrived at a call was made by another one.
     made_it = origin.direct or origin.forward is not None
-    reason = _reason(step, by) if op and made_it else _without_op(origin, by)
+    reason = _reason(step, by) if op and made_it else _without_op(step, origin, by)
     if maker is not None:
         spoilt = step.hurt(maker.outputs)[0]
         message += f"; what went in was not finite: {maker.op} made {count_text(spoilt)}"
@@ -353,12 +354,14 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     )  # fmt: skip
 
 
-def _without_op(origin: Origin, by: Call) -> Reason:
+def _without_op(step: StepView, origin: Origin, by: Call) -> Reason:
     """Explain a gradient whose op is not known, or was not the one to make it."""
     # After an outermost call, nobody took what it returned.
     if by.thread and origin.forward is None and by.seq == origin.call.forward:
         return _OTHER_THREAD
-    return Reason("finite gradients went in, others came out", None if by.op else _NO_OP)
+    inside = any(c.op is not None and c.parent is not None for c in step.calls)
+    fix = None if by.op else _NO_OP if inside else _LOOK + _NO_OP
+    return Reason("finite gradients went in, others came out", fix)
 
 
 def _made_before(step: StepView, by: Call) -> Call | None:

@@ -265,6 +265,7 @@ def test_what_took_a_tensor_without_grad_or_handed_back_finite_gradients_is_not_
     (found,) = find_live(step_of(lambda: Selective(gated)), "TT102", level="op")
     assert (found.module, found.op) == ("up", None)
     assert "the backward of up, or of what took its output unseen, made" in found.message
+    assert 'level="op"' not in found.fix
 
 
 def test_a_module_that_a_reentrant_checkpoint_computes_once_more_is_blamed():
@@ -275,6 +276,7 @@ def test_a_module_that_a_reentrant_checkpoint_computes_once_more_is_blamed():
     program = step_of(lambda: Selective(False, Part()))
     (found,) = find_live(program, "TT102", narrow=False)
     assert (found.module, found.evidence["placed"]) == ("part", "module")
+    assert 'level="op"' in found.fix
 
 
 def norm(h):
