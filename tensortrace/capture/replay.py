@@ -225,9 +225,11 @@ class ReplayTable(TensorTable):
         stage = self.stage
         if stage is not None:
             if tensor.is_leaf and tensor.requires_grad:
-                # Without grad a view of a leaf is a leaf too.
-                origin = tensor._base if tensor._is_view() else tensor
-                self.met_foreign_leaf |= all(origin is not leaf for leaf in stage.leaves)
+                # Without grad a view of a leaf is a leaf too, and so is one of what is none.
+                origin = tensor if tensor._base is None else tensor._base
+                self.met_foreign_leaf |= origin.is_leaf and all(
+                    origin is not leaf for leaf in stage.leaves
+                )
             known = stage.given.get(id(tensor))
             if known is None and (address := stage.origins.get(id(tensor))) is not None:
                 known = self._live.id_at(address)

@@ -32,9 +32,15 @@ _HOOKS = (
     "look at what divides or scales gradients between backward() and step(), and at "
     "register_post_accumulate_grad_hook"
 )
+_LOOK = 'find the op with level="op": '
 _NO_OP = (
-    'find the op with level="op": keep what it takes away from the point where its slope is '
-    "infinite (eps before sqrt, norm and log), masks before the op and not after it"
+    "keep what it takes away from the point where its slope is infinite (eps before sqrt, norm and "
+    "log), masks before the op and not after it"
+)
+_OTHER_THREAD = Reason(
+    "this was called in a thread that did not enter the block: its ops outside modules, a loss "
+    "too, are not seen, and may have made what is not finite in the forward or the backward pass",
+    "enter the block, or call the decorated function, in the thread that trains",
 )
 _OF_ANOTHER_RANK = "; or it is another rank's, averaged in with those of this one"
 _OTHER_LOGS = "read the logs of the other ranks first: tensortrace report FOLDER shows all; then "
@@ -176,7 +182,11 @@ def _last_of(step: StepView, call: Call) -> Call | None:
 
 
 def _consumer(step: StepView, call: Call, grad: Tensor) -> Call | None:
-    """Find the innermost forward call that took the tensor and whose own gradients were finite."""
+    """Find the innermost forward call that took the tensor and may have spoilt its gradient.
+
+    The one that returned the tensor if all that were seen to take it have not: it may have used
+    it itself.
+    """
     source = _forward(step, call.forward)
     taken = grad.grad_of
     if taken is None and source is not None:
@@ -185,16 +195,30 @@ def _consumer(step: StepView, call: Call, grad: Tensor) -> Call | None:
         return None
     backward = [c for c in step.calls if c.phase == "backward"]
     spoilt = {c.forward for c in backward if step.nonfinite(c.inputs)}
-    takers = [c for c in step.calls if c.phase == "forward" and not c.recompute
-              and c.seq not in spoilt and any(id == taken for _, id in c.inputs)]  # fmt: skip
-    if takers and source is not None and source.op is None and source.parent is None:
-        # Of an op outside modules all that its backward made is known.
-        seen = {c.forward for c in backward if c.op is not None and c.outputs
-                and not step.nonfinite(c.outputs)}  # fmt: skip
-        takers = [c for c in takers if c.seq not in seen]
-        if not takers:
-            return source  # which has used itself what it returned
-    return max(takers, key=lambda c: c.seq, default=None)
+    takers = sorted((c for c in step.calls if c.phase == "forward" and not c.recompute
+                     and c.seq not in spoilt and any(id == taken for _, id in c.inputs)),
+                    key=lambda c: c.seq)  # fmt: skip
+    # Without grad there is no backward, but of what a reentrant checkpoint computes once more.
+    again = {c.module for c in step.calls if c.recompute and c.op is None}
+    ran = [c for c in takers if c.grad_enabled or (c.op is None and c.module in again)]
+    # Of an op all that its backward made is known, and what is around it only handed the tensor on.
+    cleared = {c.forward for c in backward if c.op is not None and c.outputs
+               and not step.nonfinite(c.outputs)}  # fmt: skip
+    for inner in reversed(ran):  # from the inside out
+        if inner.seq in cleared and inner.parent is not None:
+            cleared.add(inner.parent)
+    left = [c for c in ran if c.seq not in cleared]
+    if not left and ran and source is not None and source.op is not None:
+        # The slope of a slope is computed where no op is seen, and belongs to either of two ops.
+        twice = any(c.op == DERIVATIVE and c.phase == "forward" for c in step.calls)
+        if twice and (_has_slope(ran[-1]) or not _has_slope(source)):
+            left = ran
+    return left[-1] if left else source if takers else None
+
+
+def _has_slope(call: Call) -> bool:
+    """Whether the gradient of an op is known to be computed with its values."""
+    return backward.known(plain_op(call.op))
 
 
 def _between(step: StepView, call: Call) -> tuple[Call | None, Call | None, Call | None]:
@@ -304,9 +328,7 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         message += "; no parameter is reached"
     # What arrived at a call was made by another one.
     made_it = origin.direct or origin.forward is not None
-    reason = Reason("finite gradients went in, others came out", None if op else _NO_OP)
-    if op and made_it:
-        reason = _reason(step, by)
+    reason = _reason(step, by) if op and made_it else _without_op(step, origin, by)
     if maker is not None:
         spoilt = step.hurt(maker.outputs)[0]
         message += f"; what went in was not finite: {maker.op} made {count_text(spoilt)}"
@@ -335,6 +357,16 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         explanation=reason.why, fix=reason.fix,
         evidence={**evidence, "verdict": verdict}, chain=_chain(step, origin, by, reason, length),
     )  # fmt: skip
+
+
+def _without_op(step: StepView, origin: Origin, by: Call) -> Reason:
+    """Explain a gradient whose op is not known, or was not the one to make it."""
+    # After an outermost call, nobody took what it returned.
+    if by.thread and origin.forward is None and by.seq == origin.call.forward:
+        return _OTHER_THREAD
+    inside = any(c.op is not None and c.parent is not None for c in step.calls)
+    fix = None if by.op else _NO_OP if inside else _LOOK + _NO_OP
+    return Reason("finite gradients went in, others came out", fix)
 
 
 def _made_before(step: StepView, by: Call) -> Call | None:

@@ -15,7 +15,7 @@ from tensortrace.checks import (
     is_left_by,
     plain_op,
 )
-from tensortrace.records import Call, Severity, Tensor
+from tensortrace.records import DERIVATIVE, Call, Severity, Tensor
 from tensortrace.text import location_text, module_text
 
 # Ops that only bring data in: what they return counts as data.
@@ -142,6 +142,9 @@ def _entries(step: StepView, left: int | None) -> Iterator[_Entry]:
     # What `.grad` holds after a backward has another id than what was seen on its way there.
     grads = [(call.seq, tensor.shape) for call in step.calls if call.phase == "backward"
              for tensor in step.nonfinite(call.outputs)]  # fmt: skip
+    # So has what torch.func hands on of what autograd.grad has returned to it.
+    returned = [(call.seq, _look(tensor)) for call in step.forward() if call.op == DERIVATIVE
+                for tensor in step.nonfinite(call.outputs)]  # fmt: skip
     seen: set[int] = set()
     for call in step.calls[step.fresh :]:
         if call.phase != "forward" or call.parent is not None or call.recompute or call.replay:
@@ -155,8 +158,15 @@ def _entries(step: StepView, left: int | None) -> Iterator[_Entry]:
                 continue
             if any(f.code == "TT101" and is_left_by(f, tensor) for f in step.findings):
                 continue
-            if not any(seq < call.seq and shape == tensor.shape for seq, shape in grads):
+            if any(seq < call.seq and shape == tensor.shape for seq, shape in grads):
+                continue
+            if not any(seq < call.seq and look == _look(tensor) for seq, look in returned):
                 yield call, name, tensor
+
+
+def _look(tensor: Tensor) -> tuple[int | None, ...]:
+    """What a tensor unwrapped from vmap, whose shape was another, is known by."""
+    return tensor.numel, tensor.nan, tensor.posinf, tensor.neginf
 
 
 def _is_data(tensor: Tensor, left: int | None) -> bool:

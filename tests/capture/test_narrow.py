@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tensortrace import trace
 from tensortrace.capture import narrow as narrowing
@@ -234,6 +235,28 @@ def test_input_that_was_modified_since_is_said() -> None:
     finding = refusal(FAULTY["LogOfZero"].make(), program)
     assert finding.evidence["placed"] == "an input was modified in place since"
     assert "between" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("learned", "placed"),
+    [(False, "exact"), (True, "a reentrant checkpoint with tensors from outside the module")],
+)
+def test_a_reentrant_checkpoint_may_take_views_but_no_leaves_from_elsewhere(
+    learned: bool, placed: str
+) -> None:
+    elsewhere = torch.ones(12, requires_grad=learned)
+
+    def part(h: Tensor) -> Tensor:
+        return h + (h.view(-1) * elsewhere * 0).sqrt().view(h.shape)
+
+    class Reentrant(faulty.Base):
+        def middle(self, h: Tensor) -> Tensor:
+            out: Tensor = checkpoint(part, h, use_reentrant=True)
+            return out
+
+    finding = refusal(Reentrant())
+    assert finding.evidence["placed"] == placed
+    assert finding.op == (None if learned else "sqrt")
 
 
 class Overwriting(faulty.Base):

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import threading
+
 import msgspec
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tensortrace.records import Action, Call, Location
 from tests.builders import make_header
@@ -265,3 +268,103 @@ def test_an_op_that_is_seen_to_hand_back_finite_gradients_has_made_no_others():
     ]  # fmt: skip
     (found,) = find(records, "TT102")
     assert "between the exit of net.a and the entry of sqrt made 1 NaN" in found.message
+
+
+class Selective(nn.Module):
+    """Recomputes a part without modules, whose root has an infinite slope at 0."""
+
+    def __init__(self, gated, part=None):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 4), nn.Linear(4, 1)
+        self.gate = nn.Linear(4, 1) if gated else None
+        self.part = part or (lambda h: h.relu() + (h * 0).square().sum(-1, keepdim=True).sqrt())
+
+    def forward(self, x):
+        h = self.up(x)
+        y = self.down(checkpoint(self.part, h, use_reentrant=True))
+        return y if self.gate is None else y * self.gate(h).sigmoid()
+
+
+def step_of(net):
+    def program():
+        model = net()
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            sgd.zero_grad()
+            model(torch.randn(3, 4)).square().mean().backward()
+            sgd.step()
+
+    return program
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_what_took_a_tensor_without_grad_or_handed_back_finite_gradients_is_not_blamed(gated):
+    """At op level the ops that a reentrant checkpoint computes once more are not seen."""
+    (found,) = find_live(step_of(lambda: Selective(gated)), "TT102", level="op")
+    assert (found.module, found.op) == ("up", None)
+    assert "the backward of up, or of what took its output unseen, made" in found.message
+    assert 'level="op"' not in found.fix
+
+
+def test_a_module_that_a_reentrant_checkpoint_computes_once_more_is_blamed():
+    class Part(nn.Module):
+        def forward(self, h):
+            return h + (h * 0).square().sum(-1, keepdim=True).sqrt()
+
+    program = step_of(lambda: Selective(False, Part()))
+    (found,) = find_live(program, "TT102", narrow=False)
+    assert (found.module, found.evidence["placed"]) == ("part", "module")
+    assert 'level="op"' in found.fix
+
+
+def norm(h):
+    norm = torch.linalg.vector_norm(h - h.detach(), ord=0.5, dim=1)  # its slope uses what it made
+    return h.pow(3) + norm[:, None]
+
+
+def angle(h):
+    z = torch.stack([h * 0, h * 0], -1)
+    return h.pow(3) + torch.atan2(z[..., 1], z[..., 0])  # its slope uses what it was given
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize(("part", "op", "said"), [
+    (norm, "norm", "the backward of norm, or of what took its output unseen, made"),
+    (angle, "atan2", "the backward of atan2 made"),
+])  # fmt: skip
+def test_of_the_slope_of_a_slope_the_op_is_blamed_that_has_one(level, part, op, said):
+    """Of the two that made a tensor and took it, one is a view."""
+
+    def program():
+        net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
+        sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(2):
+            x = torch.randn(6, 4, requires_grad=True)
+            (force,) = torch.autograd.grad(part(net(x)).mean(), x, create_graph=True)
+            sgd.zero_grad()
+            force.square().mean().backward()
+            sgd.step()
+
+    (found,) = find_live(program, "TT102", level=level)
+    assert (found.op, said in found.message) == (op, True)
+    assert "# its slope uses" in found.location.code
+
+
+def test_of_another_thread_it_is_not_said_that_finite_gradients_went_in():
+    """Its loss is not seen, here the logarithm of 0."""
+
+    def program():
+        net = nn.Linear(4, 3)
+        sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+
+        def train():
+            (net(torch.randn(6, 4)).softmax(-1) * 0).log().mean().backward()
+            sgd.step()
+
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+
+    (found,) = find_live(program, "TT102")
+    assert "finite gradients went in" not in found.explanation
+    assert "a thread that did not enter the block" in found.explanation

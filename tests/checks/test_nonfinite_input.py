@@ -173,3 +173,27 @@ def test_data_that_is_written_over_itself_is_data():
             net(batch).square().mean().backward()
 
     assert "TT105" in {f.code for f in find_live(program, "TT1")}
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("each", [False, True])
+def test_what_torch_func_returns_of_a_gradient_is_no_data(each, level):
+    def program():
+        net = nn.Linear(3, 3, bias=False)
+        weight = net.weight.detach().clone()
+
+        def loss(weight, x):
+            y = torch.func.functional_call(net, {"weight": weight}, (x,))
+            return (y * 0).square().sum(-1).sqrt().mean()  # an infinite slope
+
+        for _ in range(3):
+            x = torch.randn(8, 3)
+            if each:
+                slope = torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, x).mean(0)
+            else:
+                slope = torch.func.grad(loss)(weight, x)
+            weight = weight - 0.1 * slope
+
+    found = [f.code for f in find_live(program, "TT1", level=level)]
+    assert "TT105" not in found
+    assert "TT101" in found
