@@ -27,6 +27,8 @@ _PRODUCTS = re.compile(
 _GATES = re.compile(r"(LSTM|GRU|RNN)(Cell)?")
 # What makes +inf of -inf; a mask is added, and not squared or taken from something.
 _TURNS = frozenset(("abs", "pow", "square"))
+# A sign makes +inf again of the -inf that a difference made of +inf.
+_SIGNS = frozenset(("neg", "mul"))
 _TAKES_MASKS = re.compile("softmax|attention|transformer|mask", re.IGNORECASE)
 
 
@@ -45,7 +47,7 @@ def bad_data(
     spoilt, unseen = _spoilt_inside(calls, tensors, modules)
     found: set[int] = set()
     made: set[int] = set()
-    sources: dict[int, set[int]] = {}  # by id: what came in that its -inf may be from
+    sources: dict[int, set[int]] = {}  # by id: what came in that its -inf or +inf may be from
     for call in calls:
         for at, (_, id) in enumerate(call.inputs):
             tensor = tensors.get(id)
@@ -57,7 +59,7 @@ def bad_data(
                 continue
             if call.seq in spoilt or (call.seq in unseen and at == 0):
                 found |= {id, *sources[id], *spoilt.get(call.seq, ())}
-            elif _is_turned(call, at, tensors, sources[id]):
+            elif _is_turned(call, at, tensors) or _is_turned_back(call, tensors, sources[id]):
                 found |= {id, *sources[id]}
         given = set().union(*(sources.get(id, ()) for _, id in call.inputs))
         for _, id in call.outputs:
@@ -101,14 +103,23 @@ def _spoilt_inside(
     return spoilt, unseen
 
 
-def _is_turned(call: Call, at: int, tensors: Mapping[int, Tensor], sources: Iterable[int]) -> bool:
-    """Whether an op made bad values of -inf at an input; a sign does of what came in as +inf."""
-    word = (call.op or "").rpartition(".")[2]
-    if word in ("neg", "mul"):
-        made = any(_is_infinite(tensors.get(id)) for _, id in call.outputs)
-        return made and any(_is_infinite(tensors[source]) for source in sources)
+def _is_turned(call: Call, at: int, tensors: Mapping[int, Tensor]) -> bool:
+    """Whether an op made bad values of -inf at an input."""
+    word = _word(call)
     turns = word in _TURNS or (word in ("sub", "rsub") and at == 1)
     return turns and _made_bad(call, tensors)
+
+
+def _is_turned_back(call: Call, tensors: Mapping[int, Tensor], sources: Iterable[int]) -> bool:
+    """Whether an op made +inf again of the -inf that a difference made of +inf."""
+    if _word(call) not in _SIGNS:
+        return False
+    made = any(_is_infinite(tensors.get(id)) for _, id in call.outputs)
+    return made and any(_is_infinite(tensors[source]) for source in sources)
+
+
+def _word(call: Call) -> str:
+    return (call.op or "").rpartition(".")[2]
 
 
 def _takes_data(call: Call) -> bool:

@@ -790,11 +790,15 @@ static void put_head(PyObject *tensor, PyObject *number, PyObject *shape, PyObje
     memcpy(items, head, sizeof head);
 }
 
+static int is_exact(PyObject *tensor) {
+    PyObject *kind = (PyObject *)Py_TYPE(tensor);
+    return kind == torch.tensor || kind == torch.parameter;
+}
+
 /* The code and the name of the dtype of an ordinary tensor, borrowed, its shape, which is the caller's,
    and how many elements that has; NULL, and no shape, of any other. */
 static PyObject *begin(PyObject *tensor, PyObject **shape, Job *job) {
-    PyObject *kind = (PyObject *)Py_TYPE(tensor);
-    if ((kind != torch.tensor && kind != torch.parameter) || !is_dense(tensor)) return NULL;
+    if (!is_exact(tensor) || !is_dense(tensor)) return NULL;
     PyObject *dtype = PyObject_GetAttr(tensor, torch.names[DTYPE]);
     PyObject *known = dtype ? PyDict_GetItemWithError(torch.dtypes, dtype) : NULL;
     Py_XDECREF(dtype);
@@ -1141,8 +1145,8 @@ static PyObject *is_quiet(PyObject *module, PyObject *const *args, Py_ssize_t na
 
 /* Units of a rectified layer, for `units.py`. */
 
-#define MOST_UNITS 4096
-#define TOGETHER 64
+#define MOST_UNITS 4096 /* as in units.py */
+#define TOGETHER 64     /* a few vectors: of most units the first of them is enough */
 
 /* Whether an element is above 0, or a NaN, by its bits: a thread that flushes denormals would find
    them equal to 0. */
@@ -1217,8 +1221,8 @@ static PyObject *count_dead(PyObject *module, PyObject *const *args, Py_ssize_t 
     const long long apart = PyLong_AsLongLong(args[2]);
     const double step = PyFloat_AsDouble(args[3]), start = PyFloat_AsDouble(args[4]);
     if (PyErr_Occurred()) return NULL;
-    if (!locate_all(args[0], &job) || !locate_all(args[1], &kept) || kept.dtype != F32 ||
-        kept.n > MOST_UNITS || apart < 1 || job.n / kept.n < apart || job.n % (kept.n * apart)) {
+    if (!locate_all(args[1], &kept) || kept.dtype != F32 || kept.n > MOST_UNITS || apart < 1 ||
+        !locate_all(args[0], &job) || job.n / kept.n < apart || job.n % (kept.n * apart)) {
         PyErr_Clear(); /* as in `look` */
         return none();
     }
@@ -1279,8 +1283,9 @@ static PyObject *spread(PyObject *module, PyObject *const *args, Py_ssize_t narg
     const long long rows = PyLong_AsLongLong(args[1]), most_rows = PyLong_AsLongLong(args[2]);
     const long long most_columns = PyLong_AsLongLong(args[3]);
     if (PyErr_Occurred()) return NULL;
-    if (most_rows < 1 || most_columns < 1 || !locate_all(args[0], &job) || rows < 1 || job.n % rows ||
-        is_true(ask(args[0], IS_CONTIGUOUS)) != 1) {
+    /* Whether it is contiguous first: the address right before it is read. */
+    if (most_rows < 1 || most_columns < 1 || rows < 1 || !is_exact(args[0]) ||
+        is_true(ask(args[0], IS_CONTIGUOUS)) != 1 || !locate_all(args[0], &job) || job.n % rows) {
         PyErr_Clear();
         return none();
     }

@@ -54,7 +54,7 @@ def _load() -> ModuleType | None:
         from tensortrace.capture import _statistics
     except ImportError:  # no C compiler when it was installed
         return None
-    # One that was built in place from other sources is as good as none.
+    # One that was built in place from other sources is as good as none. Its newest function.
     return _statistics if hasattr(_statistics, "spread") else None
 
 

@@ -34,7 +34,7 @@ from tensortrace.text import shorten
 if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
 
-__all__ = ["explain"]
+__all__ = ["explain", "quits_debugger"]
 
 _MISSING = object()
 # How much of each thing is worth a place in the log.
@@ -43,8 +43,9 @@ _KEPT = ("shape", "dtype", "device", "requires_grad", "is_leaf", "grad_fn")
 _CONTROL_FLOW = (TraceStoppedError, StopIteration, StopAsyncIteration)
 # By these a debugger, a test, a search or a command says that it goes no further. By name, since
 # none of them is imported here.
+_QUITS = "bdb.BdbQuit"
 _GOES_NO_FURTHER = frozenset({
-    "bdb.BdbQuit", "click.exceptions.Abort", "click.exceptions.Exit",
+    _QUITS, "click.exceptions.Abort", "click.exceptions.Exit",
     "hypothesis.errors.UnsatisfiedAssumption", "optuna.exceptions.TrialPruned",
     "unittest.case.SkipTest",
 })  # fmt: skip
@@ -107,8 +108,16 @@ def explain(recorder: Recorder, error: BaseException, traceback: TracebackType |
 
 
 def _is_control_flow(error: Exception) -> bool:
-    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
-    return isinstance(error, _CONTROL_FLOW) or not names.isdisjoint(_GOES_NO_FURTHER)
+    return isinstance(error, _CONTROL_FLOW) or not _names(error).isdisjoint(_GOES_NO_FURTHER)
+
+
+def quits_debugger(error: BaseException | None) -> bool:
+    """Whether somebody has left the debugger that the program ran in."""
+    return error is not None and _QUITS in _names(error)
+
+
+def _names(error: BaseException) -> set[str]:
+    return {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
 
 
 def _message(error: BaseException) -> str:

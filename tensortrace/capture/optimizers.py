@@ -136,8 +136,8 @@ class Optimizers:
         self._met.append(new)
         return len(self._met) - 1
 
-    def is_anew(self, index: int) -> bool:
-        """Whether an optimizer has taken the number of another one; said once."""
+    def tell_anew(self, index: int) -> bool:
+        """True once, at the first step of an optimizer that has taken the number of another."""
         met = self._met[index]
         anew, met.anew = met.anew, False
         return anew
@@ -322,7 +322,7 @@ def begin_step(
         "stray": _strays(optimizer),
         "added": recorder.carried.added_to(index),
         "moved": moved,
-        "anew": recorder.optimizers.is_anew(index),
+        "anew": recorder.optimizers.tell_anew(index),
         "location": recorder.sources.locate_frame(frame),
     }
     # Replayed calls come before the record that makes the checks decide.

@@ -20,8 +20,6 @@ from tensortrace.capture.unwrap import quiet
 
 # Those that draw from a generator. A class derived from one may seed it otherwise.
 _DRAWING = frozenset({RandomSampler, SubsetRandomSampler, WeightedRandomSampler})
-
-
 # So many of a sampler's indices or weights tell whether they were replaced.
 _GLANCED = 256
 
@@ -36,18 +34,21 @@ class Orders:
     def order_of(self, loader: DataLoader[Any]) -> dict[str, str]:
         """Say what decides the order of the epoch that is about to begin.
 
-        Asked once an epoch: to hash the state of a generator takes 10 us.
+        Asked once an epoch, and it reads no more than the 5 kB of a generator's state.
 
         Returns:
             ``order``: a hash of the sampler's number, of the state of its generator or of the epoch
             of a `DistributedSampler`, and of what is drawn from; and the class of the ``sampler``.
             Nothing of what does not shuffle, and of other samplers.
         """
-        sampler = loader.sampler
+        sampler: Any = loader.sampler
+        if type(sampler) is not DistributedSampler and type(sampler) not in _DRAWING:
+            return {}
         try:
-            decides = _decides(sampler)
+            length = len(sampler)
         except Exception:
-            return {}  # a dataset that cannot say its length yet: the loader will say so
+            return {}  # a dataset of the user's that cannot say its own: the loader will tell him
+        decides = _decides(sampler, length)
         if decides is None:
             return {}
         # Another sampler may be of other data.
@@ -58,19 +59,17 @@ class Orders:
         return {"order": order, "sampler": type(sampler).__name__}
 
 
-def _decides(sampler: Any) -> bytes | None:
+def _decides(sampler: Any, length: int) -> bytes | None:
     if type(sampler) is DistributedSampler:
-        told = sampler.seed, sampler.epoch, len(sampler)
+        told = sampler.seed, sampler.epoch, length
         return repr(told).encode() if sampler.shuffle else None
-    if type(sampler) not in _DRAWING:
-        return None
     with quiet():
         generator = sampler.generator
         state = torch.get_rng_state() if generator is None else generator.get_state()
         drawn = [_glance(getattr(sampler, name, ())) for name in ("indices", "weights")]
-        return bytes(state.cpu().numpy().tobytes()) + repr((len(sampler), drawn)).encode()
+        return bytes(state.cpu().numpy().tobytes()) + repr((length, drawn)).encode()
 
 
 def _glance(values: Any) -> list[Any]:
-    some = values[:: max(1, len(values) // _GLANCED)]
+    some = values[:: max(1, -(-len(values) // _GLANCED))]
     return some.tolist() if isinstance(some, torch.Tensor) else list(some)

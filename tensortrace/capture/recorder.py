@@ -190,8 +190,8 @@ class Recorder:
     def _still_fits(self, draft: Draft) -> bool:
         """Whether a draft belongs to the step in flight, which another thread may have ended since.
 
-        What says no more than that something happened is moved there. A call or a parameter is
-        passed over: its tensors have the ids of the other step.
+        An action is moved there, without the tensor that it names. A call or a parameter is passed
+        over: its tensors have the ids of the other step.
         """
         if draft.step == self.step:
             return True

@@ -48,10 +48,13 @@ def row_spread(tensor: torch.Tensor) -> torch.Tensor | None:
 
 
 def row_spread_now(tensor: torch.Tensor) -> float | None:
-    """The same number, where the compiled kernel can read it; None where `row_spread` has to. Hot.
+    """As `row_spread`, by the compiled kernel. Hot.
 
     Args:
         tensor: any; call it inside `DisableTorchFunction`.
+    Returns:
+        The same share, 0 to about 1 or NaN, as a number. None without the kernel, and of what is
+        not contiguous, no f16, bf16, f32 or f64, or no ordinary CPU tensor.
     """
     if compiled.kernel is None or type(tensor) not in compiled.EXACT or not is_dense_cpu(tensor):
         return None

@@ -163,7 +163,7 @@ class TensorTable:
 
     def begin_step(self, step: int) -> None:
         """Start the ids again; remember only what is still alive."""
-        for key, (ref, _, _) in list(self.passed.items()):
+        for key, (ref, _, _) in list(self.passed.items()):  # another thread may add to it
             tensor = ref()
             if tensor is not None and key not in self._known:
                 self._known[key] = _Known(ref, version_of(tensor), -1, self._step)

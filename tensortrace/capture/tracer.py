@@ -122,17 +122,8 @@ class Trace:
         """The log file; None before the run begins and where `out` is no path."""
         if self._joined is not None:
             return self._joined.path
-        writer = self._writer()
-        return writer.path if writer is not None else None
-
-    def _writer(self) -> LogWriter | None:
         sink = self._recorder.journal.sink if self._recorder is not None else None
-        return sink if isinstance(sink, LogWriter) else None
-
-    def _log(self) -> Path | None:
-        """Where the log of this run is now, whatever folder the program has gone to."""
-        writer = self._writer()
-        return writer.found_at() if writer is not None else None
+        return sink.found_at() if isinstance(sink, LogWriter) else None
 
     def report(self) -> str:
         """The report of the log so far, as plain text; one sentence where tracing is off."""
@@ -140,7 +131,7 @@ class Trace:
             return self._joined.report()
         if self._recorder is None and self._off:
             return f"trace: {_OFF}\n"
-        path = self._log()
+        path = self.path
         if self._recorder is None or path is None:
             raise UsageError("report() needs a log file: the run has not begun, or out= is no path")
         from tensortrace.export.text import render_report
@@ -158,7 +149,7 @@ class Trace:
             return self._joined._repr_html_()
         from tensortrace.export.notebook import show_reason, show_run
 
-        path = self._log()
+        path = self.path
         if self._recorder is None:
             return show_reason(f"trace: {_OFF if self._off else 'Not begun yet.'}")
         try:
@@ -189,7 +180,7 @@ class Trace:
             self._off = True
         atexit.unregister(self.close)
         if self._decorates or not ended:
-            self._notices.goodbye(self._recorder, self._log(), self._decorates)
+            self._notices.goodbye(self._recorder, self.path, self._decorates)
 
     def __enter__(self) -> Trace:  # noqa: PYI034 a nested block is its outer one's
         if self._off or self._is_forked():
@@ -269,7 +260,7 @@ class Trace:
                 self._finish(_reason(error), failure)
             if not self._decorates:
                 self._detach()
-                self._notices.goodbye(self._recorder, self._log(), self._decorates)
+                self._notices.goodbye(self._recorder, self.path, self._decorates)
         if error is None:
             self._recorder.raise_if_stopped()
 
@@ -576,9 +567,9 @@ def _is_function(value: Any) -> bool:
 
 def _reason(error: BaseException | None) -> Literal["exit", "exception", "interrupt"]:
     # An event loop that gets Ctrl-C cancels the task, and so does whoever no longer waits for it.
-    # Who has not imported bdb has quit no debugger.
-    quits = getattr(sys.modules.get("bdb"), "BdbQuit", KeyboardInterrupt)
-    if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError, quits)):
+    if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
+        return "interrupt"
+    if exceptions.quits_debugger(error):
         return "interrupt"
     if error is None or isinstance(error, (GeneratorExit, SystemExit)):
         return "exit"

@@ -31,7 +31,7 @@ class _Aside:
             sys.settrace(self.functions.pop())
 
 
-# In these the trace function goes to rest that saw them begin: it sees none of them end.
+# A trace function that saw one of these begin would not see it end: it goes to rest inside.
 BEGIN_REST = (Ours.__enter__.__code__, _Aside.rest.__code__)
 
 
@@ -56,6 +56,8 @@ def follow_thread(beside: bool) -> None:
             one.restype, one.argtypes = None, (ctypes.c_void_p,)
         this = ctypes.c_void_p(state())
         here.rest, here.go_on = functools.partial(enter, this), functools.partial(leave, this)
+    # Our code is running. What the other one saw begin of it must end first: the first rest that
+    # counts is the next one from outside.
     if beside and here.busy:
         rest, go_on = here.rest, here.go_on
 

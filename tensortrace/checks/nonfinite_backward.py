@@ -193,8 +193,7 @@ def _consumer(step: StepView, call: Call, grad: Tensor) -> Call | None:
         taken = next((id for n, id in source.outputs if n == call.inputs[0][0]), None)
     if taken is None:
         return None
-    backward = [c for c in step.calls if c.phase == "backward"]
-    spoilt = {c.forward for c in backward if step.nonfinite(c.inputs)}
+    spoilt = {c.forward for c in step.calls if c.phase == "backward" and step.nonfinite(c.inputs)}
     takers = sorted((c for c in step.calls if c.phase == "forward" and not c.recompute
                      and c.seq not in spoilt and any(id == taken for _, id in c.inputs)),
                     key=lambda c: c.seq)  # fmt: skip
@@ -202,8 +201,7 @@ def _consumer(step: StepView, call: Call, grad: Tensor) -> Call | None:
     again = {c.module for c in step.calls if c.recompute and c.op is None}
     ran = [c for c in takers if c.grad_enabled or (c.op is None and c.module in again)]
     # Of an op all that its backward made is known, and what is around it only handed the tensor on.
-    cleared = {c.forward for c in backward if c.op is not None and c.outputs
-               and not step.nonfinite(c.outputs)}  # fmt: skip
+    cleared = {c.seq for c in ran if _gave_finite(step, c)}
     for inner in reversed(ran):  # from the inside out
         if inner.seq in cleared and inner.parent is not None:
             cleared.add(inner.parent)
@@ -361,7 +359,7 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
 
 def _without_op(step: StepView, origin: Origin, by: Call) -> Reason:
     """Explain a gradient whose op is not known, or was not the one to make it."""
-    # After an outermost call, nobody took what it returned.
+    # Nobody was seen to take what an outermost call of that thread returned: its loss was not seen.
     if by.thread and origin.forward is None and by.seq == origin.call.forward:
         return _OTHER_THREAD
     inside = any(c.op is not None and c.parent is not None for c in step.calls)

@@ -22,7 +22,7 @@ class _Series:
     running: int = 1
 
 
-@check("TT615", "same-order-again", of=("loader", "fetch"))
+@check("TT615", "same-order-again", of=("loader", "fetch"), until=("threads",))
 def same_order_again(
     step: StepView, memory: dict[str, Any], *, sustain: int = 3
 ) -> Iterator[Draft]:
@@ -39,7 +39,8 @@ def same_order_again(
     Fix:        sampler.set_epoch(epoch) at the beginning of each epoch; set seeds once, before the
                 first
     Misses:     samplers of your own, and those that are made anew in each epoch; batch samplers;
-                iter() and next() on different lines
+                iter() and next() on different lines; a program that loads a state dict in each
+                epoch (an average of its weights)
     Example:    for epoch in range(10):
                     for x, y in DataLoader(data, sampler=distributed_sampler):
                         train(x, y)
@@ -56,8 +57,9 @@ def same_order_again(
         if isinstance(record, Optimizer):
             if record.anew:
                 _forget(series, record.index)
+            memory["updated"] = True
             # Of several loops, one inside another, that which gave the batch of the last loss.
-            place = memory.pop("trained", None) or memory.get("fetched")
+            place = memory.get("trained") or memory.get("fetched")
             if record.skipped or place not in begun:
                 continue
             found = _steps(series, (place, record.index), begun[place])
@@ -66,6 +68,8 @@ def same_order_again(
         elif record.action == "loss":
             memory["trained"] = memory.get("fetched")
         elif record.action == "fetch":
+            if memory.pop("updated", False):
+                memory.pop("trained", None)
             memory["fetched"] = location_text(record.location)
         elif record.action == "loader":
             begun[location_text(record.location)] = record

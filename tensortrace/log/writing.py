@@ -154,7 +154,10 @@ class LogWriter(_Buffered):
         )
 
     def found_at(self) -> Path:
-        """The path of the log from the folder that the process is in now."""
+        """The path of the log as it was given, if that leads there from the folder of the process.
+
+        Else the absolute one that it was begun with.
+        """
         with contextlib.suppress(OSError):  # no file of that name is there
             if self.path is not None and os.path.samestat(self.path.stat(), self._begun):
                 return self.path

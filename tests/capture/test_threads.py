@@ -441,17 +441,18 @@ def test_a_thread_that_trains_while_another_steps_leaves_the_function_modes_alon
     first = threading.current_thread()
     depth = torch._C._len_torch_function_stack
     seen: list[int] = []
+    met: list[bool] = []
 
     class Slow(torch.optim.SGD):
         @torch.no_grad()
         def step(self, closure: Any = None) -> Any:
             if threading.current_thread() is first and not begun.is_set():
                 begun.set()
-                done.wait(10)
+                met.append(done.wait(10))
             return super().step(closure)
 
     def work() -> None:
-        begun.wait(10)
+        met.append(begun.wait(10))
         turn = learner(1, optimizer=Slow)
         turn()
         turn()
@@ -469,6 +470,7 @@ def test_a_thread_that_trains_while_another_steps_leaves_the_function_modes_alon
             seen.append(depth())
     over.set()
     thread.join()
+    assert met == [True, True]
     assert seen == [1, 1, 1, 1, 0]
     losses = [a.step for a in of(Action, records) if a.action == "loss"]
     assert losses == [0, 1, 2, 3]

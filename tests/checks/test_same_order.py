@@ -198,6 +198,20 @@ def validated_before_the_step(training, model, sgd, epoch):
         sgd.step()
 
 
+def validated_between_two_optimizers(training, model, sgd, epoch):
+    training.sampler.set_epoch(epoch)
+    weight, bias = (torch.optim.SGD([p], lr=0.1) for p in model.parameters())
+    fixed = DataLoader(DATA, 4, sampler=distributed())
+    for x, y in training:
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        with torch.no_grad():
+            for held_out, _ in fixed:
+                model(held_out)
+        weight.step()
+        bias.step()
+
+
 def loaded_anew(training, model, sgd, epoch):
     model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
     for batch in training:
@@ -207,7 +221,7 @@ def loaded_anew(training, model, sgd, epoch):
 @pytest.mark.parametrize(
     "turn",
     [evaluated_first, evaluated_first_in_one_loop, looked_at_first, trained_on_twice,
-     validated_before_the_step, loaded_anew],
+     validated_before_the_step, validated_between_two_optimizers, loaded_anew],
 )  # fmt: skip
 def test_a_loader_that_is_read_again_in_an_epoch_is_no_epoch_in_the_same_order(turn):
     def program():

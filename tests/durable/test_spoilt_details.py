@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable
 
 import msgspec
@@ -79,9 +80,25 @@ def a_checkpoint_that_does_not_fit() -> None:
     network().load_state_dict({"0.weight": torch.zeros(8, 41), "what": torch.zeros(1)})
 
 
+def a_loop_in_two_threads() -> None:
+    def job() -> None:
+        model, barrier = network(), meeting
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            barrier.wait(10)
+            model(torch.ones(4, 40)).sum().backward()
+            optimizer.step()
+
+    meeting = threading.Barrier(2)
+    other = threading.Thread(target=job)
+    other.start()
+    job()
+    other.join()
+
+
 PROGRAMS = [
-    a_loop, a_scaled_loop, a_replay, shapes_that_do_not_fit, a_layer_that_does_not_fit,
-    an_index_out_of_range, a_checkpoint_that_does_not_fit,
+    a_loop, a_scaled_loop, a_replay, a_loop_in_two_threads, shapes_that_do_not_fit,
+    a_layer_that_does_not_fit, an_index_out_of_range, a_checkpoint_that_does_not_fit,
 ]  # fmt: skip
 
 

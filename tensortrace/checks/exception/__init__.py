@@ -24,7 +24,8 @@ def exception(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     Symptom:    the program stops with an error of PyTorch's that names no variable of yours
     Threshold:  every exception that leaves the traced block or function; none that is caught
                 inside it, no KeyboardInterrupt, SystemExit or GeneratorExit, no skipped test,
-                pruned trial of optuna's or debugger that is quit
+                example that hypothesis turns down, pruned trial of optuna's, exit of a click
+                command or debugger that is quit
     Source:     the messages are those of torch 2.6 to 2.13; the numbers come from the traceback
     Fix:        see the finding: it compares what the operation got with what it wants
     Misses:     a message that is not known is told as it is, with the tensors of the line; operands
