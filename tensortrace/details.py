@@ -165,8 +165,12 @@ class Kernel(TypedDict, total=False):
 
 
 class LoadStateDict(TypedDict, total=False):
-    """Which names matched; a prefix that most names of one side have in front of the other's."""
+    """Which names matched; a prefix that most names of one side have in front of the other's.
 
+    `optimizers` are those that hold a parameter of the module.
+    """
+
+    optimizers: list[Count]
     matched: Count
     missing: Count
     unexpected: Count

@@ -29,6 +29,8 @@ _GATES = re.compile(r"(LSTM|GRU|RNN)(Cell)?")
 _TURNS = frozenset(("abs", "pow", "square"))
 # A sign makes +inf again of the -inf that a difference made of +inf.
 _SIGNS = frozenset(("neg", "mul"))
+# The -inf that these make is theirs, also where a cost of +inf was taken from what went in.
+_SETTLES = frozenset(("softmax", "logsoftmax", "log_softmax", "logsumexp", "log", "exp"))
 _TAKES_MASKS = re.compile("softmax|attention|transformer|mask", re.IGNORECASE)
 
 
@@ -62,6 +64,8 @@ def bad_data(
             elif _is_turned(call, at, tensors) or _is_turned_back(call, tensors, sources[id]):
                 found |= {id, *sources[id]}
         given = set().union(*(sources.get(id, ()) for _, id in call.inputs))
+        if _word(call) in _SETTLES:
+            given = {id for id in given if not _is_infinite(tensors.get(id))}
         for _, id in call.outputs:
             made.add(id)
             result = tensors.get(id)

@@ -245,7 +245,7 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     None if it has left none. `moved` names, in full steps, parameters that got a gradient and
     that no optimizer holds, and that are others, or hold other values, than at the last such step,
     or have kept no gradient. `anew` is True at the first step of one that takes the number of
-    another, which is gone.
+    another, which is gone, and holds other parameters.
     """
 
     seq: int

@@ -31,11 +31,11 @@ class Slot:
     `hooks` are those in place, once however many traces use them: registered twice, they would
     report everything twice. `running` is the trace whose run is in flight, also while a replay has
     put a recorder of its own here. Whoever begins or ends a run holds `lock`. `training` are the
-    threads that have called a module with gradients enabled, run backward or stepped an optimizer
-    since.
+    threads that have run backward or stepped an optimizer since; `called` those, by number, that
+    did not enter the run and have called a module with gradients enabled: they may only predict.
     """
 
-    __slots__ = ("hooks", "lock", "recorder", "running", "training", "users")
+    __slots__ = ("called", "hooks", "lock", "recorder", "running", "training", "users")
 
     def __init__(self) -> None:
         self.recorder: Recorder | None = None
@@ -45,10 +45,17 @@ class Slot:
         # Taken again by its own thread where the end of a block is met by garbage collection.
         self.lock = threading.RLock()
         self.training: set[threading.Thread] = set()
+        self.called: set[int] = set()
 
     def note_training(self) -> None:
         """Note that this thread trains. Hot."""
         self.training.add(threading.current_thread())
+
+    def note_gradient(self) -> None:
+        """Note that a gradient has come in this thread, or in one of autograd's own. Hot."""
+        if self.called and threading.get_ident() in self.called:
+            self.called.discard(threading.get_ident())
+            self.note_training()
 
     def several_train(self) -> bool:
         """Whether several living threads train: then what one asks may be another's. Hot."""

@@ -117,7 +117,10 @@ def quits_debugger(error: BaseException | None) -> bool:
 
 
 def _names(error: BaseException) -> set[str]:
-    return {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
+    try:
+        return {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
+    except Exception:
+        return set()  # a metaclass of the user's may say what it likes
 
 
 def _message(error: BaseException) -> str:

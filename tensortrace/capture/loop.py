@@ -272,6 +272,7 @@ def _load_state_dict(recorder: Recorder, args: Any, kwargs: Any, call: _Call) ->
             of=recorder.names.known(args[0]) or shorten(type(args[0]).__name__),
             frame=sys._getframe(2),
             detail={
+                "optimizers": recorder.carried.reached(list(args[0].parameters())),
                 "matched": given - len(unexpected),
                 "missing": len(missing),
                 "unexpected": len(unexpected),

@@ -126,6 +126,7 @@ class ModuleHooks:
     def remove(self) -> None:
         """Take both hooks away."""
         slot.training.clear()
+        slot.called.clear()
         for ref, compiled, call in self._compiled:
             module = ref()
             if module is not None and module._compiled_call_impl is call:

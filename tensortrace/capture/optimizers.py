@@ -98,8 +98,10 @@ class _Met:
         """Whether an optimizer made after this one died is the same one to the program."""
         if self.ref() is not None or self.likeness != other.likeness:
             return False
-        if self.steps < _SHORT:
-            return True
+        return self.steps < _SHORT or self.goes_on_in(other, optimizer)
+
+    def goes_on_in(self, other: _Met, optimizer: Optimizer) -> bool:
+        """Whether an optimizer holds the very parameters that this one has stepped."""
         # Each step has written them. What was made since at the same addresses is younger.
         written = max(map(_version, _parameters(optimizer)), default=0)
         return self.keys == other.keys and written >= self.steps
@@ -130,14 +132,14 @@ class Optimizers:
         for i, met in enumerate(self._met):
             alike = full and met.ref() is None and met.likeness == new.likeness
             if alike or met.leaves_to(new, optimizer):
-                new.anew = True
+                new.anew = not met.goes_on_in(new, optimizer)
                 self._met[i] = new
                 return i
         self._met.append(new)
         return len(self._met) - 1
 
     def tell_anew(self, index: int) -> bool:
-        """True once, at the first step of an optimizer that has taken the number of another."""
+        """True once, of one that has taken the number of another and holds other parameters."""
         met = self._met[index]
         anew, met.anew = met.anew, False
         return anew

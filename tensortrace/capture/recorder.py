@@ -25,7 +25,7 @@ from tensortrace.capture.carried import Carried
 from tensortrace.capture.cuda_time import DeviceTimes
 from tensortrace.capture.described import Descriptions
 from tensortrace.capture.drafts import CALLS, ActionDraft, Draft, ParamDraft, Ready, StepMark
-from tensortrace.capture.gradients import Parameters, is_training
+from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.line_thinning import is_taken
@@ -298,8 +298,8 @@ class Recorder:
         """A module is about to be called outside every other: maybe a gate, maybe a new step."""
         grad_enabled = torch.is_grad_enabled()
         owns = self.owns_thread()
-        if not owns and grad_enabled and is_training(module):
-            slot.note_training()  # its optimizer may step many backwards later
+        if not owns and grad_enabled:
+            slot.called.add(threading.get_ident())
         if owns and not self.optimizer_running():
             if self.backward_seen:
                 self.gate()

@@ -143,7 +143,8 @@ def _entries(step: StepView, left: int | None) -> Iterator[_Entry]:
     grads = [(call.seq, tensor.shape) for call in step.calls if call.phase == "backward"
              for tensor in step.nonfinite(call.outputs)]  # fmt: skip
     # So has what torch.func hands on of what autograd.grad has returned to it.
-    returned = [(call.seq, _look(tensor)) for call in step.forward() if call.op == DERIVATIVE
+    returned = [(call.seq, _look(tensor)) for call in step.forward()
+                if call.op == DERIVATIVE and not step.nonfinite(call.inputs)
                 for tensor in step.nonfinite(call.outputs)]  # fmt: skip
     seen: set[int] = set()
     for call in step.calls[step.fresh :]:

@@ -32,15 +32,15 @@ def same_order_again(
                 than it could be; where the seed is set anew, dropout drops the same units, too
     Threshold:  in `sustain` epochs running, of one loop in which one optimizer steps, a sampler
                 begins in the same state of its random generator, or a DistributedSampler in the
-                same epoch; a state dict that is loaded begins anew
+                same epoch; a state dict that is loaded into what it trains begins anew
     Source:     torch.utils.data.distributed.DistributedSampler: without set_epoch "the same
                 ordering will be always used"; the state decides what is drawn; `sustain` chosen
                 here, as a search for a learning rate may come first
     Fix:        sampler.set_epoch(epoch) at the beginning of each epoch; set seeds once, before the
                 first
     Misses:     samplers of your own, and those that are made anew in each epoch; batch samplers;
-                iter() and next() on different lines; a program that loads a state dict in each
-                epoch (an average of its weights)
+                iter() and next() on different lines; a program that loads a state dict into
+                what it trains in each epoch
     Example:    for epoch in range(10):
                     for x, y in DataLoader(data, sampler=distributed_sampler):
                         train(x, y)
@@ -74,7 +74,8 @@ def same_order_again(
         elif record.action == "loader":
             begun[location_text(record.location)] = record
         elif record.action == "load_state_dict":
-            series.clear()
+            for optimizer in record.detail.get("optimizers", ()):
+                _forget(series, optimizer)
 
 
 def _forget(series: dict[tuple[str, int], _Series], optimizer: int) -> None:

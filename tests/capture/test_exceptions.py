@@ -521,6 +521,18 @@ def test_another_exception_by_such_a_name_is_a_finding(kind: type[Exception]) ->
     assert explained(lambda: throw(kind("mine"))).message == f"{kind.__name__}: mine"
 
 
+def test_a_class_that_does_not_say_its_module_is_a_finding() -> None:
+    class Silent(type):
+        @property
+        def __module__(cls) -> str:
+            raise RuntimeError("no")
+
+    class OddError(ValueError, metaclass=Silent):
+        pass
+
+    assert explained(lambda: throw(OddError("mine"))).message == "OddError: mine"
+
+
 def throw(error: Exception) -> None:
     raise error
 

@@ -502,3 +502,16 @@ def test_threads_that_train_in_turns_are_no_loop_in_the_wrong_order(apart: str) 
                 barrier.wait(10)
         thread.join()
     assert [f.code for f in t.findings if f.severity != "note"] == []
+
+
+def test_a_thread_that_only_predicts_silences_no_check() -> None:
+    net, dropout = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    records: list[Any] = []
+    with trace(out=records.append) as t, ThreadPoolExecutor(1) as thread:
+        for _ in range(6):
+            x = thread.submit(dropout, torch.ones(4, 3)).result(10).detach()
+            nn.functional.cross_entropy(net(x), torch.tensor([0, 1, 1, 0])).backward()
+            optimizer.step()  # and no zero_grad
+    assert "TT206" in [f.code for f in t.findings]
+    assert not [a for a in of(Action, records) if a.action == "threads"]

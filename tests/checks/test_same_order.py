@@ -234,6 +234,19 @@ def test_a_loader_that_is_read_again_in_an_epoch_is_no_epoch_in_the_same_order(t
     assert find_live(program, CODE) == []
 
 
+def test_an_average_of_the_weights_that_is_loaded_hides_nothing():
+    def program():
+        model, average = nn.Linear(4, 3), nn.Linear(4, 3)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        training = DataLoader(DATA, 4, sampler=distributed())
+        for _ in range(3):
+            for batch in training:
+                step_with(model, sgd, batch)
+            average.load_state_dict(model.state_dict())
+
+    assert [f.value for f in find_live(program, CODE)] == [3]
+
+
 def test_the_fault_is_found_beside_an_evaluation_in_the_same_loop():
     def program():
         model = nn.Linear(4, 3)
