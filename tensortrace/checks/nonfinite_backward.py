@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -241,21 +240,27 @@ def _name(step: StepView, call: Call) -> str:
     return call.op or module_text(call.module, known.cls if known else None)
 
 
-def _place(step: StepView, origin: Origin) -> tuple[Call, str, dict[str, Any]]:
-    """Say whose backward it was: the call, the words for it, and how sure that is."""
+def _place(
+    step: StepView, origin: Origin, others: Sequence[str] = ()
+) -> tuple[Call, str, dict[str, Any]]:
+    """Say whose backward it was: the call, the words for it, and how sure that is.
+
+    Args:
+        others: what else may have made it.
+    """
     call, got = origin.call, count_text(origin.grad)
     if origin.direct or origin.forward is not None:
         by = origin.forward or call
         placed = "direct" if origin.direct else "module"
         told = f"the backward of {_name(step, call if origin.direct else by)}"
         if not origin.direct and by.seq == call.forward:  # nobody else who was seen took it
-            told += ", or of what took its output unseen,"
+            others = ["of what took its output unseen", *others]
         elif not origin.direct and by.op is None and step.nonfinite(call.inputs):
             # Code of the module around it may have taken the same tensor: no op of it was seen.
             around = _forward(step, by.parent)
-            told += f", or of the code of {_name(step, around)}," if around else ""
-        told += f" made {got}"
-        return by, f"{told} from finite gradients", {"placed": placed}
+            others = [f"of the code of {_name(step, around)}", *others] if around else others
+        told = f"{told}{_or(others)} made {got} from finite gradients"
+        return by, told, {"placed": placed}
     parent, source, following = _between(step, call)
     if source is None:
         return call, f"the gradient that arrives at {_name(step, call)} holds {got}", {
@@ -264,12 +269,16 @@ def _place(step: StepView, origin: Origin) -> tuple[Call, str, dict[str, Any]]:
     end = f"the entry of {_name(step, following)}" if following else f"the exit of {of}"
     lines = [location_text(c.location) if c else None for c in (source, following)]
     if following is not None and not _gave_finite(step, following):
-        end += f", or of {_name(step, following)} itself,"
+        others = [f"of {_name(step, following)} itself", *others]
     told = (f"the backward of the code of {of} between the exit of {_name(step, source)} and "
-            f"{end} made {got}")  # fmt: skip
+            f"{end}{_or(others)} made {got}")  # fmt: skip
     between = [source.module, following.module if following else None]
     return parent or source, told, {
         "placed": "module", "between": between, "between_lines": lines}  # fmt: skip
+
+
+def _or(others: Sequence[str]) -> str:
+    return "".join(f", or {other}" for other in others) + "," * bool(others)
 
 
 def _narrowed(step: StepView, origin: Origin) -> tuple[Origin, str | None]:
@@ -293,11 +302,11 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     cause = f"{found.module} {found.op or origin.call.op}"
     origin, placed = _narrowed(step, origin)
     call, grad = origin.call, origin.grad
-    by, message, evidence = _place(step, origin)
+    hooks = [] if origin.direct else _hooks(step)
+    by, message, evidence = _place(step, origin, ["a hook there"] if hooks else [])
     if placed is not None:
         evidence["placed"] = placed
     maker = _made_before(step, by)
-    hooks = [] if origin.direct else _hooks(step)
     op = call.op if origin.direct else by.op
     if by.replay and step.passed_over(by.module):
         evidence["passed_over"] = True
@@ -333,7 +342,6 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         inputs = [step.tensors[id] for _, id in maker.inputs if id in step.tensors]
         reason = forward.explain(Facts(plain_op(maker.op), inputs, [spoilt], maker.arguments))
     if hooks:
-        message = re.sub(",? made ", ", or a hook there, made ", message, count=1)
         names = ", ".join(f"{at.function} ({location_text(at)})" for at in hooks)
         reason = Reason(
             "run again without your hooks no op makes what is not finite, so one that returns "
