@@ -52,9 +52,10 @@ class Slot:
         self.training.add(threading.current_thread())
 
     def note_gradient(self) -> None:
-        """Note that a gradient has come in this thread, or in one of autograd's own. Hot."""
-        if self.called and threading.get_ident() in self.called:
-            self.called.discard(threading.get_ident())
+        """Note that a gradient has come in this thread, or in one of autograd's own."""
+        thread = threading.get_ident()
+        if thread in self.called:
+            self.called.discard(thread)
             self.note_training()
 
     def several_train(self) -> bool:

@@ -114,7 +114,8 @@ class ParameterProbe:
                 recorder.pend(call)
                 recorder.parameters.saw_gradient(self.key, grad, draft)
                 recorder.backward_seen = True
-                slot.note_gradient()
+                if slot.called:
+                    slot.note_gradient()
             except Exception as error:
                 recorder.fault("gradients", error)
             finally:
