@@ -14,8 +14,8 @@ ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 def _extension(name: str, depends: list[str]) -> Extension:
     return Extension(
-        f"tensortrace.capture.{name}",
-        sources=[f"tensortrace/capture/{name}.c"],
+        f"tensortrace.capture.compiled.{name}",
+        sources=[f"tensortrace/capture/compiled/{name}.c"],
         depends=depends,
         # Nothing for the machine at hand: the module chooses when it is loaded.
         extra_compile_args=[] if os.name == "nt" else ["-O3"],
@@ -26,7 +26,7 @@ def _extension(name: str, depends: list[str]) -> Extension:
 
 setup(
     ext_modules=[
-        _extension("_statistics", ["tensortrace/capture/_statistics.h"]),
+        _extension("_statistics", ["tensortrace/capture/compiled/_statistics.h"]),
         _extension("_turns", []),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if ABI3 else {},

@@ -11,14 +11,14 @@ from tensortrace.errors import LogError, TensortraceError, TraceStoppedError, Us
 from tensortrace.version import __version__
 
 if TYPE_CHECKING:
-    from tensortrace.capture.lines_options import Lines
+    from tensortrace.capture.lines.options import Lines
     from tensortrace.capture.tracer import Trace, trace
     from tensortrace.records import Finding
     from tensortrace.run import Run, open_run
 
 _HOMES = {
     "Finding": "tensortrace.records",
-    "Lines": "tensortrace.capture.lines_options",
+    "Lines": "tensortrace.capture.lines.options",
     "Run": "tensortrace.run",
     "Trace": "tensortrace.capture.tracer",
     "open_run": "tensortrace.run",

@@ -77,10 +77,10 @@ def test_what_other_machines_would_run_passes_the_same_tests(
 ) -> None:
     assert install(source, CFLAGS=flags) == "compiled"
     installed = str(source.parent / "installed")
-    program = "from tensortrace.capture import _statistics as s; print(s.INSTRUCTIONS)"
+    program = "from tensortrace.capture.compiled import _statistics as s; print(s.INSTRUCTIONS)"
     said = run("-c", program, cwd=source.parent, PYTHONPATH=installed)
     assert said.strip() == instructions
-    copy = shutil.copy(ROOT / "tests/capture/test_compiled.py", source.parent)
+    copy = shutil.copy(ROOT / "tests/capture/compiled/test_compiled.py", source.parent)
     # Without the project's settings pytest-asyncio warns that it has none.
     options = ("-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error")
     run("-m", "pytest", *options, str(copy), cwd=source.parent, PYTHONPATH=installed)
@@ -90,7 +90,7 @@ def test_source_distribution_holds_the_c_source(source: Path) -> None:
     run("-c", "from setuptools import build_meta; build_meta.build_sdist('dist')", cwd=source)
     with tarfile.open(next((source / "dist").glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    folder = "tensortrace/capture"
+    folder = "tensortrace/capture/compiled"
     wanted = {"setup.py", f"{folder}/_statistics.h"}
     for part in ("_statistics", "_turns"):
         wanted |= {f"{folder}/{part}.c", f"{folder}/{part}.pyi"}

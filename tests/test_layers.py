@@ -68,7 +68,7 @@ def test_the_viewer_does_not_load_torch() -> None:
 
 def test_recording_loads_no_screen() -> None:
     # The one that needs Triton is imported when the first CUDA tensor is met.
-    recording = [m for m in modules_of("tensortrace.capture") if not m.endswith(".cuda_kernel")]
+    recording = [m for m in modules_of("tensortrace.capture") if not m.endswith(".cuda.kernel")]
     loaded = imported(*recording, then="from tensortrace import trace")
     assert "torch" in loaded
     assert not loaded & {"textual", "rich"}

@@ -1,1 +1,8 @@
-"""All that touches a live program: the recording half, the only one that imports torch."""
+"""All that touches a live program: the recording half, the only one that imports torch.
+
+Where a tensor goes: a hook meets it (`modules`, `gradients`, `autograd_functions`, `ops/`, `loop/`,
+`lines/`), `tensors` numbers it or knows it again, `stats/` measures it, and a draft of a record
+(`drafts`) waits for the numbers. The `recorder` keeps drafts until the gate. There `outbox` makes
+records of them, `journal` has them checked and written, and `replay/` runs a call again whose op is
+still to be found. `tracer` is `trace()` itself, which puts the hooks on and takes them off.
+"""

@@ -17,7 +17,7 @@ import torch
 from tensortrace.errors import TraceStoppedError
 
 if TYPE_CHECKING:
-    from tensortrace.capture.line_frames import FrameTrace
+    from tensortrace.capture.lines.frames import FrameTrace
     from tensortrace.capture.modules import OpenCall
     from tensortrace.capture.recorder import Recorder
     from tensortrace.capture.tracer import Trace

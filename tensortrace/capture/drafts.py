@@ -11,7 +11,7 @@ import msgspec
 
 from tensortrace.capture import compiled
 from tensortrace.capture.compiled import untracked
-from tensortrace.capture.stats import Stats, Ticket, stats_of
+from tensortrace.capture.stats.queue import Stats, Ticket, stats_of
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import (
     Action,

@@ -1,6 +1,6 @@
 """What is known when an exception leaves the block: one `action` record named "exception".
 
-Facts only, no words: `checks/exception.py` makes a sentence of them, live and from the log. The
+Facts only, no words: `checks/exception/` makes a sentence of them, live and from the log. The
 frames of the traceback are read, nothing of the user's is called: an operand is a plain name, an
 attribute that lies in a `__dict__`, or a constant subscript of a builtin container.
 """
@@ -23,7 +23,7 @@ from torch import nn
 
 from tensortrace.capture.gradients import own_parameters
 from tensortrace.capture.source import line_text, with_code
-from tensortrace.capture.stats import summarize
+from tensortrace.capture.stats.queue import summarize
 from tensortrace.capture.tensors import describe
 from tensortrace.capture.unwrap import quiet
 from tensortrace.errors import TraceStoppedError

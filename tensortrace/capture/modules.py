@@ -20,15 +20,15 @@ from torch import nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as torch_module
 
-from tensortrace.capture import ops
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.autograd_functions import watch_function, watch_functions
 from tensortrace.capture.compiled import untracked
 from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import is_training, watch_output, watch_parameters
-from tensortrace.capture.op_calls import autocast_text
-from tensortrace.capture.op_places import compiled_around, outputs_of
+from tensortrace.capture.ops import function_mode
+from tensortrace.capture.ops.calls import autocast_text
+from tensortrace.capture.ops.places import compiled_around, outputs_of
 from tensortrace.capture.roots import Root, Roots, is_wrapper
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import Location
@@ -147,9 +147,9 @@ def _put_mode_back() -> None:
     A function of its own: a frame that holds the open call that holds it is freed by nobody soon.
     """
     entered = here.stack[-1] if here.stack else None
-    if entered is not None and entered.mode == ops.TAKEN_OFF:
-        entered.mode = ops.UNTOUCHED
-        ops.mode_on()
+    if entered is not None and entered.mode == function_mode.TAKEN_OFF:
+        entered.mode = function_mode.UNTOUCHED
+        function_mode.mode_on()
 
 
 def _move(handle: RemovableHandle, key: int) -> None:
@@ -244,9 +244,9 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
         recorder.take_aliases()
     call = OpenCall(module, path, frame, recorder.serial)
     if recorder.op_level:
-        call.mode = ops.enter_module(not _is_fused(module))
+        call.mode = function_mode.enter_module(not _is_fused(module))
     elif not stack:
-        call.mode = ops.enter_module(False)
+        call.mode = function_mode.enter_module(False)
     above = stack[-1] if stack else None
     if above is not None:
         above.inside = None  # what is met now need not be looked at when it is called again
@@ -330,7 +330,7 @@ def _drop_stale(stack: list[OpenCall], frame: FrameType) -> None:
             above = above.f_back
         if above is not None:
             return
-        ops.leave_module(stack.pop().mode)
+        function_mode.leave_module(stack.pop().mode)
 
 
 def _recorder_here(recorder: Recorder) -> Recorder:
@@ -345,7 +345,7 @@ def _recorder_here(recorder: Recorder) -> Recorder:
     if live is not None:
         return live
     while stack:
-        ops.leave_module(stack.pop().mode)
+        function_mode.leave_module(stack.pop().mode)
     return recorder
 
 
@@ -373,7 +373,7 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
     fields: dict[str, Any] = {}
     _end_time(recorder, call, fields)
     while len(stack) > i:
-        ops.leave_module(stack.pop().mode)
+        function_mode.leave_module(stack.pop().mode)
     if not call.wanted or not recorder.on["modules"]:
         return
     if call.step != recorder.step:

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from tensortrace.capture.lines_options import Lines, parse_lines
-from tensortrace.capture.stats import Level
+from tensortrace.capture.lines.options import Lines, parse_lines
+from tensortrace.capture.stats.queue import Level
 from tensortrace.checks import Check, select
 from tensortrace.config import Config, load_config
 from tensortrace.errors import UsageError

@@ -10,7 +10,7 @@ from tensortrace.capture.journal import Journal
 from tensortrace.capture.source import SourceLines
 
 if TYPE_CHECKING:
-    from tensortrace.capture.lines import LineTracer
+    from tensortrace.capture.lines.tracer import LineTracer
 
 
 class Outbox:

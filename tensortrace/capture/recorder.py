@@ -19,27 +19,27 @@ import torch
 from msgspec import structs
 from torch import nn
 
-from tensortrace.capture import ops
 from tensortrace.capture.active import Ours, here, slot
-from tensortrace.capture.carried import Carried
 from tensortrace.capture.cuda_time import DeviceTimes
 from tensortrace.capture.described import Descriptions
 from tensortrace.capture.drafts import CALLS, ActionDraft, Draft, ParamDraft, Ready, StepMark
 from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
-from tensortrace.capture.line_thinning import is_taken
-from tensortrace.capture.losses import record_losses
+from tensortrace.capture.loop.carried import Carried
+from tensortrace.capture.loop.losses import record_losses
+from tensortrace.capture.loop.optimizers import Optimizers, StepInFlight
 from tensortrace.capture.names import ModuleNames, unwrapped
-from tensortrace.capture.op_places import Places
-from tensortrace.capture.ops import leave_module
-from tensortrace.capture.optimizers import Optimizers, StepInFlight
+from tensortrace.capture.ops import function_mode
+from tensortrace.capture.ops.function_mode import leave_module
+from tensortrace.capture.ops.places import Places
 from tensortrace.capture.outbox import Outbox
 from tensortrace.capture.rest import inside_root, is_at_rest, is_open, leaks
 from tensortrace.capture.roots import Root, Roots
 from tensortrace.capture.source import SourceLines
-from tensortrace.capture.stats import StatsQueue
+from tensortrace.capture.stats.queue import StatsQueue
 from tensortrace.capture.tensors import TensorDraft, TensorTable
+from tensortrace.capture.turns import is_taken
 from tensortrace.capture.user_hooks import MOST, where_defined
 from tensortrace.capture.wanted import Wanted
 from tensortrace.checks import StepView
@@ -55,7 +55,7 @@ from tensortrace.records import (
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
-    from tensortrace.capture.lines import LineTracer
+    from tensortrace.capture.lines.tracer import LineTracer
     from tensortrace.capture.modules import OpenCall
     from tensortrace.said import Said
 
@@ -462,7 +462,7 @@ class Recorder:
         self.on[part] = False
         if part == "modules":
             # Nobody takes it off at a module's entry any more, and it turns fused paths off.
-            ops.mode_off()
+            function_mode.mode_off()
         text = "".join(traceback.format_exception(error))[-8000:]
         detail = {"where": part, "error": repr(error)[:500], "traceback": text}
         record = Action(step=self.step, seq=self.next_seq(), action="tracer_error", detail=detail)
@@ -597,7 +597,7 @@ class Recorder:
                     self._stop = finding
             if self.journal.stopped:
                 self.on = dict.fromkeys(PARTS, False)
-                ops.mode_off()
+                function_mode.mode_off()
 
     def _kept(self, item: Draft | StepMark) -> Ready | None:
         """An error of the tracer's own that did not reach the log, for the next time."""

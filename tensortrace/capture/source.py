@@ -20,7 +20,7 @@ from tensortrace.records import Location, Source
 from tensortrace.text import is_installed, shorten
 
 if TYPE_CHECKING:
-    from tensortrace.capture.op_places import Place
+    from tensortrace.capture.ops.places import Place
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # Frames of these are never the user's; the demo lives in our package but plays the user.
@@ -28,7 +28,7 @@ _FOREIGN = tuple(
     str(folder) + "/" for folder in (Path(torch.__file__).resolve().parent, _PACKAGE / "capture")
 )
 # Between what is run again and whoever asked for that: its frames say nothing of the first time.
-_REPLAY = str(_PACKAGE / "capture" / "replay.py")
+_REPLAY = str(_PACKAGE / "capture" / "replay" / "rerun.py")
 # What pip makes to start an installed program.
 _SCRIPTS = str(Path(sysconfig.get_paths()["scripts"]).resolve()) + "/"
 _STDLIB = str(Path(sysconfig.get_paths()["stdlib"]).resolve()) + "/"

@@ -29,21 +29,22 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, overload
 import torch
 from torch import nn
 
-from tensortrace.capture import exceptions, ops
+from tensortrace.capture import exceptions
 from tensortrace.capture.active import Alone, Ours, here, slot
 from tensortrace.capture.driven import Turns, driven, is_ours
 from tensortrace.capture.header import make_header
 from tensortrace.capture.journal import Journal, is_full
-from tensortrace.capture.loop import Patches
+from tensortrace.capture.loop.optimizers import OptimizerHooks
+from tensortrace.capture.loop.wrappers import Patches
 from tensortrace.capture.modules import ModuleHooks
 from tensortrace.capture.names import ModuleNames
-from tensortrace.capture.narrow import Narrower
 from tensortrace.capture.notices import Notices, tell
-from tensortrace.capture.optimizers import OptimizerHooks
+from tensortrace.capture.ops import function_mode
 from tensortrace.capture.options import OPTION_NAMES, Options, parse_options
 from tensortrace.capture.recorder import Recorder
+from tensortrace.capture.replay.narrow import Narrower
 from tensortrace.capture.source import SourceLines, with_code
-from tensortrace.capture.stats import Level, StatsQueue
+from tensortrace.capture.stats.queue import Level, StatsQueue
 from tensortrace.engine import Engine
 from tensortrace.errors import LogError, UsageError
 from tensortrace.log import LogWriter, open_sink
@@ -51,8 +52,8 @@ from tensortrace.records import Failure, Finding
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
-    from tensortrace.capture.lines import LineTracer
-    from tensortrace.capture.lines_options import Lines
+    from tensortrace.capture.lines.options import Lines
+    from tensortrace.capture.lines.tracer import LineTracer
 
 F = TypeVar("F", bound=Callable[..., Any])
 StopOn = str | Callable[[Finding], object] | None
@@ -227,7 +228,7 @@ class Trace:
         if not self._blocks:
             self._begin()
         elif thread not in self._blocks:
-            ops.mode_on()
+            function_mode.mode_on()
         self._blocks[thread] = self._blocks.get(thread, 0) + 1
 
     def __exit__(
@@ -272,7 +273,7 @@ class Trace:
         self._blocks[thread] -= 1
         if not self._blocks[thread]:
             del self._blocks[thread]
-            ops.mode_off()
+            function_mode.mode_off()
             recorder = self._recorder
             if self._blocks and recorder is not None and recorder.owns_thread():
                 recorder.own_thread(next(iter(self._blocks)))
@@ -284,7 +285,7 @@ class Trace:
             return
         with Ours(self._recorder, "lines"):
             if recorder.lines is None and self._options.lines is not None:
-                from tensortrace.capture.lines import LineTracer
+                from tensortrace.capture.lines.tracer import LineTracer
 
                 recorder.lines = LineTracer(self._options.lines, recorder)
             self._lines = recorder.lines
@@ -356,7 +357,7 @@ class Trace:
             self._recorder.decorates = self._decorates
             self._recorder.own_thread(threading.get_ident())
             slot.recorder, slot.running = self._recorder, self
-            ops.mode_on()
+            function_mode.mode_on()
         except BaseException:  # an interrupt too: no block is left that would take the hooks away
             self._pause()
             if not was_attached:
@@ -411,7 +412,7 @@ class Trace:
 
     def _pause(self) -> None:
         """Stop listening; hooks stay where they are."""
-        ops.mode_off()
+        function_mode.mode_off()
         slot.recorder = slot.running = None
         if self._stance is not None:
             self._stance.__exit__(None, None, None)

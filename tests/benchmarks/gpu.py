@@ -17,8 +17,8 @@ from unittest.mock import patch
 
 import torch
 
-from tensortrace.capture.devices import Devices
-from tensortrace.capture.stats import StatsQueue
+from tensortrace.capture.stats.devices import Devices
+from tensortrace.capture.stats.queue import StatsQueue
 from tests.benchmarks.measure import Way, tracing, untraced
 from tests.benchmarks.workloads import Workload, build
 
@@ -32,7 +32,7 @@ _COUNTS = (1_000, 1_000_000, 100_000_000)
 @contextmanager
 def without_triton() -> Iterator[None]:
     """Statistics by torch's operators, as where Triton is not installed."""
-    with patch("tensortrace.capture.cuda_launch.Launcher._load", lambda self: False):
+    with patch("tensortrace.capture.stats.cuda.launch.Launcher._load", lambda self: False):
         yield
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tensortrace.capture import compiled
-from tensortrace.capture.stats import StatsQueue
+from tensortrace.capture.stats.queue import StatsQueue
 
 # One element; in the second cache; in the third; in memory (400 MB of f32).
 _COUNTS = (1, 10_000, 1_000_000, 100_000_000)

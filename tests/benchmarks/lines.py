@@ -79,7 +79,7 @@ def _pysnooper(function: Function) -> Function:
 
 
 def _torchsnooper(function: Function) -> Function:
-    from tensortrace.capture.tensor_words import import_torchsnooper
+    from tensortrace.capture.lines.tensor_words import import_torchsnooper
 
     traced: Function = import_torchsnooper().snoop(io.StringIO())(function)
     return traced

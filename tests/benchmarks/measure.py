@@ -119,8 +119,8 @@ def without_kernel(way: Way) -> Way:
 
 def without_exponents(way: Way) -> Way:
     """Measure as if no tensor had enough elements to count their exponents."""
-    added = _with(way, "tensortrace.capture.stats.LEAST", sys.maxsize)
-    return _with(added, "tensortrace.capture.stats._CLOSELY", 0)
+    added = _with(way, "tensortrace.capture.stats.queue.LEAST", sys.maxsize)
+    return _with(added, "tensortrace.capture.stats.queue._CLOSELY", 0)
 
 
 def _with(way: Way, name: str, value: object) -> Way:

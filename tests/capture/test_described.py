@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import torch
 
-from tensortrace.capture.stats import Stats, StatsQueue
+from tensortrace.capture.stats.queue import Stats, StatsQueue
 from tensortrace.capture.tensors import Head, Tail, TensorDraft, TensorTable, describe
 from tensortrace.records import Tensor
 

@@ -14,7 +14,7 @@ from torch import nn
 from tensortrace import TraceStoppedError, trace
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.names import ModuleNames
-from tensortrace.capture.stats import StatsQueue
+from tensortrace.capture.stats.queue import StatsQueue
 from tensortrace.capture.tensors import TensorTable
 from tensortrace.checks import Check, all_checks
 from tensortrace.records import Action, Call, End, Finding, Optimizer, Param, Step

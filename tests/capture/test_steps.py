@@ -384,7 +384,7 @@ def test_autograd_grad_is_part_of_the_turn_that_an_optimizer_ends(wanted: int) -
 def test_autograd_grad_turns_the_step_again_where_the_optimizer_has_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tensortrace.capture.optimizers._MOST_DERIVATIVES", 2)
+    monkeypatch.setattr("tensortrace.capture.loop.optimizers._MOST_DERIVATIVES", 2)
     model = Net()
     optimizer = sgd(model)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from tensortrace.capture import ops
+from tensortrace.capture.ops import function_mode as ops
 from tensortrace.records import Action, Location
 from tests.builders import HERE
 from tests.checks import closing, find, ok, op, optimizer

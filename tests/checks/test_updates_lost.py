@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tensortrace.capture import stats
+from tensortrace.capture.stats import queue as stats
 from tests.checks import closing, find, ok, optimizer, param
 from tests.checks.traced import find_live
 from tests.healthy.data import sentences

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tensortrace import trace
-from tensortrace.capture import optimizers
+from tensortrace.capture.loop import optimizers
 from tensortrace.log import decode
 from tensortrace.records import End, Finding, Optimizer, Step
 from tests.capture.lifecycle import Poison, of, process_state, read

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tensortrace import trace
 from tensortrace.capture.active import here
-from tensortrace.capture.stats import StatsQueue
+from tensortrace.capture.stats.queue import StatsQueue
 from tensortrace.records import Call, Finding, Optimizer
 from tests.capture import Net, Recorded, record
 from tests.neutral import assert_neutral, one_thread, state

@@ -1,0 +1,5 @@
+"""Ops: what a function of torch's took and gave, and the line that called it.
+
+`function_mode` sees them, `calls` describes one, `names` says how it is called, `places` knows
+those of a loop again and which of their turns are recorded.
+"""

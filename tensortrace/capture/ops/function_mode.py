@@ -1,0 +1,625 @@
+"""Ops outside modules: losses, metrics, data preparation, seen op by op.
+
+One stateless function mode, which is off the stack from the entry of the outermost module to its
+exit and while an optimizer steps: inside it would cost a microsecond a call and turn the fused
+transformer paths off. It goes to the bottom of the stack, so that a mode of the user's that spans
+a module call still pops itself.
+
+Hot: loops of tensor ops come through here 100,000 times a second. Of those that are passed over
+(`op_places`) nothing is done before that is known, and Python's trace function rests throughout.
+Compiled (`_turns.c`) that is one function; `OutsideMode` says in Python what it does.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch._C import (
+    _get_function_stack_at,
+    _len_torch_function_stack,
+    _pop_torch_function_stack,
+    _push_on_torch_function_stack,
+)
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from tensortrace.capture import compiled
+from tensortrace.capture.active import Ours, here, slot
+from tensortrace.capture.drafts import CallDraft
+from tensortrace.capture.flatten import tensors_in
+from tensortrace.capture.lines.reader import Held
+from tensortrace.capture.ops.calls import begin_op, end_op, identify_all, op_raised
+from tensortrace.capture.ops.names import BACKWARD, HOOKS, REVERSED, SYNCS, op_of
+from tensortrace.capture.ops.places import Place, outputs_of, versions_given, writes
+from tensortrace.capture.tensors import Passed, TensorDraft
+from tensortrace.records import DERIVATIVE, Location
+
+if TYPE_CHECKING:
+    from tensortrace.capture.recorder import Recorder
+
+_no_functions = torch._C.DisableTorchFunction
+_clock = time.perf_counter_ns
+# The two parts of `torch.compiler.is_compiling`; of the function Dynamo knows that it is true.
+_compiler = torch.compiler
+_is_compiling = torch.compiler.is_dynamo_compiling
+_tracing_state = torch._C._get_tracing_state
+# The number that the next autograd node of this thread gets.
+_next_node = torch._C._autograd._get_sequence_nr
+_eval_frame: Any = torch._C._dynamo.eval_frame
+_default_device: Any = getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None)
+_HOSTS = frozenset({"cpu", "meta"})
+# In each step so many are recorded: a loop over single elements would fill the log.
+_SYNCS_PER_STEP = 20
+
+
+class OutsideMode(TorchFunctionMode):
+    """Shows every torch function called outside modules. No attributes: Dynamo guards on them."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call `func` and report it."""
+        if _is_compiling():
+            return func(*args, **(kwargs or {}))
+        if _call is not None:
+            done = _call(func, args, kwargs, sys._getframe(1))
+            if type(done) is not _Turn:
+                return done
+            return done.way(done, func, args, kwargs or {})
+        # While source lines are followed each function that is called costs 0.3 us more, unless
+        # Python's trace function rests: so all that is done here is done in two rests.
+        here.rest()
+        try:
+            turn = _turn(func, kwargs, sys._getframe(1))
+        finally:
+            here.go_on()
+        if turn is None:
+            return func(*args, **(kwargs or {}))
+        if isinstance(turn, _Turn):
+            return turn.way(turn, func, args, kwargs or {})
+        return _run_passed(turn, func, args, kwargs or {})
+
+
+def _leave_to_python() -> None:
+    """Have Dynamo compile no frame of the mode's, nor what is called in it.
+
+    In code of torch's own layers that it leaves alone, the mode's would be the first frame that it
+    takes: each op would be compiled by itself, and round otherwise.
+    """
+    strategy = getattr(_eval_frame, "_FrameExecStrategy", None)
+    if strategy is None or not hasattr(_eval_frame, "set_code_exec_strategy"):
+        return  # another torch version
+    skip = _eval_frame._FrameAction.SKIP
+    code = OutsideMode.__torch_function__.__code__
+    _eval_frame.set_code_exec_strategy(code, strategy(skip, skip))
+
+
+_leave_to_python()
+
+
+Way: TypeAlias = Callable[["_Turn", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+# Of an op that is to be passed over: the recorder, what it is called in a record, where it is
+# called, its seq, the number of the first node that it can make, and when it began.
+_Passed: TypeAlias = "tuple[Recorder, str, Place, int, int, int]"
+
+
+class _Turn:
+    """One call of a function of torch's that there is something to do about.
+
+    `way` is how it runs, `op` what it is called in a record, and `place` where it is called.
+    """
+
+    __slots__ = ("name", "op", "place", "recorder", "way")
+
+    def __init__(
+        self, recorder: Recorder, name: str, op: str, place: Place | None, way: Way | None = None
+    ) -> None:
+        self.recorder, self.name, self.op, self.place = recorder, name, op, place
+        self.way = _run if way is None else way
+
+
+def _turn(
+    func: Callable[..., Any], kwargs: dict[str, Any] | None, frame: FrameType
+) -> _Turn | _Passed | None:
+    """What is to be done about a call; None for nothing. Hot."""
+    recorder = slot.recorder
+    if (
+        recorder is None
+        or here.busy
+        or _compiler._is_compiling_flag
+        or _tracing_state() is not None
+    ):
+        return None
+    try:
+        name = getattr(func, "__name__", "")
+        op = op_of(name)
+        if recorder.awaits_write and (writes(name) or name == "__set__"):
+            recorder.ends_at_graph = True
+        if op is None and _is_nothing(name):
+            return None
+        if op is None or not recorder.on["ops"] or name in BACKWARD or recorder.replaying:
+            return _other_turn(recorder, func, name, op)
+        place = recorder.places.find(name, frame)
+        if place.is_compiled and not recorder.op_level:
+            return None
+        if recorder.ends_at_graph and not here.stack and torch.is_grad_enabled():
+            return _Turn(recorder, name, op, place, _run_first)
+        if here.stack or not recorder.thins_ops:
+            return _Turn(recorder, name, op, place, _run)
+        if recorder.stepped:
+            _op_called(recorder)
+        taken = place.takes(recorder.step, here.line)
+        if taken or (kwargs and _writes(kwargs)):
+            return _Turn(recorder, name, op, place, _run)
+        return _pass_over(recorder, op, place)
+    except Exception as error:
+        recorder.fault("ops", error)
+        return None
+
+
+def _other_turn(
+    recorder: Recorder, func: Callable[..., Any], name: str, op: str | None
+) -> _Turn | None:
+    if op is None and writes(name) and not recorder.replaying:
+        recorder.next_seq()  # so that whoever counts knows that something happened
+    if name in _DETACHING and recorder.on["ops"] and _detaches(func, name):
+        return _Turn(recorder, name, name, None, _detach)
+    if op is None or not recorder.on["ops"]:
+        asked = name in SYNCS or name in HOOKS
+        return _Turn(recorder, name, name, None, _ask) if asked else None
+    if name in BACKWARD and getattr(func, "__module__", "").startswith("torch."):
+        return _Turn(recorder, name, op, None, _run_backward)
+    return _Turn(recorder, name, op, None, _run)
+
+
+def _writes(kwargs: dict[str, Any]) -> bool:
+    return kwargs.get("out") is not None or bool(kwargs.get("inplace"))
+
+
+def _op_called(recorder: Recorder) -> None:
+    """A step may end here."""
+    with _no_functions():
+        here.busy += 1
+        try:
+            recorder.op_called()
+        finally:
+            here.busy -= 1
+
+
+def _ask(
+    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call what is no op."""
+    if turn.name in HOOKS:
+        with Ours(turn.recorder, "ops"):
+            turn.recorder.hook_given(args[1] if len(args) > 1 else kwargs.get("hook"))
+        if turn.recorder.replaying:
+            return RemovableHandle(OrderedDict())  # a hook of the user's must not run twice
+        return func(*args, **kwargs)
+    _sync(turn.recorder, turn.name, args)
+    return func(*args, **kwargs)
+
+
+# Methods, and the getter of an attribute.
+_DETACHING = frozenset({"detach", "__get__"})
+
+
+@functools.lru_cache(4096)
+def _is_nothing(name: str) -> bool:
+    """Whether a function of this name, which is no op, is none of those that are asked about."""
+    return not writes(name) and name not in _DETACHING | SYNCS | HOOKS
+
+
+def _detaches(func: Callable[..., Any], name: str) -> bool:
+    return name != "__get__" or getattr(func, "__self__", None) is torch.Tensor.data
+
+
+def _detach(
+    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call what takes the graph off, and no value is changed by: no record, but not forgotten."""
+    result = func(*args, **kwargs)
+    if args and type(result) is torch.Tensor:
+        with Ours(turn.recorder, "ops"):
+            turn.recorder.tensors.detached(result, args[0])
+    return result
+
+
+def _sync(recorder: Recorder, name: str, args: tuple[Any, ...]) -> None:
+    """Record, on full steps, that the host waits for a device at this line."""
+    with _no_functions():
+        tensor = args[0] if args else None
+        if not isinstance(tensor, torch.Tensor) or tensor.device.type in _HOSTS:
+            return
+        if not recorder.full or recorder.replaying or not recorder.on["ops"]:
+            return
+        now, (step, count) = (recorder.serial, recorder.step), here.synced
+        here.synced = (now, count + 1 if step == now else 1)
+        if here.synced[1] > _SYNCS_PER_STEP:
+            return
+        here.busy += 1
+        here.rest()
+        try:
+            detail = {"device": str(tensor.device)}
+            recorder.action("sync", of=name, frame=sys._getframe(3), detail=detail)
+        except Exception as error:
+            recorder.fault("ops", error)
+        finally:
+            here.busy -= 1
+            here.go_on()
+
+
+_MODE = OutsideMode()
+# What entering a module did to the mode.
+UNTOUCHED, _PUT_ON, TAKEN_OFF = 0, 1, -1
+
+
+def enter_module(wanted: bool) -> int:
+    """Switch the mode as a module call wants it; returns what `leave_module` must undo. Hot."""
+    depth = _len_torch_function_stack()
+    if depth == 1:  # nearly always it is ours alone, or nobody's
+        on = _get_function_stack_at(0) is _MODE
+        if on and not wanted:
+            _pop_torch_function_stack()
+            return TAKEN_OFF
+    else:
+        on = any(_get_function_stack_at(i) is _MODE for i in range(depth))
+    if on == wanted:
+        return UNTOUCHED
+    if wanted:
+        mode_on()
+        return _PUT_ON
+    mode_off()
+    return TAKEN_OFF
+
+
+def leave_module(change: int) -> None:
+    """Put the mode back to what it was at the entry. Hot."""
+    if change == TAKEN_OFF:
+        mode_on()
+    elif change == _PUT_ON:
+        mode_off()
+
+
+def mode_on() -> None:
+    """Put the mode below all modes of the user's in this thread, while module calls are seen."""
+    recorder = slot.recorder
+    if recorder is None or not recorder.on["modules"]:
+        return
+    depth = _len_torch_function_stack()
+    if depth == 0:
+        _push_on_torch_function_stack(_MODE)
+        return
+    above = [_pop_torch_function_stack() for _ in range(depth)]
+    # Below all others torch expects that of set_default_device, and raises where it is not. What a
+    # `with torch.device(...)` has pushed is popped from the top.
+    if above[-1] is getattr(_default_device, "device_context", None):
+        _push_on_torch_function_stack(above.pop())
+    _push_on_torch_function_stack(_MODE)
+    for mode in reversed(above):
+        if mode is not _MODE:
+            _push_on_torch_function_stack(mode)
+
+
+def mode_off() -> None:
+    """Take the mode off this thread's stack, wherever it is."""
+    depth = _len_torch_function_stack()
+    if depth == 1 and _get_function_stack_at(0) is _MODE:
+        _pop_torch_function_stack()
+        return
+    if not any(_get_function_stack_at(i) is _MODE for i in range(depth)):
+        return
+    above = [_pop_torch_function_stack() for _ in range(depth)]
+    for mode in reversed(above):
+        if mode is not _MODE:
+            _push_on_torch_function_stack(mode)
+
+
+def _run(
+    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run an op and record it."""
+    recorder, place = turn.recorder, turn.place
+    if recorder.replaying:
+        recorder.guard(turn.name, args, kwargs)
+    draft = None
+    before: list[int] | None = None
+    with _no_functions():
+        here.busy += 1
+        here.rest()
+        try:
+            location = (
+                place.location
+                if place is not None and place.is_own
+                else recorder.sources.locate_frame(sys._getframe(2))
+            )
+            given = args[::-1] if turn.name in REVERSED else args
+            draft = begin_op(recorder, turn.op, location, given, kwargs)
+            since = _next_node()
+            if place is not None and draft is not None:
+                if place.checked:
+                    recorder.plain += not (place.writes or _writes(kwargs))
+                elif place.runs > 1:
+                    before = versions_given(args, kwargs)
+        except Exception as error:
+            recorder.fault("ops", error)
+        finally:
+            here.busy -= 1
+            here.go_on()
+    started_ns = _clock()
+    try:
+        result = func(*args, **kwargs)
+    except Exception as error:
+        if draft is not None:
+            op_raised(recorder, draft, error, _clock() - started_ns)
+        raise
+    if draft is not None:
+        draft.fields["host_ns"] = _clock() - started_ns
+        with _no_functions():
+            here.busy += 1
+            here.rest()
+            try:
+                if place is not None and before is not None:
+                    place.checked, place.writes = True, before != versions_given(args, kwargs)
+                # What writes by index returns nothing.
+                made = args[0] if turn.name == "__setitem__" else result
+                end_op(recorder, draft, made, since, place)
+            except Exception as error:
+                recorder.fault("ops", error)
+            finally:
+                here.busy -= 1
+                here.go_on()
+        recorder.raise_if_stopped()
+    return result
+
+
+def _run_first(
+    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run an op that is the first of a step if it makes a node: the one before had its update."""
+    recorder, place = turn.recorder, turn.place
+    takes = True
+    with Ours(recorder, "ops"):
+        given = tensors_in((*args, *kwargs.values()), "")
+        if any(tensor.requires_grad for _, tensor in given):
+            recorder.graph_begins()
+        elif place is not None and recorder.thins_ops and not _writes(kwargs):
+            takes = place.takes(recorder.step, here.line)
+    if takes or place is None:
+        return _run(turn, func, args, kwargs)
+    return _run_passed(_pass_over(recorder, turn.op, place), func, args, kwargs)
+
+
+def _pass_over(recorder: Recorder, op: str, place: Place) -> _Passed:
+    """Count an op that is not looked at, unless it has news."""
+    seq = recorder.seq
+    recorder.seq = seq + 1
+    recorder.plain += 1
+    return recorder, op, place, seq, _next_node(), _clock()
+
+
+def _run_passed(
+    passed: _Passed, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run an op that is passed over, and record it after all if it has news."""
+    try:
+        result = func(*args, **kwargs)
+    except Exception as error:
+        _raise_late(passed, args, kwargs, error)
+        raise
+    here.rest()
+    try:
+        news = _has_news(passed, result)
+    finally:
+        here.go_on()
+    if news:
+        _record_late(passed, args, kwargs, result)
+    return result
+
+
+def _has_news(passed: _Passed, result: Any) -> bool:
+    """Whether something came out of an op that cannot be passed over. Hot."""
+    recorder, place = passed[0], passed[2]
+    try:
+        if not _len_torch_function_stack():
+            repeats = place.repeats(result, recorder.queue)
+        else:  # torch puts one of its own below ours
+            with _no_functions():
+                repeats = place.repeats(result, recorder.queue)
+        if repeats:
+            recorder.passed_over += 1
+            table = recorder.tensors
+            if type(result) is torch.Tensor:
+                table.passed[id(result)] = weakref.ref(result), _is_met, (passed, None)
+            else:
+                outputs = [(name, weakref.ref(tensor)) for name, tensor in outputs_of(result)]
+                table.passed.update(
+                    (id(ref()), (ref, _is_met, (passed, outputs))) for _, ref in outputs
+                )
+            if len(table.passed) > table.most_passed:
+                table.forget_passed()
+    except Exception as error:
+        recorder.fault("ops", error)
+        return False
+    return not repeats
+
+
+def _is_met(made: Passed, number: int, draft: TensorDraft) -> None:
+    """Record an op after all whose output is taken, without its inputs: they may be others now."""
+    passed, outputs = made[2]
+    recorder, op, place, seq, _, _ = passed
+    grad_enabled = torch.is_grad_enabled()
+    fields: dict[str, Any] = {
+        "update": recorder.update, "op": op, "grad_enabled": grad_enabled,
+        "location": place.location,
+    }  # fmt: skip
+    if not recorder.owns_thread():
+        fields["thread"] = recorder.thread_number()
+    call = CallDraft(recorder.step, seq, fields)
+    call.tensors.append(draft)
+    if outputs is None:
+        fields["outputs"] = [("output[0]", number)]
+    else:
+        alive = [(name, tensor) for name, ref in outputs if (tensor := ref()) is not None]
+        for _, tensor in alive:
+            recorder.tensors.passed.pop(id(tensor), None)
+        fields["outputs"] = identify_all(recorder, call, alive, grad_enabled)
+    recorder.pend(call)
+    recorder.passed_over -= 1
+
+
+def _record_late(
+    passed: _Passed, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Record an op that has run, and has changed none of its inputs."""
+    recorder, _, place, _, since, started_ns = passed
+    host_ns = _clock() - started_ns
+    with Ours(recorder, "ops"):
+        draft = _begin_late(passed, args, kwargs)
+        draft.fields["host_ns"] = host_ns
+        end_op(recorder, draft, result, since, place)
+        if place.has_turned and here.line is not None:
+            here.line.has_news = True
+    recorder.raise_if_stopped()
+
+
+def _raise_late(
+    passed: _Passed, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
+) -> None:
+    """Record an op that has raised."""
+    recorder, started_ns = passed[0], passed[5]
+    host_ns = _clock() - started_ns
+    with Ours(recorder, "ops"):
+        op_raised(recorder, _begin_late(passed, args, kwargs), error, host_ns)
+
+
+def _begin_late(passed: _Passed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallDraft:
+    recorder, op, place, seq, _, _ = passed
+    given = args[::-1] if place.reverses else args
+    draft = begin_op(recorder, op, place.location, given, kwargs, seq=seq)
+    assert draft is not None  # it is in no module
+    return draft
+
+
+def _run_backward(
+    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    recorder, name = turn.recorder, turn.name
+    if recorder.replaying:
+        recorder.guard(name, args, kwargs)
+    draft = None
+    with _no_functions():
+        here.busy += 1
+        here.rest()
+        try:
+            location = recorder.sources.locate_frame(sys._getframe(2))
+            if name == "backward":
+                losses = tensors_in(args[0] if args else kwargs.get("tensors"), "loss")
+                recorder.loss_seen(losses, location)
+            else:
+                draft = _begin_derivative(recorder, location, args, kwargs)
+        except Exception as error:
+            recorder.fault("ops", error)
+        finally:
+            here.busy -= 1
+            here.go_on()
+    seen, started_ns = recorder.backward_seen, _clock()
+    try:
+        result = func(*args, **kwargs)
+    except Exception as error:
+        if draft is not None:
+            with Ours(recorder, "ops"):
+                op_raised(recorder, draft, error, _clock() - started_ns)
+        raise
+    finally:
+        # What a module does inside is no turn of the loop (nor seen at module level).
+        if not here.stack:
+            if name == "backward" or not _makes_graph(args, kwargs):
+                freed = not _keeps_graph(name, args, kwargs)
+                recorder.backward_finished(freed, name != "backward")
+            else:
+                # A gradient with a graph of its own is a part of the loss that is still to come:
+                # what the checks decide when that has run, they decide of this, too.
+                recorder.backward_seen = seen
+    if draft is not None:
+        draft.fields["host_ns"] = _clock() - started_ns
+        with Ours(recorder, "ops"):
+            _end_derivative(recorder, draft, args, kwargs, result)
+        recorder.raise_if_stopped()
+    return result
+
+
+def _begin_derivative(
+    recorder: Recorder, location: Location | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> CallDraft | None:
+    """Begin the record of a call of torch.autograd.grad: what it differentiates goes in."""
+    outputs = args[0] if args else kwargs.get("outputs")
+    seeds = args[2] if len(args) > 2 else kwargs.get("grad_outputs")
+    asked = {"create_graph": True} if _makes_graph(args, kwargs) else {}
+    return begin_op(recorder, DERIVATIVE, location, (outputs, seeds), asked)
+
+
+def _end_derivative(
+    recorder: Recorder, draft: CallDraft, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Complete it. The gradient of a parameter is what the hook on that has described."""
+    of = args[1] if len(args) > 1 else kwargs.get("inputs")
+    of = (of,) if isinstance(of, torch.Tensor) else of
+    for tensor, grad in zip(of or (), result, strict=False):
+        if isinstance(tensor, torch.Tensor) and isinstance(grad, torch.Tensor):
+            described = recorder.parameters.gradient_seen(tensor, grad)
+            if described is not None:
+                recorder.tensors.adopt(grad, described.id)
+    # Its nodes are those of a whole backward pass.
+    end_op(recorder, draft, result, since=None)
+
+
+def _keeps_graph(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    # backward(tensors, grad_tensors, retain_graph, ...), grad(outputs, inputs, grad_outputs, ...)
+    at = 2 if name == "backward" else 3
+    keeps = kwargs.get("retain_graph", args[at] if len(args) > at else None)
+    return bool(kwargs.get("create_graph") if keeps is None else keeps)
+
+
+def _makes_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    # grad(outputs, inputs, grad_outputs, retain_graph, create_graph, ...)
+    return bool(kwargs.get("create_graph", args[4] if len(args) > 4 else False))
+
+
+@functools.lru_cache(4096)
+def _plain_op_of(name: str) -> str | None:
+    """What an op is called in a record that may be passed over."""
+    return None if name in BACKWARD else op_of(name)
+
+
+def _prepare() -> Callable[..., Any] | None:
+    """The compiled way of an op that is passed over, where there is one."""
+    turns, kernel = compiled.turns, compiled.kernel
+    if turns is None or kernel is None:
+        return None
+    turns.prepare({
+        "slot": slot, "here": here, "compiler": _compiler, "clock": _clock,
+        "guard": _no_functions,
+        "op_of": _plain_op_of, "tracing_state": _tracing_state, "next_node": _next_node,
+        "mode_count": _len_torch_function_stack, "is_quiet": kernel.is_quiet,
+        "tensor": torch.Tensor, "is_met": _is_met, "decide": _turn, "turn": _Turn,
+        "has_news": _has_news, "record_late": _record_late, "raise_late": _raise_late,
+        "held": Held, "no_names": frozenset(),
+    })  # fmt: skip
+    call: Callable[..., Any] = turns.call
+    return call
+
+
+_call = _prepare()
