@@ -19,7 +19,7 @@ from tensortrace.export.flows import flow_text
 from tensortrace.export.lines import gather_lines
 from tensortrace.export.lines_text import render_lines
 from tensortrace.run import Run, open_run
-from tensortrace.tui.executed import Executed, read_executed
+from tensortrace.tui.views.executed import Executed, read_executed
 from tests.export.hostile import FORBIDDEN
 
 

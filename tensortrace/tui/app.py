@@ -22,18 +22,19 @@ from textual.screen import Screen
 from tensortrace.records import Severity
 from tensortrace.run import Ranks, Run, start_run
 from tensortrace.text import carries, pasted
-from tensortrace.tui import findings, places
+from tensortrace.tui import places
 from tensortrace.tui.asking import Asker
 from tensortrace.tui.bindings import KEYS, Key, bindings
-from tensortrace.tui.choose import Palette
+from tensortrace.tui.dialogs.choose import Palette
+from tensortrace.tui.dialogs.screens import Help
 from tensortrace.tui.layout import PANES
-from tensortrace.tui.looks import LOOKS
 from tensortrace.tui.opening import Opening
 from tensortrace.tui.palette import Places
 from tensortrace.tui.panes import Pane
-from tensortrace.tui.quick import TIDY_EVERY_S, answering_soon, keep_what_is_there
-from tensortrace.tui.screens import Help
-from tensortrace.tui.styled import ASCII, UNICODE, Glyphs
+from tensortrace.tui.step import findings
+from tensortrace.tui.terminal.looks import LOOKS
+from tensortrace.tui.terminal.quick import TIDY_EVERY_S, answering_soon, keep_what_is_there
+from tensortrace.tui.terminal.styled import ASCII, UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
 
 # What some call the same as writing a view to a file.

@@ -6,10 +6,10 @@ from textual.actions import SkipAction
 from textual.widgets import Input
 
 from tensortrace.tui import save
+from tensortrace.tui.dialogs.screens import Prompt
 from tensortrace.tui.header import program_of
 from tensortrace.tui.opening import Opener
 from tensortrace.tui.panes import Pane
-from tensortrace.tui.screens import Prompt
 
 # Over a picture of the screen.
 TITLE = "tensortrace"

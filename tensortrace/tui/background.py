@@ -10,9 +10,9 @@ from textual.worker import get_current_worker
 from tensortrace.errors import LogError
 from tensortrace.records import Finding, ModuleColumns, Step
 from tensortrace.run import Ranks, Run, start_run
-from tensortrace.tui import findings
 from tensortrace.tui.frame import Frame
-from tensortrace.tui.styled import UNICODE, Glyphs
+from tensortrace.tui.step import findings
+from tensortrace.tui.terminal.styled import UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
 
 POLL_S, IDLE_POLL_S, IDLE_AFTER_S = 0.2, 1.0, 10.0

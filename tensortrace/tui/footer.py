@@ -12,7 +12,7 @@ from textual.binding import Binding
 from textual.screen import Screen
 from textual.strip import Strip
 
-from tensortrace.tui.strips import Drawn, filled
+from tensortrace.tui.terminal.strips import Drawn, filled
 
 # What is named however narrow the screen is.
 ALWAYS = ("help", "quit")

@@ -21,28 +21,28 @@ from textual.worker import get_current_worker
 from tensortrace.records import Finding, Module, Severity, Step
 from tensortrace.run import Run
 from tensortrace.text import escape, number_text
-from tensortrace.tui import detail, findings
-from tensortrace.tui.calls import head_line, row_line
-from tensortrace.tui.cells import full_name
-from tensortrace.tui.folds import Folds, Opened
+from tensortrace.tui.dialogs.screens import Prompt
 from tensortrace.tui.footer import Keys
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.header import Headline, headline, program_of, state_of
 from tensortrace.tui.layout import FINDINGS_FROM, PANES, PaneName, arrange
-from tensortrace.tui.looks import DARK, LOOKS, Look
-from tensortrace.tui.painting import Changes, Painted
-from tensortrace.tui.paints import Immediate
 from tensortrace.tui.panes import Pane
-from tensortrace.tui.quick import Turns
-from tensortrace.tui.row import Row
-from tensortrace.tui.rows import StepRows
-from tensortrace.tui.screens import Prompt
-from tensortrace.tui.strips import Ground
-from tensortrace.tui.styled import UNICODE, Glyphs, Styled, clip_path
+from tensortrace.tui.step import detail, findings
+from tensortrace.tui.step.calls import head_line, row_line
+from tensortrace.tui.step.cells import full_name
+from tensortrace.tui.step.folds import Folds, Opened
+from tensortrace.tui.step.row import Row
+from tensortrace.tui.step.rows import StepRows
 from tensortrace.tui.tabs import Tabs
+from tensortrace.tui.terminal.looks import DARK, LOOKS, Look
+from tensortrace.tui.terminal.painting import Changes, Painted
+from tensortrace.tui.terminal.paints import Immediate
+from tensortrace.tui.terminal.quick import Turns
+from tensortrace.tui.terminal.strips import Ground
+from tensortrace.tui.terminal.styled import UNICODE, Glyphs, Styled, clip_path
 from tensortrace.tui.timeline import Timeline, window
-from tensortrace.tui.view import View
 from tensortrace.tui.views import NAMES
+from tensortrace.tui.views.view import View
 
 # Source lines above and below the marked one in the source pane.
 AROUND = 200
@@ -128,7 +128,7 @@ class Frame(App[int]):
         found = super().get_driver_class()
         if found.__name__ != "LinuxDriver":
             return found
-        from tensortrace.tui.keyboard import Keyboard
+        from tensortrace.tui.terminal.keyboard import Keyboard
 
         return Keyboard
 

@@ -12,9 +12,9 @@ from textual.strip import Strip
 from tensortrace.records import Severity
 from tensortrace.run import Run
 from tensortrace.text import escape
-from tensortrace.tui.looks import look_of
-from tensortrace.tui.strips import Drawn, filled
-from tensortrace.tui.styled import SEVERITY_GLYPH, Styled, clip
+from tensortrace.tui.terminal.looks import look_of
+from tensortrace.tui.terminal.strips import Drawn, filled
+from tensortrace.tui.terminal.styled import SEVERITY_GLYPH, Styled, clip
 
 
 class Headline(Drawn):

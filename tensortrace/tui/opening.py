@@ -8,11 +8,11 @@ from pathlib import Path
 from tensortrace.records import Finding
 from tensortrace.run import Ranks, Run
 from tensortrace.tui import places
-from tensortrace.tui.calls import MEANINGS
-from tensortrace.tui.looks import LOOKS
 from tensortrace.tui.places import Place
-from tensortrace.tui.styled import UNICODE, Glyphs
+from tensortrace.tui.step.calls import MEANINGS
 from tensortrace.tui.switch import Switcher
+from tensortrace.tui.terminal.looks import LOOKS
+from tensortrace.tui.terminal.styled import UNICODE, Glyphs
 
 
 @dataclass(frozen=True, slots=True)

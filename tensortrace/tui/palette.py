@@ -10,7 +10,7 @@ from textual.command import DiscoveryHit, Hit, Hits
 from textual.content import Content
 
 from tensortrace.records import Finding
-from tensortrace.tui.choose import Choice, Choices
+from tensortrace.tui.dialogs.choose import Choice, Choices
 
 if TYPE_CHECKING:
     from tensortrace.tui.app import Viewer

@@ -16,9 +16,9 @@ from textual.strip import Strip
 
 from tensortrace.text import escape
 from tensortrace.tui.kept import Kept
-from tensortrace.tui.looks import look_of
-from tensortrace.tui.strips import Bar, Drawn, filled
-from tensortrace.tui.styled import ASCII, UNICODE, Styled, cut, joined
+from tensortrace.tui.terminal.looks import look_of
+from tensortrace.tui.terminal.strips import Bar, Drawn, filled
+from tensortrace.tui.terminal.styled import ASCII, UNICODE, Styled, cut, joined
 
 # Makes line `part` of item `at` for a width, with the cursor on it or not.
 Draw = Callable[[int, int, int, bool], Styled]

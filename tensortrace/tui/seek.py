@@ -11,10 +11,10 @@ from textual.worker import Worker, get_current_worker
 from tensortrace.log import CHUNK
 from tensortrace.records import Finding, Module
 from tensortrace.run import Ranks, Run
-from tensortrace.tui import search
 from tensortrace.tui.background import TELL_EVERY_S, Reader
-from tensortrace.tui.row import Row
-from tensortrace.tui.styled import UNICODE, Glyphs
+from tensortrace.tui.step import search
+from tensortrace.tui.step.row import Row
+from tensortrace.tui.terminal.styled import UNICODE, Glyphs
 
 SEARCHING = "searching for"
 

@@ -10,13 +10,13 @@ from textual.worker import get_current_worker
 
 from tensortrace.records import Step
 from tensortrace.tui.bindings import in_view
-from tensortrace.tui.calls import MEANINGS, columns
+from tensortrace.tui.dialogs.toggle import Toggle
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.panes import Pane
-from tensortrace.tui.quick import keep_what_is_there
 from tensortrace.tui.span import read_blocks
+from tensortrace.tui.step.calls import MEANINGS, columns
 from tensortrace.tui.tabs import Tabs
-from tensortrace.tui.toggle import Toggle
+from tensortrace.tui.terminal.quick import keep_what_is_there
 from tensortrace.tui.trend import sample, trend_span
 from tensortrace.tui.views import NAMES, kind_of
 from tensortrace.tui.walk import Stop, Walker
@@ -113,7 +113,7 @@ class Switcher(Walker):
 
     def chart(self, statistic: object) -> None:
         """Draw a statistic over the steps in the timeline."""
-        from tensortrace.tui.timeline_view import TimelineView
+        from tensortrace.tui.views.timeline import TimelineView
 
         self.remember()
         self.show_view("timeline")

@@ -8,8 +8,8 @@ from textual import events
 from textual.message import Message
 from textual.strip import Strip
 
-from tensortrace.tui.looks import look_of
-from tensortrace.tui.strips import Drawn, filled
+from tensortrace.tui.terminal.looks import look_of
+from tensortrace.tui.terminal.strips import Drawn, filled
 
 # The views by the keys 1, 2, ...; each but the first is a class in `views`.
 TABS = ("step", "timeline", "layers", "tensor", "flow", "source", "findings")

@@ -12,9 +12,9 @@ from textual.strip import Strip
 
 from tensortrace.records import Severity, Step, from_scalar
 from tensortrace.text import number_text
-from tensortrace.tui.looks import look_of
-from tensortrace.tui.strips import Drawn, filled
-from tensortrace.tui.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled
+from tensortrace.tui.terminal.looks import look_of
+from tensortrace.tui.terminal.strips import Drawn, filled
+from tensortrace.tui.terminal.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled
 
 # Columns between the label of the step and what the cells mean.
 GAP = 3

@@ -9,7 +9,7 @@ from tensortrace.records import Call, Param, Record
 from tensortrace.run import looked_at
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.span import Span, fitting, span_of
-from tensortrace.tui.styled import UNICODE, Glyphs
+from tensortrace.tui.terminal.styled import UNICODE, Glyphs
 from tensortrace.tui.timeline import heights
 
 COLUMNS = 8

@@ -17,16 +17,16 @@ from textual.worker import get_current_worker
 from tensortrace.records import Call, Finding, Record
 from tensortrace.run import Ranks, Run
 from tensortrace.text import escape, module_text
-from tensortrace.tui import flow
 from tensortrace.tui.background import SUMMARIES_AT_ONCE
-from tensortrace.tui.cells import full_name, name_of, short_place
-from tensortrace.tui.flow import Flow, Link, Way
-from tensortrace.tui.folds import Opened
-from tensortrace.tui.pick import Pick
-from tensortrace.tui.row import Row
-from tensortrace.tui.rows import StepRows
+from tensortrace.tui.dialogs.pick import Pick
 from tensortrace.tui.seek import Seeker
-from tensortrace.tui.styled import UNICODE, Glyphs, Styled, fit
+from tensortrace.tui.step import flow
+from tensortrace.tui.step.cells import full_name, name_of, short_place
+from tensortrace.tui.step.flow import Flow, Link, Way
+from tensortrace.tui.step.folds import Opened
+from tensortrace.tui.step.row import Row
+from tensortrace.tui.step.rows import StepRows
+from tensortrace.tui.terminal.styled import UNICODE, Glyphs, Styled, fit
 
 KEPT_PLACES = 100
 # Earlier steps that are looked through for the same place.

@@ -16,9 +16,9 @@ from tensortrace.export.lines_reader import MOST_LINES, MOST_NAMES
 from tensortrace.export.lines_text import render_lines
 from tensortrace.records import Action, Location, Record, Source, Step, Variable
 from tensortrace.run import open_run
-from tensortrace.tui.executed import read_executed
-from tensortrace.tui.source_lines import beside_lines, function_at, source_line
-from tensortrace.tui.variables import item_line, items_at
+from tensortrace.tui.views.executed import read_executed
+from tensortrace.tui.views.source_lines import beside_lines, function_at, source_line
+from tensortrace.tui.views.variables import item_line, items_at
 from tests.builders import make_call, make_header, make_run, make_tensor
 from tests.export.canonical import make_canonical, write_log
 from tests.export.hostile import FORBIDDEN, PAYLOADS

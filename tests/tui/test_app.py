@@ -18,7 +18,7 @@ from tensortrace.records import Call, End, Finding, Step
 from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.bindings import KEYS
-from tensortrace.tui.screens import Prompt
+from tensortrace.tui.dialogs.screens import Prompt
 from tensortrace.tui.views import NAMES
 from tests.builders import write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_log, make_open_run, records

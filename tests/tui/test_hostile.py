@@ -161,7 +161,7 @@ async def test_a_click_on_markup_of_the_log_runs_no_action(tmp_path: Path) -> No
 
 def test_only_our_own_text_reaches_a_widget_that_reads_markup() -> None:
     folder = Path(__file__).parents[2] / "tensortrace" / "tui"
-    for path in folder.glob("*.py"):
+    for path in folder.rglob("*.py"):
         text = path.read_text()
         assert "from_markup" not in text, path
         assert "Static(" not in text, path

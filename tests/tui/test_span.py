@@ -9,13 +9,13 @@ import pytest
 from rich.cells import cell_len
 
 from tensortrace.records import ModuleColumns, Step
-from tensortrace.tui.columns import Columns
 from tensortrace.tui.grid import FLAGS, Grid
-from tensortrace.tui.heat import LEVELS, HeatMap, scale_of, told_lines
-from tensortrace.tui.looks import HEAT
 from tensortrace.tui.span import Span, fitting, reading_order, shifted, span_of, used, zoomed
-from tensortrace.tui.styled import ASCII
+from tensortrace.tui.terminal.looks import HEAT
+from tensortrace.tui.terminal.styled import ASCII
 from tensortrace.tui.trend import sample
+from tensortrace.tui.views.columns import Columns
+from tensortrace.tui.views.heat import LEVELS, HeatMap, scale_of, told_lines
 
 
 def step_line(
@@ -183,7 +183,7 @@ def test_a_trend_asks_for_steps_that_are_looked_at() -> None:
 
 
 def test_viridis_grows_lighter_step_by_step() -> None:
-    from tensortrace.tui.looks import VIRIDIS
+    from tensortrace.tui.terminal.looks import VIRIDIS
 
     def light(colour: str) -> float:
         channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tensortrace.tui.detail import stat_lines
+from tensortrace.tui.step.detail import stat_lines
 from tests.builders import make_tensor
 
 

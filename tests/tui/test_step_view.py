@@ -9,17 +9,17 @@ import pytest
 
 from tensortrace.records import ModuleColumns, Step
 from tensortrace.tui.app import Viewer
-from tensortrace.tui.calls import MEANINGS, SHOWN_FROM, WIDTHS, columns, head_line
-from tensortrace.tui.cells import cells
 from tensortrace.tui.grid import Grid
-from tensortrace.tui.row import Row
 from tensortrace.tui.span import Span
-from tensortrace.tui.styled import ASCII
+from tensortrace.tui.step.calls import MEANINGS, SHOWN_FROM, WIDTHS, columns, head_line
+from tensortrace.tui.step.cells import cells
+from tensortrace.tui.step.row import Row
+from tensortrace.tui.terminal.styled import ASCII
 from tensortrace.tui.trend import sample, trend_span, trend_text
 from tests.builders import make_call
 from tests.tui.samples import BAD_STEP, make_open_run
 from tests.tui.screen import settle, text_of, told
-from tests.tui.test_layers_view import make_layered_run
+from tests.tui.views.test_layers import make_layered_run
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 78, 100, 118, 160])

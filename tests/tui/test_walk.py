@@ -9,12 +9,12 @@ import pytest
 
 from tensortrace.log import LogFile, encode, open_log
 from tensortrace.records import Action, Location, Optimizer, Param, Record, Source, Step
-from tensortrace.tui import findings, search
 from tensortrace.tui.bindings import KEYS, bindings, bindings_of
 from tensortrace.tui.header import headline
 from tensortrace.tui.layout import arrange
-from tensortrace.tui.styled import ASCII
+from tensortrace.tui.step import findings, search
 from tensortrace.tui.tabs import TABS
+from tensortrace.tui.terminal.styled import ASCII
 from tensortrace.tui.timeline import cell_width, heights, timeline_lines, window
 from tensortrace.tui.views import NAMES, kind_of
 from tests.builders import make_call, make_run, make_tensor, write_log

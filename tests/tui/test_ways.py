@@ -12,9 +12,9 @@ from textual.pilot import Pilot
 
 from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
+from tensortrace.tui.dialogs.pick import Pick
+from tensortrace.tui.dialogs.screens import Help
 from tensortrace.tui.header import headline
-from tensortrace.tui.pick import Pick
-from tensortrace.tui.screens import Help
 from tests.builders import make_call, make_header, make_tensor, write_log
 from tests.tui.nets import make_op_run
 from tests.tui.screen import settle, text_of, told, until
