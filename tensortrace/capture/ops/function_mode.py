@@ -6,7 +6,7 @@ transformer paths off. It goes to the bottom of the stack, so that a mode of the
 a module call still pops itself.
 
 Hot: loops of tensor ops come through here 100,000 times a second. Of those that are passed over
-(`op_places`) nothing is done before that is known, and Python's trace function rests throughout.
+(`passed`) nothing is done before that is known, and Python's trace function rests throughout.
 Compiled (`_turns.c`) that is one function; `OutsideMode` says in Python what it does.
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import sys
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from types import FrameType
@@ -33,14 +32,21 @@ from torch.utils.hooks import RemovableHandle
 
 from tensortrace.capture import compiled
 from tensortrace.capture.active import Ours, here, slot
-from tensortrace.capture.drafts import CallDraft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.lines.reader import Held
-from tensortrace.capture.ops.calls import begin_op, end_op, identify_all, op_raised
+from tensortrace.capture.ops.backward import run_backward
+from tensortrace.capture.ops.calls import begin_op, end_op, op_raised
 from tensortrace.capture.ops.names import BACKWARD, HOOKS, REVERSED, SYNCS, op_of
-from tensortrace.capture.ops.places import Place, outputs_of, versions_given, writes
-from tensortrace.capture.tensors import Passed, TensorDraft
-from tensortrace.records import DERIVATIVE, Location
+from tensortrace.capture.ops.passed import (
+    PassedOp,
+    has_news,
+    is_met,
+    pass_over,
+    raise_late,
+    record_late,
+    run_passed,
+)
+from tensortrace.capture.ops.places import Place, versions_given, writes
 
 if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
@@ -75,7 +81,7 @@ class OutsideMode(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if _call is not None:
             done = _call(func, args, kwargs, sys._getframe(1))
-            if type(done) is not _Turn:
+            if type(done) is not Turn:
                 return done
             return done.way(done, func, args, kwargs or {})
         # While source lines are followed each function that is called costs 0.3 us more, unless
@@ -87,9 +93,9 @@ class OutsideMode(TorchFunctionMode):
             here.go_on()
         if turn is None:
             return func(*args, **(kwargs or {}))
-        if isinstance(turn, _Turn):
+        if isinstance(turn, Turn):
             return turn.way(turn, func, args, kwargs or {})
-        return _run_passed(turn, func, args, kwargs or {})
+        return run_passed(turn, func, args, kwargs or {})
 
 
 def _leave_to_python() -> None:
@@ -109,13 +115,10 @@ def _leave_to_python() -> None:
 _leave_to_python()
 
 
-Way: TypeAlias = Callable[["_Turn", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-# Of an op that is to be passed over: the recorder, what it is called in a record, where it is
-# called, its seq, the number of the first node that it can make, and when it began.
-_Passed: TypeAlias = "tuple[Recorder, str, Place, int, int, int]"
+Way: TypeAlias = Callable[["Turn", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
-class _Turn:
+class Turn:
     """One call of a function of torch's that there is something to do about.
 
     `way` is how it runs, `op` what it is called in a record, and `place` where it is called.
@@ -132,7 +135,7 @@ class _Turn:
 
 def _turn(
     func: Callable[..., Any], kwargs: dict[str, Any] | None, frame: FrameType
-) -> _Turn | _Passed | None:
+) -> Turn | PassedOp | None:
     """What is to be done about a call; None for nothing. Hot."""
     recorder = slot.recorder
     if (
@@ -155,15 +158,15 @@ def _turn(
         if place.is_compiled and not recorder.op_level:
             return None
         if recorder.ends_at_graph and not here.stack and torch.is_grad_enabled():
-            return _Turn(recorder, name, op, place, _run_first)
+            return Turn(recorder, name, op, place, _run_first)
         if here.stack or not recorder.thins_ops:
-            return _Turn(recorder, name, op, place, _run)
+            return Turn(recorder, name, op, place, _run)
         if recorder.stepped:
             _op_called(recorder)
         taken = place.takes(recorder.step, here.line)
         if taken or (kwargs and _writes(kwargs)):
-            return _Turn(recorder, name, op, place, _run)
-        return _pass_over(recorder, op, place)
+            return Turn(recorder, name, op, place, _run)
+        return pass_over(recorder, op, place)
     except Exception as error:
         recorder.fault("ops", error)
         return None
@@ -171,17 +174,17 @@ def _turn(
 
 def _other_turn(
     recorder: Recorder, func: Callable[..., Any], name: str, op: str | None
-) -> _Turn | None:
+) -> Turn | None:
     if op is None and writes(name) and not recorder.replaying:
         recorder.next_seq()  # so that whoever counts knows that something happened
     if name in _DETACHING and recorder.on["ops"] and _detaches(func, name):
-        return _Turn(recorder, name, name, None, _detach)
+        return Turn(recorder, name, name, None, _detach)
     if op is None or not recorder.on["ops"]:
         asked = name in SYNCS or name in HOOKS
-        return _Turn(recorder, name, name, None, _ask) if asked else None
+        return Turn(recorder, name, name, None, _ask) if asked else None
     if name in BACKWARD and getattr(func, "__module__", "").startswith("torch."):
-        return _Turn(recorder, name, op, None, _run_backward)
-    return _Turn(recorder, name, op, None, _run)
+        return Turn(recorder, name, op, None, run_backward)
+    return Turn(recorder, name, op, None, _run)
 
 
 def _writes(kwargs: dict[str, Any]) -> bool:
@@ -199,7 +202,7 @@ def _op_called(recorder: Recorder) -> None:
 
 
 def _ask(
-    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    turn: Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Call what is no op."""
     if turn.name in HOOKS:
@@ -227,7 +230,7 @@ def _detaches(func: Callable[..., Any], name: str) -> bool:
 
 
 def _detach(
-    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    turn: Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Call what takes the graph off, and no value is changed by: no record, but not forgotten."""
     result = func(*args, **kwargs)
@@ -328,7 +331,7 @@ def mode_off() -> None:
 
 
 def _run(
-    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    turn: Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Run an op and record it."""
     recorder, place = turn.recorder, turn.place
@@ -386,7 +389,7 @@ def _run(
 
 
 def _run_first(
-    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    turn: Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Run an op that is the first of a step if it makes a node: the one before had its update."""
     recorder, place = turn.recorder, turn.place
@@ -399,203 +402,7 @@ def _run_first(
             takes = place.takes(recorder.step, here.line)
     if takes or place is None:
         return _run(turn, func, args, kwargs)
-    return _run_passed(_pass_over(recorder, turn.op, place), func, args, kwargs)
-
-
-def _pass_over(recorder: Recorder, op: str, place: Place) -> _Passed:
-    """Count an op that is not looked at, unless it has news."""
-    seq = recorder.seq
-    recorder.seq = seq + 1
-    recorder.plain += 1
-    return recorder, op, place, seq, _next_node(), _clock()
-
-
-def _run_passed(
-    passed: _Passed, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Run an op that is passed over, and record it after all if it has news."""
-    try:
-        result = func(*args, **kwargs)
-    except Exception as error:
-        _raise_late(passed, args, kwargs, error)
-        raise
-    here.rest()
-    try:
-        news = _has_news(passed, result)
-    finally:
-        here.go_on()
-    if news:
-        _record_late(passed, args, kwargs, result)
-    return result
-
-
-def _has_news(passed: _Passed, result: Any) -> bool:
-    """Whether something came out of an op that cannot be passed over. Hot."""
-    recorder, place = passed[0], passed[2]
-    try:
-        if not _len_torch_function_stack():
-            repeats = place.repeats(result, recorder.queue)
-        else:  # torch puts one of its own below ours
-            with _no_functions():
-                repeats = place.repeats(result, recorder.queue)
-        if repeats:
-            recorder.passed_over += 1
-            table = recorder.tensors
-            if type(result) is torch.Tensor:
-                table.passed[id(result)] = weakref.ref(result), _is_met, (passed, None)
-            else:
-                outputs = [(name, weakref.ref(tensor)) for name, tensor in outputs_of(result)]
-                table.passed.update(
-                    (id(ref()), (ref, _is_met, (passed, outputs))) for _, ref in outputs
-                )
-            if len(table.passed) > table.most_passed:
-                table.forget_passed()
-    except Exception as error:
-        recorder.fault("ops", error)
-        return False
-    return not repeats
-
-
-def _is_met(made: Passed, number: int, draft: TensorDraft) -> None:
-    """Record an op after all whose output is taken, without its inputs: they may be others now."""
-    passed, outputs = made[2]
-    recorder, op, place, seq, _, _ = passed
-    grad_enabled = torch.is_grad_enabled()
-    fields: dict[str, Any] = {
-        "update": recorder.update, "op": op, "grad_enabled": grad_enabled,
-        "location": place.location,
-    }  # fmt: skip
-    if not recorder.owns_thread():
-        fields["thread"] = recorder.thread_number()
-    call = CallDraft(recorder.step, seq, fields)
-    call.tensors.append(draft)
-    if outputs is None:
-        fields["outputs"] = [("output[0]", number)]
-    else:
-        alive = [(name, tensor) for name, ref in outputs if (tensor := ref()) is not None]
-        for _, tensor in alive:
-            recorder.tensors.passed.pop(id(tensor), None)
-        fields["outputs"] = identify_all(recorder, call, alive, grad_enabled)
-    recorder.pend(call)
-    recorder.passed_over -= 1
-
-
-def _record_late(
-    passed: _Passed, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-) -> None:
-    """Record an op that has run, and has changed none of its inputs."""
-    recorder, _, place, _, since, started_ns = passed
-    host_ns = _clock() - started_ns
-    with Ours(recorder, "ops"):
-        draft = _begin_late(passed, args, kwargs)
-        draft.fields["host_ns"] = host_ns
-        end_op(recorder, draft, result, since, place)
-        if place.has_turned and here.line is not None:
-            here.line.has_news = True
-    recorder.raise_if_stopped()
-
-
-def _raise_late(
-    passed: _Passed, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
-) -> None:
-    """Record an op that has raised."""
-    recorder, started_ns = passed[0], passed[5]
-    host_ns = _clock() - started_ns
-    with Ours(recorder, "ops"):
-        op_raised(recorder, _begin_late(passed, args, kwargs), error, host_ns)
-
-
-def _begin_late(passed: _Passed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallDraft:
-    recorder, op, place, seq, _, _ = passed
-    given = args[::-1] if place.reverses else args
-    draft = begin_op(recorder, op, place.location, given, kwargs, seq=seq)
-    assert draft is not None  # it is in no module
-    return draft
-
-
-def _run_backward(
-    turn: _Turn, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    recorder, name = turn.recorder, turn.name
-    if recorder.replaying:
-        recorder.guard(name, args, kwargs)
-    draft = None
-    with _no_functions():
-        here.busy += 1
-        here.rest()
-        try:
-            location = recorder.sources.locate_frame(sys._getframe(2))
-            if name == "backward":
-                losses = tensors_in(args[0] if args else kwargs.get("tensors"), "loss")
-                recorder.loss_seen(losses, location)
-            else:
-                draft = _begin_derivative(recorder, location, args, kwargs)
-        except Exception as error:
-            recorder.fault("ops", error)
-        finally:
-            here.busy -= 1
-            here.go_on()
-    seen, started_ns = recorder.backward_seen, _clock()
-    try:
-        result = func(*args, **kwargs)
-    except Exception as error:
-        if draft is not None:
-            with Ours(recorder, "ops"):
-                op_raised(recorder, draft, error, _clock() - started_ns)
-        raise
-    finally:
-        # What a module does inside is no turn of the loop (nor seen at module level).
-        if not here.stack:
-            if name == "backward" or not _makes_graph(args, kwargs):
-                freed = not _keeps_graph(name, args, kwargs)
-                recorder.backward_finished(freed, name != "backward")
-            else:
-                # A gradient with a graph of its own is a part of the loss that is still to come:
-                # what the checks decide when that has run, they decide of this, too.
-                recorder.backward_seen = seen
-    if draft is not None:
-        draft.fields["host_ns"] = _clock() - started_ns
-        with Ours(recorder, "ops"):
-            _end_derivative(recorder, draft, args, kwargs, result)
-        recorder.raise_if_stopped()
-    return result
-
-
-def _begin_derivative(
-    recorder: Recorder, location: Location | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> CallDraft | None:
-    """Begin the record of a call of torch.autograd.grad: what it differentiates goes in."""
-    outputs = args[0] if args else kwargs.get("outputs")
-    seeds = args[2] if len(args) > 2 else kwargs.get("grad_outputs")
-    asked = {"create_graph": True} if _makes_graph(args, kwargs) else {}
-    return begin_op(recorder, DERIVATIVE, location, (outputs, seeds), asked)
-
-
-def _end_derivative(
-    recorder: Recorder, draft: CallDraft, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-) -> None:
-    """Complete it. The gradient of a parameter is what the hook on that has described."""
-    of = args[1] if len(args) > 1 else kwargs.get("inputs")
-    of = (of,) if isinstance(of, torch.Tensor) else of
-    for tensor, grad in zip(of or (), result, strict=False):
-        if isinstance(tensor, torch.Tensor) and isinstance(grad, torch.Tensor):
-            described = recorder.parameters.gradient_seen(tensor, grad)
-            if described is not None:
-                recorder.tensors.adopt(grad, described.id)
-    # Its nodes are those of a whole backward pass.
-    end_op(recorder, draft, result, since=None)
-
-
-def _keeps_graph(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    # backward(tensors, grad_tensors, retain_graph, ...), grad(outputs, inputs, grad_outputs, ...)
-    at = 2 if name == "backward" else 3
-    keeps = kwargs.get("retain_graph", args[at] if len(args) > at else None)
-    return bool(kwargs.get("create_graph") if keeps is None else keeps)
-
-
-def _makes_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    # grad(outputs, inputs, grad_outputs, retain_graph, create_graph, ...)
-    return bool(kwargs.get("create_graph", args[4] if len(args) > 4 else False))
+    return run_passed(pass_over(recorder, turn.op, place), func, args, kwargs)
 
 
 @functools.lru_cache(4096)
@@ -614,8 +421,8 @@ def _prepare() -> Callable[..., Any] | None:
         "guard": _no_functions,
         "op_of": _plain_op_of, "tracing_state": _tracing_state, "next_node": _next_node,
         "mode_count": _len_torch_function_stack, "is_quiet": kernel.is_quiet,
-        "tensor": torch.Tensor, "is_met": _is_met, "decide": _turn, "turn": _Turn,
-        "has_news": _has_news, "record_late": _record_late, "raise_late": _raise_late,
+        "tensor": torch.Tensor, "is_met": is_met, "decide": _turn, "turn": Turn,
+        "has_news": has_news, "record_late": record_late, "raise_late": raise_late,
         "held": Held, "no_names": frozenset(),
     })  # fmt: skip
     call: Callable[..., Any] = turns.call
