@@ -27,6 +27,7 @@ from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.loop.carried import Carried
+from tensortrace.capture.loop.loaders import Loaders
 from tensortrace.capture.loop.losses import record_losses
 from tensortrace.capture.loop.optimizers import Optimizers, StepInFlight
 from tensortrace.capture.names import ModuleNames, unwrapped
@@ -109,7 +110,7 @@ class Recorder:
         self.tensors = TensorTable(queue)
         self.parameters = Parameters()
         self.optimizers = Optimizers()
-        self.carried = Carried(self.optimizers)
+        self.carried, self.loaders = Carried(self.optimizers), Loaders()
         self.graphs = LossGraphs()
         self.on = dict.fromkeys(PARTS, True)
         self.wanted = Wanted(wanted)
@@ -145,7 +146,7 @@ class Recorder:
         # How many of the numbers of this step ops have that write nothing.
         self.plain = 0
         self.manual = self.decorates = False
-        self.loader_seen = self._module_seen = False
+        self._module_seen = False
         self._in_flight = InFlight()
         self._told_threads = False
         # Of the step in flight:
@@ -294,7 +295,7 @@ class Recorder:
     def guard(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Only a replay minds what an op is given."""
 
-    def outermost_call(self, module: nn.Module) -> None:
+    def outermost_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module is about to be called outside every other: maybe a gate, maybe a new step."""
         grad_enabled = torch.is_grad_enabled()
         owns = self.owns_thread()
@@ -308,11 +309,18 @@ class Recorder:
                 or self.backward_done
                 or (not grad_enabled and id(module) in self._without_grad)
             ) and not self._counted_otherwise()
-            if self.holds_call and (turn_over or (self.loader_done and not self.manual)):
+            turn_over = turn_over or (self.loader_done and not self.manual)
+            if self.holds_call and (turn_over or self._begins_again(module, args)):
                 self.close_step()
+        self.loaders.called(module)
         if not grad_enabled:
             self._without_grad.add(id(module))
         self.holds_call = self._module_seen = True
+
+    def note_step(self, index: int) -> None:
+        """An optimizer has stepped, or was skipped by a scaler."""
+        self.stepped = True
+        self.loaders.stepped(index)
 
     def op_called(self) -> None:
         """An op is about to be called outside modules: a program without modules has steps too."""
@@ -328,28 +336,36 @@ class Recorder:
             self.close_step()
             self.holds_call = True
 
-    def closure_given(self) -> None:
+    def closure_given(self, index: int) -> None:
         """An optimizer is about to step with a closure: all of a turn may happen inside it."""
-        if self.stepped and not self._counted_otherwise():
+        again = self.loaders.steps_again(index) and not (self.manual or self.decorates)
+        if again or (self.stepped and not self._counted_otherwise()):
             self.close_step()
         self.holds_call = True
 
+    def _begins_again(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
+        """Whether a call begins another turn over a batch that no loader follows with another."""
+        if self.manual or self.decorates or not self.stepped:
+            return False
+        return self.loaders.begins_again(module, args, self.optimizers)
+
     def _counted_otherwise(self) -> bool:
         """Whether something better than the optimizer says where a step ends."""
-        return self.manual or self.decorates or self.loader_seen
+        return self.manual or self.decorates or self.loaders.seen
 
-    def fetched(self, host_ns: int, frame: FrameType) -> None:
+    def fetched(self, batches: object, host_ns: int, frame: FrameType) -> None:
         """A DataLoader has handed out a batch: the step before it is over."""
-        self.loader_seen = True
+        self.loaders.fetched(batches, frame)
         if self.holds_call and not self.manual:
             self.close_step()
         self.action("fetch", frame=frame, detail={"host_ns": host_ns})
 
-    def loader_ended(self) -> None:
+    def loader_ended(self, batches: object) -> None:
         """A DataLoader has no more batches: what is called next is another turn.
 
         One that fetches a batch ahead (of accelerate, of a Trainer) has a turn left by then.
         """
+        self.loaders.ended(batches)
         self.loader_done = self.holds_call
 
     def module_called(self, module: nn.Module, path: str) -> None:
@@ -493,6 +509,7 @@ class Recorder:
         self.to_recompute.clear()
         self.hooks = []
         self._without_grad.clear()
+        self.loaders.begin_step()
         self.holds_call = self.stepped = self.loss_scaled = self.loader_done = False
         self.clipped = self.clip_spoilt = False
         self.backward_seen = self.backward_done = False

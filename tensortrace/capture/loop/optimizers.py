@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch import nn
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -153,6 +154,16 @@ class Optimizers:
         """Whether an optimizer has moved what it holds."""
         return self._met[index].steps > 0
 
+    def hold(self, module: nn.Module, indices: set[int]) -> bool:
+        """Whether some optimizers have all parameters of a module that are trained."""
+        held = {
+            id(parameter)
+            for index, optimizer in self.met()
+            if index in indices
+            for parameter in _parameters(optimizer)
+        }
+        return all(id(p) in held for p in module.parameters() if p.requires_grad)
+
     def has_met(self) -> bool:
         """Whether any optimizer was met so far."""
         return bool(self._met)
@@ -227,7 +238,7 @@ def _before(
             if not recorder.optimizer_running():
                 closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
                 if callable(closure):
-                    recorder.closure_given()
+                    recorder.closure_given(recorder.optimizers.index_of(optimizer))
                     changed = _gate_closure(recorder, closure, args, kwargs)
                 if changed is None or recorder.backward_seen:
                     begin_step(recorder, optimizer, sys._getframe(1))
@@ -380,7 +391,7 @@ def finish_step(recorder: Recorder, running: StepInFlight) -> None:
     recorder.carried.stepped(running.index, running.optimizer)
     recorder.optimizers.stepped(running.index)
     recorder.update += 1
-    recorder.stepped = True
+    recorder.note_step(running.index)
 
 
 def _draft_parameter(

@@ -191,11 +191,11 @@ def _fetch(given: Batches, recorder: Recorder, args: Any, kwargs: Any, call: _Ca
     except StopIteration:
         if counts:
             with Ours(recorder, "loop"):
-                recorder.loader_ended()
+                recorder.loader_ended(args[0])
         raise
     if counts:
         with Ours(recorder, "loop"):
-            recorder.fetched(time.perf_counter_ns() - started, sys._getframe(2))
+            recorder.fetched(args[0], time.perf_counter_ns() - started, sys._getframe(2))
             repeated = given.repeated(args[0], batch) if recorder.full else None
             if repeated is not None:
                 recorder.action("duplicates", frame=sys._getframe(2), detail=repeated)
@@ -366,7 +366,8 @@ def _scaler_step(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any
     if recorder.update == before and recorder.on["optimizers"]:
         with Ours(recorder, "loop"):
             optimizers.begin_step(recorder, optimizer, frame, skipped=True)
-            recorder.carried.stepped(recorder.optimizers.index_of(optimizer), optimizer)
-            recorder.stepped = True
+            index = recorder.optimizers.index_of(optimizer)
+            recorder.carried.stepped(index, optimizer)
+            recorder.note_step(index)
         recorder.raise_if_stopped()
     return result

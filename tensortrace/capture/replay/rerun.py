@@ -186,7 +186,7 @@ class ReplayRecorder(Recorder):
         """A replay looks at every module."""
         return True
 
-    def outermost_call(self, module: nn.Module) -> None:
+    def outermost_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """No gate and no step begins in a replay."""
 
     def op_called(self) -> None:
