@@ -40,10 +40,13 @@ _MOST_ROOTS = 3
 
 
 class Narrower:
-    """Decide which call to replay, at most once per root and phase and eight times a run."""
+    """Decide which call to replay, at most once for each cause and eight times a run."""
 
     def __init__(self, recorder: Recorder, roots: Roots) -> None:
         self._recorder, self._roots = recorder, roots
+        # The path of a root, the phase, and what was asked: what made or met the first bad value.
+        self._asked: set[tuple[str, str, object]] = set()
+        # The first two of those that were run again at this gate.
         self._done: set[tuple[str, str]] = set()
         self._replays = 0
 
@@ -51,10 +54,11 @@ class Narrower:
         """Replay what the step asks for; records and the verdict are pended. Called at gates."""
         if step.poisoned or self._replays >= MOST_REPLAYS:
             return
+        self._done.clear()
         raised = step.raised_on_values()
         root = self._roots.get(raised.seq) if raised is not None else None
-        if root is not None and (root.path, "forward") not in self._done:
-            self._replay(root, "forward", step)
+        if root is not None and not self._knows(root, "forward", "raised"):
+            self._replay(root, "forward", step, what="raised")
         if not step.bad and not step.spoilt:
             return
         # What did no harm so far (a mask, a value that is consumed) may do so in a later step.
@@ -69,8 +73,9 @@ class Narrower:
                 return
             damage = "gradient"
         forward = self._forward_suspect(step, damage)
-        if isinstance(forward, Root):
-            self._replay(forward, "forward", step)
+        if isinstance(forward, tuple):
+            root, what = forward
+            self._replay(root, "forward", step, what=what)
         elif not forward and damage == "loss" and leaked(step):
             self._look_for_leak(step)
         # With a finite loss it may be the backward of that, or of something else, that spoilt the
@@ -85,24 +90,22 @@ class Narrower:
                 first = next(reversed(backward_pass(step, blamed)), None)
                 suspects = [r for r in self._roots if first and self._finite(r, step, first)]
             for root in suspects[:_MOST_ROOTS]:
-                if self._replay(root, "backward", step, first):
+                if self._replay(root, "backward", step, first, _what(first)):
                     return
 
     def _look_for_leak(self, step: StepView) -> None:
         """Replay calls until one makes inside what left no module by way of its outputs."""
-        roots = [r for r in self._roots if not {(r.path, "forward"), (r.path, "leak")} & self._done]
+        roots = [root for root in self._roots if not self._knows(root, "forward", "leak")]
         for root in roots[:_MOST_ROOTS]:
-            # What is looked for here in vain is no reason not to look for something else later.
-            known = {*self._done, (root.path, "leak")}
-            found = self._replay(root, "forward", step)
-            if found:
+            if self._replay(root, "forward", step, what="leak"):
                 return
-            self._done, self._replays = known, self._replays - 1
+            # What is looked for here in vain is no reason not to look for something else later.
+            self._replays -= 1
 
     # ---- which root
 
-    def _forward_suspect(self, step: StepView, damage: str) -> Root | bool:
-        """The root of the first fresh call that made what is bad.
+    def _forward_suspect(self, step: StepView, damage: str) -> tuple[Root, object] | bool:
+        """The root of the first fresh call that made what is bad, and what to ask it.
 
         True if an op outside modules explains it, or its root was looked at before or is not kept;
         False if nothing forward is bad, or what autograd.grad returned was so first. Of what is not
@@ -130,8 +133,9 @@ class Narrower:
             in_parent = got and parent is not None and not step.hurt(parent.inputs)
             if (made and not got) or in_parent:
                 root = self._root_of(by_seq, call)
-                known = root is None or (root.path, "forward") in self._done
-                return True if root is None or known else root
+                what = call.module, bool(in_parent)
+                known = root is None or self._knows(root, "forward", what)
+                return True if root is None or known else (root, what)
         return explained
 
     def _root_of(self, by_seq: dict[int, Call], call: Call) -> Root | None:
@@ -185,17 +189,29 @@ class Narrower:
 
         None of a root that was replayed, or of which they are not kept.
         """
-        if not root.gradients_until(first.seq) or (root.path, "backward") in self._done:
+        if not root.gradients_until(first.seq) or self._knows(root, "backward", _what(first)):
             return []
         return [not step.nonfinite(c.inputs) for c in step.calls if c.phase == "backward"
                 and c.forward == root.seq and c.op is None and c.inputs
                 and c.seq <= first.seq]  # fmt: skip
 
+    def _knows(self, root: Root, phase: str, what: object) -> bool:
+        """Whether a root was run again for this before, or at this gate for anything."""
+        return (root.path, phase) in self._done or (root.path, phase, what) in self._asked
+
     # ---- the replay
 
-    def _replay(self, root: Root, phase: str, step: StepView, first: Call | None = None) -> bool:
+    def _replay(
+        self,
+        root: Root,
+        phase: str,
+        step: StepView,
+        first: Call | None = None,
+        what: object = None,
+    ) -> bool:
         """Run a root again, and backward as far as that had come; True if an op was found."""
         self._done.add((root.path, phase))
+        self._asked.add((root.path, phase, what))
         self._replays += 1
         # Each root is replayed once: what comes later has to show in its own calls.
         self._recorder.may_rest = False
@@ -290,6 +306,11 @@ class Narrower:
                     found[str(number)] = shorten(f"{path}.{name}" if path else name)
                     number = tensors[number].previous if number in tensors else None
         return found
+
+
+def _what(first: Call | None) -> object:
+    """What is asked of the calls around a first bad gradient."""
+    return first and (first.module, first.op, first.location)
 
 
 def _refusal(root: Root, phase: str) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.capture import record
 from tests.checks.traced import find_live
 
 
@@ -135,3 +136,45 @@ def test_where_no_replay_is_possible_the_module_is_named_and_not_what_took_its_r
     assert [(f.step, f.code, f.op) for f in found] == [(1, "TT102", None)]
     told = "the backward of Sampler, or of what took its output unseen, made "
     assert found[0].message.startswith(told)
+
+
+class Spikes(nn.Module):
+    """Spoils a batch in two ways, one of them again and again; the loop passes those over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, step: int) -> Tensor:
+        h = self.first(x)
+        if step >= 3:
+            h = h + torch.sqrt(-h.abs() - 1)  # the first cause
+        h = self.last(h)
+        return h * 0 if step < 3 else h
+
+    def train_on(self, steps: int) -> None:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss = self(torch.randn(4, 4), step).square().mean()
+            loss.backward()
+            if loss.isfinite():
+                optimizer.step()
+
+
+class OtherSpikes(Spikes):
+    def forward(self, x: Tensor, step: int) -> Tensor:
+        y: Tensor = super().forward(x, 3 if step == 3 else 0)
+        return y + torch.log(-x.abs().sum() - 1) if step == 9 else y  # the second cause
+
+
+def test_a_second_cause_in_the_same_model_is_narrowed_too() -> None:
+    found = find_live(lambda: OtherSpikes().train_on(12), "TT101")
+    assert [(f.step, f.op, f.evidence["placed"]) for f in found] == [
+        (3, "sqrt", "exact"), (9, "log", "exact"),
+    ]  # fmt: skip
+
+
+def test_a_cause_that_stays_is_replayed_once() -> None:
+    got = record(lambda _: Spikes().train_on(12))
+    assert [action.step for action in got.actions("replay")] == [3]
