@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # Of one step and of one verdict; a loop may register thousands.
 MOST = 8
 _MOST_PATHS = 64
+# What a model of transformers is asked for (`output_hidden_states`) hooks of that module gather.
+_PARTS_OF_FORWARD = frozenset({"transformers.utils.output_capturing"})
 
 
 def hooks_of(tree: Tree) -> Iterator[Callable[..., Any]]:
@@ -57,9 +59,12 @@ def forward_hooks_of(tree: Tree, names: ModuleNames, sources: SourceLines) -> li
 
 
 def is_of_torch(hook: Any) -> bool:
-    """Whether torch itself implements a hook: pruning, old weight and spectral norm."""
+    """Whether torch itself implements a hook: pruning, old weight and spectral norm.
+
+    Or a library whose forward reads what its hooks have put aside, for the time of that call.
+    """
     home = getattr(hook, "__module__", None) or type(hook).__module__
-    return str(home).startswith("torch.")
+    return str(home).startswith("torch.") or home in _PARTS_OF_FORWARD
 
 
 def only_looks(hook: Callable[..., Any]) -> bool:

@@ -48,11 +48,13 @@ def spoilt_weights(step: StepView, call: Call) -> tuple[str, Tensor] | None:
 def taken_weight(step: StepView, op: Call) -> tuple[str, Tensor] | None:
     """Find, among what an op of a module's own code took, a parameter of it that is not finite."""
     module = step.modules.get(op.module) if op.module is not None else None
-    # The buffers of a norm have the shapes of its weights, and may need no gradient either.
-    if module is None or op.phase != "forward" or "norm" in (op.op or ""):
+    if module is None or op.phase != "forward":
         return None
+    # The buffers of a norm have the shapes of its weights; only these need a gradient.
+    has_buffers = "norm" in (op.op or "")
     for held in step.hurt(op.inputs):
-        for p in module.parameters if held.is_leaf else ():
+        known = held.is_leaf and (held.requires_grad or not has_buffers)
+        for p in module.parameters if known else ():
             if (p.shape, p.requires_grad) == (held.shape, held.requires_grad):
                 return f"{op.module}.{p.name}" if op.module else p.name, held
     return None

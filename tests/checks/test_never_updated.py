@@ -367,3 +367,24 @@ def test_weights_that_the_loop_moves_by_a_gradient_that_it_took_are_in_no_optimi
                     p.sub_(0.1 * grad)
 
     assert find_live(program, "TT401") == []
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_tied_weight_is_held_by_whatever_name_it_is_called(bias):
+    """The head of a masked language model: its bias is its own, its weight the embedding's."""
+
+    def run(left_out=()):
+        net = nn.Sequential(nn.Embedding(20, 16), nn.Linear(16, 16), nn.Linear(16, 20, bias=bias))
+        net[2].weight = net[0].weight
+        held = [p for name, p in net.named_parameters() if name not in left_out]
+        adam = torch.optim.Adam(held, lr=1e-2)
+        for _ in range(8):
+            x = torch.randint(20, (8, 5))
+            adam.zero_grad()
+            F.cross_entropy(net(x).flatten(0, 1), x.flatten()).backward()
+            adam.step()
+
+    assert find_live(run, "TT401") == []
+    (found,) = find_live(lambda: run(["1.weight"]), "TT401")
+    assert "1.weight" in found.message
+    assert "2.weight" not in found.message

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from itertools import chain
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tensortrace import trace
+from tensortrace.checks.nonfinite_forward.origins import origins_of
 from tensortrace.records import Action, Call, Finding, Location, Tensor
 from tests.checks import brief, call, closing, find, loss, module, nan, ok, op, optimizer
+from tests.checks.traced import find_live
 
 
 def inf(id, **changes):
@@ -558,3 +562,76 @@ def test_code_after_a_module_whose_output_was_not_measured_may_be_innocent():
     assert "between the exit of enc and the entry of dec" in found.message
     assert found.message.endswith(", or a call before that did: not all was measured")
     assert found.explanation.startswith("output[0] of enc")
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_weight_of_a_norm_that_was_spoilt_is_told_like_any_other(level, bad):
+    def program():
+        net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        for step in range(4):
+            if step == 2:
+                net[1].weight.data[0] = bad
+            optimizer.zero_grad()
+            F.cross_entropy(net(torch.randn(16, 8)), torch.randint(2, (16,))).backward()
+            optimizer.step()
+
+    found = [f for f in find_live(program, level=level) if f.severity == "error"]
+    assert [(f.step, f.code, f.param) for f in found] == [(2, "TT101", "1.weight")]
+
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.dense(x)
+
+
+class Outer(nn.Module):
+    """What makes -inf is its own code, or that of what calls it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(8, 8), Inner(), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.last(self.inner(torch.log(self.first(x) * 0)))
+
+
+def test_minus_infinity_that_is_handed_down_is_of_the_code_that_made_it():
+    def program():
+        net = Outer()
+        net(torch.randn(4, 8)).sum().backward()
+
+    found = [f for f in find_live(program, narrow=False) if f.severity == "error"]
+    assert [(f.code, f.module) for f in found] == [("TT101", "")]
+    assert "between the exit of first (Linear) and the entry of inner (Inner)" in found[0].message
+
+
+class Walked(list):
+    """Calls that count how often somebody walks over all of them."""
+
+    walks = 0
+
+    def __iter__(self):
+        Walked.walks += 1
+        return super().__iter__()
+
+
+def test_masks_do_not_make_each_call_walk_over_all_others(monkeypatch):
+    """A sampler sets all but the best to -inf, in each of its turns."""
+
+    def watched(step):
+        plain, step.calls = step.calls, Walked(step.calls)
+        try:
+            return origins_of(step)
+        finally:
+            step.calls = plain
+
+    monkeypatch.setattr("tensortrace.checks.nonfinite_forward.origins_of", watched)
+    masks = [op(i, "exp", [2 * i], [2 * i + 1], [ok(2 * i), mask(2 * i + 1)]) for i in range(1, 50)]
+    find([*masks, optimizer()], "TT101")
+    assert Walked.walks <= 2

@@ -36,19 +36,20 @@ class VariableDraft:
 class LineDraft:
     """One executed line, or the entry, return or exception of a frame; as `records.Line`.
 
-    `end` is the first seq that no call inside it has, `since` the first seq of the executions that
-    were passed over before it.
+    `first` is the first seq that a call inside it may have, which is its own but for a line in
+    which a step began, `end` the first one that none has; `since` is the first seq of the
+    executions that were passed over before it.
     """
 
     __slots__ = (
-        "changed", "depth", "end", "flags", "frame", "host_ns", "location", "nth", "parent",
-        "passed_over", "seq", "since", "step", "tell", "tensors", "thread", "update", "value",
-        "what",
+        "changed", "depth", "end", "first", "flags", "frame", "host_ns", "location", "nth",
+        "parent", "passed_over", "seq", "since", "step", "tell", "tensors", "thread", "update",
+        "value", "what",
     )  # fmt: skip
 
     def __init__(self, what: Any, step: int, seq: int, location: Location, tell: Tell) -> None:
         self.what, self.step, self.seq, self.location, self.tell = what, step, seq, location, tell
-        self.end = self.since = seq
+        self.end = self.first = self.since = seq
         self.update = self.frame = self.depth = self.thread = self.nth = 0
         self.passed_over = self.host_ns = 0
         self.parent: int | None = None

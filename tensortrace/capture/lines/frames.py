@@ -44,8 +44,8 @@ _HOT = (
     "tracer", "variables",
 )  # fmt: skip
 _OWN = (
-    "_can_defer", "_comprehensions", "_entered_ns", "_outer", "_parent", "_suspended", "code",
-    "depth", "expressions", "first", "with_line",
+    "_can_defer", "_comprehensions", "_entered_ns", "_outer", "_parent", "_suspended",
+    "_turned_over", "code", "depth", "expressions", "first", "with_line",
 )  # fmt: skip
 
 
@@ -86,6 +86,7 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
         self.has_news = False  # whether an op in it has news, so that it is recorded after all
         self._line = self._last = self._nth = 0
         self._parent: int | None = None
+        self._turned_over = False  # while a line runs in which a step began
         self._outer: FrameTrace | None = None
         self._entered_ns = self._since = _clock()
 
@@ -322,7 +323,7 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
         if self._line:
             # What began in the step before ends in this one.
             self.began, self._nth = self.tracer.recorder.next_seq(), self._thinning.nth_in_flight
-            self.recorded = True
+            self.recorded = self._turned_over = True
 
     # ---- lines
 
@@ -379,6 +380,8 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
         seq, nth, host_ns, end = execution
         draft = self._draft("line", line, seq)
         draft.parent, draft.nth, draft.host_ns = self._parent, nth, host_ns
+        if self._turned_over:
+            draft.first, self._turned_over = 0, False
         self._take_in(draft, frame, line, changes)
         self._describe(draft, changes)
         self._tell_changes(frame, draft)

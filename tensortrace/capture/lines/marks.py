@@ -95,7 +95,9 @@ class Marks:
         made = {number for _, number in call.outputs} & fresh
         # Memory from `empty` holds whatever was there, and a mask of -inf is meant.
         filled = call.op is not None and plain_op(call.op) in FILLS
-        if made and not given & (self._bad | fresh) and not self._found and not filled:
+        # What is bad since the forward, weights that were so before, is bad in the backward, too.
+        late = call.phase == "backward" and self._bad
+        if made and not given & (self._bad | fresh) and not (self._found or filled or late):
             self._found = True
             self._spoilt = call
         self._bad |= fresh
@@ -119,7 +121,7 @@ class Marks:
         def inside(call: Call) -> bool:
             if line.what != "line" or line.thread != call.thread:
                 return False
-            if line.seq <= call.seq < draft.end:
+            if draft.first <= call.seq < draft.end:
                 return True
             # In an execution that was passed over, as were the lines around it.
             return draft.since <= call.seq < line.seq and call.location == line.location

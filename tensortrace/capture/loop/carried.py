@@ -170,18 +170,26 @@ class Carried:
         return {"left": len(found), "left_names": examples, "grown": self.grown}
 
     def moved(self, names: ModuleNames, parameters: Parameters) -> list[str]:
-        """Name the parameters that got a gradient, that no optimizer holds, and that need none.
+        """Name the parameters that got a gradient, that no optimizer has, and that need none.
 
         They are copies of what one holds, made anew or written by the loop; or what they got was
-        taken by torch.autograd.grad, so that the loop has it and they do not.
+        taken by torch.autograd.grad, so that the loop has it and they do not. Or they have another
+        name by which one holds them.
         """
         if slot.several_train():
             return []
         held = self._held()
+        named: dict[int, list[str]] = {}
+        for name, p in names.parameters():
+            if id(p) in held:
+                named.setdefault(id(p), []).append(name)
+        tied = (name for known in named.values() if len(known) > 1 for name in known)
         got = [(name, p) for name, p in names.parameters()
                if id(p) not in held and p.is_leaf and parameters.was_reached(p)]  # fmt: skip
         kept = ((name, p) for name, p in got if p.grad is not None)
-        return [*(name for name, p in got if p.grad is None), *self.by_hand.moved(kept)]
+        return [
+            *(name for name, p in got if p.grad is None), *self.by_hand.moved(kept), *tied,
+        ]  # fmt: skip
 
     def lone(
         self, loss: torch.Tensor, names: ModuleNames, parameters: Parameters, update: int

@@ -11,6 +11,8 @@ from tensortrace.causes.held import given_weights, taken_weight
 from tensortrace.checks import FILLS, StepView, completion_order, plain_op
 from tensortrace.records import Call, Tensor
 
+_TAKE_MASKS = "softmax|attention|transformer"
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -29,6 +31,7 @@ def origins_of(step: StepView) -> list[Origin]:
     last: dict[int, Call] = {}  # by parent: the child that completed last
     spoilt: set[int] = set()  # parents in which something bad was made already
     found: list[Origin] = []
+    inside = _Children(step)
     for call in completion_order(calls):
         parent = here.get(call.parent) if call.parent is not None else None
         got, made = step.hurt(call.inputs), step.hurt(call.outputs)
@@ -41,10 +44,11 @@ def origins_of(step: StepView) -> list[Origin]:
             spoilt.add(parent.seq)
         if not got and call.seq not in spoilt and plain_op(call.op) not in FILLS:
             # -inf that goes in is a mask, unless it comes from nowhere to where none belongs.
-            masks = [] if made else _new_masks(step, call)
-            came = _unexplained_masks(step, parent, call) if made else []
-            if came and parent:
-                found.append(Origin(parent, came[0], (last.get(parent.seq), call)))
+            masks = [] if made else _new_masks(step, call, inside)
+            by = _handed_over(step, call, here, inside) if made else None
+            if by is not None:
+                around, taker, tensor = by
+                found.append(Origin(around, tensor, (last.get(around.seq), taker)))
             elif made or masks:
                 after = last.get(call.seq)
                 found.append(Origin(call, (made or masks)[0], (after, None) if after else None))
@@ -60,26 +64,60 @@ def _of_weights(step: StepView, parent: Call, call: Call) -> bool:
     return call.op is not None and not step.hurt(parent.inputs) and bool(taken_weight(step, call))
 
 
-def _new_masks(step: StepView, call: Call) -> list[Tensor]:
+class _Children:
+    """The calls inside each call of a step, gathered when they are first asked for.
+
+    A sampler makes -inf in each of thousands of calls: none of them may walk over all others.
+    """
+
+    def __init__(self, step: StepView) -> None:
+        self._step = step
+        self._of: dict[int, list[Call]] | None = None
+
+    def of(self, call: Call) -> list[Call]:
+        """The calls directly inside one."""
+        if self._of is None:
+            self._of = {}
+            for each in self._step.calls:
+                if each.parent is not None:
+                    self._of.setdefault(each.parent, []).append(each)
+        return self._of.get(call.seq, [])
+
+
+def _masks_in(step: StepView, names: list[tuple[str, int]]) -> list[Tensor]:
+    return [t for t in step.nonfinite(names) if t.neginf]
+
+
+def _new_masks(step: StepView, call: Call, inside: _Children) -> list[Tensor]:
     """Pick -inf that neither its inputs nor, where they are seen, its children had."""
-    if any(t.neginf for t in step.nonfinite(call.inputs)):
+    new = _masks_in(step, call.outputs)
+    if not new or _masks_in(step, call.inputs):
         return []
-    children = (c for c in step.calls if c.parent == call.seq and call.op is None)
-    if any(t.neginf for c in children for t in step.nonfinite(c.outputs)):
-        return []
-    return [t for t in step.nonfinite(call.outputs) if t.neginf]
+    children = inside.of(call) if call.op is None else ()
+    return [] if any(_masks_in(step, child.outputs) for child in children) else new
 
 
-def _unexplained_masks(step: StepView, parent: Call | None, call: Call) -> list[Tensor]:
-    """Pick -inf that the parent's own code handed to a module that has no use for a mask."""
-    takes_masks = re.search("softmax|attention|transformer", step.cls_of(call.module) or "", re.I)
-    if parent is None or call.op or takes_masks:
-        return []
-    before = [c for c in step.calls if c.parent == parent.seq and c.seq < call.seq]
-    known = [parent.inputs, *(c.outputs for c in before)]
-    if any(t.neginf for names in known for t in step.nonfinite(names)):
-        return []
-    return [t for t in step.nonfinite(call.inputs) if t.neginf]
+def _handed_over(
+    step: StepView, call: Call, here: dict[int, Call], inside: _Children
+) -> tuple[Call, Call, Tensor] | None:
+    """Find whose own code made -inf that came to a module which has no use for a mask.
+
+    Returns:
+        That call, the call in it that was given the -inf and handed it on, and the -inf.
+    """
+    taker = call
+    while (around := here.get(taker.parent) if taker.parent is not None else None) is not None:
+        if taker.op or re.search(_TAKE_MASKS, step.cls_of(taker.module) or "", re.I):
+            return None
+        came = _masks_in(step, taker.inputs)
+        before = (child for child in inside.of(around) if child.seq < taker.seq)
+        known = [around.inputs, *(child.outputs for child in before)]
+        if came and not any(_masks_in(step, names) for names in known):
+            return around, taker, came[0]
+        if not {t.id for t in came} & {id for _, id in around.inputs}:
+            return None
+        taker = around
+    return None
 
 
 def damaged_by(step: StepView, damage: str) -> list[int]:

@@ -605,3 +605,28 @@ def test_calls_are_recorded_with_lines_as_they_are_without() -> None:
         return [(c.phase, c.module, c.op, len(c.inputs), len(c.outputs)) for c in calls]
 
     assert told(Lines(depth=3)) == told(False)
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("clears_last", [True, False])
+def test_a_line_in_which_a_step_begins_is_flagged_for_what_it_made(
+    level: str, clears_last: bool
+) -> None:
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen = Seen()
+    with trace(out=seen.take, lines=True, every=1, level=level):
+        for turn in range(5):
+            if turn == 3:
+                model.weight.data.fill_(1e38)
+            if not clears_last:
+                optimizer.zero_grad()
+            loss = model(torch.ones(2, 4)).square().mean()
+            loss.backward()
+            optimizer.step()
+            if clears_last:
+                optimizer.zero_grad()
+    assert not seen.faults
+    flagged = [(line.step, text_of(line)) for line in seen.lines if line.flags]
+    assert flagged[0] == (3, "loss = model(torch.ones(2, 4)).square().mean()")
+    assert not any("backward" in text for _, text in flagged)

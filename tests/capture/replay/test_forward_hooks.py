@@ -218,3 +218,39 @@ def test_weights_that_were_spoilt_are_no_work_of_a_hook() -> None:
 
     found = one_error(make, 3)
     assert "hooks" not in found.evidence
+
+
+class Gathering(nn.Module):
+    """Asks its parts for what they return by way of hooks, as models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.gathered: list[Tensor] | None = None
+
+        def gather(module: nn.Module, given: Any, made: Tensor) -> None:
+            if self.gathered is not None:
+                self.gathered.append(made)
+
+        gather.__module__ = "transformers.utils.output_capturing"
+        self.first.register_forward_hook(gather)
+
+    def forward(self, x: Tensor, bad: bool) -> Tensor:
+        self.gathered = []
+        self.first(x)
+        h, self.gathered = self.gathered[0], None
+        return self.last(h / (h * (0 if bad else 1)))
+
+
+@pytest.mark.parametrize("bad_at", [2, 33])
+def test_what_hooks_of_transformers_gather_is_there_in_a_replay(bad_at: int) -> None:
+    def program() -> None:
+        model = Gathering()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for step in range(bad_at + 2):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4), step == bad_at).square().mean().backward()
+            optimizer.step()
+
+    (found,) = (f for f in find_live(program) if f.severity == "error")
+    assert (found.step, found.op, found.evidence["placed"]) == (bad_at, "div", "exact")
