@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tensortrace import trace
 
-STEPS = 40
+STEPS, BATCH = 40, 32
 
 
 def load_digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -47,7 +47,7 @@ def train(out: str) -> list[float]:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     losses = []
     with trace(out):
-        for batch in torch.split(torch.randperm(len(images)), 32)[:STEPS]:
+        for batch in torch.split(torch.randperm(len(images)), BATCH)[:STEPS]:
             target = nn.functional.one_hot(labels[batch], 10)
             loss = cross_entropy(model(images[batch]), target)
             optimizer.zero_grad()
@@ -65,9 +65,8 @@ def main(out: str = "log.jsonl") -> int:
     Returns:
         The exit code, 0.
     """
-    print(
-        f"Training a classifier on 1797 handwritten digits, {STEPS} steps, inside `with trace():`."
-    )
+    digits = f"{STEPS * BATCH} handwritten digits"
+    print(f"Training a classifier on {digits}, {STEPS} steps, inside `with trace():`.")
     print("Its hand-written cross entropy has a fault. Watch for the finding:\n", flush=True)
     losses = train(out)
     print(f"\nLoss: {losses[0]:.2f} at step 0, {losses[-1]:.2f} at step {STEPS - 1}. Go on with:")

@@ -91,7 +91,8 @@ class ByHand(TypedDict):
 class Loss(TypedDict, total=False):
     """What entered `GradScaler.scale`, or else what `backward()` was called on.
 
-    `gradients`: by optimizer, whether those of its last step lie untouched as backward begins.
+    `gradients`: by optimizer, whether those of its last step lie untouched as backward begins
+    ("kept") or were written since ("changed"); nothing if they are gone.
     `graph`: name of an autograd node, places of its inputs in this list; nearest first, views out.
     `beside_classes`: of the log-probabilities that nll_loss takes, of `classes_shape`, the dim that
     their softmax was taken over, and that of the classes, where it is another.

@@ -21,10 +21,9 @@ from tensortrace.run import open_run
 ROOT = Path(__file__).parent.parent
 DEMOS = sorted((ROOT / "demos").glob("*.py"))
 # What README shows of a demo: the command, and all that it prints.
+README = (ROOT / "README.md").read_text("utf-8")
 STORIES = re.findall(
-    r"^```text\n\$ python (demos/\w+\.py)\n(.*?)^```$",
-    (ROOT / "README.md").read_text("utf-8"),
-    re.MULTILINE | re.DOTALL,
+    r"^```text\n\$ python (demos/\w+\.py)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL
 )
 LONGEST = 60
 
@@ -50,13 +49,19 @@ TORCHS_OWN = "ignore:Implicitly cleaning up <TemporaryDirectory:ResourceWarning"
 
 
 def run(demo: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return python(folder, demo, *arguments, stderr=bool(arguments))
+
+
+def python(
+    folder: Path, *command: str | Path, stderr: bool = False
+) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        [sys.executable, "-u", "-W", "error", "-W", TORCHS_OWN, demo, *arguments],
+        [sys.executable, "-u", "-W", "error", "-W", TORCHS_OWN, *command],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE if arguments else subprocess.STDOUT,
+        stderr=subprocess.PIPE if stderr else subprocess.STDOUT,
         text=True,
         timeout=120,
         check=False,
@@ -91,6 +96,36 @@ def test_readme_shows_what_a_demo_prints_line_for_line(
 
 def test_readme_tells_three_stories() -> None:
     assert len(STORIES) == 3
+
+
+def shown(head: str) -> str:
+    """The first text that a section of README shows."""
+    found = re.search(rf"^#+ {head}\n.*?^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_readme_shows_what_the_demo_of_the_package_prints(tmp_path: Path) -> None:
+    printed = python(tmp_path, "-m", "tensortrace", "demo").stdout
+    assert printed.replace(f"{ROOT}{os.sep}", ".../") == shown("In two commands")
+
+
+def test_readme_shows_the_listing_of_a_demo(tmp_path: Path) -> None:
+    def timeless(listing: str) -> str:
+        return re.sub(r"[\d.]+ [num]?s +\d+(?=  )", lambda time: " " * len(time[0]), listing)
+
+    run(ROOT / "demos/lines_padding.py", tmp_path, "log.jsonl")
+    asked, written = shown("Line by line").split("\n", 1)
+    printed = python(tmp_path, "-m", *asked.removeprefix("$ ").split()).stdout
+    assert timeless(printed.replace(f"{ROOT}{os.sep}", "")) == timeless(written)
+
+
+def test_readme_shows_lines_of_a_demo_as_they_are_told(tmp_path: Path) -> None:
+    def timeless(text: str) -> str:
+        return re.sub(r"\d\d:\d\d:\d\d\.\d{6}", "", text)
+
+    (told,) = re.findall(r"`demos/lines_depth.py` prints:\n\n```text\n(.*?)```", README, re.DOTALL)
+    assert timeless(told) in timeless(run(ROOT / "demos/lines_depth.py", tmp_path).stdout)
 
 
 @pytest.mark.parametrize("demo", DEMOS, ids=lambda demo: demo.stem)

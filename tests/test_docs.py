@@ -21,6 +21,12 @@ from tensortrace.tui.bindings import KEYS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+WORDS = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
+# What a record is made of.
+PARTS = (
+    records.Tensor, records.Location, records.ParameterInfo, records.Variable, records.ChainLink,
+    records.ModuleColumns, records.Failure,
+)  # fmt: skip
 
 
 def section(title: str) -> str:
@@ -109,10 +115,24 @@ def test_every_kind_of_record_is_in_the_table_with_all_its_keys() -> None:
     assert written == kinds
 
 
-def test_every_key_of_a_tensor_is_named() -> None:
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_every_key_of_a_part_of_a_record_is_named(part: type[msgspec.Struct]) -> None:
     named = re.findall(r"`(\w+)`", section("The log"))
-    fields = msgspec.structs.fields(records.Tensor)
+    fields = msgspec.structs.fields(part)
     assert [f.encode_name for f in fields if f.encode_name not in named] == []
+
+
+def test_every_default_that_is_not_empty_is_named() -> None:
+    written = re.findall(r'`"(\w+)":("\w+"|true)`', section("The log").split("\n|")[0])
+    defaults = {
+        (field.encode_name, msgspec.json.encode(field.default).decode())
+        for part in [*typing.get_args(records.AnyRecord), *PARTS]
+        if part is not records.Header  # has all its keys
+        for field in msgspec.structs.fields(part)
+        if isinstance(field.default, str | int) and field.default
+    }
+    assert set(written) == defaults
+    assert len(written) == len(defaults)
 
 
 @pytest.mark.parametrize(
@@ -141,11 +161,19 @@ def test_python_examples_are_valid_python() -> None:
 
 def test_files_that_the_readme_names_exist() -> None:
     named = {
-        *re.findall(r"\]\(([^)#:]+)\)", README),
+        *re.findall(r"\]\(([^)#:]+)\)", WORDS),
         *re.findall(r"`((?:tests|demos|\.ci)/[\w/.]*)`", README),
     }
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_links_within_the_readme_lead_to_a_heading() -> None:
+    heads = re.findall(r"^#+ (.+)$", WORDS, re.M)
+    anchors = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
+    named = set(re.findall(r"\]\(#([^)]+)\)", WORDS))
+    assert len(named) >= 6
+    assert named <= anchors
 
 
 def test_changelog_begins_with_this_version() -> None:

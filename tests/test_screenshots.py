@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from tensortrace.tui.app import Viewer
 from tests import screenshots
-from tests.screenshots import FOLDER, HOME, PAGES, PICTURES, ROOT, record, steady, take
+from tests.screenshots import FOLDER, HOME, PAGES, PICTURES, ROOT, open_named, record, steady, take
+from tests.tui.screen import settle, text_of
 
 CURVE = "docs/cost.svg"  # drawn by the benchmarks, of what they measured
-SHOWN = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
+README = (ROOT / "README.md").read_text("utf-8")
+SHOWN = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
 
 
 def test_every_picture_of_the_readme_is_made_by_the_script_and_no_other_lies_there() -> None:
@@ -46,6 +49,15 @@ def test_what_differs_from_run_to_run_is_taken_from_a_log_line() -> None:
     assert one == other
     assert one["location"] == {"file": f"{HOME}/train.py", "line": 3}
     assert (one["op"], one["seq"]) == ("log", 3)
+
+
+async def test_the_screen_that_readme_shows_as_text_is_that_of_the_demo(tmp_path: Path) -> None:
+    (screen,) = re.findall(r"^`{3}text\n( demo\.py  step .*?)^`{3}$", README, re.M | re.S)
+    app = Viewer(open_named(record("tensortrace/demo.py", tmp_path / "run")))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(app, pilot)
+        drawn = text_of(app)
+    assert [line.rstrip() for line in drawn.splitlines()] == screen.splitlines()
 
 
 @pytest.mark.slow

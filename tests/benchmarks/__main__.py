@@ -32,7 +32,7 @@ _EXAMPLES = """examples:
   python -m tests.benchmarks --quick                  three pairs each, a minute or two
   python -m tests.benchmarks --workloads lstm --rows full auto
   python -m tests.benchmarks --peers --json all.json  other tools too, where installed
-  python -m tests.benchmarks --readme                 twelve pairs each, into the README
+  python -m tests.benchmarks --readme --pairs 5       into the README
   python -m tests.benchmarks --kernel                 the statistics alone, both kernels
   python -m tests.benchmarks --lines                  source lines, beside the snoopers
   python -m tests.benchmarks --curve docs/cost.svg    by how long a step takes, a picture
