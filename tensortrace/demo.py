@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tensortrace import trace
+from tensortrace import UsageError, trace
 
 STEPS, BATCH = 40, 32
 
@@ -64,7 +64,13 @@ def main(out: str = "log.jsonl") -> int:
         out: where the log goes.
     Returns:
         The exit code, 0.
+    Raises:
+        UsageError: tracing is switched off.
     """
+    from tensortrace.capture.tracer import switched_off
+
+    if switched_off():
+        raise UsageError("tracing is switched off (TENSORTRACE), so the demo would find nothing.")
     digits = f"{STEPS * BATCH} handwritten digits"
     print(f"Training a classifier on {digits}, {STEPS} steps, inside `with trace():`.")
     print("Its hand-written cross entropy has a fault. Watch for the finding:\n", flush=True)

@@ -547,7 +547,8 @@ def _configure(checks: Iterable[Check], settings: Mapping[str, Any]) -> dict[str
                 raise UsageError(f"no setting named {name!r}. {prefix} has {own or 'none'}.")
             names = [f"{p}.{k}" for p, c in [*codes.items(), *zip(known, known, strict=True)]
                      for k in thresholds[c]]  # fmt: skip
-            raise UsageError(f"no setting named {name!r}.{closest(name, names)}")
+            page = prefix if code in known else "CHECK"
+            raise UsageError(f"no setting named {name!r}.{closest(name, names, page)}")
         thresholds[code][key] = _cast(name, value, thresholds[code][key])
     return thresholds
 

@@ -364,7 +364,21 @@ class ChainLink(msgspec.Struct, frozen=True):
 class Finding(Record, frozen=True, kw_only=True, omit_defaults=False, tag="finding"):
     """One thing that a check found. Other tools read it: its fields do not change.
 
-    `evidence["placed"]` says how sure the place is.
+    Attributes:
+        id: unique in its run; later step lines count by it what followed.
+        step, update: when it was found: the step, and how many optimizer steps came before.
+        code, check: the check's number and name, "TT101" and "nonfinite-forward".
+        severity: "error" for certain, "warning" probable, "note" worth knowing.
+        phase, module, op, param: the place; None where it is in no such thing. `module` is a path,
+            "" for the model itself.
+        seq, tensor: the record of that step, and the id of the tensor in it, that it is about.
+        message: one sentence: the number, the limit, the place.
+        value, limit: that number and that limit, where there are some.
+        location: the user's line.
+        explanation: why that happens, or what one sees of it.
+        evidence: what else the check knows, by name; "placed" says how sure the place is.
+        chain: what led to it, cause first.
+        fix: what to try, the most likely first.
     """
 
     id: str

@@ -188,6 +188,8 @@ def test_a_threshold_can_be_set(log: Path, run) -> None:
         (["report", "--set", "TT101"], "--set 'TT101' is not CODE.NAME=VALUE"),
         (["report", "--set", "TT101.nothing=1"], "no setting named 'TT101.nothing'"),
         (["report", "--set", "TT202=3"], "no setting named 'TT202'. TT202 has TT202.ratio"),
+        (["report", "--set", "TT202.rat=3"], "List all with `tensortrace explain TT202`."),
+        (["report", "--set", "TT2.ratio=3"], "List all with `tensortrace explain CHECK`."),
         (["report", "--set", "nonfinite-input=3"], "nonfinite-input has none"),
         (["report", "--set", "TT202.ratio=nan"], "TT202.ratio is 'nan', which no value can reach"),
         (["report", "--select", "TT1", "--ignore", "TT1"], "no check is left to run"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tensortrace.demo import load_digits, main
+from tensortrace.errors import UsageError
 from tensortrace.run import open_run
 
 
@@ -25,6 +26,17 @@ def test_digits_are_those_of_the_uci_test_set() -> None:
     # The bytes of sklearn.datasets.load_digits().images (scikit-learn 1.9.1) as uint8.
     digest = hashlib.sha256(images.astype(np.uint8).tobytes()).hexdigest()
     assert digest == "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"
+
+
+def test_demo_says_that_tracing_is_switched_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TENSORTRACE", "off")
+    with pytest.raises(UsageError, match=r"switched off \(TENSORTRACE\)"):
+        main()
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_demo_finds_its_planted_fault(

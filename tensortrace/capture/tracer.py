@@ -61,6 +61,11 @@ Out = str | os.PathLike[str] | BinaryIO | Callable[[Any], object]
 _OFF = "Tracing is switched off (TENSORTRACE)."
 
 
+def switched_off() -> bool:
+    """Whether ``TENSORTRACE`` in the environment turns tracing off."""
+    return os.environ.get("TENSORTRACE", "").lower() in ("off", "0", "false", "no")
+
+
 class Trace:
     """A run being traced; made by `trace`."""
 
@@ -80,7 +85,7 @@ class Trace:
         self._stance: Any = None
         self._end_mark: int | None = None
         self._notices = Notices()
-        self._off = os.environ.get("TENSORTRACE", "").lower() in ("off", "0", "false", "no")
+        self._off = switched_off()
 
     def __copy__(self) -> Trace:
         return self  # one object is one run: a model that holds its trace shares it with its copy
@@ -515,7 +520,8 @@ def trace(*positional: Any, **options: Any) -> Any:
         lines: whether each executed source line of the decorated function or block is recorded,
             with the variables that it changed; ``Lines(depth=2, ...)`` or a dict says how.
         every: which steps write all their records: "auto" (0 to 19, then 1 in 10, 1 in 100, ...)
-            or every n-th. Checks see every step.
+            or every n-th. Past step 20 checks look at the calls of one in ten of the others, past
+            step 1000 of one in fifty, and of each with a NaN, an infinity or an exception.
         steps: only these steps write all their records: a number, a range, a set.
         modules: glob patterns of module paths to record, such as "encoder.*".
         stats: "full"; "light" keeps the counts and the norm alone of larger tensors; "minmax"

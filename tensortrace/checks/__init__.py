@@ -315,11 +315,15 @@ def count_text(tensor: Tensor) -> str:
     return " and ".join(f"{n} {what}" for what, n in counts.items() if n) + f" of {tensor.numel}"
 
 
-def closest(word: str, known: Iterable[str]) -> str:
-    """Name what is spelt nearly like a word that is not known, for the end of a sentence."""
+def closest(word: str, known: Iterable[str], page: str = "") -> str:
+    """Name what is spelt nearly like a word that is not known, for the end of a sentence.
+
+    Args:
+        page: of the check whose settings are known; the list of checks by default.
+    """
     near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.4)
     hint = f" Closest: {', '.join(map(repr, near))}." if near else ""
-    return f"{hint} List all with `tensortrace explain`."
+    return f"{hint} List all with `{f'tensortrace explain {page}'.rstrip()}`."
 
 
 def all_checks() -> list[Check]:

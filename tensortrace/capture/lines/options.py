@@ -42,7 +42,8 @@ def _refusing_strangers(cls: type[T]) -> type[T]:
 class Lines:
     """How source lines are recorded, and whether they are told while they run.
 
-    Those up to `color` mean what they mean in ``pysnooper.snoop``; all but `depth`, `watch`,
+    Those up to `color` mean what they mean in ``pysnooper.snoop``, but for `output`, whose None is
+    stderr there, and `depth`, which counts every frame there. All but `depth`, `watch`,
     `watch_explode`, `custom_repr`, `max_variable_length`, `normalize` and `thin` are about the live
     text only.
 
