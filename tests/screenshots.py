@@ -53,8 +53,12 @@ PAGES: Mapping[str, tuple[str, int, int]] = {"page.png": ("demos/several_faults.
 
 def main(names: list[str]) -> int:
     """Make the pictures of these names, all by default."""
+    known = [*PICTURES, *PAGES]
+    wanted = names or known
+    if strange := [name for name in wanted if name not in known]:
+        print(f"no picture {', '.join(strange)}: there are {', '.join(known)}", file=sys.stderr)
+        return 2
     FOLDER.mkdir(parents=True, exist_ok=True)
-    wanted = names or [*PICTURES, *PAGES]
     logs: dict[str, Path] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in wanted:

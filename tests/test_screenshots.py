@@ -40,6 +40,11 @@ def test_every_demo_of_a_picture_exists() -> None:
     assert all((ROOT / demo).is_file() for demo in demos)
 
 
+def test_a_picture_that_does_not_exist_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert screenshots.main(["--help"]) == 2
+    assert capsys.readouterr().err.startswith("no picture --help: there are step.svg, ")
+
+
 def test_what_differs_from_run_to_run_is_taken_from_a_log_line() -> None:
     def line(ns: int, root: str) -> dict[str, Any]:
         return {"kind": "call", "step": 1, "seq": 3, "host_ns": ns, "op": "log", "thread": ns,
