@@ -10,6 +10,7 @@ import msgspec
 
 from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
 from tensortrace.causes.derivatives import derivative_to_blame, first_bad, first_maker, is_placed
+from tensortrace.causes.hooks import ADVICE, named, ran_between
 from tensortrace.checks import (
     Draft,
     StepView,
@@ -303,7 +304,8 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     origin, placed = _narrowed(step, origin)
     call, grad = origin.call, origin.grad
     hooks = [] if origin.direct else _hooks(step)
-    by, message, evidence = _place(step, origin, ["a hook there"] if hooks else [])
+    of_values = [] if origin.direct or hooks else _forward_hooks(step, origin)
+    by, message, evidence = _place(step, origin, ["a hook there"] * bool(hooks or of_values))
     if placed is not None:
         evidence["placed"] = placed
     maker = _made_before(step, by)
@@ -341,13 +343,9 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         message += f"; what went in was not finite: {maker.op} made {count_text(spoilt)}"
         inputs = [step.tensors[id] for _, id in maker.inputs if id in step.tensors]
         reason = forward.explain(Facts(plain_op(maker.op), inputs, [spoilt], maker.arguments))
-    if hooks:
-        names = ", ".join(f"{at.function} ({location_text(at)})" for at in hooks)
-        reason = Reason(
-            "run again without your hooks no op makes what is not finite, so one that returns "
-            f"another gradient may have: {names}",
-            "look at what the hook returns for a gradient of zeros (g / g.norm() is 0 / 0)",
-        )
+    if hooks or of_values:
+        reason = _reason_of_hooks(hooks, of_values)
+        hooks = hooks or of_values
         evidence["hooks"] = [location_text(at) for at in hooks]
     evidence["inputs"] = [{"name": n, "shape": t.shape, "dtype": t.dtype, "min": t.min,
                            "max": t.max, "zeros": t.zeros} for n, t in _inputs(step, by)
@@ -390,6 +388,30 @@ def _hooks(step: StepView) -> list[Location]:
     replays = (a for a in step.actions if a.action == "replay")
     found: Any = next((a.detail["hooks"] for a in replays if a.detail.get("hooks")), [])
     return msgspec.convert(found, list[Location])
+
+
+def _forward_hooks(step: StepView, origin: Origin) -> list[Location]:
+    """Where the forward hooks are defined, left out like that, that ran where the gradient is of.
+
+    What such a hook returns has a backward like any other value.
+    """
+    around, source, following = _between(step, origin.call)
+    replays = (a.detail for a in step.actions if a.action == "replay")
+    replay = next((d for d in replays if d.get("phase") == "backward"), {})
+    return ran_between(step, replay, around, source, following)
+
+
+def _reason_of_hooks(of_gradients: list[Location], of_values: list[Location]) -> Reason:
+    without = "run again without your hooks no op makes what is not finite, so "
+    if of_gradients:
+        return Reason(
+            f"{without}one that returns another gradient may have: {named(of_gradients)}",
+            "look at what the hook returns for a gradient of zeros (g / g.norm() is 0 / 0)",
+        )
+    return Reason(
+        f"{without}the backward of one that returns another value may have: {named(of_values)}",
+        ADVICE,
+    )
 
 
 def _inputs(step: StepView, call: Call) -> list[tuple[str, Tensor]]:

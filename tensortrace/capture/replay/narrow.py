@@ -285,8 +285,8 @@ class Narrower:
                 hooks = [*dict.fromkeys([*recorder.hooks, *replay.recorder.hooks, *known])][:MOST]
         buffers = self._buffers_met(root, replay, tensors)
         more: dict[str, Any] = {"hooks": msgspec.to_builtins(hooks), "buffers": buffers}
+        more["forward_hooks"] = forward_hooks_of(root.tree, recorder.names, recorder.sources)
         if phase == "forward":
-            more["forward_hooks"] = forward_hooks_of(root.tree, recorder.names, recorder.sources)
             more["hooked"] = root.hooked
         return {"placed": why, "differs": differs, **{k: v for k, v in more.items() if v}}
 

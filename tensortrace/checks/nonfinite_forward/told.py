@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 from msgspec import structs
 
 from tensortrace.causes import (
@@ -27,9 +26,9 @@ from tensortrace.causes.held import (
     buffer_reason,
     calls_around,
     held_by,
-    is_below,
     spoilt_weights,
 )
+from tensortrace.causes.hooks import ADVICE, named, ran_between
 from tensortrace.checks import Draft, StepView, completion_order, count_text, plain_op
 from tensortrace.checks.nonfinite_forward.origins import Origin, unknown_before
 from tensortrace.records import Call, ChainLink, Finding, Location, Tensor
@@ -132,14 +131,13 @@ def _with_hooks(step: StepView, origin: Origin, draft: Draft) -> Draft:
     hooks = _hooks_there(step, origin) if draft.op is None and draft.param is None else []
     if not hooks or (held_by(step, origin.call) and not _took_hooked(step, origin.call)):
         return draft
-    names = ", ".join(f"{at.function} ({location_text(at)})" for at in hooks)
     return replace(
         draft,
         message=draft.message.replace(" made ", ", or a forward hook there, made ", 1),
         location=hooks[0] if len(hooks) == 1 else draft.location,
         explanation="run again without your hooks no op makes what is not finite, so one that "
-        f"returns another value, or writes a weight, may have: {names}",
-        fix="look at what the hook divides by, or takes the root or the logarithm of",
+        f"returns another value, or writes a weight, may have: {named(hooks)}",
+        fix=ADVICE,
         evidence={**draft.evidence, "hooks": [location_text(at) for at in hooks]},
     )
 
@@ -158,19 +156,9 @@ def _took_hooked(step: StepView, call: Call) -> bool:
 
 
 def _hooks_there(step: StepView, origin: Origin) -> list[Location]:
-    """Where the forward hooks are defined that a replay left out and that ran at an origin.
-
-    A hook runs inside of the call for which it is, but after its entry or exit was recorded.
-    """
+    """Where the forward hooks are defined that a replay left out and that ran at an origin."""
     call, after = origin.call, origin.between[0] if origin.between else None
-    found: list[Location] = []
-    for hook in _replay_of(step, call).get("forward_hooks", ()):
-        before, behind = set(hook["before"]), set(hook["after"])
-        unseen = (p for p in before | behind if is_below(p, call.module) and step.passed_over(p))
-        entered = call.module in before and after is None
-        if entered or any(unseen) or (after is not None and after.module in behind):
-            found.append(msgspec.convert(hook["at"], Location))
-    return found
+    return ran_between(step, _replay_of(step, call), call, after, None)
 
 
 def _ending(step: StepView) -> str:

@@ -254,3 +254,36 @@ def test_what_hooks_of_transformers_gather_is_there_in_a_replay(bad_at: int) -> 
 
     (found,) = (f for f in find_live(program) if f.severity == "error")
     assert (found.step, found.op, found.evidence["placed"]) == (bad_at, "div", "exact")
+
+
+def add_root(module: nn.Module, given: Any, made: Tensor) -> Tensor:
+    return made + torch.sqrt(made * 0)
+
+
+def keep_shape(module: nn.Module, given: Any, made: Tensor) -> Tensor:
+    return made.view(-1, 4)
+
+
+@pytest.mark.parametrize("bad_at", [2, 33, 229])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_hook_whose_backward_makes_a_nan_is_named(bad_at: int, at: int) -> None:
+    def program(hook: Callable[..., Any] = add_root) -> None:
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
+        model[1].register_forward_hook(keep_shape)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for step in range(bad_at + 2):
+            if step == bad_at:
+                model[at].register_forward_hook(hook)
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+
+    (found,) = (f for f in find_live(program) if f.severity == "error")
+    assert (found.code, found.step, found.op) == ("TT102", bad_at, None)
+    assert "add_root" in found.explanation
+    if bad_at < 200:  # of a step at rest the outermost call alone is known
+        assert ", or a hook there, made" in found.message
+        assert "keep_shape" not in found.explanation
+        assert found.location is not None
+        assert found.location.function == "add_root"
+    assert find_live(lambda: program(keep_shape)) == []
