@@ -125,7 +125,8 @@ class Mode(TypedDict, total=False):
 class Loader(TypedDict, total=False):
     """A DataLoader begins to be read; `batches` of an epoch, None if that is not known.
 
-    `order` is a hash of what decides the order in which a `sampler` draws, if it shuffles.
+    `order` is a hash of what decides the order in which a `sampler` draws, if it shuffles;
+    `sampler_index` tells samplers of one class apart.
     """
 
     host_ns: Count
@@ -136,6 +137,7 @@ class Loader(TypedDict, total=False):
     replacement: bool
     order: str
     sampler: str
+    sampler_index: Count
 
 
 class Fetch(TypedDict, total=False):

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from tensortrace.checks import Draft, StepView, check
 from tensortrace.records import Action, Optimizer
 from tensortrace.text import location_text
 
+# By place, optimizer and sampler.
+_Key: TypeAlias = tuple[str, int, int | None]
+# Where a sampler is made anew for each epoch, so is its series.
+_MOST_SERIES = 256
+
 
 @dataclass(slots=True)
 class _Series:
-    """Epochs of one loop in which one optimizer steps: the order of the last, `running` alike.
+    """Epochs of one sampler in one loop in which one optimizer steps: `running` in one order.
 
-    `epoch` is the record with which that began.
+    `epoch` is the record with which the last began.
     """
 
     epoch: Action
     running: int = 1
+
+
+@dataclass(slots=True)
+class _Begun:
+    """What a loop reads, by sampler: several where it reads them side by side, as zip does.
+
+    `open` until the first batch: what begins later takes the place of all that.
+    """
+
+    epochs: dict[int | None, Action] = field(default_factory=dict)
+    open: bool = True
 
 
 @check("TT615", "same-order-again", of=("loader", "fetch"), until=("threads",))
@@ -39,8 +55,11 @@ def same_order_again(
     Fix:        sampler.set_epoch(epoch) at the beginning of each epoch; set seeds once, before the
                 first
     Misses:     samplers of your own, and those that are made anew in each epoch; batch samplers;
-                iter() and next() on different lines; a program that loads a state dict into
-                what it trains in each epoch
+                iter() and next() on different lines; loops outside the block or the decorated
+                function; a program that loads a state dict into what it trains in each epoch; a
+                dataset with an attribute that is another in each. Warns of what is meant where
+                trials with one seed put their weights back in place (copy_, reset_parameters),
+                data change in place, or a validation comes between a forward and its backward
     Example:    for epoch in range(10):
                     for x, y in DataLoader(data, sampler=distributed_sampler):
                         train(x, y)
@@ -51,8 +70,8 @@ def same_order_again(
     """
     if step.summary is None:
         return
-    begun: dict[str, Action] = memory.setdefault("begun", {})
-    series: dict[tuple[str, int], _Series] = memory.setdefault("series", {})
+    begun: dict[str, _Begun] = memory.setdefault("begun", {})
+    series: dict[_Key, _Series] = memory.setdefault("series", {})
     for record in step.happened():
         if isinstance(record, Optimizer):
             if record.anew:
@@ -60,32 +79,37 @@ def same_order_again(
             memory["updated"] = True
             # Of several loops, one inside another, that which gave the batch of the last loss.
             place = memory.get("trained") or memory.get("fetched")
-            if record.skipped or place not in begun:
-                continue
-            found = _steps(series, (place, record.index), begun[place])
-            if found is not None and found.running >= sustain:
-                yield _draft(found, sustain)
+            if place in begun and not record.skipped:
+                read = begun[place].epochs.items()
+                found = (_steps(series, (place, record.index, k), epoch) for k, epoch in read)
+                yield from (_draft(one, sustain) for one in found if one and one.running >= sustain)
         elif record.action == "loss":
             memory["trained"] = memory.get("fetched")
         elif record.action == "fetch":
             if memory.pop("updated", False):
                 memory.pop("trained", None)
-            memory["fetched"] = location_text(record.location)
+            place = memory["fetched"] = location_text(record.location)
+            begun.get(place, _Begun()).open = False
         elif record.action == "loader":
-            begun[location_text(record.location)] = record
+            _begins(begun, record)
         elif record.action == "load_state_dict":
             for optimizer in record.detail.get("optimizers", ()):
                 _forget(series, optimizer)
 
 
-def _forget(series: dict[tuple[str, int], _Series], optimizer: int) -> None:
+def _begins(begun: dict[str, _Begun], epoch: Action) -> None:
+    place = location_text(epoch.location)
+    if place not in begun or not begun[place].open:
+        begun[place] = _Begun()
+    begun[place].epochs[epoch.detail.get("sampler_index")] = epoch
+
+
+def _forget(series: dict[_Key, _Series], optimizer: int) -> None:
     for key in [key for key in series if key[1] == optimizer]:
         del series[key]
 
 
-def _steps(
-    series: dict[tuple[str, int], _Series], key: tuple[str, int], epoch: Action
-) -> _Series | None:
+def _steps(series: dict[_Key, _Series], key: _Key, epoch: Action) -> _Series | None:
     """Take in a step of an optimizer; the series if it is the first of an epoch like the last."""
     last = series.get(key)
     if last is not None and last.epoch is epoch:
@@ -98,7 +122,10 @@ def _steps(
         or order != last.epoch.detail.get("order")
         or epoch.detail.get("batches") == 1
     ):
-        series[key] = _Series(epoch)
+        series.pop(key, None)
+        series[key] = _Series(epoch)  # as the newest
+        if len(series) > _MOST_SERIES:
+            del series[next(iter(series))]
         return None
     last.epoch, last.running = epoch, last.running + 1
     return last

@@ -6,14 +6,17 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import (
     DataLoader,
+    Dataset,
     DistributedSampler,
     RandomSampler,
     SequentialSampler,
+    Subset,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
 
+from tensortrace.engine import Engine
 from tensortrace.records import Action
 from tests.checks import closing, find, optimizer
 from tests.checks.traced import find_live
@@ -287,6 +290,116 @@ def test_other_weights_are_no_same_order():
     assert find_live(program, CODE) == []
     kept = train(seed, sampler=lambda: WeightedRandomSampler(torch.ones(24), 24))
     assert len(find_live(kept, CODE)) == 1
+
+
+@pytest.mark.parametrize("part", [slice(1, None, 3), 600 - 1])
+def test_one_other_weight_of_many_is_no_same_order(part):
+    def program():
+        data = TensorDataset(torch.randn(600, 4), torch.randint(3, (600,)))
+        sampler = WeightedRandomSampler(torch.ones(600), 60, generator=torch.Generator())
+        model = nn.Linear(4, 3)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        for epoch in range(5):
+            sampler.generator.manual_seed(0)
+            sampler.weights[part] = 1 + epoch / 10
+            for batch in DataLoader(data, 20, sampler=sampler):
+                step_with(model, sgd, batch)
+
+    assert find_live(program, CODE) == []
+
+
+class Shards(Dataset):
+    """One at a time; `drawn` may be a part of it."""
+
+    def __init__(self):
+        self.of = [torch.randn(12, 4) for _ in range(5)]
+        self.number, self.labels, self.now = 0, torch.randint(3, (12,)), self.of[0]
+
+    def by_number(self, number):
+        self.number = number
+
+    def by_data(self, number):
+        self.now = self.of[number].clone()
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return (self.now if self.number == 0 else self.of[self.number])[index], self.labels[index]
+
+
+@pytest.mark.parametrize("swap", [Shards.by_number, Shards.by_data, None])
+@pytest.mark.parametrize("part", [lambda shards: shards, lambda shards: Subset(shards, range(12))])
+def test_shards_that_take_turns_in_a_dataset_are_no_same_order(swap, part):
+    def program():
+        shards, model = Shards(), nn.Linear(4, 3)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        drawn = part(shards)
+        sampler = DistributedSampler(drawn, num_replicas=1, rank=0)
+        for number in range(5):
+            if swap is not None:
+                swap(shards, number)
+            for batch in DataLoader(drawn, 4, sampler=sampler):
+                step_with(model, sgd, batch)
+
+    assert len(find_live(program, CODE)) == (swap is None)
+
+
+def in_turn(loaders, model, sgd):
+    for loader in loaders:
+        for batch in loader:
+            step_with(model, sgd, batch)
+
+
+def side_by_side(loaders, model, sgd):
+    for (x, y), (other, labels) in zip(*loaders, strict=True):
+        step_with(model, sgd, (torch.cat([x, other]), torch.cat([y, labels])))
+
+
+@pytest.mark.parametrize("forgotten", [[], [0], [1], [0, 1]])
+@pytest.mark.parametrize("read", [in_turn, side_by_side])
+def test_of_two_loaders_on_one_line_each_is_judged(read, forgotten):
+    def program():
+        model = nn.Linear(4, 3)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        loaders = [DataLoader(DATA, 4, sampler=distributed()) for _ in range(2)]
+        for epoch in range(5):
+            for i, loader in enumerate(loaders):
+                if i not in forgotten:
+                    loader.sampler.set_epoch(epoch)
+            read(loaders, model, sgd)
+
+    assert bool(find_live(program, CODE)) == bool(forgotten)
+
+
+def test_training_and_validation_may_take_turns_on_one_line():
+    def program():
+        model = nn.Linear(4, 3)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        loaders = {phase: DataLoader(DATA, 4, sampler=distributed()) for phase in "tv"}
+        for epoch in range(5):
+            loaders["t"].sampler.set_epoch(epoch)
+            for phase, loader in loaders.items():
+                for batch in loader:
+                    if phase == "t":
+                        step_with(model, sgd, batch)
+                    else:
+                        model(batch[0])
+
+    assert find_live(program, CODE) == []
+
+
+def test_samplers_that_are_made_anew_leave_little_behind():
+    records = []
+    for step in range(700):
+        detail = {"order": str(step), "sampler": "RandomSampler", "sampler_index": step}
+        records.append(Action(step=step, seq=1, action="loader", of="Data", detail=detail))
+        records += [Action(step=step, seq=2, action="fetch"), optimizer(step=step, seq=5)]
+        records.append(closing(step))
+    engine = Engine()
+    for record in records:
+        engine.feed(record)
+    assert len(engine._memory[CODE]["series"]) == 256
 
 
 def test_parts_of_the_data_in_the_same_order_are_silent():
