@@ -7,6 +7,7 @@ from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
 from tensortrace.records import Tensor
+from tensortrace.text import location_text
 
 
 @check("TT602", "same-batch-again", of=("full", "loader"))
@@ -26,7 +27,8 @@ def same_batch_again(
                 the index
     Misses:     a batch that is fetched once and kept, or made by hand, since an overfit test and
                 full-batch training look the same; loaders whose length is not known; steps that
-                are not written in full; a batch that comes again in another order
+                are not written in full, or in which one line fetches several batches; a batch that
+                comes again in another order
     Example:    for step in range(1000):
                     x, y = next(iter(loader))
                     train_step(x, y)
@@ -46,10 +48,12 @@ def same_batch_again(
     if not summary.full or not step.losses or memory.get("batches", 0) < 2:
         return
     data = _data(step)
-    fetch = next((a for a in step.actions if a.action == "fetch"), None)
+    fetches = [a for a in step.actions if a.action == "fetch"]
+    places = {location_text(a.location) for a in fetches}
     # Only what is new each time: weights of classes, masks and positions stay as they are.
     signs = sorted({_sign(tensor) for tensor in data if tensor.from_step is None})
-    if fetch is None or not signs:
+    # A line that fetched several: the step is an epoch, in the order of the one before.
+    if not signs or not fetches or len(places) < len(fetches):
         return
     memory["running"] = memory["running"] + 1 if last == (before, signs) else 1
     memory["last"] = step.number, signs
@@ -58,7 +62,8 @@ def same_batch_again(
             message=f"{memory['running']} steps running (limit {sustain}) each fetch a batch of "
             f"{memory['dataset']}, and it is the same one; an epoch has {memory['batches']}",
             cause="fetched", value=memory["running"], limit=sustain, tensor=data[0].id,
-            location=fetch.location, evidence={"placed": "direct", "batches": memory["batches"]},
+            location=fetches[0].location,
+            evidence={"placed": "direct", "batches": memory["batches"]},
         )  # fmt: skip
 
 

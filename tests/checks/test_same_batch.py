@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from tensortrace.records import Action
+from tensortrace import trace
+from tensortrace.records import Action, Finding
 from tests.builders import HERE
 from tests.checks import call, closing, find, ok
 from tests.checks.traced import find_live
@@ -85,6 +86,31 @@ def test_dataset_that_ignores_its_index(shift, count):
             adam.zero_grad()
 
     assert len(find_live(program, "TT602")) == count
+
+
+@pytest.mark.parametrize(("decorated", "count"), [("epoch", 0), ("two lines", 1)])
+def test_an_epoch_that_is_a_step_may_come_in_the_order_of_the_last(decorated, count):
+    model, loader = convnet(), batches()
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def learn(x, y):
+        adam.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        adam.step()
+
+    def epoch():
+        for x, y in loader:
+            learn(x, y)
+
+    def two_lines():
+        learn(*next(iter(loader)))
+        learn(*next(iter(loader)))
+
+    records = []
+    run = trace(out=records.append, every=1)(epoch if decorated == "epoch" else two_lines)
+    for _ in range(8):
+        run()
+    assert len({r.id for r in records if isinstance(r, Finding) and r.code == "TT602"}) == count
 
 
 def steps(count, *, batches=9, change=lambda i: {}, loss=True):
