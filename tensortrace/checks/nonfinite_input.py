@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+from tensortrace.causes.beside import began_beside
 from tensortrace.checks import (
     FILLS,
     Draft,
@@ -33,9 +34,10 @@ def nonfinite_input(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
                 op outside modules, that no call of this or an earlier step made (what the end of
                 the step before left for this one counts if no call there did), holds NaN (error)
                 or infinity (warning), and the damage reaches the loss, a gradient or the output;
-                a note if it does not (missing values that are handled), or if it is -inf alone and
-                may be a mask: its other elements are 0 or alike, or it goes where masks go, and not
-                first into a module, a product, a norm or a loss, nor becomes +inf
+                a note if it does not (missing values that are handled), if what spoilt these is
+                known and took nothing made of it, or if it is -inf alone and may be a mask: its
+                other elements are 0 or alike, or it goes where masks go, and not first into a
+                module, a product, a norm or a loss, nor becomes +inf
     Source:     definition of the origin rule for data; one element alone is left out because of
                 `best = torch.tensor(float("inf"))`
     Fix:        find the sample: (~x.isfinite()).flatten(1).any(1).nonzero(); clean it where it is
@@ -75,7 +77,8 @@ def _draft(step: StepView, entry: _Entry, damage: str | None, *, earlier: bool =
     call, name, tensor = entry
     severity: Severity = "error" if tensor.nan else "warning"
     # What the step before has left, and did harm, is no mask; ids are of one step.
-    if damage is None or not (earlier or step.hurt([(name, tensor.id)])):
+    beside = not earlier and damage is not None and began_beside(step, tensor)
+    if damage is None or beside or not (earlier or step.hurt([(name, tensor.id)])):
         severity = "note"
     message = f"{count_text(tensor)} in the data: {name} of {call.op or call.module or 'the model'}"
     evidence: dict[str, Any] = {"placed": "direct", "shape": tensor.shape, "reached": damage}
@@ -84,6 +87,8 @@ def _draft(step: StepView, entry: _Entry, damage: str | None, *, earlier: bool =
         evidence["made_in_step"] = step.number - 1
     elif damage is None:
         message += "; loss and gradients stay finite"
+    elif beside:
+        message += "; what spoilt the loss or the gradients took nothing made of it"
     elif severity == "note":
         message += ", as a mask has them"
     maker = None if earlier or severity == "note" else _made_before(step, call)
