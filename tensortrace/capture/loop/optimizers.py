@@ -87,7 +87,7 @@ class OptimizerHooks:
 class _Met:
     """What is known of an optimizer when it is gone; no parameter can be held, not even weakly."""
 
-    __slots__ = ("anew", "keys", "likeness", "ref", "steps")
+    __slots__ = ("anew", "hooks", "keys", "likeness", "ref", "steps")
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.anew = False
@@ -95,6 +95,16 @@ class _Met:
         self.likeness = _likeness(optimizer)
         self.keys = hash(tuple(map(id, _parameters(optimizer))))
         self.steps = 0
+        # The table of hooks that a parameter has as long as it lives, and another never gets.
+        self.hooks: weakref.ref[Any] | None = None
+
+    def stepped(self) -> None:
+        """Count a step. Hot."""
+        self.steps += 1
+        optimizer = self.ref() if self.hooks is None else None
+        if optimizer is not None:
+            tables = (p._backward_hooks for p in _parameters(optimizer))
+            self.hooks = next((weakref.ref(table) for table in tables if table is not None), None)
 
     def leaves_to(self, other: _Met, optimizer: Optimizer) -> bool:
         """Whether an optimizer made after this one died is the same one to the program."""
@@ -104,9 +114,15 @@ class _Met:
 
     def goes_on_in(self, other: _Met, optimizer: Optimizer) -> bool:
         """Whether an optimizer holds the very parameters that this one has stepped."""
+        if self.keys != other.keys:
+            return False
+        if self.hooks is not None:
+            hooks = self.hooks()
+            held = (p._backward_hooks for p in _parameters(optimizer))
+            return hooks is not None and any(table is hooks for table in held)
         # Each step has written them. What was made since at the same addresses is younger.
         written = max(map(_version, _parameters(optimizer)), default=0)
-        return self.keys == other.keys and written >= self.steps
+        return written >= self.steps
 
 
 class Optimizers:
@@ -148,7 +164,7 @@ class Optimizers:
 
     def stepped(self, index: int) -> None:
         """Count a step of an optimizer that has moved what it holds."""
-        self._met[index].steps += 1
+        self._met[index].stepped()
 
     def has_stepped(self, index: int) -> bool:
         """Whether an optimizer has moved what it holds."""

@@ -615,3 +615,44 @@ def test_the_first_step_of_one_that_takes_the_number_of_another_says_so():
             del sgd
     told = [(r.index, r.anew) for r in records.of(Optimizer)]
     assert told == [(0, new) for new in (False, False, True, False, False, False)]
+
+
+class Plain(torch.optim.Optimizer):
+    """Writes what counts in no version."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data.add_(parameter.grad, alpha=-self.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("kind", [Plain, torch.optim.SGD])
+def test_one_made_anew_has_the_number_of_that_which_stepped_the_same_weights(kind: Any) -> None:
+    records = Recorded()
+    with trace(out=records.append):
+        for model in (nn.Linear(3, 2), nn.Linear(3, 2)):
+            for _ in range(3):
+                optimizer = kind(model.parameters(), lr=0.1)
+                for _ in range(25):
+                    optimizer.zero_grad()
+                    model(torch.ones(4, 3)).sum().backward()
+                    optimizer.step()
+                del optimizer
+    told = [(r.index, r.anew) for r in records.of(Optimizer)]
+    assert told == [(0, False)] * 75 + [(1, False)] * 75
+
+
+def test_one_at_the_addresses_of_weights_that_are_gone_has_another_number() -> None:
+    records = Recorded()
+    with trace(out=records.append):
+        for _ in range(6):
+            model = nn.Linear(3, 2)
+            plain = Plain(model.parameters(), lr=0.1)
+            for _ in range(25):
+                plain.zero_grad()
+                model(torch.ones(4, 3)).sum().backward()
+                plain.step()
+            del model, plain
+    assert [r.index for r in records.of(Optimizer)] == [i for i in range(6) for _ in range(25)]
