@@ -194,6 +194,9 @@ def _layer_of(root: Node | None, shape: torch.Size) -> tuple[torch.Tensor, int] 
         root = root.next_functions[0][0]
     if root is None or root.name() not in _RELUS:
         return None
+    channels = _flattened_channels(root.next_functions[0][0], shape)
+    if channels is not None:
+        flat, root = True, channels
     dim = None
     nodes = [root]
     for node in nodes:
@@ -214,3 +217,13 @@ def _layer_of(root: Node | None, shape: torch.Size) -> tuple[torch.Tensor, int] 
         if len(nodes) < _MOST_NODES:
             nodes += [above for above, _ in node.next_functions if above is not None]
     return None
+
+
+def _flattened_channels(node: Node | None, shape: torch.Size) -> Node | None:
+    """The node of channels that a node has made rows of, one for each sample of the batch."""
+    if node is None or node.name() != _FLATTEN or len(shape) != 2:
+        return None
+    above = node.next_functions[0][0]
+    sizes: tuple[int, ...] = node._saved_self_sym_sizes  # type: ignore[attr-defined]
+    named = above is not None and any(word in above.name() for word in _CHANNELS)
+    return above if named and sizes[0] == shape[0] else None

@@ -30,6 +30,12 @@ def flattened_images():
     return lambda: F.max_pool2d(F.relu(conv(torch.randn(16, 2, 6, 6))), 2).flatten(1), 8
 
 
+def rectified_after_flatten(norm=None):
+    conv = nn.Conv2d(2, 8, 3)
+    kill(conv if norm is None else norm)
+    return lambda: F.relu((norm or nn.Identity())(conv(torch.randn(16, 2, 6, 6))).flatten(1)), 8
+
+
 def with_shortcut():
     conv, norm = nn.Conv2d(3, 8, 1), kill(nn.BatchNorm2d(8))
     return lambda: F.relu(norm(conv(torch.randn(16, 3, 6, 6))) + 0.1), 8
@@ -56,6 +62,11 @@ KINDS = {
     "pooled": lambda: simple(nn.Conv2d(2, 9, 3), 8, 2, 8, 8,
                              act=lambda x: F.max_pool2d(F.relu(x), 2)),
     "flattened": flattened_images,
+    "flattened before": rectified_after_flatten,
+    "normed and flattened before": lambda: rectified_after_flatten(nn.BatchNorm2d(8)),
+    "positions as rows": lambda: simple(
+        nn.Linear(4, 10), 16, 10, 4, act=lambda x: F.relu(x.view(160, 10))
+    ),
     "with a shortcut": with_shortcut,
 }  # fmt: skip
 
@@ -130,6 +141,8 @@ def test_a_nan_is_no_sign_of_death():
         lambda: F.relu(nn.Linear(4, 5000)(torch.randn(2, 4))),
         lambda: F.relu(nn.Linear(4, 6)(torch.randn(4, 5, 4))).flatten(1),
         lambda: torch.randn(4, 6).view(6, 4),
+        lambda: F.relu(nn.Conv1d(2, 4, 3)(torch.randn(64, 2, 6)).transpose(1, 2).flatten(1)),
+        lambda: F.relu(nn.Conv1d(2, 4, 3)(torch.randn(64, 2, 6)).view(128, 8)),
     ],
 )
 def test_what_has_no_units_is_left_alone(make):
