@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from tensortrace.checks import Draft, StepView, check
@@ -25,17 +25,6 @@ class _Series:
 
     epoch: Action
     running: int = 1
-
-
-@dataclass(slots=True)
-class _Begun:
-    """What a loop reads, by sampler: several where it reads them side by side, as zip does.
-
-    `open` until the first batch: what begins later takes the place of all that.
-    """
-
-    epochs: dict[int | None, Action] = field(default_factory=dict)
-    open: bool = True
 
 
 @check("TT615", "same-order-again", of=("loader", "fetch"), until=("threads",))
@@ -70,7 +59,9 @@ def same_order_again(
     """
     if step.summary is None:
         return
-    begun: dict[str, _Begun] = memory.setdefault("begun", {})
+    begun: dict[str, dict[int | None, Action]] = memory.setdefault("begun", {})
+    # Places where loaders began since a batch came: side by side, as zip reads them.
+    beside: set[str] = memory.setdefault("beside", set())
     series: dict[_Key, _Series] = memory.setdefault("series", {})
     for record in step.happened():
         if isinstance(record, Optimizer):
@@ -80,7 +71,7 @@ def same_order_again(
             # Of several loops, one inside another, that which gave the batch of the last loss.
             place = memory.get("trained") or memory.get("fetched")
             if place in begun and not record.skipped:
-                read = begun[place].epochs.items()
+                read = begun[place].items()
                 found = (_steps(series, (place, record.index, k), epoch) for k, epoch in read)
                 yield from (_draft(one, sustain) for one in found if one and one.running >= sustain)
         elif record.action == "loss":
@@ -88,20 +79,17 @@ def same_order_again(
         elif record.action == "fetch":
             if memory.pop("updated", False):
                 memory.pop("trained", None)
-            place = memory["fetched"] = location_text(record.location)
-            begun.get(place, _Begun()).open = False
+            memory["fetched"] = location_text(record.location)
+            beside.clear()
         elif record.action == "loader":
-            _begins(begun, record)
+            place = location_text(record.location)
+            if place not in beside:
+                begun[place] = {}
+            begun[place][record.detail.get("sampler_index")] = record
+            beside.add(place)
         elif record.action == "load_state_dict":
             for optimizer in record.detail.get("optimizers", ()):
                 _forget(series, optimizer)
-
-
-def _begins(begun: dict[str, _Begun], epoch: Action) -> None:
-    place = location_text(epoch.location)
-    if place not in begun or not begun[place].open:
-        begun[place] = _Begun()
-    begun[place].epochs[epoch.detail.get("sampler_index")] = epoch
 
 
 def _forget(series: dict[_Key, _Series], optimizer: int) -> None:
@@ -122,12 +110,12 @@ def _steps(series: dict[_Key, _Series], key: _Key, epoch: Action) -> _Series | N
         or order != last.epoch.detail.get("order")
         or epoch.detail.get("batches") == 1
     ):
-        series.pop(key, None)
-        series[key] = _Series(epoch)  # as the newest
+        series[key] = _Series(epoch)
         if len(series) > _MOST_SERIES:
             del series[next(iter(series))]
         return None
     last.epoch, last.running = epoch, last.running + 1
+    series[key] = series.pop(key)  # as the newest
     return last
 
 

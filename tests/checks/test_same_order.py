@@ -18,6 +18,7 @@ from torch.utils.data import (
 
 from tensortrace.engine import Engine
 from tensortrace.records import Action
+from tests.builders import HERE
 from tests.checks import closing, find, optimizer
 from tests.checks.traced import find_live
 
@@ -389,17 +390,22 @@ def test_training_and_validation_may_take_turns_on_one_line():
     assert find_live(program, CODE) == []
 
 
-def test_samplers_that_are_made_anew_leave_little_behind():
+@pytest.mark.parametrize("at", [None, HERE])
+def test_samplers_that_are_made_anew_leave_little_behind(at):
     records = []
     for step in range(700):
         detail = {"order": str(step), "sampler": "RandomSampler", "sampler_index": step}
         records.append(Action(step=step, seq=1, action="loader", of="Data", detail=detail))
-        records += [Action(step=step, seq=2, action="fetch"), optimizer(step=step, seq=5)]
+        # As next() does, which need not be where iter() was.
+        records += [Action(step=step, seq=2, action="fetch", location=at)]
+        records += [optimizer(step=step, seq=5)]
         records.append(closing(step))
     engine = Engine()
     for record in records:
         engine.feed(record)
-    assert len(engine._memory[CODE]["series"]) == 256
+    memory = engine._memory[CODE]
+    assert len(memory["series"]) == (256 if at is None else 0)
+    assert [len(epochs) for epochs in memory["begun"].values()] == [1]
 
 
 def test_parts_of_the_data_in_the_same_order_are_silent():
