@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tensortrace.engine import LATE, RARELY, SELDOM
 from tensortrace.errors import LogError
 from tensortrace.log import encode
-from tensortrace.records import Line, Module, ModuleColumns, Record, Source, Step
+from tensortrace.records import Line, Module, ModuleColumns, Record, Source, Step, Variable
 from tensortrace.run import Run, looked_at, newest_log, open_run, series
 from tensortrace.run.series import LATE as LATE_IN_LOGS
 from tensortrace.run.series import LOOKED_AT
@@ -219,7 +219,8 @@ def test_calls_have_parents_children_and_backward_calls(forty):
 
 
 def test_a_tensor_that_a_source_line_met_first_is_found(tmp_path):
-    line = Line(step=0, seq=3, location=HERE, tensors=[make_tensor(9, 2, 3)])
+    returned = Variable("return", "tensor", tensors=[("", 9)])
+    line = Line(step=0, seq=3, location=HERE, value=returned, tensors=[make_tensor(9, 2, 3)])
     step = open_run(write_log(tmp_path / "log.jsonl", [*make_steps(1), line])).step(0)
     assert step.tensor(9) == make_tensor(9, 2, 3) == step.tensors[9]
     assert step.call(3).module == "fc2"

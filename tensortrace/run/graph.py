@@ -21,6 +21,12 @@ class _Tensor(msgspec.Struct, gc=False):
     id: int
 
 
+class _Value(msgspec.Struct, gc=False):
+    """The value of a param record; that of a line is a variable, which has no id."""
+
+    id: int | None = None
+
+
 class _Links(msgspec.Struct, gc=False):
     """What of a call, line or param record says who made and who used which tensor."""
 
@@ -30,7 +36,7 @@ class _Links(msgspec.Struct, gc=False):
     inputs: list[tuple[str, int]] = []
     outputs: list[tuple[str, int]] = []
     tensors: list[_Tensor] = []
-    value: _Tensor | None = None
+    value: _Value | None = None
     grad: _Tensor | None = None
 
 
@@ -46,10 +52,11 @@ class Graph:
             try:
                 links = _LINKS_DECODER.decode(line)
                 row = [i, links.seq, _or(links.parent), _or(links.forward)]
-                tensors = [*links.tensors, *filter(None, (links.value, links.grad))]
+                tensors = (*links.tensors, links.value, links.grad)
+                ids = [t.id for t in tensors if t is not None and t.id is not None]
                 columns = (
                     (calls, row),
-                    (described, [x for t in tensors for x in (t.id, i)]),
+                    (described, [x for id in ids for x in (id, i)]),
                     (inputs, [x for _, id in links.inputs for x in (id, i)]),
                     (outputs, [x for _, id in links.outputs for x in (id, i)]),
                 )

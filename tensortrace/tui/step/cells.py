@@ -58,19 +58,12 @@ class Cells:
 def shown_tensor(record: Record | None, tensor_of: Lookup) -> Tensor | None:
     """The tensor that a row shows: the output; backward, the gradient that arrived.
 
-    A call that raised gave nothing back: what it was given is not shown in its place.
+    Of a call that gave nothing back, or whose output is described out of sight, nothing is shown:
+    what it was given would be taken for what it made.
     """
     match record:
-        case Call(exception=str(), phase="forward", outputs=[]):
-            return None
-        case (
-            Call(phase="backward", inputs=first, outputs=second)
-            | Call(outputs=first, inputs=second)
-        ):
-            for _, number in (*first, *second):
-                found = tensor_of(number)
-                if found is not None:
-                    return found
+        case Call(phase="backward", inputs=[(_, number), *_]) | Call(outputs=[(_, number), *_]):
+            return tensor_of(number)
         case Param(value=value):
             return value
         case Action(tensor=int(number)):
@@ -107,7 +100,7 @@ def worst_health(record: Record | None, tensor_of: Lookup) -> tuple[str, str]:
             made += [tensor_of(number) for _, number in (*record.inputs, *record.outputs)]
         case Call():
             made += [tensor_of(number) for _, number in record.outputs]
-            taken = [tensor_of(number) for _, number in record.inputs] if record.outputs else []
+            taken = [tensor_of(number) for _, number in record.inputs]
         case Param(grad=grad):
             made.append(grad)
     words = [health(tensor) for tensor in made if tensor is not None]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.int64]
 
+# Kinds of lines that may describe tensors before a call names them.
+DESCRIBING = ("call", "line")
 # What stays the same of a call from step to step: phase, module path, nth call.
 Site = tuple[str, str | None, int]
 
@@ -51,8 +53,12 @@ class Opened:
         return Opened(self.every, set(self.sites), set(self.closed))
 
 
+class _Tensor(msgspec.Struct, gc=False):
+    id: int
+
+
 class _Place(msgspec.Struct, gc=False):
-    """What of a call line says where its row stands."""
+    """What of a call line says where its row stands, and which tensors a line describes."""
 
     seq: int
     phase: str = "forward"
@@ -62,6 +68,7 @@ class _Place(msgspec.Struct, gc=False):
     op: str | None = None
     nth: int = 0
     replay: bool = False
+    tensors: list[_Tensor] = []
 
 
 _DECODER = msgspec.json.Decoder(_Place)
@@ -79,13 +86,16 @@ class Folds:
         inside: by slot, how many rows it owns.
         holds: by slot, how many module calls ran directly inside it.
         trees: of the slots that hold any, their sites.
+        describing: by id of a tensor, the slot whose line describes it: what a call gives back may
+            be described by any line inside it.
     """
 
     def __init__(self, step: StepRecords, lines: Sequence[int]) -> None:
         count = len(lines)
         self.owner: Ints = np.full(count, -1)
         self.sites: dict[int, Site] = {}
-        places = _read(step, lines)
+        self.describing: dict[int, int] = {}
+        places = _read(step, lines, self.describing)
         slots = np.fromiter(places, np.int64, len(places))
         seqs = np.fromiter((place.seq for place in places.values()), np.int64, len(places))
         self._parent: Ints = np.full(count, -1)
@@ -207,16 +217,20 @@ class Folds:
         return [held for held in dict.fromkeys(found) if held in self.trees]
 
 
-def _read(step: StepRecords, lines: Sequence[int]) -> dict[int, _Place]:
-    """Decode what says where the rows of calls stand, by slot."""
+def _read(step: StepRecords, lines: Sequence[int], describing: dict[int, int]) -> dict[int, _Place]:
+    """Decode what says where the rows of calls stand, by slot, and which line describes what."""
     places: dict[int, _Place] = {}
     for slot, line in enumerate(lines):
-        if step.kind(line) == "call":
+        kind = step.kind(line)
+        if kind in DESCRIBING:
             try:
                 place = _DECODER.decode(step.line(line))
             except (ValueError, RecursionError):
                 continue  # a damaged line is a row at the margin
-            if abs(place.seq) < 1 << 62:
+            for tensor in place.tensors:
+                describing[tensor.id] = slot
+            place.tensors = []  # many, and of no use any more
+            if kind == "call" and abs(place.seq) < 1 << 62:
                 places[slot] = place
     return places
 

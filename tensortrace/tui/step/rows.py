@@ -44,7 +44,6 @@ class StepRows(Slots, Sequence[Row]):
                 self._loose.append(finding)
             else:
                 self._places.setdefault(at, []).append(finding)
-        self.folds: Folds | None = None
         self._slots: Sequence[int] = range(len(self._lines))
         self._positions: Sequence[int] = self._slots
         self._under: dict[int, Severity] = {}

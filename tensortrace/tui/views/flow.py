@@ -227,11 +227,9 @@ def made_by(record: Record | None, tensors: dict[int, Tensor]) -> Tensor | None:
         return record.value
     if not isinstance(record, Call):
         return None
-    names = [*record.outputs, *record.inputs] if record.phase != "backward" else [
-        *record.inputs, *record.outputs
-    ]  # fmt: skip
-    if record.phase != "backward" and record.exception is not None:
-        names = [*record.outputs]  # what it was given it did not make
+    names = [*record.outputs]  # what it was given it did not make
+    if record.phase == "backward":
+        names = [*record.inputs, *record.outputs]
     held = [tensors[number] for _, number in names if number in tensors]
     first = len(record.outputs) if record.phase != "backward" else len(names)
     return next((t for t in held[:first] if t.nonfinite), held[0] if held else None)

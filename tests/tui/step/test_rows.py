@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from tensortrace.records import Action, Location, Module, Optimizer, Param, Record, Step
+from tensortrace.records import Action, Line, Location, Module, Optimizer, Param, Record, Step
 from tensortrace.run import open_run
 from tensortrace.tui.step.calls import columns, head_line, row_line
 from tensortrace.tui.step.cells import cells, duration_text, health, worst_health
 from tensortrace.tui.step.detail import detail_lines, finding_lines, snippet, wrap
 from tensortrace.tui.step.findings import finding_line
 from tensortrace.tui.step.rows import StepRows
-from tensortrace.tui.step.slots import NEAR
+from tensortrace.tui.step.slots import LARGE, NEAR
 from tensortrace.tui.terminal.styled import ASCII, Styled, clip_path, clip_words, wrapped
 from tests.builders import HERE, make_call, make_tensor, write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_open_run
@@ -141,6 +141,15 @@ def test_a_call_that_raised_shows_nothing_that_it_made(tmp_path: Path) -> None:
     assert "a   raised RuntimeError  " in text(row_line(rows, 0, {}, 100))
 
 
+def test_a_row_shows_nothing_of_what_a_call_was_given(tmp_path: Path) -> None:
+    given = {1: make_tensor(1, 4, 5, nan=3)}
+    unknown = make_call(1, "a", inputs=[("input[0]", 1)], outputs=[("output[0]", 2)])
+    nothing = make_call(2, "a", inputs=[("input[0]", 1)])
+    for row in rows_of(tmp_path, [unknown, nothing]):
+        held = cells(row, given.get, {})
+        assert (held.shape, held.dtype, held.zeros, held.health) == ("", "", "", "i nan in")
+
+
 def test_a_module_is_named_below_the_one_it_ran_in(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, [make_call(1, ""), make_call(2, "a.b", parent=1),
                               make_call(3, "a.b.c", parent=2, nth=1)])  # fmt: skip
@@ -205,6 +214,24 @@ def test_a_large_step_is_looked_through_for_what_belongs_to_a_row(tmp_path: Path
     rows.gather(row, lambda: False)
     assert rows.backward_of(3000) == [back]
     assert "  input [2] f32" in text(detail_lines(row, rows, {}, None, 78))
+
+
+def test_a_large_step_shows_what_a_line_far_inside_a_call_describes(tmp_path: Path) -> None:
+    made = {"inputs": [("input", 1)], "outputs": [("output", 2)]}
+    inside = [make_call(i, "a", op="x", parent=1) for i in range(2, LARGE + 20)]
+    end = Line(step=0, seq=LARGE + 20, location=HERE, tensors=[make_tensor(2, 9, nan=2)])
+    first = make_call(0, "in", outputs=[("output", 1)], tensors=[make_tensor(1, 7)])
+    rows = rows_of(tmp_path, [first, make_call(1, "a", **made), *inside, end])
+
+    def shown() -> tuple[str, str]:
+        at = rows.position(rows.at_seq(1) or 0) or 0
+        held = cells(rows[at], partial(rows.tensor_near, rows.slot(at)), {})
+        return held.shape, held.health
+
+    assert rows.large
+    assert shown() == ("", "")  # not known yet
+    rows.fold(rows.read_folds())
+    assert shown() == ("[9]", "x nan")
 
 
 def test_a_snippet_without_stored_source_is_the_line_itself() -> None:
