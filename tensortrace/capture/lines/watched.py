@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
@@ -22,8 +23,8 @@ class Watched:
     """
 
     def __init__(self, watch: Iterable[Any], explode: Iterable[Any]) -> None:
-        self._variables = [v if isinstance(v, BaseVariable) else CommonVariable(v) for v in watch]
-        self._variables += [v if isinstance(v, BaseVariable) else Exploding(v) for v in explode]
+        self._variables = [_variable(v, CommonVariable) for v in watch]
+        self._variables += [_variable(v, Exploding) for v in explode]
 
     def values(self, frame: FrameType) -> dict[str, Any]:
         """What the expressions are in a frame; those that raise there are left out."""
@@ -42,6 +43,18 @@ class Watched:
         return found
 
 
+def _variable(given: Any, cls: type[BaseVariable]) -> Any:
+    """A variable of PySnooper, which looks whether ``.x`` can follow an expression as it stands."""
+    if isinstance(given, BaseVariable):
+        return given
+    try:
+        return cls(given)
+    except SyntaxError:  # not after the number that ends `len(q) - 1`, nor after a comment
+        variable = cls(f"({ast.unparse(ast.parse(given, mode='eval'))})")
+        variable.source = given
+        return variable
+
+
 def _parts(variable: Any, value: Any) -> Iterator[tuple[str, Any]]:
     way = variable
     if isinstance(variable, Exploding):
@@ -52,7 +65,7 @@ def _parts(variable: Any, value: Any) -> Iterator[tuple[str, Any]]:
         cls = Keys if isinstance(value, Mapping) else Attrs
         if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
             cls = Indices
-        way = cls(variable.source, variable.exclude)
+        way = cls(variable.unambiguous_source, variable.exclude)
     for key in way._safe_keys(value):
         try:
             if key not in variable.exclude:

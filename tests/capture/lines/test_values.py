@@ -414,6 +414,17 @@ def test_expressions_are_followed_like_variables() -> None:
     assert (0, grad.tensors[0][1]) in seen.tensors
 
 
+@pytest.mark.parametrize("watch", ["len(items) - 1", "len(items) - 1  # at 0"])
+def test_an_expression_that_ends_in_a_number_is_followed(watch: str) -> None:
+    def function() -> None:
+        items = [5]
+        items.append(6)
+
+    seen = lines_of(function, lines=Lines(watch=watch, watch_explode="items * 1"))
+    assert seen.changes(watch) == ["0", "1"]
+    assert seen.changes("(items * 1)[1]") == ["6"]
+
+
 def test_exploded_expressions_give_their_parts() -> None:
     def function(net: nn.Module, config: dict[str, Any], items: list[int], plain: Plain) -> None:
         config["lr"] = 0.2
