@@ -2,7 +2,8 @@
 
 Every step writes its step line, findings, actions and optimizer records; full steps write all the
 rest. A step that turns out to have a finding is full, and so is the one before it, whose records
-are kept in memory until then. What was left out is counted.
+are kept in memory until then. Full steps take half of `max_bytes` at most; the other half is for
+the step lines of a long run. What was left out is counted.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ from tensortrace.records import (
 
 _LEAN = frozenset({Header, Module, Source, Action, Optimizer, Finding, Step, End})
 _FIRST_FULL = 20
-# Shares of max_bytes after which full steps stop, then everything but findings and the end, and
-# what findings and the end have to themselves in a small log, in bytes.
+# Shares of max_bytes: what full steps may take, so that the step lines of a long run have room;
+# where everything ends but findings and the end, and before that whatever a thin step leaves out;
+# and what findings and the end have to themselves in a small log, in bytes.
+_FULL_STEPS = 0.5
 _FULL_SHARE = 0.8
 _LEAN_SHARE = 0.95
 _FOR_FINDINGS = 4096
@@ -93,7 +96,7 @@ class Journal:
     ) -> None:
         self.sink = sink
         self.engine = engine
-        self.is_full = full
+        self._in_tier = full
         self._max_bytes = max_bytes
         self._lean_limit = min(max_bytes * _LEAN_SHARE, max_bytes - _FOR_FINDINGS)
         self._full_limit = min(max_bytes * _FULL_SHARE, self._lean_limit)
@@ -106,7 +109,11 @@ class Journal:
         self.written = self.thinned = self.dropped = 0
         self.writable = True
         self.stopped = False
-        self._over_budget = False
+        # What full steps have taken, where the step in flight began, and whether there is no room
+        # for it to be full; whether even step lines have none any more.
+        self._full_nbytes = self._began = 0
+        self._refused = self._before_refused = False
+        self._said_thin = self._over = False
         self._order: dict[str, int] = {}
         self._summary = StepSummary(self._order)
         self._held: list[Record | Unfinished] = []
@@ -117,9 +124,21 @@ class Journal:
         self._started_ns = time.perf_counter_ns()
         self._reported_problems = 0
 
+    def is_full(self, number: int) -> bool:
+        """Whether a step that is to come writes all its records, as far as one can say."""
+        return self._has_room() and self._in_tier(number)
+
+    def _has_room(self) -> bool:
+        most = self._max_bytes * _FULL_STEPS
+        return self._full_nbytes < most and self.sink.nbytes < self._full_limit
+
     def begin_step(self, number: int) -> None:
         """Say which step is in flight: its number decides who looks at it and what is written."""
-        self.full = self.is_full(number)
+        wanted, room = self._in_tier(number), self._has_room()
+        self.full, self._refused = wanted and room, wanted and not room
+        if self._refused:
+            self._say_thin()
+        self._began = self.sink.nbytes
         self._aside = None if self.engine.looks_at(number) else []
 
     def needs_finished(self) -> bool:
@@ -187,7 +206,7 @@ class Journal:
         )  # fmt: skip
         step = msgspec.structs.replace(
             step,
-            full=self.full,
+            full=self.full and not self._thinned_in_step,
             repeats=self.engine.take_repeats(),
             dropped=self._leave_out() + passed_over,
         )
@@ -197,6 +216,8 @@ class Journal:
         else:
             self._before = []
         self.flush()
+        if self.full:
+            self._full_nbytes += self.sink.nbytes - self._began
         self.steps += 1
         self._summary = StepSummary(self._order)
         self._thinned_in_step = 0
@@ -272,7 +293,7 @@ class Journal:
     def _upgrade(self) -> None:
         """The step has a finding: it becomes full, and so does the one before."""
         self.full = True
-        self.thinned -= len(self._before)
+        self._count(-len(self._before), self._before_refused)
         for record in self._before:
             self._write(record)
         self._before = []
@@ -289,8 +310,15 @@ class Journal:
         for record in held:
             (lean if type(record) in _LEAN else rest).append(record)
         self._write_all(lean)
-        self._before = rest
-        self.thinned += len(rest)
+        self._before, self._before_refused = rest, self._refused
+        self._count(len(rest), self._refused)
+
+    def _count(self, left_out: int, refused: bool) -> None:
+        """Count what a thin step leaves out, of its own accord or since the log has no room."""
+        if refused:
+            self.dropped += left_out
+        else:
+            self.thinned += left_out
 
     def _leave_out(self) -> int:
         """How many records of this step its tier leaves out."""
@@ -333,15 +361,28 @@ class Journal:
         limit = self._lean_limit if type(record) in _LEAN else self._full_limit
         if isinstance(record, Finding):
             limit = self._max_bytes - _FOR_END
+        elif self._over:
+            return False
         if self.sink.nbytes + len(encode(record)) <= limit:
             return True
-        if not self._over_budget:
-            self._over_budget = True
+        if isinstance(record, Step):
+            self._over = True
+            self._warn(
+                f"the log has grown to {self.sink.nbytes:,} bytes, its limit: from step "
+                f"{record.step} on it keeps findings only"
+            )
+        elif type(record) not in _LEAN:
+            self._say_thin()
+        return False
+
+    def _say_thin(self) -> None:
+        if not self._said_thin:
+            self._said_thin = True
             self._warn(
                 f"the log has grown to {self.sink.nbytes:,} bytes and max_bytes is "
-                f"{self._max_bytes:,}: from here on it keeps step lines and findings only"
+                f"{self._max_bytes:,}: from here on steps are thin: each keeps its step line, "
+                "findings, actions and optimizer records"
             )
-        return False
 
     def _try(self, act: Callable[[], None]) -> None:
         try:

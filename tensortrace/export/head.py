@@ -93,6 +93,8 @@ def missing_text(run: Run) -> str:
         parts.append(f"{run.end.thinned} records thinned")
     if run.end is not None and run.end.dropped:
         parts.append(f"{run.end.dropped} records dropped")
+    if run.end is not None and run.lost_from is not None:
+        parts.append(f"the step lines of steps {run.lost_from} to {run.end.steps - 1} (max_bytes)")
     if run.notice:
         parts.append(run.notice)
     if run.unreadable:

@@ -42,6 +42,8 @@ from tensortrace.run.step_lines import last_before, line_at, read_lines
 from tensortrace.text import escape
 
 HEAD, TAIL = 1 << 16, 1 << 18
+# Where the last step line is looked for: nothing but findings comes after it.
+CLOSING = 8 << 20
 
 
 class Run:
@@ -73,6 +75,8 @@ class Run:
         self._stop = file.complete(self._size)
         self._scanned = 0
         self._steps: OrderedDict[int, StepRecords] = OrderedDict()
+        # The last step that has a step line, of a log that ends at a byte.
+        self._closed: tuple[int, int | None] = (-1, None)
         self._start = file.read(0, 512)
         self._scan(HEAD)
         if self._seen.first is None:  # a long header, or nothing but a header yet
@@ -180,6 +184,18 @@ class Run:
     def last_step(self) -> int:
         """The last step number; 0 if there is none."""
         return self._seen.last or 0
+
+    @property
+    def lost_from(self) -> int | None:
+        """The first of the last steps, which have no step line: the log had no room for more."""
+        if self.end is None or not self.end.dropped:
+            return None
+        if self._closed[0] != self._stop:
+            at = last_before(self._file, self._stop, max(0, self._stop - CLOSING))
+            line = b"" if at is None else line_at(self._file, at, self._stop)
+            self._closed = (self._stop, read_step(line))
+        closed = self._closed[1]
+        return closed + 1 if closed is not None and closed + 1 < self.end.steps else None
 
     def step(self, number: int) -> StepRecords:
         """All records of a step, empty if it has none; found by bisecting bytes."""

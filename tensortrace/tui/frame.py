@@ -337,7 +337,10 @@ class Frame(App[int]):
             )  # fmt: skip
 
         summary = held.step.summary
-        told = ", still open" if summary is None else "" if summary.full else ", calls not kept"
+        told = ", calls not kept" if summary is not None and not summary.full else ""
+        if summary is None:
+            lost = self.log_.lost_from
+            told = ", still open" if lost is None or self.number < lost else ", not kept"
         table.set_title(f"Step {self.number}{told}" if len(held) else "No step yet")
         table.show(len(held), draw, cursor)
 

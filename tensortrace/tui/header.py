@@ -46,11 +46,12 @@ def program_of(run: Run) -> str:
 def state_of(run: Run, *, following: bool) -> tuple[str, str]:
     """Say how the run stands, in words and the style to show them in."""
     if run.end is not None:
+        lost = "" if run.lost_from is None else f", full: no steps from {run.lost_from} on"
         if run.end.why == "exit":
-            return "ended", "bar-faint"
+            return f"ended{lost}", "bar-faint"
         failure = run.end.failure
         what = escape(failure.type) if failure is not None else run.end.why
-        return f"ended: {what[:30]}", "bar-error"
+        return f"ended: {what[:30]}{lost}", "bar-error"
     if run.live:
         return "LIVE, following" if following else "LIVE", "bar-live"
     lost = f", {run.lost_bytes} bytes lost" if run.lost_bytes else ", no end"

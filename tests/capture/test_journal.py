@@ -12,9 +12,11 @@ from tensortrace import trace
 from tensortrace.capture.journal import is_full
 from tensortrace.checks import select
 from tensortrace.engine import Engine
+from tensortrace.export.text import render_report
 from tensortrace.log import encode
-from tensortrace.records import Action, Call, End, Finding, Header, Param, Step
+from tensortrace.records import Action, Call, End, Finding, Header, Optimizer, Param, Step
 from tensortrace.run import open_run
+from tensortrace.tui.header import state_of
 from tests.capture.lifecycle import X, called, make_net, of, read, train
 
 
@@ -200,6 +202,55 @@ def test_log_stays_within_max_bytes_and_keeps_findings_and_end(
     assert end[0].records == len(records) - 1
     assert end[0].steps == 60
     assert capsys.readouterr().err.count("max_bytes") == 1
+
+
+def test_full_steps_take_half_of_max_bytes_and_thin_ones_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.jsonl"
+    with trace(log, every=1, max_bytes=400_000) as t:
+        train(make_net(poison=[90]), 100)
+    records = read(log)
+    steps, end = of(Step, records), of(End, records)[0]
+    assert [step.step for step in steps] == list(range(100))
+    full = [step.step for step in steps if step.full]
+    assert full == [*range(len(full) - 1), 90]
+    assert 150_000 < sum(len(encode(r)) for r in records if r.step < full[-2]) < 200_000
+    # A thin step keeps what it always does; one with a finding, and the one before, are whole.
+    kinds = {number: Counter(type(r) for r in records if r.step == number) for number in range(100)}
+    assert kinds[50] == {Action: 2, Optimizer: 1, Step: 1}
+    assert kinds[90][Call] and kinds[89][Call] == kinds[1][Call]
+    # What the tier would have kept was dropped, and that is said.
+    assert end.dropped == sum(s.dropped for s in steps) - _late(records) > 500
+    assert end.thinned == 0
+    assert t.findings
+    said = [line for line in capsys.readouterr().err.splitlines() if "max_bytes" in line]
+    assert len(said) == 1
+    assert "each keeps its step line, findings, actions and optimizer records" in said[0]
+    assert open_run(log).lost_from is None
+
+
+@pytest.mark.parametrize("every", [1, "auto"])
+def test_a_log_that_is_full_of_step_lines_says_from_where_on_they_are_missing(
+    every: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.jsonl"
+    with trace(log, every=every, max_bytes=200_000) as t:
+        train(make_net(poison=[250]), 300)
+    records = read(log)
+    lined = [step.step for step in of(Step, records)]
+    lost = len(lined)
+    assert lined == list(range(lost))
+    assert 50 < lost < 250
+    assert of(Finding, records) == t.findings
+    assert {type(r) for r in records if r.step > lost} == {Finding, End}
+    said = [line for line in capsys.readouterr().err.splitlines() if "findings only" in line]
+    assert len(said) == 1
+    assert f"from step {lost} on it keeps findings only" in said[0]
+    run = open_run(log)
+    assert run.lost_from == lost
+    assert f"the step lines of steps {lost} to 299 (max_bytes)" in render_report(run)
+    assert state_of(run, following=False)[0] == f"ended, full: no steps from {lost} on"
 
 
 def test_line_longer_than_the_room_left_is_dropped(tmp_path: Path) -> None:
