@@ -32,12 +32,12 @@ LISTS = tuple(view for view in TABS if view != "timeline")
 FIRST = ("tab", "shift+tab", "colon", "slash")
 
 KEYS = (
-    Key("j,down", "j ↓", "move(1)", "next line", "Move"),
-    Key("k,up", "k ↑", "move(-1)", "previous line", "Move"),
-    Key("space,pagedown", "space pgdn", "page(1)", "next page", "Move"),
-    Key("pageup,ctrl+b", "pgup ctrl+b", "page(-1)", "previous page", "Move"),
-    Key("ctrl+d", "ctrl+d", "page(0.5)", "half a page down", "Move"),
-    Key("ctrl+u", "ctrl+u", "page(-0.5)", "half a page up", "Move"),
+    Key("j,down", "j ↓", "move(1)", "next line", "Move", "", LISTS),
+    Key("k,up", "k ↑", "move(-1)", "previous line", "Move", "", LISTS),
+    Key("space,pagedown", "space pgdn", "page(1)", "next page", "Move", "", LISTS),
+    Key("pageup,ctrl+b", "pgup ctrl+b", "page(-1)", "previous page", "Move", "", LISTS),
+    Key("ctrl+d", "ctrl+d", "page(0.5)", "half a page down", "Move", "", LISTS),
+    Key("ctrl+u", "ctrl+u", "page(-0.5)", "half a page up", "Move", "", LISTS),
     Key("g,home", "g home", "top", "first line", "Move", "", LISTS),
     Key("G,end", "G end", "bottom", "last line", "Move", "", LISTS),
     Key("right_square_bracket", "]", "step(1)", "next step, same place", "Walk", "Step+"),

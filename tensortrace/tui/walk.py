@@ -284,7 +284,11 @@ class Walker(Seeker):
         """List the causes of the finding at the row, or that the row is a cause of."""
         finding = self.finding_here()
         if finding is None:
-            self.tell("no finding here has a chain of causes")
+            bare = next(iter(self.row.findings if self.row is not None else ()), None)
+            self.tell(
+                "no finding here has a chain of causes: e goes to the next one" if bare is None else
+                f"{bare.code} has no chain of causes: the detail says why, 7 what was found before"
+            )  # fmt: skip
             return
         heads = [f"#{'-' if link.seq is None else link.seq} {escape(link.op or 'call')[:20]}"
                  for link in finding.chain]  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 
 from tensortrace.log import LogFile, encode, open_log
 from tensortrace.records import Action, Location, Optimizer, Param, Record, Source, Step
-from tensortrace.tui.bindings import KEYS, bindings, bindings_of
+from tensortrace.tui.bindings import KEYS, bindings, bindings_of, in_view
 from tensortrace.tui.header import headline
 from tensortrace.tui.layout import arrange
 from tensortrace.tui.step import findings, search
@@ -248,6 +248,13 @@ def test_no_key_has_two_meanings_in_a_view(view: str) -> None:
     held = [row for row in KEYS if not row.views or view in row.views]
     keys = [key for row in held for key in row.keys.split(",")]
     assert len(keys) == len(set(keys))
+
+
+def test_the_timeline_which_has_no_lines_lists_no_key_that_walks_them() -> None:
+    lines = {"move", "page", "top", "bottom"}
+    held = {row.action.partition("(")[0] for row in KEYS if not row.views or "timeline" in row.views}
+    assert not held & lines
+    assert not any(in_view(action, "timeline") for action in lines)
 
 
 def test_every_binding_is_of_the_table() -> None:

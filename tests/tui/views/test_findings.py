@@ -9,7 +9,7 @@ from tensortrace.tui.app import Viewer
 from tensortrace.tui.views.findings import family_of
 from tests.builders import write_log
 from tests.tui.samples import BAD_STEP, make_finding, make_open_run, records
-from tests.tui.screen import settle, text_of, until
+from tests.tui.screen import settle, text_of, told, until
 
 
 def test_the_family_is_the_digit_of_the_code() -> None:
@@ -73,6 +73,21 @@ async def test_enter_goes_to_the_finding_and_c_walks_its_causes(tmp_path: Path) 
         await pilot.press("k", "enter")
         await settle(app, pilot)
         assert (app.shown, app.number, app.row.seq) == ("step", BAD_STEP, 9)
+
+
+async def test_c_says_where_to_look_of_a_finding_without_a_chain(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path), step=0)
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("7", "g", *"jjjj")
+        await settle(app, pilot)
+        while app.view.finding.chain:
+            await pilot.press("k")
+        code = app.view.finding.code
+        await pilot.press("c")
+        await settle(app, pilot)
+        assert app.shown == "step"
+        assert f"{code} has no chain of causes: the detail says why, 7 what was found" in told(app)
 
 
 async def test_a_run_without_findings_says_so(tmp_path: Path) -> None:
