@@ -7,6 +7,7 @@ Names of pictures as arguments make only those. The picture of the page needs Ch
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import re
@@ -51,13 +52,14 @@ PICTURES: Mapping[str, Picture] = {
 PAGES: Mapping[str, tuple[str, int, int]] = {"page.png": ("demos/several_faults.py", 1000, 960)}
 
 
-def main(names: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Make the pictures of these names, all by default."""
-    known = [*PICTURES, *PAGES]
-    wanted = names or known
-    if strange := [name for name in wanted if name not in known]:
-        print(f"no picture {', '.join(strange)}: there are {', '.join(known)}", file=sys.stderr)
-        return 2
+    every = [*PICTURES, *PAGES]
+    parser = argparse.ArgumentParser("python -m tests.screenshots", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"which ones: {', '.join(every)}")
+    wanted: list[str] = parser.parse_args(arguments).names or every
+    if unknown := [name for name in wanted if name not in every]:
+        parser.error(f"no picture is named {unknown[0]}")
     FOLDER.mkdir(parents=True, exist_ok=True)
     logs: dict[str, Path] = {}
     with tempfile.TemporaryDirectory() as folder:
