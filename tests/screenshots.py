@@ -49,7 +49,7 @@ PICTURES: Mapping[str, Picture] = {
     "tensor.svg": Picture("demos/vanishing_sigmoid.py", ("e", *"kkkk", "4"), (110, 36)),
 }
 # Of the page that `tensortrace export` writes: demo, width and height in pixels.
-PAGES: Mapping[str, tuple[str, int, int]] = {"page.png": ("demos/several_faults.py", 1000, 960)}
+PAGES: Mapping[str, tuple[str, int, int]] = {"page.png": ("demos/several_faults.py", 1000, 984)}
 
 
 def main(arguments: list[str]) -> int:

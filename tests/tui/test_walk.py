@@ -252,7 +252,9 @@ def test_no_key_has_two_meanings_in_a_view(view: str) -> None:
 
 def test_the_timeline_which_has_no_lines_lists_no_key_that_walks_them() -> None:
     lines = {"move", "page", "top", "bottom"}
-    held = {row.action.partition("(")[0] for row in KEYS if not row.views or "timeline" in row.views}
+    held = {
+        row.action.partition("(")[0] for row in KEYS if not row.views or "timeline" in row.views
+    }
     assert not held & lines
     assert not any(in_view(action, "timeline") for action in lines)
 
