@@ -41,8 +41,14 @@ def test_every_demo_of_a_picture_exists() -> None:
 
 
 def test_a_picture_that_does_not_exist_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert screenshots.main(["--help"]) == 2
-    assert capsys.readouterr().err.startswith("no picture --help: there are step.svg, ")
+    with pytest.raises(SystemExit) as ended:
+        screenshots.main(["steps.svg"])
+    assert ended.value.code == 2
+    assert "no picture is named steps.svg" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        screenshots.main(["--help"])
+    assert ended.value.code == 0
+    assert "step.svg, " in capsys.readouterr().out
 
 
 def test_what_differs_from_run_to_run_is_taken_from_a_log_line() -> None:
