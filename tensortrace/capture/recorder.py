@@ -175,7 +175,7 @@ class Recorder:
 
     def pend(self, draft: Draft) -> None:
         """Take a draft; it becomes a record at the next gate."""
-        if len(slot.training) > 1 and slot.several_train():
+        if self._threads:
             with self._lock:
                 if not self._still_fits(draft):
                     return
@@ -221,7 +221,11 @@ class Recorder:
         return threading.get_ident() == self._thread
 
     def thread_number(self) -> int:
-        """0 for the thread that entered the trace, 1 and up for others as they are met."""
+        """0 for the thread that entered the trace, 1 and up for others as they are met.
+
+        Each is met before the first that it reports: from then on no thread adds to a step that
+        another has ended (`pend`).
+        """
         ident = threading.get_ident()
         if ident == self._thread:
             return 0
@@ -298,7 +302,7 @@ class Recorder:
     def outermost_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module is about to be called outside every other: maybe a gate, maybe a new step."""
         grad_enabled = torch.is_grad_enabled()
-        owns = self.owns_thread()
+        owns = self.thread_number() == 0
         if not owns and grad_enabled:
             slot.called.add(threading.get_ident())
         if owns and not self.optimizer_running():
@@ -409,6 +413,7 @@ class Recorder:
         tensor: int | None = None,
     ) -> ActionDraft:
         """Record something that the loop did."""
+        self.thread_number()
         if frame is not None:
             location = self.sources.locate_frame(frame)
         fields: dict[str, Any] = {
@@ -481,8 +486,10 @@ class Recorder:
             function_mode.mode_off()
         text = "".join(traceback.format_exception(error))[-8000:]
         detail = {"where": part, "error": repr(error)[:500], "traceback": text}
-        record = Action(step=self.step, seq=self.next_seq(), action="tracer_error", detail=detail)
-        self._pending.append(Ready(self.step, record.seq, record))
+        with self._lock:
+            seq = self.next_seq()
+            record = Action(step=self.step, seq=seq, action="tracer_error", detail=detail)
+            self._pending.append(Ready(self.step, seq, record))
         self.warn(
             f"tracing of {part} stopped after an error of tensortrace's own; your program goes on "
             f"unchanged, the traceback is in the log: {error!r:.300}"

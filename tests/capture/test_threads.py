@@ -415,6 +415,53 @@ def test_what_a_thread_reports_while_another_ends_the_step_is_of_the_next_one(
     assert [step.dropped for step in of(Step, records)] == [0, 2]
 
 
+@pytest.mark.parametrize("what", ["predicts", "predicts without grad", "steps", "evaluates"])
+def test_no_record_comes_after_the_line_of_its_step_whatever_another_thread_does(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader looks for what a step has before that step's line."""
+    net, other = make_net(), nn.Sequential(nn.Linear(4, 4))
+    other(X).sum().backward()
+    sgd = torch.optim.SGD(other.parameters(), lr=0.1)
+
+    def report() -> None:
+        if what == "steps":
+            sgd.step()
+        elif what == "evaluates":
+            other.eval()
+        else:
+            with torch.set_grad_enabled(what == "predicts"):
+                other(X)
+
+    records: list[Any] = []
+    with trace(out=records.append, every=1) as t:
+        other(X)  # its modules are described
+        train(net, 1)
+        recorder = t._recorder
+        assert recorder is not None
+        close_step, thread = recorder.journal.close_step, threading.Thread(target=report)
+
+        def slowly(**closing: Any) -> None:
+            close_step(**closing)
+            if not thread.ident:
+                thread.start()
+                thread.join(0.3)  # it cannot go on while this one holds it up
+
+        monkeypatch.setattr(recorder.journal, "close_step", slowly)
+        t.step()
+        thread.join()
+        train(net, 1)
+        t.step()
+    over = -1
+    for record in records[:-1]:  # the last is the end of the run
+        assert record.step > over
+        if isinstance(record, Step):
+            over = record.step
+    # The layer: its tensors have the ids of the other step. What calls it ends in the next one.
+    dropped = [step.dropped for step in of(Step, records)]
+    assert dropped == [0, 1 if what.startswith("predicts") else 0]
+
+
 # ---- several threads that train
 
 
