@@ -36,7 +36,7 @@ def make_header(options: dict[str, Any]) -> Header:
         tensortrace=__version__,
         hostname=socket.gethostname(),
         pid=os.getpid(),
-        cwd=str(Path.cwd()),
+        cwd=_folder(),
         rank=_number("RANK", 0),
         world_size=_number("WORLD_SIZE", 1),
         seed=torch.initial_seed(),
@@ -49,6 +49,13 @@ def make_header(options: dict[str, Any]) -> Header:
         kernel=kernel_name(),
         options=options,
     )
+
+
+def _folder() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return ""  # it was removed
 
 
 def _number(variable: str, default: int) -> int:

@@ -101,6 +101,20 @@ def test_log_is_found_again_where_its_folder_is_renamed(
     assert "TT101" in t.report()
 
 
+def test_a_run_begins_where_the_working_folder_was_removed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = folder / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with trace(folder / "run.jsonl"):
+        make_net()(X)
+    records = read(folder / "run.jsonl")
+    assert [header.cwd for header in of(Header, records)] == [""]
+    assert of(Call, records)
+
+
 def test_report_of_a_run_without_a_file_is_a_usage_error() -> None:
     with trace(out=lambda record: None) as t:
         pass
