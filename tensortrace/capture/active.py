@@ -51,12 +51,18 @@ class Slot:
         """Note that this thread trains. Hot."""
         self.training.add(threading.current_thread())
 
-    def note_gradient(self) -> None:
-        """Note that a gradient has come in this thread, or in one of autograd's own."""
+    def note_gradient(self) -> bool:
+        """Note that a gradient has come in this thread, or in one of autograd's own.
+
+        Returns:
+            Whether the thread has only called modules before.
+        """
         thread = threading.get_ident()
-        if thread in self.called:
-            self.called.discard(thread)
-            self.note_training()
+        if thread not in self.called:
+            return False
+        self.called.discard(thread)
+        self.note_training()
+        return True
 
     def several_train(self) -> bool:
         """Whether several living threads train: then what one asks may be another's. Hot."""

@@ -114,8 +114,8 @@ class ParameterProbe:
                 recorder.pend(call)
                 recorder.parameters.saw_gradient(self.key, grad, draft)
                 recorder.backward_seen = True
-                if slot.called:
-                    slot.note_gradient()
+                if slot.called and slot.note_gradient():
+                    recorder.note_threads()  # at once: it may have ended when an optimizer steps
             except Exception as error:
                 recorder.fault("gradients", error)
             finally:

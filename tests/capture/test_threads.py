@@ -562,3 +562,24 @@ def test_a_thread_that_only_predicts_silences_no_check() -> None:
             optimizer.step()  # and no zero_grad
     assert "TT206" in [f.code for f in t.findings]
     assert not [a for a in of(Action, records) if a.action == "threads"]
+
+
+def test_a_thread_that_has_trained_and_ended_is_told_of_before_the_next_optimizer_step() -> None:
+    net, lone = nn.Linear(3, 2), nn.Linear(3, 2)
+    sgd = torch.optim.SGD(net.parameters(), lr=0.01)
+    target = torch.tensor([0, 1, 1, 0])
+
+    def turn(model: nn.Module) -> None:
+        nn.functional.cross_entropy(model(torch.randn(4, 3)), target).backward()
+
+    records: list[Any] = []
+    with trace(out=records.append) as t:
+        for _ in range(8):
+            thread = threading.Thread(target=turn, args=(lone,))
+            turn(net)
+            thread.start()
+            thread.join()
+            sgd.step()
+            sgd.zero_grad()
+    assert len([a for a in of(Action, records) if a.action == "threads"]) == 1
+    assert [f.code for f in t.findings if f.severity != "note"] == []
