@@ -40,7 +40,11 @@ class Notices:
         steps = f"{journal.steps} step{'s' * (journal.steps != 1)}"
         line = f"tensortrace: {steps}, {counts or 'nothing found'}"
         if path is not None and journal.writable:
-            line += f"; open with: tensortrace view {_relative(path)}"
+            if _is_there(path):
+                line += f"; open with: tensortrace view {_relative(path)}"
+            else:
+                line += f"; its log is no longer at {_relative(path)}: tensortrace view opens it"
+                line += " where it is now"
         if decorates and journal.steps == 1 and recorder.update > 1:
             line += (
                 f" ({recorder.update} optimizer steps in 1 step: a decorated call is one step; "
@@ -65,6 +69,13 @@ def _say(text: str) -> None:
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             print(text, file=sys.stderr, flush=True)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _relative(path: Path) -> str:

@@ -132,7 +132,7 @@ class Trace:
         return sink.found_at() if isinstance(sink, LogWriter) else None
 
     def report(self) -> str:
-        """The report of the log so far, as plain text; one sentence where tracing is off."""
+        """The report of the log so far, as plain text; one sentence where there is none to read."""
         if self._joined is not None:
             return self._joined.report()
         if self._recorder is None and self._off:
@@ -147,7 +147,10 @@ class Trace:
             with Ours(self._recorder, "gate"):
                 self._recorder.hand_on()
         self._recorder.journal.flush()
-        return render_report(open_run(path))
+        try:
+            return render_report(open_run(path))
+        except LogError as error:  # it was moved or deleted: no mistake of the program's
+            return f"trace: no report: {error}\n"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the page of the log so far, or one sentence that says why not."""

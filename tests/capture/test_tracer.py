@@ -101,6 +101,25 @@ def test_log_is_found_again_where_its_folder_is_renamed(
     assert "TT101" in t.report()
 
 
+@pytest.mark.parametrize("fate", ["moved", "deleted"])
+def test_a_log_that_is_gone_stops_no_program_that_asks_for_its_report(
+    fate: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with trace("run.jsonl") as t:
+        train(make_net(), 1)
+        if fate == "moved":
+            (folder / "run.jsonl").rename(folder / "elsewhere.jsonl")
+        else:
+            (folder / "run.jsonl").unlink()
+        report = f"trace: no report: there is no file {folder / 'run.jsonl'}\n"
+        assert t.report() == report
+    assert t.report() == report
+    assert t.findings == []
+    line = capsys.readouterr().err.splitlines()[-1]
+    gone = "; its log is no longer at run.jsonl: tensortrace view opens it where it is now"
+    assert line == f"tensortrace: 1 step, nothing found{gone if fate == 'moved' else ''}"
+
+
 def test_a_run_begins_where_the_working_folder_was_removed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
