@@ -25,6 +25,7 @@ from msgspec import structs
 
 from tensortrace.checks import Check, Draft, Rule, When, all_checks, closest
 from tensortrace.errors import UsageError
+from tensortrace.handlers import is_of_handler
 from tensortrace.records import (
     Action,
     Call,
@@ -354,6 +355,8 @@ class Engine:
                 for draft in rule(step, memory, **thresholds):
                     found += self._judge(one, step, draft)
             except Exception as error:
+                if is_of_handler(error):
+                    raise
                 self._checks.remove(one)
                 self._running = {}
                 where = traceback.extract_tb(error.__traceback__)[-1]

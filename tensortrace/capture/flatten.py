@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tensortrace.handlers import is_of_handler
 from tensortrace.text import shorten
 
 _DEEPEST = 8
@@ -63,7 +64,9 @@ def _collect(
             return
         for label, part in _parts(value, depth):
             _collect(part, name + shorten(label), found, depth - 1, open_)
-    except Exception:
+    except Exception as error:
+        if is_of_handler(error):
+            raise
         return  # a container of the user's that cannot be read: what was found so far stands
     finally:
         open_.discard(id(value))

@@ -60,8 +60,8 @@ class OutputProbe(msgspec.Struct, gc=False, eq=False):
             return
         with _no_functions():
             here.busy += 1
-            here.rest()
             try:
+                here.rest()
                 grad = grads[self.nr] if self.nr < len(grads) else None
                 if grad is not None:
                     self._report(recorder, grad)
@@ -104,8 +104,8 @@ class ParameterProbe:
             return
         with _no_functions():
             here.busy += 1
-            here.rest()
             try:
+                here.rest()
                 _, draft = recorder.tensors.gradient(grad, None)
                 seq, path = recorder.next_seq(), self.path
                 call = ParameterGradientDraft(
@@ -142,8 +142,8 @@ class NodeProbe(msgspec.Struct, gc=False, eq=False):
             return
         with _no_functions():
             here.busy += 1
-            here.rest()
             try:
+                here.rest()
                 step, seq, update = recorder.step, recorder.next_seq(), recorder.update
                 grads = recorder.tensors.gradients(arrived, made)
                 recorder.pend(NodeDraft(step, seq, update, site, self.node, len(arrived), grads))

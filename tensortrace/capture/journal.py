@@ -103,6 +103,8 @@ class Journal:
         self._on_finding = on_finding
         self._warn = warn
         self.full = full(0)
+        # The step in flight, as far as this knows.
+        self.number = 0
         self.findings: list[Finding] = []
         self.counts: dict[Severity, int] = {"error": 0, "warning": 0, "note": 0}
         self.steps = 0
@@ -135,7 +137,7 @@ class Journal:
     def begin_step(self, number: int) -> None:
         """Say which step is in flight: its number decides who looks at it and what is written."""
         wanted, room = self._in_tier(number), self._has_room()
-        self.full, self._refused = wanted and room, wanted and not room
+        self.number, self.full, self._refused = number, wanted and room, wanted and not room
         if self._refused:
             self._say_thin()
         self._began = self.sink.nbytes
@@ -210,18 +212,20 @@ class Journal:
             repeats=self.engine.take_repeats(),
             dropped=self._leave_out() + passed_over,
         )
-        self.take([step])
-        if not self.full:
-            self._write_lean()
-        else:
-            self._before = []
-        self.flush()
-        if self.full:
-            self._full_nbytes += self.sink.nbytes - self._began
-        self.steps += 1
-        self._summary = StepSummary(self._order)
-        self._thinned_in_step = 0
-        self.begin_step(number + 1)
+        try:
+            self.take([step])
+            if not self.full:
+                self._write_lean()
+            else:
+                self._before = []
+            self.flush()
+        finally:  # a signal handler may raise meanwhile: the step is over all the same
+            if self.full:
+                self._full_nbytes += self.sink.nbytes - self._began
+            self.steps += 1
+            self._summary = StepSummary(self._order)
+            self._thinned_in_step = 0
+            self.begin_step(number + 1)
 
     def part(self) -> None:
         """Write what a very long step holds so far; only a thin step must let go of its calls."""

@@ -188,8 +188,8 @@ def _before(module: nn.Module, args: tuple[Any, ...]) -> None:
         return
     with _no_functions():
         here.busy += 1
-        here.rest()
         try:
+            here.rest()
             _enter(_recorder_here(recorder), module, args, sys._getframe(1))
         except Exception as error:
             recorder.fault("modules", error)
@@ -214,8 +214,8 @@ def _after(*hook_args: Any) -> None:
         return  # passed over
     with _no_functions():
         here.busy += 1
-        here.rest()
         try:
+            here.rest()
             _leave(_recorder_here(recorder), hook_args)
         except Exception as error:
             recorder.fault("modules", error)

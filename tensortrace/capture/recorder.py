@@ -45,6 +45,7 @@ from tensortrace.capture.user_hooks import MOST, where_defined
 from tensortrace.capture.wanted import Wanted
 from tensortrace.checks import StepView
 from tensortrace.errors import TraceStoppedError
+from tensortrace.handlers import is_of_handler
 from tensortrace.records import (
     Action,
     ActionName,
@@ -475,8 +476,12 @@ class Recorder:
         return path
 
     def fault(self, part: str, error: Exception) -> None:
-        """Our own failure: one warning, a line in the log, and that part of the tracing stops."""
-        if isinstance(error, TraceStoppedError):
+        """Our own failure: one warning, a line in the log, and that part of the tracing stops.
+
+        What is the program's is raised in it: what `stop_on` asked for, and what a signal handler
+        raises while our code runs.
+        """
+        if isinstance(error, TraceStoppedError) or is_of_handler(error):
             raise error
         if not self.on.get(part, False):
             return
@@ -540,10 +545,12 @@ class Recorder:
                 self.step, self.next_seq(), self.update, elapsed, self.passed_over, self.resting
             )
             self._pending.append(mark)
-            if not travels:
-                self.hand_on()
-            self.step += 1
-            self._begin_step()
+            try:
+                if not travels:
+                    self.hand_on()
+            finally:  # a signal handler may raise meanwhile
+                self.step += 1
+                self._begin_step()
 
     def narrow(self, raised: Said | None = None, lone: Sequence[TensorDraft] = ()) -> None:
         """Hand on what is known and replay the call that the checks would ask about.
@@ -611,7 +618,15 @@ class Recorder:
             before = len(self.journal.findings)
             try:
                 self._hand_on(pending)
-            except Exception as error:
+            except BaseException as error:
+                if not isinstance(error, Exception) or is_of_handler(error):
+                    # What was handed on is handed on in part. A step that has not ended ends later.
+                    marks = [item for item in pending if isinstance(item, StepMark)]
+                    self._pending = [
+                        *(mark for mark in marks if mark.step >= self.journal.number),
+                        *self._pending,
+                    ]
+                    raise
                 # Here, so that the step goes on to its end and no hook is taken for the culprit.
                 self.fault("gate", error)
                 self._pending += [again for item in pending if (again := self._kept(item))]
@@ -656,6 +671,8 @@ class Recorder:
         try:
             return self._should_stop(finding)
         except Exception as error:
+            if is_of_handler(error):
+                raise
             self.warn(f"stop_on= raised {error!r:.300}; it is asked again at the next finding")
             return False
         finally:

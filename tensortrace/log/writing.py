@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from tensortrace.errors import LogError, UsageError
+from tensortrace.handlers import is_of_handler
 from tensortrace.log.claim import above_standard, claim, rank_suffix, split_name
 from tensortrace.log.codec import decode, encode
 from tensortrace.records import Record
@@ -84,6 +85,8 @@ class _Buffered:
             try:
                 taken = self._hand_on(memoryview(data))
             except Exception as err:
+                if is_of_handler(err):
+                    raise
                 self._closed = True
                 self._release()
                 reason = getattr(err, "strerror", None) or str(err) or type(err).__name__
@@ -285,6 +288,8 @@ class _CallableSink:
         try:
             self._take(record)
         except Exception as err:
+            if is_of_handler(err):
+                raise
             name = escape(getattr(self._take, "__qualname__", type(self._take).__name__))
             text = escape(f"{type(err).__name__}: {err}")
             raise LogError(f"{name}, which receives the records, raised {text}") from err

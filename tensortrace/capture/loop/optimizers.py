@@ -249,8 +249,8 @@ def _before(
     changed = None
     with _no_functions():
         here.busy += 1
-        here.rest()
         try:
+            here.rest()
             if not recorder.optimizer_running():
                 closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
                 if callable(closure):
@@ -285,8 +285,8 @@ def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return
     with _no_functions():
         here.busy += 1
-        here.rest()
         try:
+            here.rest()
             if not running.begun:  # it has never called its closure, so nothing moved is known
                 begin_step(recorder, optimizer, running.frame)
                 running.samples.clear()

@@ -132,8 +132,8 @@ def _quietly(call: _Call) -> Any:
     """Call torch without recording the ops it makes: to be shown each, one by one, takes time."""
     mode = function_mode.enter_module(False)
     here.busy += 1
-    here.rest()
     try:
+        here.rest()
         return call()
     finally:
         here.busy -= 1

@@ -33,8 +33,8 @@ def run_backward(
     draft = None
     with _no_functions():
         here.busy += 1
-        here.rest()
         try:
+            here.rest()
             location = recorder.sources.locate_frame(sys._getframe(2))
             if name == "backward":
                 losses = tensors_in(args[0] if args else kwargs.get("tensors"), "loss")

@@ -86,8 +86,8 @@ class OutsideMode(TorchFunctionMode):
             return done.way(done, func, args, kwargs or {})
         # While source lines are followed each function that is called costs 0.3 us more, unless
         # Python's trace function rests: so all that is done here is done in two rests.
-        here.rest()
         try:
+            here.rest()
             turn = _turn(func, kwargs, sys._getframe(1))
         finally:
             here.go_on()
@@ -253,8 +253,8 @@ def _sync(recorder: Recorder, name: str, args: tuple[Any, ...]) -> None:
         if here.synced[1] > _SYNCS_PER_STEP:
             return
         here.busy += 1
-        here.rest()
         try:
+            here.rest()
             detail = {"device": str(tensor.device)}
             recorder.action("sync", of=name, frame=sys._getframe(3), detail=detail)
         except Exception as error:
@@ -341,8 +341,8 @@ def _run(
     before: list[int] | None = None
     with _no_functions():
         here.busy += 1
-        here.rest()
         try:
+            here.rest()
             location = (
                 place.location
                 if place is not None and place.is_own
@@ -372,8 +372,8 @@ def _run(
         draft.fields["host_ns"] = _clock() - started_ns
         with _no_functions():
             here.busy += 1
-            here.rest()
             try:
+                here.rest()
                 if place is not None and before is not None:
                     place.checked, place.writes = True, before != versions_given(args, kwargs)
                 # What writes by index returns nothing.

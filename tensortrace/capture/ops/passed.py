@@ -50,8 +50,8 @@ def run_passed(
     except Exception as error:
         raise_late(passed, args, kwargs, error)
         raise
-    here.rest()
     try:
+        here.rest()
         news = has_news(passed, result)
     finally:
         here.go_on()

@@ -22,6 +22,7 @@ from tensortrace.capture.replay.aside import Stage, as_it_was, swapped
 from tensortrace.capture.roots import Root, UnkeptError
 from tensortrace.capture.stats.queue import StatsQueue
 from tensortrace.capture.tensors import TensorDraft, TensorTable
+from tensortrace.handlers import is_of_handler
 
 # What a replay may take of the log.
 _MOST_RECORDS = 20_000
@@ -78,6 +79,8 @@ class Replay:
                     except UnkeptError:
                         raise
                     except Exception as error:
+                        if is_of_handler(error):
+                            raise
                         self.error = error
                     finally:
                         function_mode.mode_off()
@@ -171,6 +174,8 @@ class ReplayRecorder(Recorder):
 
     def fault(self, part: str, error: Exception) -> None:
         """A failure of ours ends the replay, not the tracing."""
+        if is_of_handler(error):
+            raise error
         self.on[part] = False
         self.failed = self.failed or error
 

@@ -30,6 +30,7 @@ from tensortrace.capture.unwrap import (
     plain,
     quiet,
 )
+from tensortrace.handlers import is_of_handler
 
 if TYPE_CHECKING:
     from tensortrace.capture.tensors import TensorTable
@@ -192,7 +193,9 @@ class StatsQueue:
         if found is None:
             try:
                 row = self._row(tensor, self._ways)
-            except Exception:
+            except Exception as err:
+                if is_of_handler(err):
+                    raise
                 return None  # who measures it otherwise meets it again, and says so
             if row is None:
                 return None
@@ -339,7 +342,9 @@ class StatsQueue:
             # What else is wrapped around its memory, functorch and functional tensors and zero
             # tensors, has no address: see `is_dense` of _statistics.c.
             return None if tensor.is_neg() else self._take_in(tensor, n, head[2])
-        except Exception:
+        except Exception as err:
+            if is_of_handler(err):
+                raise
             return None  # `add_other` meets it again, and says so
 
     def _gather(self, tensor: torch.Tensor) -> Ticket | None:
@@ -508,6 +513,8 @@ def _is_bad(stats: Stats) -> bool:
 
 
 def _failed(err: Exception) -> Stats:
+    if is_of_handler(err):
+        raise err
     if isinstance(err, CapturingError):
         return Stats(unmeasured="capturing")
     if isinstance(err, torch.OutOfMemoryError) or "can't allocate memory" in str(err):

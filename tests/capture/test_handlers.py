@@ -1,0 +1,117 @@
+"""Exceptions that a signal handler of the program's raises while our own code runs."""
+
+from __future__ import annotations
+
+import functools
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tensortrace import trace
+from tensortrace.capture.journal import Journal
+from tensortrace.capture.recorder import Recorder
+from tensortrace.capture.tensors import TensorTable
+from tensortrace.handlers import is_of_handler
+from tensortrace.log import LogWriter
+from tensortrace.records import Action, Call, Step
+from tensortrace.step_view import StepView
+from tests.capture.lifecycle import make_net, of, process_state, read, train
+
+
+class LimitError(Exception):
+    """A time limit is over."""
+
+
+class Limit:
+    """Handlers of every kind."""
+
+    def __call__(self, number: int, frame: object) -> None:
+        raise LimitError
+
+    def over(self, number: int, frame: object) -> None:
+        raise LimitError
+
+
+def over(number: int, frame: object) -> None:
+    raise LimitError
+
+
+@pytest.fixture(autouse=True)
+def former() -> Iterator[None]:
+    """Put back whatever handler there was."""
+    handler = signal.getsignal(signal.SIGALRM)
+    yield
+    signal.signal(signal.SIGALRM, handler)
+
+
+HANDLERS = [over, functools.partial(over), Limit(), Limit().over]
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_an_exception_of_a_handler_is_known(handler: Any) -> None:
+    signal.signal(signal.SIGALRM, handler)
+    with pytest.raises(LimitError) as raised:
+        signal.raise_signal(signal.SIGALRM)
+    assert is_of_handler(raised.value)
+
+
+def test_another_exception_is_none_of_a_handler() -> None:
+    signal.signal(signal.SIGALRM, lambda *args: None)
+    for fails in (lambda: 1 / 0, lambda: over(0, None)):
+        with pytest.raises((LimitError, ZeroDivisionError)) as raised:
+            fails()
+        assert not is_of_handler(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Recorder, "next_seq"),
+        (Recorder, "_begin_step"),
+        (TensorTable, "identify"),
+        (TensorTable, "gradient"),
+        (Journal, "take"),
+        (Journal, "close_step"),
+        (StepView, "forward"),  # asked by checks
+        (LogWriter, "_hand_on"),
+    ],
+)
+def test_it_reaches_the_program_and_turns_nothing_off(
+    owner: type,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before, original = process_state(), getattr(owner, name)
+    armed: list[bool] = []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if armed:
+            armed.clear()
+            signal.raise_signal(signal.SIGALRM)
+        return original(*args, **kwargs)
+
+    signal.signal(signal.SIGALRM, over)
+    monkeypatch.setattr(owner, name, interrupted)
+    net = make_net()
+    with trace(tmp_path / "log.jsonl", every=1):
+        train(net, 2)
+        armed.append(True)
+        with pytest.raises(LimitError):
+            train(net, 3)
+        train(net, 3)
+    assert process_state() == before
+    records = read(tmp_path / "log.jsonl")
+    assert [record.step for record in records] == sorted(record.step for record in records)
+    assert not [action for action in of(Action, records) if action.action == "tracer_error"]
+    lines = [line.step for line in of(Step, records)]
+    assert lines == list(range(lines[-1] + 1))
+    # The last three steps are whole: each module forward and backward.
+    calls = [(c.step, c.phase) for c in of(Call, records) if c.module == "" and c.op is None]
+    for step in lines[-3:]:
+        assert {"forward", "backward"} <= {phase for at, phase in calls if at == step}
+    assert capsys.readouterr().err.count("\n") == 1
