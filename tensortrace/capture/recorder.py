@@ -317,7 +317,8 @@ class Recorder:
             turn_over = turn_over or (self.loader_done and not self.manual)
             if self.holds_call and (turn_over or self._begins_again(module, args)):
                 self.close_step()
-        self.loaders.called(module)
+        if owns:
+            self.loaders.called(module)
         if not grad_enabled:
             self._without_grad.add(id(module))
         self.holds_call = self._module_seen = True
