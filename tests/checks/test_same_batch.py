@@ -107,9 +107,11 @@ def test_an_epoch_that_is_a_step_may_come_in_the_order_of_the_last(decorated, co
         learn(*next(iter(loader)))
 
     records = []
-    run = trace(out=records.append, every=1)(epoch if decorated == "epoch" else two_lines)
+    t = trace(out=records.append, every=1)
+    run = t(epoch if decorated == "epoch" else two_lines)
     for _ in range(8):
         run()
+    t.close()
     assert len({r.id for r in records if isinstance(r, Finding) and r.code == "TT602"}) == count
 
 

@@ -171,6 +171,7 @@ def test_updates_over_the_batch_of_a_loop_are_one_step() -> None:
     assert [step.update for step in got.of(Step)] == [TURNS, 2 * TURNS, 3 * TURNS, 4 * TURNS]
 
 
+@pytest.mark.usefixtures("closing_folder")
 def test_by_hand_and_with_a_decorator_nothing_else_counts() -> None:
     learner = Learner()
 
