@@ -263,10 +263,10 @@ class TensorTable:
             version = tensor._version
         except RuntimeError:
             version = 0  # as `version_of` it
-        entry = self._known.get(id(tensor))
+        entry, step = self._known.get(id(tensor)), self._step  # another thread may end the step
         previous = from_step = None
         if entry is not None and entry.ref() is tensor:
-            if entry.step == self._step:
+            if entry.step == step:
                 if entry.version == version:
                     return entry.id, None
                 previous = entry.id
@@ -276,13 +276,13 @@ class TensorTable:
         self.next_id = number + 1
         # A subclass without weak references gets a new id each time.
         try:  # noqa: SIM105 suppress() costs as much as all that is done here
-            self._known[id(tensor)] = _Known(weakref.ref(tensor), version, number, self._step)
+            self._known[id(tensor)] = _Known(weakref.ref(tensor), version, number, step)
         except TypeError:
             pass
         base = None
         viewed = self._base_of(tensor) if self._detached or tensor._is_view() else None
         if viewed is not None:
-            if viewed.step == self._step:
+            if viewed.step == step:
                 base = viewed.id
             elif from_step is None and not tensor._is_view():
                 from_step = viewed.step  # of what `detach` made; a view is made in this step
