@@ -162,7 +162,7 @@ def test_python_examples_are_valid_python() -> None:
 def test_files_that_the_readme_names_exist() -> None:
     named = {
         *re.findall(r"\]\(([^)#:]+)\)", WORDS),
-        *re.findall(r"`((?:tests|demos|\.ci)/[\w/.]*)`", README),
+        *re.findall(r"`((?:tensortrace|tests|demos|\.ci)/[\w/.]*)`", README),
     }
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

@@ -2,8 +2,8 @@
 
 Every step writes its step line, findings, actions and optimizer records; full steps write all the
 rest. A step that turns out to have a finding is full, and so is the one before it, whose records
-are kept in memory until then. Full steps take half of `max_bytes` at most; the other half is for
-the step lines of a long run. What was left out is counted.
+are kept in memory until then. Once full steps have taken half of `max_bytes`, only those with a
+finding are full: the other half is for the step lines of a long run. What was left out is counted.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ from tensortrace.records import (
 
 _LEAN = frozenset({Header, Module, Source, Action, Optimizer, Finding, Step, End})
 _FIRST_FULL = 20
-# Shares of max_bytes: what full steps may take, so that the step lines of a long run have room;
-# where everything ends but findings and the end, and before that whatever a thin step leaves out;
-# and what findings and the end have to themselves in a small log, in bytes.
-_FULL_STEPS = 0.5
-_FULL_SHARE = 0.8
-_LEAN_SHARE = 0.95
+# Shares of max_bytes. Once full steps have taken so much, no others are but those with a finding,
+# so that the step lines of a long run have room.
+_SHARE_OF_STEPS = 0.5
+# Where whatever a thin step leaves out ends altogether, and where everything but findings does.
+_SHARE_OF_FULL = 0.8
+_SHARE_OF_LEAN = 0.95
+# What findings and the end have to themselves in a small log, in bytes.
 _FOR_FINDINGS = 4096
 _FOR_END = 1024
 _LARGE_RECORD = 1 << 20
@@ -98,8 +99,8 @@ class Journal:
         self.engine = engine
         self._in_tier = full
         self._max_bytes = max_bytes
-        self._lean_limit = min(max_bytes * _LEAN_SHARE, max_bytes - _FOR_FINDINGS)
-        self._full_limit = min(max_bytes * _FULL_SHARE, self._lean_limit)
+        self._lean_limit = min(max_bytes * _SHARE_OF_LEAN, max_bytes - _FOR_FINDINGS)
+        self._full_limit = min(max_bytes * _SHARE_OF_FULL, self._lean_limit)
         self._on_finding = on_finding
         self._warn = warn
         self.full = full(0)
@@ -126,12 +127,12 @@ class Journal:
         self._started_ns = time.perf_counter_ns()
         self._reported_problems = 0
 
-    def is_full(self, number: int) -> bool:
+    def will_be_full(self, number: int) -> bool:
         """Whether a step that is to come writes all its records, as far as one can say."""
         return self._has_room() and self._in_tier(number)
 
     def _has_room(self) -> bool:
-        most = self._max_bytes * _FULL_STEPS
+        most = self._max_bytes * _SHARE_OF_STEPS
         return self._full_nbytes < most and self.sink.nbytes < self._full_limit
 
     def begin_step(self, number: int) -> None:
@@ -383,9 +384,9 @@ class Journal:
         if not self._said_thin:
             self._said_thin = True
             self._warn(
-                f"the log has grown to {self.sink.nbytes:,} bytes and max_bytes is "
-                f"{self._max_bytes:,}: from here on steps are thin: each keeps its step line, "
-                "findings, actions and optimizer records"
+                f"full steps have taken their share of max_bytes ({self._max_bytes:,}): from here "
+                "on only steps with a finding are full, the others keep step line, findings, "
+                "actions and optimizer records; a larger limit or every=10 leaves room"
             )
 
     def _try(self, act: Callable[[], None]) -> None:

@@ -502,7 +502,7 @@ class Recorder:
         )
 
     def _begin_step(self) -> None:
-        self.full = self.journal.full if self.step == 0 else self.journal.is_full(self.step)
+        self.full = self.journal.full if self.step == 0 else self.journal.will_be_full(self.step)
         self.queue.lean = self.queue.light or not self.full
         self.queue.counts = not self.queue.lean
         self.sampling = not self.full and not self.op_level

@@ -37,7 +37,7 @@ def is_at_rest(recorder: Recorder) -> bool:
         and recorder.on["narrow"]
         and not journal.engine.looks_at(step)
         # What a full step was given by the one before has that step's number.
-        and not journal.is_full(step + 1)
+        and not journal.will_be_full(step + 1)
     )
 
 

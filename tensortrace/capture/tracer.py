@@ -537,8 +537,8 @@ def trace(*positional: Any, **options: Any) -> Any:
         compiled: "boundary" leaves compiled modules compiled and sees only their outside;
             "eager" runs them uncompiled inside the block, so that all is seen.
         source: whether the text of traced functions is stored in the log.
-        max_bytes: what the log may grow to. Full steps take at most half of it; once step lines
-            have filled it, only findings are written.
+        max_bytes: what the log may grow to. Once full steps have taken half of it, only those
+            with a finding are full; once step lines have filled it, only findings are written.
 
     Raises:
         UsageError: an option that makes no sense, a file that is not a log in the log's place.

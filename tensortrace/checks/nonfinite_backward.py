@@ -305,7 +305,8 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
     call, grad = origin.call, origin.grad
     hooks = [] if origin.direct else _hooks(step)
     of_values = [] if origin.direct or hooks else _forward_hooks(step, origin)
-    by, message, evidence = _place(step, origin, ["a hook there"] * bool(hooks or of_values))
+    blamed = hooks or of_values
+    by, message, evidence = _place(step, origin, ["a hook there"] if blamed else [])
     if placed is not None:
         evidence["placed"] = placed
     maker = _made_before(step, by)
@@ -343,10 +344,9 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         message += f"; what went in was not finite: {maker.op} made {count_text(spoilt)}"
         inputs = [step.tensors[id] for _, id in maker.inputs if id in step.tensors]
         reason = forward.explain(Facts(plain_op(maker.op), inputs, [spoilt], maker.arguments))
-    if hooks or of_values:
+    if blamed:
         reason = _reason_of_hooks(hooks, of_values)
-        hooks = hooks or of_values
-        evidence["hooks"] = [location_text(at) for at in hooks]
+        evidence["hooks"] = [location_text(at) for at in blamed]
     evidence["inputs"] = [{"name": n, "shape": t.shape, "dtype": t.dtype, "min": t.min,
                            "max": t.max, "zeros": t.zeros} for n, t in _inputs(step, by)
                           ] if op else []  # fmt: skip
@@ -356,7 +356,7 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         phase="backward", module=by.module, op=op,
         param=call.outputs[0][0] if call.op is None and call.outputs else None,
         seq=call.seq, tensor=grad.id, value=grad.nonfinite, limit=0,
-        location=(maker.location if maker is not None else hooks[0] if len(hooks) == 1 else None)
+        location=(maker.location if maker is not None else blamed[0] if len(blamed) == 1 else None)
         or by.location or call.location,
         explanation=reason.why, fix=reason.fix,
         evidence={**evidence, "verdict": verdict}, chain=_chain(step, origin, by, reason, length),

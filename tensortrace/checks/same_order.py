@@ -132,5 +132,6 @@ def _draft(series: _Series, sustain: int) -> Draft:
         message=f"{epochs} epochs running (limit {sustain}) {begun.of} comes in the same order: "
         f"{why}",
         cause=location_text(begun.location), value=epochs, limit=sustain, location=begun.location,
-        evidence={"placed": "direct", "sampler": sampler, "epochs": epochs}, fix=fix,
+        evidence={"placed": "direct", "sampler": sampler, "epochs": epochs,
+                  "sampler_index": begun.detail.get("sampler_index")}, fix=fix,
     )  # fmt: skip

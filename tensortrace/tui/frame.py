@@ -340,7 +340,8 @@ class Frame(App[int]):
         told = ", calls not kept" if summary is not None and not summary.full else ""
         if summary is None:
             lost = self.log_.lost_from
-            told = ", still open" if lost is None or self.number < lost else ", not kept"
+            is_lost = lost is not None and self.number >= lost
+            told = ", no step line (max_bytes)" if is_lost else ", still open"
         table.set_title(f"Step {self.number}{told}" if len(held) else "No step yet")
         table.show(len(held), draw, cursor)
 

@@ -46,7 +46,7 @@ def program_of(run: Run) -> str:
 def state_of(run: Run, *, following: bool) -> tuple[str, str]:
     """Say how the run stands, in words and the style to show them in."""
     if run.end is not None:
-        lost = "" if run.lost_from is None else f", full: no steps from {run.lost_from} on"
+        lost = "" if run.lost_from is None else f", step lines end at {run.lost_from - 1}"
         if run.end.why == "exit":
             return f"ended{lost}", "bar-faint"
         failure = run.end.failure

@@ -11,8 +11,8 @@ from textual.worker import Worker, get_current_worker
 from tensortrace.log import CHUNK
 from tensortrace.records import Finding, Module
 from tensortrace.run import Ranks, Run
+from tensortrace.tui import search
 from tensortrace.tui.background import TELL_EVERY_S, Reader
-from tensortrace.tui.step import search
 from tensortrace.tui.step.row import Row
 from tensortrace.tui.terminal.styled import UNICODE, Glyphs
 

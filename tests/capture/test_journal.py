@@ -226,7 +226,7 @@ def test_full_steps_take_half_of_max_bytes_and_thin_ones_go_on(
     assert t.findings
     said = [line for line in capsys.readouterr().err.splitlines() if "max_bytes" in line]
     assert len(said) == 1
-    assert "each keeps its step line, findings, actions and optimizer records" in said[0]
+    assert "the others keep step line, findings, actions and optimizer records" in said[0]
     assert open_run(log).lost_from is None
 
 
@@ -250,7 +250,7 @@ def test_a_log_that_is_full_of_step_lines_says_from_where_on_they_are_missing(
     run = open_run(log)
     assert run.lost_from == lost
     assert f"the step lines of steps {lost} to 299 (max_bytes)" in render_report(run)
-    assert state_of(run, following=False)[0] == f"ended, full: no steps from {lost} on"
+    assert state_of(run, following=False)[0] == f"ended, step lines end at {lost - 1}"
 
 
 def test_line_longer_than_the_room_left_is_dropped(tmp_path: Path) -> None:

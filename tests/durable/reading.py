@@ -12,11 +12,11 @@ from tensortrace.export.text import render_report
 from tensortrace.records import Record
 from tensortrace.run import Run, open_run, series
 from tensortrace.tui.header import state_of
+from tensortrace.tui.search import seen_text
 from tensortrace.tui.step.calls import row_line
 from tensortrace.tui.step.detail import detail_lines
 from tensortrace.tui.step.findings import finding_line, first_error, in_order, worst_by_step
 from tensortrace.tui.step.rows import StepRows
-from tensortrace.tui.step.search import seen_text
 from tensortrace.tui.timeline import timeline_lines, window
 
 MANY = 60

@@ -9,10 +9,11 @@ import pytest
 
 from tensortrace.log import LogFile, encode, open_log
 from tensortrace.records import Action, Location, Optimizer, Param, Record, Source, Step
+from tensortrace.tui import search
 from tensortrace.tui.bindings import KEYS, bindings, bindings_of, in_view
 from tensortrace.tui.header import headline
 from tensortrace.tui.layout import arrange
-from tensortrace.tui.step import findings, search
+from tensortrace.tui.step import findings
 from tensortrace.tui.tabs import TABS
 from tensortrace.tui.terminal.styled import ASCII
 from tensortrace.tui.timeline import cell_width, heights, timeline_lines, window

@@ -1,9 +1,9 @@
 /* The turns of a loop that are passed over: what is done at each of their ops and lines.
 
    Plain C against the limited API of Python 3.10. It is the short way of an op or a line of which
-   nothing is recorded, and says nothing that the Python of `function_mode.py` and `places.py` in
-   `ops/`, `frames.py`, `deferred.py` and `thinning.py` in `lines/` does not say too: that serves where
-   this is not built, and both read and write the same attributes. Python takes over where it is
+   nothing is recorded, and says nothing that the Python of `function_mode.py`, `passed.py` and
+   `places.py` in `ops/`, `frames.py`, `deferred.py` and `thinning.py` in `lines/` does not say too:
+   that serves where this is not built, and both read and write the same attributes. Python takes over where it is
    otherwise: before anything was counted (another place, a step that ends), or with what was counted
    (news, a shape that is another, a turn that is recorded).
 

@@ -170,11 +170,11 @@ class Carried:
         return {"left": len(found), "left_names": examples, "grown": self.grown}
 
     def moved(self, names: ModuleNames, parameters: Parameters) -> list[str]:
-        """Name the parameters that got a gradient, that no optimizer has, and that need none.
+        """Name the parameters for which it is no fault that no optimizer has them by that name.
 
-        They are copies of what one holds, made anew or written by the loop; or what they got was
-        taken by torch.autograd.grad, so that the loop has it and they do not. Or they have another
-        name by which one holds them.
+        They are copies of what one holds, made anew or written by the loop; or the gradient that
+        they got was taken by torch.autograd.grad, so that the loop has it and they do not; or they
+        are tied, and held by another name.
         """
         if slot.several_train():
             return []

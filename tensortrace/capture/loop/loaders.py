@@ -23,14 +23,14 @@ _FOR, _LONG = dis.opmap["FOR_ITER"], dis.EXTENDED_ARG
 
 
 class Loaders:
-    """The iterations that have begun and not ended, and what the step has done with its batch.
+    """The iterations that have begun and not ended, and what was called and moved in this step.
 
     `seen` says whether a batch came from any; no iteration is kept alive.
     """
 
     def __init__(self) -> None:
         self.seen = False
-        # By identity, and whether it is known to go on.
+        # By identity; and whether more batches are known to be asked for.
         self._open: dict[int, tuple[weakref.ref[Any], bool]] = {}
         # Modules called outside every other, by id, and the optimizers that have stepped.
         self._called: set[int] = set()
@@ -44,9 +44,9 @@ class Loaders:
     def fetched(self, batches: Any, frame: FrameType) -> None:
         """An iteration has handed out a batch to the code of a frame."""
         self.seen = True
-        ref, leads = self._open.get(id(batches), (None, False))
+        ref, goes_on = self._open.get(id(batches), (None, False))
         again = ref is not None and ref() is batches
-        if not (again and leads):
+        if not (again and goes_on):
             self._open[id(batches)] = weakref.ref(batches), again or _is_loop(frame)
 
     def ended(self, batches: Any) -> None:
@@ -63,26 +63,27 @@ class Loaders:
 
     def steps_again(self, index: int) -> bool:
         """Whether an optimizer begins its second step over a batch that is kept."""
-        return index in self._moved_by and self._keep()
+        return index in self._moved_by and self._is_kept()
 
     def begins_again(
         self, module: nn.Module, args: tuple[Any, ...], optimizers: Optimizers
     ) -> bool:
         """Whether a call outside every other begins another turn over a batch that is kept.
 
-        So does a call of a module that was called in this step, once all that it has to learn was
-        moved; not one of what the same turn has made (a discriminator's, after its own update).
+        So does a call of a module that was called in this step, once optimizers have moved all its
+        parameters that are trained; not one that is given what the same turn has made (to a
+        discriminator, after its own update).
         """
-        if id(module) not in self._called or not self._moved_by or not self._keep():
+        if id(module) not in self._called or not self._moved_by or not self._is_kept():
             return False
         if any(tensor.requires_grad for _, tensor in tensors_in(args, "input")):
             return False
         return not torch.is_grad_enabled() or optimizers.hold(module, self._moved_by)
 
-    def _keep(self) -> bool:
-        """Whether batches came, and no iteration goes on: none asked by a `for` or repeatedly."""
-        self._open = {key: (ref, leads) for key, (ref, leads) in self._open.items() if ref()}
-        return self.seen and not any(leads for _, leads in self._open.values())
+    def _is_kept(self) -> bool:
+        """Whether batches came and none is to follow: none is asked for by a `for`, or again."""
+        self._open = {key: (ref, more) for key, (ref, more) in self._open.items() if ref()}
+        return self.seen and not any(more for _, more in self._open.values())
 
 
 def _is_loop(frame: FrameType) -> bool:

@@ -1,7 +1,7 @@
 """Ops in loops outside modules that are passed over: nothing is recorded of one without news.
 
 What it made is remembered: where that is taken by something recorded, the op is recorded after all.
-Compiled (`_turns.c`) the most of it is one function with what decides; both say the same.
+Compiled (`_turns.c`), deciding and passing over are one function, which does what is written here.
 """
 
 from __future__ import annotations

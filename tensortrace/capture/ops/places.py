@@ -1,7 +1,7 @@
 """Ops in loops outside modules: which of their executions are recorded.
 
 An op that is called again and again in one step from one place is recorded like a source line that
-runs over and over: the first three times, then at powers of two (`line_thinning` has the rule), and
+runs over and over: the first three times, then at powers of two (`turns` has the rule), and
 where lines are followed in the executions of its line that are recorded, too. The others are
 counted, but for those with news: another shape or dtype, a NaN or infinity, an exception. Never
 passed over is an op that writes in place, for its inputs would have to be described before, one

@@ -213,7 +213,7 @@ class Narrower:
         self._done.add((root.path, phase))
         self._asked.add((root.path, phase, what))
         self._replays += 1
-        # Each root is replayed once: what comes later has to show in its own calls.
+        # No step rests from here on: another cause has to show in calls that are recorded.
         self._recorder.may_rest = False
         started = time.perf_counter_ns()
         call = next((c for c in step.calls if c.seq == root.seq), None)

@@ -1,5 +1,6 @@
-"""The records of one step.
+"""The records of one step, as the table shows them.
 
-`slots`, `rows` and `folds` make them the rows of a table, `cells`, `calls` and `detail` make text
-of a row, `flow` says where its tensors come from and go to.
+`slots`, `rows` and `folds` make them rows (`row`), `cells` and `calls` make text of a row, `detail`
+tells all of one (`distribution`, `profile`). `flow` says where its tensors come from and go to,
+`findings` lists those of the run.
 """

@@ -1,4 +1,9 @@
-"""The views beside that of the step; the order of the tabs and their keys are in `tabs.TABS`."""
+"""The views beside that of the step; the order of the tabs and their keys are in `tabs.TABS`.
+
+One file a view: `timeline`, `layers`, `tensor`, `flow`, `source`, `findings`, each a `View`
+(`view`; `span_view` where columns are steps). They are drawn by `heat`, `plot` and `columns`, and
+read by `tracks`, `site`, `site_track`, `executed`, `source_lines`, `call_lines`, `variables`.
+"""
 
 from __future__ import annotations
 

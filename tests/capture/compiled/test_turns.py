@@ -19,12 +19,9 @@ from torch import Tensor, nn
 
 from tensortrace import Lines, trace
 from tensortrace.capture import compiled
-from tensortrace.capture.lines import deferred as line_deferred
-from tensortrace.capture.lines import frames as line_frames
-from tensortrace.capture.lines import thinning as line_thinning
+from tensortrace.capture.lines import deferred, frames, thinning
 from tensortrace.capture.lines.frames import FrameTrace
-from tensortrace.capture.ops import function_mode as ops
-from tensortrace.capture.ops import places as op_places
+from tensortrace.capture.ops import function_mode, places
 from tensortrace.records import Call, Header, Line, Record, Step
 from tests.capture import Recorded
 
@@ -165,7 +162,7 @@ OPTIONS: list[dict[str, Any]] = [
 def in_python(patch: pytest.MonkeyPatch) -> None:
     """Leave the compiled way."""
     patch.setattr(compiled, "turns", None)
-    patch.setattr(ops, "_call", None)
+    patch.setattr(function_mode, "_call", None)
 
 
 def timeless(found: Record) -> Any:
@@ -264,7 +261,7 @@ def plain_turns(turns: int) -> Tensor:
 
 
 @needs_turns
-@pytest.mark.skipif(line_frames._IS_COMPILED, reason="Dynamo of torch 2.6: lines are Python's")
+@pytest.mark.skipif(frames._IS_COMPILED, reason="Dynamo of torch 2.6: lines are Python's")
 def test_python_is_asked_of_few_turns_only(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
@@ -280,8 +277,8 @@ def test_python_is_asked_of_few_turns_only(monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("event", "look_back", "look_back_at", "_catch_up"):
         count(FrameTrace, name)
     for name in ("takes", "repeats"):
-        count(op_places.Place, name)
-    count(line_thinning.Thinning, "begin")
+        count(places.Place, name)
+    count(thinning.Thinning, "begin")
     counts = []
     for number in (64, 960):
         asked.clear()
@@ -336,7 +333,7 @@ def test_nothing_of_a_loop_stays_alive() -> None:
     traced(100)
     gc.collect()
     assert [ref for ref in seen if ref() is not None] == []
-    before = {kind: _count(kind) for kind in (FrameTrace, op_places.Place, tuple, weakref.ref)}
+    before = {kind: _count(kind) for kind in (FrameTrace, places.Place, tuple, weakref.ref)}
     for _ in range(20):
         seen.clear()
         traced(100)
@@ -387,11 +384,11 @@ def test_it_wants_to_be_told_of_everything() -> None:
 @pytest.mark.parametrize(
     ("kind", "slots"),
     [
-        (FrameTrace, line_frames._HOT),
-        (op_places.Place, op_places._HOT),
-        (line_deferred.Deferred, line_deferred._HOT),
-        (line_thinning.Thinning, line_thinning._OF_THINNING),
-        (line_thinning.Passed, line_thinning._OF_PASSED),
+        (FrameTrace, frames._HOT),
+        (places.Place, places._HOT),
+        (deferred.Deferred, deferred._HOT),
+        (thinning.Thinning, thinning._OF_THINNING),
+        (thinning.Passed, thinning._OF_PASSED),
     ],
 )
 def test_a_struct_has_the_attributes_that_a_class_of_python_has(

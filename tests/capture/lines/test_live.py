@@ -21,7 +21,7 @@ from tests.capture.lines.lines_of import Seen
 
 pytestmark = pytest.mark.usefixtures("closing_folder")
 
-GOLDEN = Path(__file__).parent / "lines_live.txt"
+GOLDEN = Path(__file__).parent / "live.txt"
 # What a line of text says, without time, indent and how new the variable is.
 _VARIABLE = re.compile(r"^ *(?:Starting var|New var|Modified var):\.+ (.*)$")
 _EVENT = re.compile(r"^ *(?:\d\d:\d\d:\d\d\.\d{6})? *(call|line|return|exception) +(\d+) (.*)$")

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
 from tensortrace import trace
-from tensortrace.capture.loop import wrappers as loop
+from tensortrace.capture.loop import wrappers
 from tensortrace.records import Action, Call, Optimizer, Step
 from tests.capture.lifecycle import X, make_net, make_optimizer, of, process_state, train, weights
 
@@ -245,10 +245,10 @@ def test_fault_in_a_wrapper_changes_nothing(
 def test_targets_that_another_torch_version_lacks_are_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    targets = [*loop._targets(), (nn.Module, "no_such_method", loop._silently)]
-    monkeypatch.setattr(loop, "_targets", lambda: targets)
+    targets = [*wrappers._targets(), (nn.Module, "no_such_method", wrappers._silently)]
+    monkeypatch.setattr(wrappers, "_targets", lambda: targets)
     before = process_state()
-    patches = loop.Patches()
+    patches = wrappers.Patches()
     assert process_state() != before
     patches.remove()
     assert process_state() == before

@@ -1,6 +1,6 @@
-"""The Triton kernels in Triton's interpreter, against the oracle of test_stats.
+"""The Triton kernels in Triton's interpreter, against the oracle of test_queue.
 
-Run by test_cuda_kernel.py in a process of its own: Triton decides when it is imported whether it
+Run by test_kernel.py in a process of its own: Triton decides when it is imported whether it
 interprets, and a torch with CUDA imports it by itself.
 """
 

@@ -1,7 +1,7 @@
 """What only a GPU can show: that nothing waits, that a captured graph stays as it is, that it fits.
 
-Without one all this is skipped; what it rests on is held by test_cuda_rows, test_cuda_time and
-test_cuda_kernel on the CPU.
+Without one all this is skipped; what it rests on is held by test_rows, test_kernel and
+../../test_cuda_time on the CPU.
 """
 
 from __future__ import annotations

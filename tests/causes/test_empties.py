@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensortrace.causes import Reason, forward
-from tests.capture.replay.test_repairs import facts
+from tests.causes.test_repairs import facts
 from tests.checks.traced import find_live
 
 Loss = Callable[..., Tensor]
