@@ -366,12 +366,12 @@ class Recorder:
             self.close_step()
         self.action("fetch", frame=frame, detail={"host_ns": host_ns})
 
-    def loader_ended(self, batches: object) -> None:
+    def loader_ended(self, batches: object, frame: FrameType) -> None:
         """A DataLoader has no more batches: what is called next is another turn.
 
         One that fetches a batch ahead (of accelerate, of a Trainer) has a turn left by then.
         """
-        self.loaders.ended(batches)
+        self.loaders.ended(batches, frame, self.holds_call)
         self.loader_done = self.holds_call
 
     def module_called(self, module: nn.Module, path: str) -> None:

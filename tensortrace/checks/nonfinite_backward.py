@@ -393,11 +393,14 @@ def _hooks(step: StepView) -> list[Location]:
 def _forward_hooks(step: StepView, origin: Origin) -> list[Location]:
     """Where the forward hooks are defined, left out like that, that ran where the gradient is of.
 
-    What such a hook returns has a backward like any other value.
+    What such a hook returns has a backward like any other value. None where the replay was not
+    alike: then something else may be to blame for that.
     """
     around, source, following = _between(step, origin.call)
     replays = (a.detail for a in step.actions if a.action == "replay")
     replay = next((d for d in replays if d.get("phase") == "backward"), {})
+    if replay.get("differs") is not None:
+        return []
     return ran_between(step, replay, around, source, following)
 
 

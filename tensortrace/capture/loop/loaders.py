@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dis
 import weakref
-from types import FrameType
+from inspect import CO_GENERATOR
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,30 +33,52 @@ class Loaders:
         self.seen = False
         # By identity; and whether more batches are known to be asked for.
         self._open: dict[int, tuple[weakref.ref[Any], bool]] = {}
-        # Modules called outside every other, by id, and the optimizers that have stepped.
+        # Where batches were asked for: code, and instruction.
+        self._places: set[tuple[CodeType, int]] = set()
+        # How many steps are left of an iteration that has ended ahead of them.
+        self._ahead = 0
+        # Modules called outside every other, by id, those of them that were called with grad, and
+        # the optimizers that have stepped.
         self._called: set[int] = set()
+        self._trained: dict[int, weakref.ref[nn.Module]] = {}
         self._moved_by: set[int] = set()
 
     def begin_step(self) -> None:
         """Forget what the step before has done."""
         self._called.clear()
+        self._trained.clear()
         self._moved_by.clear()
+        self._ahead = max(self._ahead - 1, 0)
 
     def fetched(self, batches: Any, frame: FrameType) -> None:
         """An iteration has handed out a batch to the code of a frame."""
         self.seen = True
+        self._ahead = 0
         ref, goes_on = self._open.get(id(batches), (None, False))
-        again = ref is not None and ref() is batches
-        if not (again and goes_on):
+        known = ref is not None and ref() is batches
+        place = frame.f_code, frame.f_lasti
+        # A generator that asks for a second batch at another place hands out the first meanwhile.
+        again = place in self._places or (known and bool(frame.f_code.co_flags & CO_GENERATOR))
+        self._places.add(place)
+        if not (known and goes_on):
             self._open[id(batches)] = weakref.ref(batches), again or _is_loop(frame)
 
-    def ended(self, batches: Any) -> None:
-        """An iteration has no more batches."""
+    def ended(self, batches: Any, frame: FrameType, holds_call: bool) -> None:
+        """An iteration has no more batches for the code of a frame.
+
+        Args:
+            holds_call: whether the step in flight has begun. Then a generator that fetches ahead
+                has the last batch still to hand out.
+        """
         self._open.pop(id(batches), None)
+        is_ahead = frame.f_code.co_flags & CO_GENERATOR and not _is_loop(frame)
+        self._ahead = 2 if holds_call and is_ahead else 0
 
     def called(self, module: nn.Module) -> None:
         """A module is called outside every other."""
         self._called.add(id(module))
+        if torch.is_grad_enabled():
+            self._trained[id(module)] = weakref.ref(module)
 
     def stepped(self, index: int) -> None:
         """An optimizer has stepped, or was skipped by a scaler."""
@@ -70,20 +93,30 @@ class Loaders:
     ) -> bool:
         """Whether a call outside every other begins another turn over a batch that is kept.
 
-        So does a call of a module that was called in this step, once optimizers have moved all its
-        parameters that are trained; not one that is given what the same turn has made (to a
+        So does a call of a module that was called in this step, once optimizers have moved all that
+        were called with grad; not one that is given what the same turn has made (to a
         discriminator, after its own update).
         """
         if id(module) not in self._called or not self._moved_by or not self._is_kept():
             return False
-        if any(tensor.requires_grad for _, tensor in tensors_in(args, "input")):
+        if any(_is_made(tensor) for _, tensor in tensors_in(args, "input")):
             return False
-        return not torch.is_grad_enabled() or optimizers.hold(module, self._moved_by)
+        trained = [known for ref in self._trained.values() if (known := ref()) is not None]
+        if torch.is_grad_enabled():
+            trained.append(module)
+        return all(optimizers.have_moved(each, self._moved_by) for each in trained)
 
     def _is_kept(self) -> bool:
         """Whether batches came and none is to follow: none is asked for by a `for`, or again."""
-        self._open = {key: (ref, more) for key, (ref, more) in self._open.items() if ref()}
-        return self.seen and not any(more for _, more in self._open.values())
+        # The truth of an iteration is its length, which a stream does not have.
+        alive = {key: one for key, one in self._open.items() if one[0]() is not None}
+        self._open = alive
+        return self.seen and not self._ahead and not any(more for _, more in alive.values())
+
+
+def _is_made(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has a graph. What a view has is left alone: to ask may build a node."""
+    return tensor.requires_grad and (tensor._is_view() or not tensor.is_leaf)
 
 
 def _is_loop(frame: FrameType) -> bool:

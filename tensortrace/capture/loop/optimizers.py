@@ -170,15 +170,17 @@ class Optimizers:
         """Whether an optimizer has moved what it holds."""
         return self._met[index].steps > 0
 
-    def hold(self, module: nn.Module, indices: set[int]) -> bool:
-        """Whether some optimizers have all parameters of a module that are trained."""
-        held = {
-            id(parameter)
-            for index, optimizer in self.met()
-            if index in indices
-            for parameter in _parameters(optimizer)
-        }
-        return all(id(p) in held for p in module.parameters() if p.requires_grad)
+    def have_moved(self, module: nn.Module, indices: set[int]) -> bool:
+        """Whether those of some numbers have moved what a module has to learn, if it has any.
+
+        What no optimizer holds is not trained, and what another one holds is still to be moved.
+        """
+        moved: set[int] = set()
+        others: set[int] = set()
+        for index, optimizer in self.met():
+            (moved if index in indices else others).update(map(id, _parameters(optimizer)))
+        own = {id(p) for p in module.parameters() if p.requires_grad}
+        return not own or (not own.isdisjoint(moved) and own.isdisjoint(others - moved))
 
     def has_met(self) -> bool:
         """Whether any optimizer was met so far."""

@@ -191,7 +191,7 @@ def _fetch(given: Batches, recorder: Recorder, args: Any, kwargs: Any, call: _Ca
     except StopIteration:
         if counts:
             with Ours(recorder, "loop"):
-                recorder.loader_ended(args[0])
+                recorder.loader_ended(args[0], sys._getframe(2))
         raise
     if counts:
         with Ours(recorder, "loop"):

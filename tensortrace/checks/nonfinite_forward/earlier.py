@@ -148,7 +148,9 @@ def grown_from(step: StepView, draft: Draft) -> str | None:
     for finding in reversed(step.findings):
         if finding.step <= step.healthy or finding.step == step.number:
             return None
-        way = ((link.op, location_text(link.location)) for link in finding.chain)
+        # Its own op in another module, a block of the same class, is another cause.
+        way = ((link.op, location_text(link.location)) for link in finding.chain
+               if link.seq != finding.seq or draft.module == finding.module)  # fmt: skip
         if is_damage(finding) and (draft.op, location_text(draft.location)) in way:
             return finding.id
     return None

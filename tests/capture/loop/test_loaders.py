@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from tensortrace import trace
 from tensortrace.capture.loop.loaders import Loaders
@@ -102,6 +102,50 @@ def with_a_closure(learner: Learner) -> None:
         optimizer.step(closure)
 
 
+def kept_with_another(learner: Learner) -> None:
+    batches = iter(make_loader())
+    x, y = next(batches)
+    next(batches)
+    learner.turns(x, y)
+
+
+def an_input_that_is_learnt(learner: Learner) -> None:
+    x, _ = next(iter(make_loader()))
+    image = x.clone().requires_grad_()
+    optimizer = torch.optim.SGD([image, *learner.net.parameters()], lr=0.01)
+    for _ in range(TURNS):
+        optimizer.zero_grad()
+        learner.net(image).square().mean().backward()
+        optimizer.step()
+
+
+def a_head_alone(learner: Learner) -> None:
+    """The rest is in no optimizer, and not frozen either."""
+    x, y = next(iter(make_loader()))
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    optimizer = torch.optim.SGD(net[1].parameters(), lr=0.01)
+    for _ in range(TURNS):
+        net.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+
+def of_an_actor_and_its_critic(learner: Learner) -> None:
+    """The critic is called again after its own update, for the actor's loss."""
+    x, _ = next(iter(make_loader()))
+    actor, critic = nn.Linear(4, 1), nn.Sequential(nn.Linear(4, 1))
+    ours = torch.optim.SGD(actor.parameters(), lr=0.01)
+    theirs = torch.optim.SGD(critic.parameters(), lr=0.01)
+    for _ in range(TURNS):
+        theirs.zero_grad()
+        critic(x).square().mean().backward()
+        theirs.step()
+        chosen = actor(x)
+        ours.zero_grad()
+        (chosen * critic(x).detach()).mean().backward()
+        ours.step()
+
+
 def of_two_models(learner: Learner) -> None:
     play(itertools.repeat(next(iter(make_loader())), TURNS))
 
@@ -117,6 +161,10 @@ def of_two_models(learner: Learner) -> None:
         evaluated_between,
         behind_a_frozen_module,
         with_a_closure,
+        kept_with_another,
+        an_input_that_is_learnt,
+        a_head_alone,
+        of_an_actor_and_its_critic,
         of_two_models,
     ],
 )
@@ -169,6 +217,46 @@ def test_updates_over_the_batch_of_a_loop_are_one_step() -> None:
 
     got = record(program)
     assert [step.update for step in got.of(Step)] == [TURNS, 2 * TURNS, 3 * TURNS, 4 * TURNS]
+
+
+class Stream(IterableDataset[Tensor]):
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(torch.randn(12, 4))
+
+
+def test_several_updates_over_a_batch_of_a_stream_are_one_step() -> None:
+    learner = Learner()
+
+    def program(_: Trace) -> None:
+        for x in DataLoader(Stream(), 4):
+            learner.turns(x, torch.zeros(4, dtype=torch.long))
+
+    assert len(record(program).of(Step)) == 3
+
+
+def test_a_batch_that_was_fetched_ahead_is_one_step() -> None:
+    """As accelerate does, which has to know the last one."""
+
+    def ahead(loader: Batches) -> Iterator[tuple[Tensor, ...]]:
+        batches = iter(loader)
+        batch = next(batches)
+        while True:
+            try:
+                following = next(batches)
+            except StopIteration:
+                yield batch
+                return
+            yield batch
+            batch = following
+
+    learner = Learner()
+
+    def program(_: Trace) -> None:
+        for _ in range(2):
+            for x, y in ahead(make_loader()):
+                learner.turns(x, y)
+
+    assert len(record(program).of(Step)) == 8
 
 
 @pytest.mark.usefixtures("closing_folder")

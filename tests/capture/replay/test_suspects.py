@@ -178,3 +178,41 @@ def test_a_second_cause_in_the_same_model_is_narrowed_too() -> None:
 def test_a_cause_that_stays_is_replayed_once() -> None:
     got = record(lambda _: Spikes().train_on(12))
     assert [action.step for action in got.actions("replay")] == [3]
+
+
+class Block(nn.Module):
+    def __init__(self, bad_from: int) -> None:
+        super().__init__()
+        self.layer, self.bad_from = nn.Linear(4, 4), bad_from
+
+    def forward(self, x: Tensor, step: int) -> Tensor:
+        h: Tensor = self.layer(x)
+        return h + torch.log(h * 0) * 0 if step >= self.bad_from else h  # the cause
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(7), Block(5)])
+
+    def forward(self, x: Tensor, step: int) -> Tensor:
+        for block in self.blocks:
+            x = block(x, step)
+        return x
+
+
+def test_the_same_op_in_another_block_is_another_cause() -> None:
+    def program() -> None:
+        model = Blocks()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for step in range(10):
+            optimizer.zero_grad()
+            loss = model(torch.randn(4, 4), step).square().mean()
+            loss.backward()
+            if loss.isfinite():
+                optimizer.step()
+
+    found = find_live(program, "TT101")
+    assert [(f.step, f.op, f.evidence["placed"]) for f in found] == [
+        (5, "log", "exact"), (7, "log", "exact"),
+    ]  # fmt: skip
