@@ -244,10 +244,12 @@ def test_block_of_another_thread_joins_the_run_in_flight_and_says_so(
     def first() -> None:
         with trace("first.jsonl", every=1) as t:
             meeting.at(1)
-            for _ in range(2):
-                net(X)
-                t.step()
-            meeting.at(4)
+            net(X)
+            meeting.at(4)  # what the other is doing while a step ends is passed over
+            t.step()
+            net(X)
+            t.step()
+            meeting.at(5)
 
     def second() -> None:
         meeting.at(2)
@@ -256,7 +258,7 @@ def test_block_of_another_thread_joins_the_run_in_flight_and_says_so(
                 other(X).sum()
                 inner.step()
             meeting.at(3)
-            meeting.at(5)
+            meeting.at(6)
 
     together(first, second)
     assert process_state() == before
