@@ -415,7 +415,7 @@ class Recorder:
         tensor: int | None = None,
     ) -> ActionDraft:
         """Record something that the loop did."""
-        self.thread_number()
+        self.thread_number()  # it may be a thread's first report
         if frame is not None:
             location = self.sources.locate_frame(frame)
         fields: dict[str, Any] = {

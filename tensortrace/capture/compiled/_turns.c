@@ -3,9 +3,9 @@
    Plain C against the limited API of Python 3.10. It is the short way of an op or a line of which
    nothing is recorded, and says nothing that the Python of `function_mode.py`, `passed.py` and
    `places.py` in `ops/`, `frames.py`, `deferred.py` and `thinning.py` in `lines/` does not say too:
-   that serves where this is not built, and both read and write the same attributes. Python takes over where it is
-   otherwise: before anything was counted (another place, a step that ends), or with what was counted
-   (news, a shape that is another, a turn that is recorded).
+   that serves where this is not built, and both read and write the same attributes. Python takes
+   over where it is otherwise: before anything was counted (another place, a step that ends), or
+   with what was counted (news, a shape that is another, a turn that is recorded).
 
    No code of the user's runs in here but the op itself: what is asked are attributes of our own
    objects, of frames, and of tensors that are exactly torch's. */

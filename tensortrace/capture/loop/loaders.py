@@ -31,8 +31,8 @@ class Loaders:
 
     def __init__(self) -> None:
         self.seen = False
-        # By identity; and whether more batches are known to be asked for.
-        self._open: dict[int, tuple[weakref.ref[Any], bool]] = {}
+        # Whether more batches are known to be asked for.
+        self._open: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         # Where batches were asked for: code, and instruction.
         self._places: set[tuple[CodeType, int]] = set()
         # How many steps are left of an iteration that has ended ahead of them.
@@ -54,14 +54,13 @@ class Loaders:
         """An iteration has handed out a batch to the code of a frame."""
         self.seen = True
         self._ahead = 0
-        ref, goes_on = self._open.get(id(batches), (None, False))
-        known = ref is not None and ref() is batches
+        goes_on = self._open.get(batches)
         place = frame.f_code, frame.f_lasti
         # A generator that asks for a second batch at another place hands out the first meanwhile.
-        again = place in self._places or (known and bool(frame.f_code.co_flags & CO_GENERATOR))
+        is_ahead = goes_on is not None and bool(frame.f_code.co_flags & CO_GENERATOR)
+        if not goes_on:
+            self._open[batches] = place in self._places or is_ahead or _is_loop(frame)
         self._places.add(place)
-        if not (known and goes_on):
-            self._open[id(batches)] = weakref.ref(batches), again or _is_loop(frame)
 
     def ended(self, batches: Any, frame: FrameType, holds_call: bool) -> None:
         """An iteration has no more batches for the code of a frame.
@@ -70,12 +69,14 @@ class Loaders:
             holds_call: whether the step in flight has begun. Then a generator that fetches ahead
                 has the last batch still to hand out.
         """
-        self._open.pop(id(batches), None)
+        self._open.pop(batches, None)
         is_ahead = frame.f_code.co_flags & CO_GENERATOR and not _is_loop(frame)
         self._ahead = 2 if holds_call and is_ahead else 0
 
     def called(self, module: nn.Module) -> None:
         """A module is called outside every other."""
+        if not self.seen:
+            return  # the optimizers tell
         self._called.add(id(module))
         if torch.is_grad_enabled():
             self._trained[id(module)] = weakref.ref(module)
@@ -108,10 +109,7 @@ class Loaders:
 
     def _is_kept(self) -> bool:
         """Whether batches came and none is to follow: none is asked for by a `for`, or again."""
-        # The truth of an iteration is its length, which a stream does not have.
-        alive = {key: one for key, one in self._open.items() if one[0]() is not None}
-        self._open = alive
-        return self.seen and not self._ahead and not any(more for _, more in alive.values())
+        return self.seen and not self._ahead and not any(self._open.values())
 
 
 def _is_made(tensor: torch.Tensor) -> bool:

@@ -306,7 +306,7 @@ def begin_step(
     recorder: Recorder, optimizer: Optimizer, frame: FrameType, skipped: bool = False
 ) -> None:
     """Record the optimizer and its parameters as they are, and decide the gate."""
-    recorder.thread_number()
+    recorder.thread_number()  # it may be a thread's first report
     recorder.note_threads()
     index = recorder.optimizers.index_of(optimizer)
     running = recorder.stepping or StepInFlight(optimizer, index, frame)
