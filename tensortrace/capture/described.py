@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from tensortrace.capture.gradients import is_training, own_parameters
-from tensortrace.capture.names import ModuleNames
+from tensortrace.capture.names import ModuleNames, unwrapped
 from tensortrace.capture.norms import is_untrained
 from tensortrace.capture.source import SourceLines
 from tensortrace.capture.tensors import dtype_name
@@ -69,3 +69,15 @@ class Descriptions:
             return None, first
         self._said[path, cls] = said
         return record, first
+
+
+def count_compiled(module: nn.Module) -> int:
+    """How many modules run compiled from here on: itself with all inside it, or children."""
+    inner = unwrapped(module) if type(module).__name__ == "OptimizedModule" else None
+    if inner is None and getattr(module, "_compiled_call_impl", None) is not None:
+        inner = module
+    if inner is not None:
+        return sum(1 for _ in inner.modules())
+    return sum(
+        getattr(child, "_compiled_call_impl", None) is not None for child in module.children()
+    )

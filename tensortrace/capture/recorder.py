@@ -21,16 +21,16 @@ from torch import nn
 
 from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.cuda_time import DeviceTimes
-from tensortrace.capture.described import Descriptions
+from tensortrace.capture.described import Descriptions, count_compiled
 from tensortrace.capture.drafts import CALLS, ActionDraft, Draft, ParamDraft, Ready, StepMark
 from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.loop.carried import Carried
-from tensortrace.capture.loop.loaders import Loaders
 from tensortrace.capture.loop.losses import record_losses
 from tensortrace.capture.loop.optimizers import Optimizers, StepInFlight
-from tensortrace.capture.names import ModuleNames, unwrapped
+from tensortrace.capture.loop.steps import StepRules
+from tensortrace.capture.names import ModuleNames
 from tensortrace.capture.ops import function_mode
 from tensortrace.capture.ops.function_mode import leave_module
 from tensortrace.capture.ops.places import Places
@@ -111,7 +111,7 @@ class Recorder:
         self.tensors = TensorTable(queue)
         self.parameters = Parameters()
         self.optimizers = Optimizers()
-        self.carried, self.loaders = Carried(self.optimizers), Loaders()
+        self.carried, self.rules = Carried(self.optimizers), StepRules(self.optimizers)
         self.graphs = LossGraphs()
         self.on = dict.fromkeys(PARTS, True)
         self.wanted = Wanted(wanted)
@@ -146,8 +146,6 @@ class Recorder:
         self.step = self.update = self.seq = 0
         # How many of the numbers of this step ops have that write nothing.
         self.plain = 0
-        self.manual = self.decorates = False
-        self._module_seen = False
         self._in_flight = InFlight()
         self._told_threads = False
         # Of the step in flight:
@@ -156,16 +154,15 @@ class Recorder:
         self._turns: dict[int, int] = {}
         self.passed_over = 0
         self.device_times: DeviceTimes | None = None
-        self.holds_call = self.stepped = self.loss_scaled = self.loader_done = self.on_cuda = False
         # `clip_spoilt`: by a norm that is known not to be finite.
-        self.clipped = self.clip_spoilt = self.backward_seen = self.backward_done = False
+        self.clipped = self.clip_spoilt = False
+        self.loss_scaled = self.backward_seen = self.on_cuda = False
         # By path and class, since a wrapper shares the path of what it wraps: the seqs of all
         # forward calls, and (seq, nth) of those that no checkpoint has recomputed yet.
         self.calls_of_step: dict[tuple[str, type], list[int]] = {}
         self.to_recompute: dict[tuple[str, type], list[tuple[int, int]]] = {}
         # Where the hooks are defined that were put on tensors in this step.
         self.hooks: list[Location] = []
-        self._without_grad: set[int] = set()
         self._begin_step()
 
     def next_seq(self) -> int:
@@ -302,100 +299,53 @@ class Recorder:
 
     def outermost_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module is about to be called outside every other: maybe a gate, maybe a new step."""
-        grad_enabled = torch.is_grad_enabled()
         owns = self.thread_number() == 0
-        if not owns and grad_enabled:
+        if not owns and torch.is_grad_enabled():
             slot.called.add(threading.get_ident())
         if owns and not self.optimizer_running():
             if self.backward_seen:
                 self.gate()
-            turn_over = (
-                self.stepped
-                or self.backward_done
-                or (not grad_enabled and id(module) in self._without_grad)
-            ) and not self._counted_otherwise()
-            turn_over = turn_over or (self.loader_done and not self.manual)
-            if self.holds_call and (turn_over or self._begins_again(module, args)):
+            if self.rules.ends_at_call(module, args):
                 self.close_step()
         if owns:
-            self.loaders.called(module)
-        if not grad_enabled:
-            self._without_grad.add(id(module))
-        self.holds_call = self._module_seen = True
-
-    def note_step(self, index: int) -> None:
-        """An optimizer has stepped, or was skipped by a scaler."""
-        self.stepped = True
-        self.loaders.stepped(index)
+            self.rules.loaders.called(module)
+        self.rules.called(module)
 
     def op_called(self) -> None:
         """An op is about to be called outside modules: a program without modules has steps too."""
-        if not self.stepped or self._module_seen or self._counted_otherwise():
-            return
-        if self.owns_thread() and not self.optimizer_running():
+        if self.rules.ends_at_op() and self.owns_thread() and not self.optimizer_running():
             self.close_step()
-            self.holds_call = True
+            self.rules.holds_call = True
 
     def graph_begins(self) -> None:
         """An op makes a node after an update: so steps end that are written by hand."""
         if self.owns_thread():
             self.close_step()
-            self.holds_call = True
+            self.rules.holds_call = True
 
     def closure_given(self, index: int) -> None:
         """An optimizer is about to step with a closure: all of a turn may happen inside it."""
-        again = self.loaders.steps_again(index) and not (self.manual or self.decorates)
-        if again or (self.stepped and not self._counted_otherwise()):
+        if self.rules.ends_at_closure(index):
             self.close_step()
-        self.holds_call = True
-
-    def _begins_again(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
-        """Whether a call begins another turn over a batch that no loader follows with another."""
-        if self.manual or self.decorates or not self.stepped:
-            return False
-        return self.loaders.begins_again(module, args, self.optimizers)
-
-    def _counted_otherwise(self) -> bool:
-        """Whether something better than the optimizer says where a step ends."""
-        return self.manual or self.decorates or self.loaders.seen
+        self.rules.holds_call = True
 
     def fetched(self, batches: object, host_ns: int, frame: FrameType) -> None:
         """A DataLoader has handed out a batch: the step before it is over."""
-        self.loaders.fetched(batches, frame)
-        if self.holds_call and not self.manual:
+        if self.rules.fetched(batches, frame):
             self.close_step()
         self.action("fetch", frame=frame, detail={"host_ns": host_ns})
-
-    def loader_ended(self, batches: object, frame: FrameType) -> None:
-        """A DataLoader has no more batches: what is called next is another turn.
-
-        One that fetches a batch ahead (of accelerate, of a Trainer) has a turn left by then.
-        """
-        self.loaders.ended(batches, frame, self.holds_call)
-        self.loader_done = self.holds_call
 
     def module_called(self, module: nn.Module, path: str) -> None:
         """Describe a module at its first call and when it changes. Hot."""
         record, first = self._modules.look(module, path, self.step)
         if first and not self.shows_compiled:
-            self._note_compiled(module)
+            count = count_compiled(module)
+            if count:
+                self.compiled_modules += count
+                of = shorten(type(module).__name__)
+                self.action("compiled", of=of, detail={"modules": count})
         if record is not None:
             self.pend(Ready(self.step, self.next_seq(), record))
-
-    def _note_compiled(self, module: nn.Module) -> None:
-        inner = unwrapped(module) if type(module).__name__ == "OptimizedModule" else None
-        if inner is None and getattr(module, "_compiled_call_impl", None) is not None:
-            inner = module
-        if inner is not None:
-            count = sum(1 for _ in inner.modules())
-        else:
-            count = sum(
-                getattr(child, "_compiled_call_impl", None) is not None
-                for child in module.children()
-            )
-        if count:
-            self.compiled_modules += count
-            self.action("compiled", of=shorten(type(module).__name__), detail={"modules": count})
 
     def take_aliases(self) -> None:
         """Write down better paths that were learnt."""
@@ -451,15 +401,13 @@ class Recorder:
             freed: whether it has.
             derivative: whether it was torch.autograd.grad.
         """
-        self.backward_seen = self.holds_call = True
-        is_part = derivative and self.optimizers.count_derivative(self.update)
-        self.backward_done = self.backward_done or not is_part
+        self.backward_seen = True
+        self.rules.backward_finished(derivative, self.update)
         if not derivative and self.carried.awaits_end():
             with Ours(self, "gradients"):
                 self.carried.backward_ended()
-        by_hand = not self._module_seen and not self.optimizers.has_met()
-        if freed and by_hand and not self._counted_otherwise() and self.owns_thread():
-            self.awaits_write = True
+        if freed and self.owns_thread():
+            self.rules.graph_freed()
 
     def scaler_begins(self) -> None:
         """A GradScaler is about to decide whether its optimizer steps."""
@@ -521,14 +469,9 @@ class Recorder:
         self.calls_of_step.clear()
         self.to_recompute.clear()
         self.hooks = []
-        self._without_grad.clear()
-        self.loaders.begin_step()
-        self.holds_call = self.stepped = self.loss_scaled = self.loader_done = False
+        self.rules.begin_step()
         self.clipped = self.clip_spoilt = False
-        self.backward_seen = self.backward_done = False
-        # Where steps are written by hand, the next graph tells that this one is over, if something
-        # was written since its backward.
-        self.awaits_write = self.ends_at_graph = False
+        self.loss_scaled = self.backward_seen = False
         if self.lines is not None:
             self.lines.step_began()
 
@@ -689,7 +632,7 @@ class Recorder:
         """Close the step in flight, if anything happened in it, and hand on everything."""
         if not may_replay and self.roots is not None:
             self.roots.release()
-        if self.holds_call or (self.step == 0 and self.seq):
+        if self.rules.holds_call or (self.step == 0 and self.seq):
             self.close_step()
         self.hand_on()
 

@@ -106,7 +106,7 @@ class Trace:
             if recorder is None or recorder.owns_thread():  # no other thread ends a step
                 joined.step()
         elif self._recorder is not None and slot.recorder is self._recorder:
-            self._recorder.manual = True
+            self._recorder.rules.manual = True
             with Ours(self._recorder, "gate"):
                 self._recorder.close_step()
             self._recorder.raise_if_stopped()
@@ -330,7 +330,7 @@ class Trace:
         if recorder is None or slot.recorder is not recorder:
             return
         if run._blocks_here() == 1 and recorder.owns_thread():
-            recorder.manual = True
+            recorder.rules.manual = True
             with Ours(recorder, "gate"):
                 recorder.close_step()
             recorder.raise_if_stopped()
@@ -338,7 +338,9 @@ class Trace:
     def _items_end(self) -> None:
         """A decorated generator has ended: what came after its last item is a step, if anything."""
         recorder = (self if self._joined is None else self._joined)._recorder
-        if recorder is not None and (recorder.holds_call or recorder.last_step() == recorder.step):
+        if recorder is None:
+            return
+        if recorder.rules.holds_call or recorder.last_step() == recorder.step:
             self._turn_over()
 
     def _blocks_here(self) -> int:
@@ -362,7 +364,7 @@ class Trace:
                 self._stance.__enter__()
             self._recorder.places.met_compiled = slot.hooks[0].take_in
             here.stack.clear()
-            self._recorder.decorates = self._decorates
+            self._recorder.rules.decorates = self._decorates
             self._recorder.own_thread(threading.get_ident())
             slot.recorder, slot.running = self._recorder, self
             function_mode.mode_on()

@@ -44,7 +44,7 @@ _DTYPES = {
 }  # fmt: skip
 EXACT = frozenset({torch.Tensor, torch.nn.Parameter})
 # What _turns.c is told and has members for.
-_FORM = 1
+_FORM = 2
 
 
 def _load() -> ModuleType | None:

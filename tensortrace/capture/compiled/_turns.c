@@ -25,8 +25,8 @@
     _(co_name) _(event) _(f_back) _(f_code) _(f_lasti) _(f_lineno) _(f_locals) _(fault)            \
     _(forget_passed) _(full) _(go_on) _(has_containers) _(inplace) _(isdisjoint) _(known) _(line)  \
     _(lines) _(look_back) _(look_back_at) _(most_passed) _(on) _(ops) _(out) _(passed)             \
-    _(passed_over) _(places) _(plain) _(recorder) _(ref) _(replaying) _(rest) _(seq) _(shape)      \
-    _(stack) _(step) _(stepped) _(tensors) _(thins_ops) _(update) _(version)
+    _(passed_over) _(places) _(plain) _(recorder) _(ref) _(replaying) _(rest) _(rules) _(seq)      \
+    _(shape) _(stack) _(step) _(stepped) _(tensors) _(thins_ops) _(update) _(version)
 
 /* What Python tells: state, functions and classes of torch's and ours. */
 #define ALL_PARTS(_)                                                                               \
@@ -106,7 +106,7 @@ static PyMemberDef deferred_members[] = {
     MEMBER(Deferred, stores, "_stores"), MEMBER(Deferred, names, "_names"),
     MEMBER(Deferred, lines, "lines"), MEMBER(Deferred, disturbed, "disturbed"), END};
 
-#define HOME "tensortrace.capture._turns."
+#define HOME "tensortrace.capture.compiled._turns."
 enum { FRAME, PLACE, THINNING, PASSED, DEFERRED, STATES };
 static const struct {
     const char *name;
@@ -263,8 +263,11 @@ static int may_pass(Op *op, PyObject *here, PyObject *keywords) {
     if (keywords != Py_None && PyDict_Size(keywords) &&
         (its(keywords, N_out) || its(keywords, N_inplace)))
         return 0;
+    PyObject *rules = its(op->attributes, N_rules);
+    PyObject *stepped = rules ? get(rules, N_stepped) : NULL;
+    Py_XDECREF(stepped); /* True and False live on */
     return stack && PyList_Check(stack) && !PyList_Size(stack) && line &&
-           (line == Py_None || is_a(line, FRAME)) && its(op->attributes, N_stepped) == Py_False &&
+           (line == Py_None || is_a(line, FRAME)) && stepped == Py_False &&
            number(its(op->attributes, N_step)) == number(((Place *)op->place)->step);
 }
 
@@ -805,7 +808,7 @@ static int start(PyObject *module) {
             return -1;
     }
     /* Raised with ALL_PARTS and the members: one built from other sources is not used. */
-    return PyModule_AddIntConstant(module, "FORM", 1);
+    return PyModule_AddIntConstant(module, "FORM", 2);
 }
 
 PyDoc_STRVAR(prepare_doc,

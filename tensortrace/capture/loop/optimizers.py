@@ -410,7 +410,7 @@ def finish_step(recorder: Recorder, running: StepInFlight) -> None:
     recorder.carried.stepped(running.index, running.optimizer)
     recorder.optimizers.stepped(running.index)
     recorder.update += 1
-    recorder.note_step(running.index)
+    recorder.rules.optimizer_stepped(running.index)
 
 
 def _draft_parameter(

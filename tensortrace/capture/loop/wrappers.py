@@ -191,7 +191,7 @@ def _fetch(given: Batches, recorder: Recorder, args: Any, kwargs: Any, call: _Ca
     except StopIteration:
         if counts:
             with Ours(recorder, "loop"):
-                recorder.loader_ended(args[0], sys._getframe(2))
+                recorder.rules.loader_ended(args[0], sys._getframe(2))
         raise
     if counts:
         with Ours(recorder, "loop"):
@@ -368,6 +368,6 @@ def _scaler_step(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any
             optimizers.begin_step(recorder, optimizer, frame, skipped=True)
             index = recorder.optimizers.index_of(optimizer)
             recorder.carried.stepped(index, optimizer)
-            recorder.note_step(index)
+            recorder.rules.optimizer_stepped(index)
         recorder.raise_if_stopped()
     return result

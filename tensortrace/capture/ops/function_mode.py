@@ -148,8 +148,8 @@ def _turn(
     try:
         name = getattr(func, "__name__", "")
         op = op_of(name)
-        if recorder.awaits_write and (writes(name) or name == "__set__"):
-            recorder.ends_at_graph = True
+        if recorder.rules.awaits_write and (writes(name) or name == "__set__"):
+            recorder.rules.ends_at_graph = True
         if op is None and _is_nothing(name):
             return None
         if op is None or not recorder.on["ops"] or name in BACKWARD or recorder.replaying:
@@ -157,11 +157,11 @@ def _turn(
         place = recorder.places.find(name, frame)
         if place.is_compiled and not recorder.op_level:
             return None
-        if recorder.ends_at_graph and not here.stack and torch.is_grad_enabled():
+        if recorder.rules.ends_at_graph and not here.stack and torch.is_grad_enabled():
             return Turn(recorder, name, op, place, _run_first)
         if here.stack or not recorder.thins_ops:
             return Turn(recorder, name, op, place, _run)
-        if recorder.stepped:
+        if recorder.rules.stepped:
             _op_called(recorder)
         taken = place.takes(recorder.step, here.line)
         if taken or (kwargs and _writes(kwargs)):

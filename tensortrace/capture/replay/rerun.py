@@ -15,6 +15,7 @@ from tensortrace.capture.active import here, slot
 from tensortrace.capture.drafts import Draft
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import Parameters
+from tensortrace.capture.loop.steps import StepRules
 from tensortrace.capture.names import unwrapped
 from tensortrace.capture.ops import function_mode
 from tensortrace.capture.recorder import InFlight, Recorder
@@ -141,7 +142,8 @@ class ReplayRecorder(Recorder):
         self.calls_of_step = {}
         self.to_recompute = {}
         self.hooks = []
-        self.on_cuda = self.clipped = self.backward_seen = self.awaits_write = False
+        self.rules = StepRules(live.optimizers)
+        self.on_cuda = self.clipped = self.backward_seen = False
         self.full = True
         self.sampling = False
         self.device_times = None
