@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tensortrace.capture.generators import state_of
 from tensortrace.capture.gradients import is_training, own_parameters
 from tensortrace.capture.names import unwrapped
 from tensortrace.capture.tensors import version_of, versions_of
@@ -179,7 +180,7 @@ class Root:
         # By backward pass: when it came here, and by output name the gradient and its version then.
         self.gradients: dict[int, tuple[int, dict[str, tuple[torch.Tensor, int]]]] = {}
         self.backward_autocast: list[tuple[str, bool, torch.dtype]] = []
-        self.rng = torch.default_generator.get_state()
+        self.rng = state_of(torch.default_generator)
         self.cuda_rng: dict[int, torch.Tensor] = {}
         self.python_rng: Any = None
         self.numpy_rng: Any = None
@@ -404,7 +405,7 @@ def _keep_random_state(root: Root, learnt: _Learnt) -> None:
     on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     if on_cuda and not torch.cuda.is_current_stream_capturing():
         for device in {torch.cuda.current_device(), *root.tree.devices}:
-            root.cuda_rng[device] = torch.cuda.get_rng_state(device)
+            root.cuda_rng[device] = state_of(torch.cuda.default_generators[device])
 
 
 def is_wrapper(module: nn.Module) -> bool:
@@ -430,7 +431,7 @@ def keep(value: Any, depth: int = 6) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return tuple.__new__(kind, (keep(part, depth - 1) for part in value))
     if kind is torch.Generator:
-        return KeptGenerator(value, value.get_state())
+        return KeptGenerator(value, state_of(value))
     return value
 
 
@@ -464,7 +465,7 @@ def same(kept: Any, value: Any) -> bool:
             and version_of(value) == kept.version
         )
     if isinstance(kept, KeptGenerator):
-        return value is kept.generator and bool(torch.equal(value.get_state(), kept.state))
+        return value is kept.generator and bool(torch.equal(state_of(value), kept.state))
     if type(kept) is not type(value):
         return False
     if isinstance(kept, (tuple, list)):

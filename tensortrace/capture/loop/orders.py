@@ -17,6 +17,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from tensortrace.capture.generators import state_of
 from tensortrace.capture.unwrap import quiet
 
 # Those that draw from a generator. A class derived from one may seed it otherwise.
@@ -87,7 +88,7 @@ def _decides(sampler: Any, length: int) -> bytes | None:
         return repr(told).encode() if sampler.shuffle else None
     with quiet():
         generator = sampler.generator
-        state = torch.get_rng_state() if generator is None else generator.get_state()
+        state = state_of(torch.default_generator if generator is None else generator)
         drawn = [_told(getattr(sampler, name, ())) for name in ("indices", "weights")]
         return bytes(state.cpu().numpy().tobytes()) + repr((length, drawn)).encode()
 

@@ -30,6 +30,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from tensortrace.capture.flatten import tensors_in
+from tensortrace.capture.generators import set_state, state_of
 from tensortrace.capture.names import unwrapped
 from tensortrace.capture.ops.places import writes
 from tensortrace.capture.roots import (
@@ -112,7 +113,7 @@ class Stage:
             key = id(kept.generator)
             if key not in self.memo:
                 stand_in = torch.Generator(kept.generator.device)
-                stand_in.set_state(kept.state)
+                set_state(stand_in, kept.state)
                 self.memo[key] = stand_in
             return self.memo[key]
         kind = type(kept)
@@ -154,7 +155,7 @@ class Stage:
         generator = kwargs.get("generator")
         known = [one for one, _ in self.generators]
         if isinstance(generator, torch.Generator) and generator not in known:
-            self.generators.append((generator, generator.get_state()))
+            self.generators.append((generator, state_of(generator)))
 
 
 def _memory(tensor: torch.Tensor) -> int:
@@ -191,7 +192,7 @@ def swapped(root: Root, module: nn.Module) -> Iterator[Stage]:
         for each, values in old:
             object.__setattr__(each, "__dict__", values)
         for generator, state in stage.generators:
-            generator.set_state(state)
+            set_state(generator, state)
 
 
 def _stand_in_parameters(stage: Stage, modules: list[nn.Module]) -> None:
@@ -298,9 +299,9 @@ def as_it_was(root: Root) -> Iterator[None]:
 
 
 def _random_as_it_was(root: Root, stack: contextlib.ExitStack) -> None:
-    stack.callback(torch.default_generator.set_state, torch.default_generator.get_state())
+    stack.callback(set_state, torch.default_generator, state_of(torch.default_generator))
     stack.callback(random.setstate, random.getstate())
-    torch.default_generator.set_state(root.rng)
+    set_state(torch.default_generator, root.rng)
     if root.python_rng is not None:
         random.setstate(root.python_rng)
     numpy = sys.modules.get("numpy")
@@ -310,9 +311,10 @@ def _random_as_it_was(root: Root, stack: contextlib.ExitStack) -> None:
             numpy.random.set_state(root.numpy_rng)
     if root.cuda_rng:
         # Every device's comes back: the call may draw where none of its parameters lie.
-        stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+        for generator in torch.cuda.default_generators:
+            stack.callback(set_state, generator, state_of(generator))
         for device, state in root.cuda_rng.items():
-            torch.cuda.set_rng_state(state, device)
+            set_state(torch.cuda.default_generators[device], state)
 
 
 def _modes_as_they_were(stack: contextlib.ExitStack) -> None:
