@@ -1,4 +1,4 @@
-"""What every test runs under: Hypothesis draws the same examples each time.
+"""What every test runs under: Hypothesis draws the same examples each time, torch the same numbers.
 
 A landing must not hang on the luck of a draw; `pytest --hypothesis-profile=default` draws new ones.
 """
@@ -6,6 +6,8 @@ A landing must not hang on the luck of a draw; `pytest --hypothesis-profile=defa
 from __future__ import annotations
 
 import importlib
+import random
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +15,16 @@ from hypothesis import settings
 
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Seed what a test may draw from, whichever tests came before it in this process."""
+    random.seed(0)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(0)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

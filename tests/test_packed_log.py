@@ -338,7 +338,7 @@ def test_the_report_reads_what_a_trace_wrote_packed(tmp_path, monkeypatch, capsy
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    net = torch.nn.Linear(4, 2)
+    net = torch.nn.Linear(4, 2, bias=False)
     with trace("log.jsonl.zst") as t:
         for _ in range(3):
             net(torch.zeros(3, 4)).sum().log().log().backward()
