@@ -14,7 +14,8 @@ import threading
 
 import torch
 
-_alone = threading.Lock()
+# Taken again by its own thread where the end of a run is met by garbage collection.
+_alone = threading.RLock()
 _COLLECTS_ANYWHERE = sys.version_info < (3, 12)
 # Objects that may be made between the look at the collector and the state that is handed out.
 _SPARE = 8

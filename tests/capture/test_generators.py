@@ -82,6 +82,29 @@ def _collections_inside(act: Callable[[], None], code: CodeType) -> int:
     return sum(inside)
 
 
+def test_a_finalizer_that_asks_while_a_state_is_asked_for_gets_one() -> None:
+    script = """
+import faulthandler, gc
+faulthandler.dump_traceback_later(60, exit=True)
+import torch
+from tensortrace.capture.generators import state_of
+
+class Asks:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        asked.append(state_of(torch.default_generator))
+
+asked, kept = [], []
+gc.set_threshold(20)
+for _ in range(100):
+    Asks()
+    kept.append(state_of(torch.default_generator))
+assert asked
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
 def test_a_state_that_is_set_gives_the_same_numbers_again() -> None:
     generator = torch.Generator().manual_seed(3)
     state = state_of(generator)
