@@ -139,7 +139,8 @@ class StatsQueue:
         self._kernels = FULL if level in ("full", "light") else BOUNDS
         self.light = self.lean = level == "light"
         self.locates = self.counts = self.alarmed = False
-        self._lock = threading.Lock()
+        # Taken again by its own thread where the end of a run is met by garbage collection.
+        self._lock = threading.RLock()
         self._results: list[Stats | OnDevice] = []
         self._gathered = Gathered()
 

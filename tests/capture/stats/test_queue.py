@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 import weakref
@@ -594,6 +595,35 @@ def test_many_threads_share_a_queue():
     queue.resolve()
     assert len(tickets) == 200
     assert all(stats_of(ticket).max == number for ticket, number in tickets)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_the_end_of_a_run_that_garbage_collection_meets_finds_the_queue_free() -> None:
+    queue, asked, kept = StatsQueue(), [], []
+
+    class Ends:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            asked.append(queue.resolve())
+
+    def work() -> None:
+        for _ in range(300):
+            Ends()
+            queue.add(torch.ones(3))
+            kept.append(queue.resolve())
+
+    most = gc.get_threshold()
+    gc.set_threshold(20)
+    try:
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(timeout=60)
+    finally:
+        gc.set_threshold(*most)
+    assert not thread.is_alive()
+    assert asked
 
 
 def test_quiet_blocks_nest_and_restore():
