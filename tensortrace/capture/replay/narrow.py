@@ -72,17 +72,17 @@ class Narrower:
             if step.scaled() or not (bad or derivative):
                 return
             damage = "gradient"
-        forward = self._forward_suspect(step, damage)
-        if isinstance(forward, tuple):
-            root, what = forward
+        explained, suspect = self._forward_suspect(step, damage)
+        if suspect is not None:
+            root, what = suspect
             self._replay(root, "forward", step, what=what)
-        elif not forward and damage == "loss" and leaked(step):
+        elif not explained and damage == "loss" and leaked(step):
             self._look_for_leak(step)
         # With a finite loss it may be the backward of that, or of something else, that spoilt the
         # gradients. A scaler's inf is its own to handle, but for that in a gradient that the loss
         # is made of.
         blamed = derivative_to_blame(step) or derivative
-        if blamed or ((not forward or damage == "gradient") and not step.scaled()):
+        if blamed or ((not explained or damage == "gradient") and not step.scaled()):
             first = first_bad(step, blamed)
             suspects = self._backward_suspects(step, first) if first else []
             if first is None and (blamed is not None or step.spoilt):
@@ -104,13 +104,17 @@ class Narrower:
 
     # ---- which root
 
-    def _forward_suspect(self, step: StepView, damage: str) -> tuple[Root, object] | bool:
-        """The root of the first fresh call that made what is bad, and what to ask it.
+    def _forward_suspect(
+        self, step: StepView, damage: str
+    ) -> tuple[bool, tuple[Root, object] | None]:
+        """Look for the first fresh call that made what is bad.
 
-        True if an op outside modules explains it, or its root was looked at before or is not kept;
-        False if nothing forward is bad, or what autograd.grad returned was so first. Of what is not
-        found behind the loss (a mask, weights that a module is given) a later module may be the
-        reason.
+        Returns:
+            Whether something forward explains it: not if nothing there is bad, or what
+            autograd.grad returned was so first. And the root to replay with what to ask it: None
+            too if an op outside modules explains it, or if the root was looked at before or is not
+            kept. Of what is not found behind the loss (a mask, weights that a module is given) a
+            later module may be the reason.
         """
         by_seq = {call.seq: call for call in step.calls}
         losses = (a.tensor for a in step.actions if a.action == "loss" and a.tensor is not None)
@@ -124,9 +128,9 @@ class Narrower:
                 masked = step.nonfinite(call.inputs) or plain_op(call.op) in FILLS
                 if made and not masked:
                     if call.op == DERIVATIVE:
-                        return explained
+                        return explained, None
                     if reached is None or any(tensor.id in reached for tensor in made):
-                        return True
+                        return True, None
                     explained = True
                 continue
             parent = by_seq.get(call.parent) if call.parent is not None else None
@@ -134,9 +138,10 @@ class Narrower:
             if (made and not got) or in_parent:
                 root = self._root_of(by_seq, call)
                 what = call.module, bool(in_parent)
-                known = root is None or self._knows(root, "forward", what)
-                return True if root is None or known else (root, what)
-        return explained
+                if root is None or self._knows(root, "forward", what):
+                    return True, None
+                return True, (root, what)
+        return explained, None
 
     def _root_of(self, by_seq: dict[int, Call], call: Call) -> Root | None:
         at: Call | None = call
