@@ -24,7 +24,9 @@ def is_of_handler(error: BaseException) -> bool:
 
 
 def _code(handler: Any) -> CodeType | None:
-    """The code of a handler that is written in Python."""
+    """The code of a handler that is written in Python; None of the default."""
+    if isinstance(handler, signal.Handlers):
+        return None  # an Enum, which Python code would be said to call
     while isinstance(handler, functools.partial):
         handler = handler.func
     if not hasattr(handler, "__code__") and not hasattr(handler, "__func__"):

@@ -47,6 +47,21 @@ def former() -> Iterator[None]:
     signal.signal(signal.SIGALRM, handler)
 
 
+def test_what_an_enum_says_that_is_asked_for_another_value_is_no_handler_s() -> None:
+    with pytest.raises(ValueError) as raised:
+        signal.Signals(0)
+    assert raised.value.__traceback__.tb_next is not None
+    assert not is_of_handler(raised.value)
+
+
+def test_a_sink_that_fails_in_an_enum_ends_the_tracing_and_no_more(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with trace(out=lambda record: signal.Signals(0)):
+        train(make_net(), 2)
+    assert "tracing stops, training goes on" in capsys.readouterr().err
+
+
 HANDLERS = [over, functools.partial(over), Limit(), Limit().over]
 
 
