@@ -428,11 +428,24 @@ def keep(value: Any, depth: int = 6) -> Any:
         return kind(keep(part, depth - 1) for part in value)
     if kind is dict:
         return {key: keep(part, depth - 1) for key, part in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
+    if _is_sequence(kind):
         return tuple.__new__(kind, (keep(part, depth - 1) for part in value))
     if kind is torch.Generator:
         return KeptGenerator(value, state_of(value))
     return value
+
+
+def _is_sequence(kind: type) -> bool:
+    """Whether `keep` rebuilds such: not a class of the user's, which may not have a length."""
+    return kind is tuple or kind is list or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
+
+
+def is_constant(value: Any) -> bool:
+    """Whether nothing can change a value: numbers, text, and tuples of such, of any class."""
+    if not isinstance(value, tuple):
+        return type(value) in _PLAIN
+    parts = tuple.__iter__(value)  # a class may have no length, or parts of its own
+    return not getattr(value, "__dict__", None) and all(map(is_constant, parts))
 
 
 class KeptGenerator:
@@ -448,10 +461,10 @@ def aliases_in(kept: Any) -> Iterator[Alias]:
     """All aliases in a kept value."""
     if isinstance(kept, Alias):
         yield kept
-    elif isinstance(kept, (tuple, list)):
+    elif _is_sequence(type(kept)):
         for part in kept:
             yield from aliases_in(part)
-    elif isinstance(kept, dict):
+    elif type(kept) is dict:
         for part in kept.values():
             yield from aliases_in(part)
 
@@ -468,9 +481,9 @@ def same(kept: Any, value: Any) -> bool:
         return value is kept.generator and bool(torch.equal(state_of(value), kept.state))
     if type(kept) is not type(value):
         return False
-    if isinstance(kept, (tuple, list)):
+    if _is_sequence(type(kept)):
         return len(kept) == len(value) and all(map(same, kept, value))
-    if isinstance(kept, dict):
+    if type(kept) is dict:
         return kept.keys() == value.keys() and all(same(kept[k], value[k]) for k in kept)
     return kept is value or (type(kept) in _PLAIN and kept == value)
 

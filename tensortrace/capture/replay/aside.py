@@ -39,6 +39,7 @@ from tensortrace.capture.roots import (
     KeptGenerator,
     Root,
     UnkeptError,
+    is_constant,
     several_ranks,
 )
 from tensortrace.capture.tensors import version_of
@@ -129,6 +130,8 @@ class Stage:
         """Copy a value so that the replay cannot change the user's."""
         if isinstance(value, _SHARED) or type(value).__name__ in _SHARED_NAMES:
             return value
+        if is_constant(value):
+            return value  # some tuples cannot be made from their parts
         for _, tensor in tensors_in(value, ""):
             if not isinstance(tensor, nn.Parameter) or id(tensor) not in self.memo:
                 self.stand_in(tensor)

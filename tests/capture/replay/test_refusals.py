@@ -75,6 +75,25 @@ class Tied(Faulty):
         self.outer.weight = self.inner.weight
 
 
+class Representation(tuple):  # type: ignore[type-arg]
+    """A tuple that is made otherwise, has no length, and whose parts are not to be read."""
+
+    def __new__(cls, degree: int, parity: int) -> Any:
+        return super().__new__(cls, (degree, parity))
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Any]:
+        raise NotImplementedError
+
+
+class Equivariant(Faulty):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kind = Representation(1, -1)
+
+
 class Recurrent(Faulty):
     def __init__(self) -> None:
         super().__init__()
@@ -171,6 +190,7 @@ EXACT: dict[str, Make] = {
     "a cache that grows": Cache,
     "an attribute that holds a graph": HoldsAGraph,
     "tied weights": Tied,
+    "a tuple of a class of its own": Equivariant,
     "an LSTM with flat weights": Recurrent,
     "weight norm and spectral norm by hooks": old_norms,
     "a forward patched by a closure": patched_forward,
