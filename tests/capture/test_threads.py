@@ -367,8 +367,10 @@ def test_a_decorated_function_called_in_several_threads_has_a_step_of_each_owner
     together(job, job, job)
     t.close()
     assert process_state() == before
-    assert len([call for call in of(Call, records) if call.module == ""]) == 61
     steps = of(Step, records)
+    # A call that another thread's step ends in is passed over, and counted.
+    calls = [call for call in of(Call, records) if call.op is None]
+    assert len(calls) + sum(step.dropped for step in steps) == 61 * len(list(net.modules()))
     assert 3 <= len(steps) <= 61
     assert [step.step for step in steps] == list(range(len(steps)))
 
