@@ -218,7 +218,7 @@ def next_sequence_nr() -> int:
 
 
 class _Watched:
-    __slots__ = ("handle", "owner", "pointer", "probe", "tensor", "version")
+    __slots__ = ("handle", "owner", "pointer", "probe", "reached", "tensor", "version")
 
     def __init__(
         self, handle: RemovableHandle, owner: weakref.ref[nn.Module], probe: ParameterProbe
@@ -226,6 +226,7 @@ class _Watched:
         self.handle, self.owner, self.probe = handle, owner, probe
         self.pointer = self.version = -1
         self.tensor: TensorDraft | None = None
+        self.reached = False
 
 
 class Parameters:
@@ -261,10 +262,13 @@ class Parameters:
             return None
         return entry.probe.path, entry.probe.name
 
-    def was_reached(self, parameter: torch.Tensor) -> bool:
-        """Whether a backward pass of this step has made a gradient for a parameter."""
+    def take_reached(self, parameter: torch.Tensor) -> bool:
+        """Whether a backward pass has made a gradient for a parameter since this was asked."""
         entry = self._watched.get(id(parameter))
-        return entry is not None and entry.tensor is not None
+        reached = entry is not None and entry.reached
+        if entry is not None:
+            entry.reached = False
+        return reached
 
     def was_replaced(self, parameter: torch.Tensor) -> bool:
         """Whether the module that had a parameter when it was called has it no longer."""
@@ -279,6 +283,7 @@ class Parameters:
         entry = self._watched.get(key)
         if entry is not None:
             entry.pointer, entry.version, entry.tensor = pointer_of(grad), grad._version, tensor
+            entry.reached = True
 
     def gradient_seen(self, parameter: torch.Tensor, grad: torch.Tensor) -> TensorDraft | None:
         """The description of ``.grad`` if it is, unchanged, what the last backward delivered."""

@@ -229,7 +229,7 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
     if stack:
         _drop_stale(stack, frame)
     if not stack and _in_backward() == -1:
-        recorder.outermost_call(module, args)
+        recorder.outermost_call(module)
     names = recorder.names
     path = names.known(module)
     if path is None:

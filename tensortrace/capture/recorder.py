@@ -111,7 +111,7 @@ class Recorder:
         self.tensors = TensorTable(queue)
         self.parameters = Parameters()
         self.optimizers = Optimizers()
-        self.carried, self.rules = Carried(self.optimizers), StepRules(self.optimizers)
+        self.carried, self.rules = Carried(self.optimizers), StepRules(self.optimizers, sources)
         self.graphs = LossGraphs()
         self.on = dict.fromkeys(PARTS, True)
         self.wanted = Wanted(wanted)
@@ -297,7 +297,7 @@ class Recorder:
     def guard(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Only a replay minds what an op is given."""
 
-    def outermost_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def outermost_call(self, module: nn.Module) -> None:
         """A module is about to be called outside every other: maybe a gate, maybe a new step."""
         owns = self.thread_number() == 0
         if not owns and torch.is_grad_enabled():
@@ -305,10 +305,10 @@ class Recorder:
         if owns and not self.optimizer_running():
             if self.backward_seen:
                 self.gate()
-            if self.rules.ends_at_call(module, args):
+            if self.rules.ends_at_call(module):
                 self.close_step()
         if owns:
-            self.rules.loaders.called(module)
+            self.rules.begins_turn()
         self.rules.called(module)
 
     def op_called(self) -> None:
@@ -323,10 +323,11 @@ class Recorder:
             self.close_step()
             self.rules.holds_call = True
 
-    def closure_given(self, index: int) -> None:
+    def closure_given(self) -> None:
         """An optimizer is about to step with a closure: all of a turn may happen inside it."""
-        if self.rules.ends_at_closure(index):
+        if self.rules.ends_at_closure():
             self.close_step()
+        self.rules.begins_turn()
         self.rules.holds_call = True
 
     def fetched(self, batches: object, host_ns: int, frame: FrameType) -> None:

@@ -89,7 +89,7 @@ class SourceLines:
             foreign = self._foreign[code.co_filename] = _is_foreign(code.co_filename)
         return not foreign
 
-    def _is_own(self, code: CodeType) -> bool:
+    def is_own(self, code: CodeType) -> bool:
         """Whether code of the user's is of no installed package. Hot."""
         own = self._own.get(code.co_filename)
         if own is None:
@@ -131,7 +131,7 @@ class SourceLines:
         while above is not None:
             code = above.f_code
             if self.is_user(code):
-                if self._is_own(code) and not _is_generated(above):
+                if self.is_own(code) and not _is_generated(above):
                     break
             elif code.co_filename == _REPLAY:
                 return location
@@ -180,7 +180,7 @@ class SourceLines:
             code = traceback.tb_frame.f_code
             if self.is_user(code):
                 found = code, traceback.tb_lineno
-                if self._is_own(code):
+                if self.is_own(code):
                     own = found
             traceback = traceback.tb_next
         if found is None:
@@ -212,7 +212,7 @@ class SourceLines:
                 if len(self._codes) >= _MOST_CODES:
                     self._codes.clear()
                     self._same.clear()
-                known = self._codes[id(code)] = self._same[key] = Code(code, self._is_own(code))
+                known = self._codes[id(code)] = self._same[key] = Code(code, self.is_own(code))
         return known
 
     def _locate(self, known: Code, line: int | None) -> Location:

@@ -365,6 +365,7 @@ class Trace:
             self._recorder.places.met_compiled = slot.hooks[0].take_in
             here.stack.clear()
             self._recorder.rules.decorates = self._decorates
+            self._recorder.rules.enter(self._recorder.sources.user_frame(sys._getframe()))
             self._recorder.own_thread(threading.get_ident())
             slot.recorder, slot.running = self._recorder, self
             function_mode.mode_on()

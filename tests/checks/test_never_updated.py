@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from msgspec import structs
 from torch import nn
 from torch.nn.utils import prune
+from torch.utils.data import DataLoader
 
 from tests.checks import brief, closing, find, module, optimizer, row
 from tests.checks.traced import find_live
@@ -350,14 +351,15 @@ def test_an_optimizer_without_gradients_is_not_told_to_step():
     assert find_live(program, "TT401") == []
 
 
-def test_weights_that_the_loop_moves_by_a_gradient_that_it_took_are_in_no_optimizer():
+@pytest.mark.parametrize("fetched", [False, True])
+def test_weights_that_the_loop_moves_by_a_gradient_that_it_took_are_in_no_optimizer(fetched):
     """A policy that is moved along a natural gradient, beside a value that an optimizer moves."""
 
     def program():
         policy, value = nn.Linear(4, 3), nn.Linear(4, 1)
         sgd = torch.optim.SGD(value.parameters(), 0.1)
-        for _ in range(8):
-            x = torch.rand(8, 4)
+        data = torch.rand(8, 8, 4)
+        for x in DataLoader(data, batch_size=None) if fetched else data:
             sgd.zero_grad()
             value(x).square().mean().backward()
             sgd.step()

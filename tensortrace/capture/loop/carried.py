@@ -185,7 +185,7 @@ class Carried:
                 named.setdefault(id(p), []).append(name)
         tied = (name for known in named.values() if len(known) > 1 for name in known)
         got = [(name, p) for name, p in names.parameters()
-               if id(p) not in held and p.is_leaf and parameters.was_reached(p)]  # fmt: skip
+               if id(p) not in held and p.is_leaf and parameters.take_reached(p)]  # fmt: skip
         kept = ((name, p) for name, p in got if p.grad is not None)
         return [
             *(name for name, p in got if p.grad is None), *self.by_hand.moved(kept), *tied,

@@ -14,7 +14,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import nn
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -170,18 +169,6 @@ class Optimizers:
         """Whether an optimizer has moved what it holds."""
         return self._met[index].steps > 0
 
-    def have_moved(self, module: nn.Module, indices: set[int]) -> bool:
-        """Whether those of some numbers have moved what a module has to learn, if it has any.
-
-        What no optimizer holds is not trained, and what another one holds is still to be moved.
-        """
-        moved: set[int] = set()
-        others: set[int] = set()
-        for index, optimizer in self.met():
-            (moved if index in indices else others).update(map(id, _parameters(optimizer)))
-        own = {id(p) for p in module.parameters() if p.requires_grad}
-        return not own or (not own.isdisjoint(moved) and own.isdisjoint(others - moved))
-
     def has_met(self) -> bool:
         """Whether any optimizer was met so far."""
         return bool(self._met)
@@ -256,7 +243,7 @@ def _before(
             if not recorder.optimizer_running():
                 closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
                 if callable(closure):
-                    recorder.closure_given(recorder.optimizers.index_of(optimizer))
+                    recorder.closure_given()
                     changed = _gate_closure(recorder, closure, args, kwargs)
                 if changed is None or recorder.backward_seen:
                     begin_step(recorder, optimizer, sys._getframe(1))

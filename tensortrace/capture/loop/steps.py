@@ -1,23 +1,26 @@
 """Where a step ends: one turn of the user's loop, by the first rule that applies.
 
 1. `t.step()`, once used, and each return of a decorated function or item that it yields.
-2. The next batch of a DataLoader; of batches that are kept, `loaders.py` tells.
-3. Without a loader, the next outermost call after an optimizer step, a scaler's skip or a finished
-   backward; with grad off the second one of the same module.
+2. The next batch of a DataLoader, while the loop goes on that asks for batches (`loaders.py`).
+3. Elsewhere the next outermost call after an optimizer step, a scaler's skip or a finished
+   backward, with grad off after one of the same module; if it begins another turn of the loop, for
+   a generator and its discriminator have several updates in one.
 4. Without modules, the next op after an optimizer step; where updates are written by hand, the next
    graph that is begun after a write.
 """
 
 from __future__ import annotations
 
-from types import FrameType
-from typing import Any
+import sys
+from types import CodeType, FrameType
 
 import torch
 from torch import nn
 
 from tensortrace.capture.loop.loaders import Loaders
 from tensortrace.capture.loop.optimizers import Optimizers
+from tensortrace.capture.loop.rounds import Frames, Rounds
+from tensortrace.capture.source import SourceLines
 
 
 class StepRules:
@@ -27,74 +30,89 @@ class StepRules:
     that holds nothing does not end.
     """
 
-    def __init__(self, optimizers: Optimizers) -> None:
-        self.loaders = Loaders()
-        self._optimizers = optimizers
+    def __init__(self, optimizers: Optimizers, sources: SourceLines) -> None:
+        self._rounds = Rounds(self._is_own)
+        self.loaders = Loaders(self._rounds)
+        self._optimizers, self._sources = optimizers, sources
         # Rule 1: whether `t.step()` was used, and whether a function is decorated.
         self.manual = self.decorates = False
-        self._module_seen = False
-        # Of the step in flight: modules, by id, that were called outermost with grad off; whether
-        # it holds anything, and what else happened.
+        # Which optimizers have stepped since a module was called last; whether the loop does
+        # without modules, or has turned without one.
+        self._moved: set[int] = set()
+        self._module_seen, self._without_modules = False, True
+        # Of the step in flight: where the user's code called the first and the last module outside
+        # every other; modules, by id, that were called so with grad off; whether it holds anything,
+        # and what else happened.
+        self._first: Frames | None = None
+        self._last: Frames = {}
         self._without_grad: set[int] = set()
         self.holds_call = self.stepped = False
         self._backward_done = self._loader_done = False
         # Of updates by hand: whether a write is awaited, and whether the next graph ends the step.
         self.awaits_write = self.ends_at_graph = False
 
+    def enter(self, frame: FrameType | None) -> None:
+        """A trace begins in a frame of the user's: no loop round that is of its turns."""
+        self._rounds.enter(frame)
+
     def begin_step(self) -> None:
         """Forget what the step before has done."""
-        self.loaders.begin_step()
+        self._first, self._last = None, {}
         self._without_grad.clear()
         self.holds_call = self.stepped = False
         self._backward_done = self._loader_done = False
         self.awaits_write = self.ends_at_graph = False
 
-    def ends_at_call(self, module: nn.Module, args: tuple[Any, ...]) -> bool:
+    def ends_at_call(self, module: nn.Module) -> bool:
         """Whether the step is over where a module is about to be called outside every other."""
-        if not self.holds_call:
+        if not self.holds_call or self.manual:
             return False
-        if self._loader_done and not self.manual:
+        if self._loader_done:
             return True
-        if not self._is_counted_otherwise():
-            again = not torch.is_grad_enabled() and id(module) in self._without_grad
-            return self.stepped or self._backward_done or again
-        if self.manual or self.decorates or not self.stepped:
-            return False
-        return self.loaders.begins_again(module, args, self._optimizers)
+        if self.stepped or self._backward_done:
+            return self._is_next_turn()
+        again = id(module) in self._without_grad and not torch.is_grad_enabled()
+        return again and self._is_next_turn()
+
+    def ends_at_closure(self) -> bool:
+        """Whether it is where an optimizer steps with a closure: a whole turn may be in that."""
+        return self.stepped and not self.manual and self._is_next_turn()
+
+    def begins_turn(self) -> None:
+        """What may begin a turn is called here: a module outside every other, or a closure."""
+        self._last = self._rounds.frames(sys._getframe(1), own=True)
+        if self._first is None:
+            self._first = self._last
 
     def called(self, module: nn.Module) -> None:
         """A module is called outside every other, in any thread."""
         if not torch.is_grad_enabled():
             self._without_grad.add(id(module))
-        self.holds_call = self._module_seen = True
+        self._moved.clear()
+        self.holds_call, self._module_seen, self._without_modules = True, True, False
 
     def ends_at_op(self) -> bool:
         """Whether the step is over where an op is about to be called outside modules. Hot."""
-        return self.stepped and not self._module_seen and not self._is_counted_otherwise()
-
-    def ends_at_closure(self, index: int) -> bool:
-        """Whether it is where an optimizer steps with a closure: a whole turn may be in that."""
-        if not self._is_counted_otherwise():
-            return self.stepped
-        return not (self.manual or self.decorates) and self.loaders.steps_again(index)
+        return self.stepped and self._without_modules and not self._is_counted_otherwise()
 
     def fetched(self, batches: object, frame: FrameType) -> bool:
         """A DataLoader has handed out a batch to the code of a frame: is the step before over?"""
         self.loaders.fetched(batches, frame)
         return self.holds_call and not self.manual
 
-    def loader_ended(self, batches: object, frame: FrameType) -> None:
+    def loader_ended(self) -> None:
         """A DataLoader has no more batches: what is called next is another turn.
 
         One that fetches a batch ahead (of accelerate, of a Trainer) has a turn left by then.
         """
-        self.loaders.ended(batches, frame, self.holds_call)
         self._loader_done = self.holds_call
 
     def optimizer_stepped(self, index: int) -> None:
         """An optimizer has stepped, or was skipped by a scaler."""
         self.stepped = True
-        self.loaders.stepped(index)
+        if index in self._moved:
+            self._without_modules = True
+        self._moved.add(index)
 
     def backward_finished(self, derivative: bool, update: int) -> None:
         """A call of backward(), or of torch.autograd.grad, has returned, in any thread.
@@ -115,4 +133,59 @@ class StepRules:
 
     def _is_counted_otherwise(self) -> bool:
         """Whether something better than the optimizer says where a step ends."""
-        return self.manual or self.decorates or self.loaders.seen
+        return self.manual or self.decorates or self.loaders.asking(sys._getframe(2)) is not None
+
+    def _is_next_turn(self) -> bool:
+        """Whether the loop has turned since the last call, or was left since the first.
+
+        In a loop that asks for batches the next batch says so, whatever loops are inside.
+        """
+        if self.decorates:
+            return False
+        frame = sys._getframe(2)
+        met, turned = self._look_back(frame)
+        asking = self.loaders.asking(frame)
+        if asking is not None:
+            # It may have enough of them at some time.
+            at = asking.frame
+            without = turned and met is at and not asking.always
+            return without and self._rounds.of(at.f_code, at.f_lasti) == asking.around
+        return turned or self._has_left(frame) is not False
+
+    def _look_back(self, frame: FrameType | None) -> tuple[FrameType | None, bool]:
+        """The innermost frame that is further on than at the last call, or whose loop has turned.
+
+        Returns:
+            It, and whether its loop has: it has gone back, or makes the same call again. Without a
+            loop in it, it is another frame in the place of one that is gone. True without one.
+        """
+        while frame is not None:
+            code, at = self._last.get(id(frame), (None, 0))
+            if code is frame.f_code:
+                if self._rounds.call(code, frame.f_lasti) > self._rounds.call(code, at):
+                    return frame, False
+                if self._rounds.of(code, frame.f_lasti) is not None:
+                    return frame, True
+            frame = frame.f_back
+        return None, True
+
+    def _has_left(self, frame: FrameType) -> bool | None:
+        """Whether the innermost loop round the first call was left; None if there was none."""
+        for number, (code, at) in (self._first or {}).items():
+            around = self._rounds.of(code, at)
+            if around is not None:
+                now = _on_stack(frame, number, code)
+                return now is None or now.f_lasti not in around
+        return None
+
+    def _is_own(self, code: CodeType) -> bool:
+        return self._sources.is_user(code) and self._sources.is_own(code)
+
+
+def _on_stack(frame: FrameType | None, number: int, code: CodeType) -> FrameType | None:
+    """The frame of a number among one and those that called it."""
+    while frame is not None:
+        if id(frame) == number and frame.f_code is code:
+            return frame
+        frame = frame.f_back
+    return None

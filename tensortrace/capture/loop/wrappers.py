@@ -157,6 +157,7 @@ def _loader(orders: Orders, recorder: Recorder, args: Any, kwargs: Any, call: _C
     if counts:
         with Ours(recorder, "loop"):
             loader = args[0]
+            recorder.rules.loaders.began(batches, sys._getframe(2))
             detail = {
                 "host_ns": time.perf_counter_ns() - started,
                 "batches": _count_batches(loader),
@@ -191,7 +192,7 @@ def _fetch(given: Batches, recorder: Recorder, args: Any, kwargs: Any, call: _Ca
     except StopIteration:
         if counts:
             with Ours(recorder, "loop"):
-                recorder.rules.loader_ended(args[0], sys._getframe(2))
+                recorder.rules.loader_ended()
         raise
     if counts:
         with Ours(recorder, "loop"):

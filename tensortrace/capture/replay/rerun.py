@@ -142,7 +142,7 @@ class ReplayRecorder(Recorder):
         self.calls_of_step = {}
         self.to_recompute = {}
         self.hooks = []
-        self.rules = StepRules(live.optimizers)
+        self.rules = StepRules(live.optimizers, live.sources)
         self.on_cuda = self.clipped = self.backward_seen = False
         self.full = True
         self.sampling = False
@@ -193,7 +193,7 @@ class ReplayRecorder(Recorder):
         """A replay looks at every module."""
         return True
 
-    def outermost_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def outermost_call(self, module: nn.Module) -> None:
         """No gate and no step begins in a replay."""
 
     def op_called(self) -> None:

@@ -1,4 +1,4 @@
-"""A batch that no other follows: each turn over it is a step, as if there were no loader."""
+"""Batches that a loop asks for, and those that are kept: there each turn is a step of its own."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from tensortrace import trace
 from tensortrace.capture.loop.loaders import Loaders
+from tensortrace.capture.loop.rounds import Rounds
 from tensortrace.capture.tracer import Trace
 from tensortrace.records import Step
 from tests.capture import Recorded, record
 
 TURNS = 6
-Batches = DataLoader[tuple[Tensor, ...]]
+Loader = DataLoader[tuple[Tensor, ...]]
 
 
-def make_loader(**options: Any) -> Batches:
+def make_loader(**options: Any) -> Loader:
     data = TensorDataset(torch.randn(16, 4), torch.randint(3, (16,)))
     return DataLoader(data, batch_size=4, **options)
 
@@ -150,10 +151,150 @@ def of_two_models(learner: Learner) -> None:
     play(itertools.repeat(next(iter(make_loader())), TURNS))
 
 
+def fetched_in_each_of_two_calls(learner: Learner) -> None:
+    def half() -> None:
+        x, y = next(iter(loader))
+        for _ in range(TURNS // 2):
+            learner.turn(x, y)
+
+    loader = make_loader()
+    half()
+    half()
+
+
+def fetched_from_what_is_made_for_each_rate(learner: Learner) -> None:
+    loader = make_loader()
+    for _ in (0.1, 0.01):
+        batches = iter(loader)
+        x, y = next(batches)
+        for _ in range(TURNS // 2):
+            learner.turn(x, y)
+
+
+def several_are_kept(learner: Learner) -> None:
+    batches = iter(make_loader())
+    kept = [next(batches) for _ in range(3)]
+    for _ in range(TURNS // 3):
+        for x, y in kept:
+            learner.turn(x, y)
+
+
+def one_of_a_generator(learner: Learner) -> None:
+    def endless(loader: Loader) -> Iterator[tuple[Tensor, ...]]:
+        while True:
+            yield from loader
+
+    batches = endless(make_loader())
+    learner.turns(*next(batches))
+
+
+def left_a_loop_that_lives_on(learner: Learner) -> None:
+    batches = iter(make_loader())
+    for i, batch in enumerate(batches):  # noqa: B007
+        if i == 1:
+            break
+    learner.turns(*batch)
+
+
+def gathered_until_there_are_enough(learner: Learner) -> None:
+    batches, kept = iter(make_loader()), []
+    for _ in range(TURNS):
+        if len(kept) < 2:
+            kept.append(next(batches))
+        learner.turn(*kept[-1])
+
+
+def over_what_the_model_is_given_is_learnt(learner: Learner) -> None:
+    x, y = next(iter(make_loader()))
+    shift = nn.Parameter(torch.zeros(1, 4))
+    optimizer = torch.optim.SGD([shift, *learner.net.parameters()], lr=0.01)
+    for _ in range(TURNS):
+        optimizer.zero_grad()
+        F.cross_entropy(learner.net(x + shift), y).backward()
+        optimizer.step()
+
+
+def beside_one_that_nobody_trains(learner: Learner) -> None:
+    x, _ = next(iter(make_loader()))
+    features = nn.Linear(3, 3)
+    for _ in range(TURNS):
+        learner.optimizer.zero_grad()
+        (features(learner.net(x)) - features(x[:, :3])).square().mean().backward()
+        learner.optimizer.step()
+
+
+def of_gradients_that_add_up(learner: Learner) -> None:
+    for i, (x, y) in enumerate(list(make_loader()) + list(make_loader())[: TURNS - 4]):
+        F.cross_entropy(learner.net(x), y).backward()
+        if i % 3 == 2:
+            learner.optimizer.step()
+            learner.optimizer.zero_grad()
+
+
+def of_a_new_model_each(learner: Learner) -> None:
+    x, y = next(iter(make_loader()))
+    for _ in range(TURNS):
+        Learner().turn(x, y)
+
+
+def of_a_prediction(learner: Learner) -> None:
+    x, _ = next(iter(make_loader()))
+    with torch.no_grad():
+        for _ in range(TURNS):
+            learner.net(x)
+
+
+def of_weights_without_a_module(learner: Learner) -> None:
+    x, y = next(iter(make_loader()))
+    weight = torch.zeros(4, 3, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    for _ in range(TURNS):
+        optimizer.zero_grad()
+        F.cross_entropy(x @ weight, y).backward()
+        optimizer.step()
+
+
+def that_ends_with_an_evaluation(learner: Learner) -> None:
+    x, y = next(iter(make_loader()))
+    for _ in range(TURNS):
+        learner.turn(x, y)
+        with torch.no_grad():
+            learner.net(x)
+
+
+def of_an_image_and_its_judge(learner: Learner) -> None:
+    """What the judge is given is made by no module that learns."""
+    x, _ = next(iter(make_loader()))
+    judge, image = nn.Linear(4, 1), nn.Parameter(torch.zeros(4, 4))
+    theirs = torch.optim.SGD(judge.parameters(), lr=0.1)
+    ours = torch.optim.SGD([image], lr=0.1)
+    for _ in range(TURNS):
+        theirs.zero_grad()
+        (F.softplus(-judge(x)) + F.softplus(judge(image.detach().sin()))).mean().backward()
+        theirs.step()
+        ours.zero_grad()
+        F.softplus(-judge(image.sin())).mean().backward()
+        ours.step()
+
+
 @pytest.mark.parametrize(
     "train",
     [
         fetched_at_once,
+        fetched_in_each_of_two_calls,
+        fetched_from_what_is_made_for_each_rate,
+        several_are_kept,
+        one_of_a_generator,
+        left_a_loop_that_lives_on,
+        gathered_until_there_are_enough,
+        over_what_the_model_is_given_is_learnt,
+        beside_one_that_nobody_trains,
+        of_gradients_that_add_up,
+        of_a_new_model_each,
+        of_a_prediction,
+        of_weights_without_a_module,
+        that_ends_with_an_evaluation,
+        of_an_image_and_its_judge,
         fetched_from_what_is_kept,
         left_a_loop_with,
         kept_in_a_list,
@@ -189,20 +330,33 @@ def play(batches: Iterator[tuple[Tensor, ...]]) -> None:
         ours.step()
 
 
-def asked_for(loader: Batches) -> Iterator[tuple[Tensor, ...]]:
+def asked_for(loader: Loader) -> Iterator[tuple[Tensor, ...]]:
     batches = iter(loader)
     for _ in range(len(loader)):
         yield next(batches)
 
 
-def made_anew(loader: Batches) -> Iterator[tuple[Tensor, ...]]:
+def made_anew(loader: Loader) -> Iterator[tuple[Tensor, ...]]:
     for _ in range(len(loader)):
         yield next(iter(loader))
 
 
-@pytest.mark.parametrize("ways", [iter, asked_for, made_anew])
+class Iterated:
+    """Asks in a method of its own."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._batches = iter(loader)
+
+    def __iter__(self) -> Iterated:
+        return self
+
+    def __next__(self) -> tuple[Tensor, ...]:
+        return next(self._batches)
+
+
+@pytest.mark.parametrize("ways", [iter, asked_for, made_anew, Iterated])
 def test_a_turn_of_two_models_stays_whole_while_batches_come(
-    ways: Callable[[Batches], Iterator[tuple[Tensor, ...]]],
+    ways: Callable[[Loader], Iterator[tuple[Tensor, ...]]],
 ) -> None:
     got = record(lambda _: play(ways(make_loader())))
     assert len(got.of(Step)) == 4
@@ -217,6 +371,24 @@ def test_updates_over_the_batch_of_a_loop_are_one_step() -> None:
 
     got = record(program)
     assert [step.update for step in got.of(Step)] == [TURNS, 2 * TURNS, 3 * TURNS, 4 * TURNS]
+
+
+def test_updates_over_batches_that_are_asked_for_one_by_one_are_one_step_each() -> None:
+    learner = Learner()
+
+    def program(_: Trace) -> None:
+        loader = make_loader()
+        batches = iter(loader)
+        for _ in range(8):
+            try:
+                x, y = next(batches)
+            except StopIteration:
+                batches = iter(loader)
+                x, y = next(batches)
+            for _ in range(3):
+                learner.turn(x, y)
+
+    assert [step.update for step in record(program).of(Step)] == list(range(3, 27, 3))
 
 
 class Stream(IterableDataset[Tensor]):
@@ -237,7 +409,7 @@ def test_several_updates_over_a_batch_of_a_stream_are_one_step() -> None:
 def test_a_batch_that_was_fetched_ahead_is_one_step() -> None:
     """As accelerate does, which has to know the last one."""
 
-    def ahead(loader: Batches) -> Iterator[tuple[Tensor, ...]]:
+    def ahead(loader: Loader) -> Iterator[tuple[Tensor, ...]]:
         batches = iter(loader)
         batch = next(batches)
         while True:
@@ -277,13 +449,14 @@ def test_by_hand_and_with_a_decorator_nothing_else_counts() -> None:
     assert len(decorated.of(Step)) == 1
 
 
-class Kept:
-    """Stands for an iteration of a loader."""
+class Batches:
+    """Stands for an iteration of a loader, which is asked in the code that is here."""
 
     def __init__(self, loaders: Loaders) -> None:
         self._loaders = loaders
+        loaders.began(self, sys._getframe())
 
-    def __iter__(self) -> Kept:
+    def __iter__(self) -> Batches:
         return self
 
     def __next__(self) -> int:
@@ -291,28 +464,30 @@ class Kept:
         return 0
 
 
-LONG = "def run(batches):\n    for _ in batches:\n        if done(): return\n" + "".join(
+LONG = "def run(batches):\n    for _ in batches:\n        if asks(): return\n" + "".join(
     f"        a{i} = b{i} = {i}\n" for i in range(200)
 )
 
 
 def test_the_head_of_a_long_loop_is_known() -> None:
-    loaders = Loaders()
-    loaders.stepped(0)
-    batches, left = Kept(loaders), iter([False, True])
-    space: dict[str, Any] = {"done": lambda: next(left)}
+    loaders = Loaders(Rounds(lambda code: True))
+    batches, seen = Batches(loaders), []
+
+    def asks() -> bool:
+        seen.append(loaders.asking(sys._getframe()))
+        return True
+
+    space: dict[str, Any] = {"asks": asks}
     exec(LONG, space)
     space["run"](batches)
-    assert not loaders.steps_again(0)
-    del batches
-    gc.collect()
-    assert loaders.steps_again(0)
+    assert seen[0].always
+    assert loaders.asking(sys._getframe()) is None
 
 
 def test_no_iteration_is_kept_alive() -> None:
-    loaders = Loaders()
+    loaders = Loaders(Rounds(lambda code: True))
     for _ in range(100):
-        next(Kept(loaders))
-    loaders.stepped(0)
-    assert loaders.steps_again(0)
-    assert not loaders._open
+        next(Batches(loaders))
+        gc.collect()
+        assert loaders.asking(sys._getframe()) is None
+    assert not loaders._met

@@ -104,17 +104,71 @@ def test_two_optimizers_over_one_fetched_batch_are_one_step() -> None:
     assert_ordered(records)
 
 
-def test_two_optimizers_without_a_loader_are_a_step_each() -> None:
+def test_two_optimizers_without_a_loader_are_one_step_a_turn_and_one_each_without_a_loop() -> None:
     a, b = nn.Linear(4, 4), nn.Linear(4, 4)
     optimizers = sgd(a), sgd(b)
 
-    def program(t: Any) -> None:
+    def turns(t: Any) -> None:
         for _ in range(2):
             train(a, optimizers[0], torch.rand(2, 4))
             train(b, optimizers[1], torch.rand(2, 4))
 
-    records = record(program)
-    assert [(o.step, o.index) for o in records.of(Optimizer)] == [(0, 0), (1, 1), (2, 0), (3, 1)]
+    def lines(t: Any) -> None:
+        train(a, optimizers[0], torch.rand(2, 4))
+        train(b, optimizers[1], torch.rand(2, 4))
+
+    steps = [(o.step, o.index) for o in record(turns).of(Optimizer)]
+    assert steps == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(o.step, o.index) for o in record(lines).of(Optimizer)] == [(0, 0), (1, 1)]
+
+
+def test_a_turn_of_two_models_without_a_loader_is_one_step() -> None:
+    generator, judge = nn.Linear(4, 4), nn.Linear(4, 1)
+    optimizers = sgd(generator), sgd(judge)
+
+    def program(t: Any) -> None:
+        for turn in range(5):
+            for p in optimizers:
+                p.zero_grad()
+            fake = generator(torch.rand(2, 4))
+            (judge(torch.rand(2, 4)) - judge(fake.detach())).mean().backward()
+            optimizers[1].step()
+            if turn % 2:
+                judge(generator(torch.rand(2, 4))).mean().backward()
+                optimizers[0].step()
+
+    assert [step.update for step in record(program).steps()] == [1, 3, 4, 6, 7]
+
+
+def test_what_a_loop_does_in_the_end_of_its_turn_belongs_to_that() -> None:
+    model = Net()
+    optimizer = sgd(model)
+
+    def program(t: Any) -> None:
+        for turn in range(6):
+            train(model, optimizer, torch.rand(2, 4))
+            if turn % 3 == 2:
+                with torch.no_grad():
+                    model(torch.rand(2, 4))
+        with torch.no_grad():
+            for _ in range(3):
+                model(torch.rand(2, 4))
+
+    assert [step.update for step in record(program).steps()] == [1, 2, 3, 4, 5, 6, 6, 6, 6]
+
+
+def test_a_call_before_a_loop_without_modules_does_not_make_that_one_step() -> None:
+    def program(t: Any) -> None:
+        features = nn.Linear(4, 3)(torch.rand(8, 4)).detach()
+        weight = torch.zeros(3, 1, requires_grad=True)
+        optimizer = torch.optim.SGD([weight], 0.1)
+        for _ in range(6):
+            optimizer.zero_grad()
+            (features @ weight).square().mean().backward()
+            optimizer.step()
+
+    # That there are no modules is known when the optimizer steps again without one.
+    assert [step.update for step in record(program).steps()][:5] == [2, 3, 4, 5, 6]
 
 
 def test_two_optimizers_stepping_after_one_backward_share_a_step() -> None:

@@ -211,7 +211,8 @@ def test_a_gradient_taken_at_the_inputs_tells_what_makes_such_ones() -> None:
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         for _ in range(2):
             x = torch.rand(8, 4, requires_grad=True)
-            (slope,) = torch.autograd.grad(model(x).square().sum(), x)  # the cause
+            for _ in range(1):  # steps of an attack, before an optimizer was met
+                (slope,) = torch.autograd.grad(model(x).square().sum(), x)  # the cause
             loss = model(x.detach() + 0.1 * slope / slope.norm()).square().mean()
             optimizer.zero_grad()
             loss.backward()

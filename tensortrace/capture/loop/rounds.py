@@ -1,0 +1,159 @@
+"""Loops of the program: which of them goes round a place, told by its frames and their bytecode."""
+
+from __future__ import annotations
+
+import bisect
+import dis
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import NamedTuple, TypeAlias
+
+# A loop: the instructions of a function that run again and again.
+Round: TypeAlias = frozenset[int]
+# Where something happened: code and instruction of each frame, by the frame's id, innermost first.
+# No frame is kept alive; an id that is used again is hardly ever of the same code.
+Frames: TypeAlias = dict[int, tuple[CodeType, int]]
+
+_ENDS = frozenset({"RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"})
+# What waits in `await` and `yield from` goes round by itself.
+_WAITS = frozenset({"JUMP_BACKWARD_NO_INTERRUPT"})
+_ALWAYS = frozenset({"JUMP_FORWARD", "JUMP_ABSOLUTE", "JUMP_BACKWARD"}) | _WAITS
+_JUMPS = frozenset({*dis.hasjrel, *dis.hasjabs})
+# A program that makes functions as it goes would fill memory with them.
+_MOST_CODES = 2000
+
+
+class Rounds:
+    """The loops of functions, each read once.
+
+    Args:
+        is_own: whether code is the user's own.
+    """
+
+    def __init__(self, is_own: Callable[[CodeType], bool]) -> None:
+        self._is_own = is_own
+        # By id, since to hash code takes longer than all else; what is read keeps its code.
+        self._read: dict[int, _Read] = {}
+        self._outermost: tuple[int, CodeType | None] = 0, None
+
+    def enter(self, frame: FrameType | None) -> None:
+        """Look no further out than a frame, in which the trace begins, as long as it lives."""
+        self._outermost = (0, None) if frame is None else (id(frame), frame.f_code)
+
+    def frames(self, frame: FrameType | None, *, own: bool = False) -> Frames:
+        """Where a frame is, and those that called it; of the user's own code only if `own`. Hot."""
+        found: Frames = {}
+        end, last = self._outermost
+        while frame is not None:
+            code = frame.f_code
+            if not own or self._is_own(code):
+                found[id(frame)] = code, frame.f_lasti
+            if id(frame) == end and code is last:
+                break
+            frame = frame.f_back
+        return found
+
+    def of(self, code: CodeType, at: int) -> Round | None:
+        """The innermost loop round an instruction."""
+        return next((each for each in self._of(code).rounds if at in each), None)
+
+    def shared(self, then: Frames, frame: FrameType | None) -> tuple[FrameType, Round] | None:
+        """The innermost loop round what happened before, if what happens now is in it, too.
+
+        Args:
+            then: where something happened.
+            frame: where something happens now.
+        Returns:
+            The loop and its frame, of those that are at both; None too where what happens now is in
+            a loop of its own.
+        """
+        inside = False
+        while frame is not None:
+            code, before = then.get(id(frame), (None, 0))
+            if code is frame.f_code:
+                around = self.of(code, before)
+                if around is not None:
+                    return (frame, around) if frame.f_lasti in around else None
+                if inside or self.of(code, frame.f_lasti) is not None:
+                    return None
+            elif self._is_own(frame.f_code):
+                inside = inside or self.of(frame.f_code, frame.f_lasti) is not None
+            frame = frame.f_back
+        return None
+
+    def is_head(self, code: CodeType, at: int) -> bool:
+        """Whether an instruction is the head of a `for`."""
+        read = self._of(code)
+        return read.names[bisect.bisect(read.starts, at) - 1] == "FOR_ITER"
+
+    def call(self, code: CodeType, at: int) -> int:
+        """Which call a frame is in. Python 3.11 has two instructions for one, and runs either."""
+        read = self._of(code)
+        i = bisect.bisect(read.starts, at) - 1
+        return read.starts[i + (read.names[i] == "PRECALL")]
+
+    def _of(self, code: CodeType) -> _Read:
+        read = self._read.get(id(code))
+        if read is None:
+            if len(self._read) >= _MOST_CODES:
+                self._read.clear()
+            read = self._read[id(code)] = _read(code)
+        return read
+
+
+class _Read(NamedTuple):
+    code: CodeType
+    starts: list[int]
+    names: list[str]
+    rounds: list[Round]
+
+
+def _read(code: CodeType) -> _Read:
+    """The natural loops of a function, the smallest first.
+
+    Source: Aho, Sethi and Ullman, Compilers (1986), section 10.4. What handles an exception is
+    reached by no jump; it is part of the loop to whose head it jumps.
+    """
+    made = list(dis.get_instructions(code))
+    starts = [each.offset for each in made]
+    after, before = _edges(made)
+    heads: dict[int, list[int]] = {}
+    for each in made:
+        if each.opcode in _JUMPS and each.opname not in _WAITS and each.argval <= each.offset:
+            heads.setdefault(each.argval, []).append(each.offset)
+    rounds = []
+    for head, jumps in heads.items():
+        reached = _reach([head], after)
+        # An exception's handler that jumps back into the middle of what it guards makes no loop.
+        if not reached.isdisjoint(jumps):
+            rounds.append(_reach(jumps, before, end=head) | {head})
+    ends = dict(zip(starts, [*starts[1:], len(code.co_code)], strict=True))
+    # With what an instruction keeps behind it, where a frame may be while it calls.
+    whole = [frozenset(i for s in body for i in range(s, ends[s], 2)) for body in rounds]
+    return _Read(code, starts, [each.opname for each in made], sorted(whole, key=len))
+
+
+def _edges(made: list[dis.Instruction]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+    """What may run after each instruction, and before it."""
+    after: dict[int, list[int]] = {each.offset: [] for each in made}
+    before: dict[int, list[int]] = {each.offset: [] for each in made}
+    for each, following in zip(made, [*made[1:], None], strict=True):
+        targets = [each.argval] if each.opcode in _JUMPS else []
+        if following is not None and each.opname not in _ENDS and each.opname not in _ALWAYS:
+            targets.append(following.offset)
+        for target in targets:
+            after[each.offset].append(target)
+            before[target].append(each.offset)
+    return after, before
+
+
+def _reach(start: list[int], edges: dict[int, list[int]], end: int | None = None) -> set[int]:
+    """Where edges lead from some instructions, not beyond `end`."""
+    found: set[int] = set()
+    todo = list(start)
+    while todo:
+        at = todo.pop()
+        if at not in found and at != end:
+            found.add(at)
+            todo += edges[at]
+    return found
