@@ -28,7 +28,7 @@ def duplicate_rows(
                 use the index in __getitem__
     Misses:     rows of less than 32 numbers, and those of integers, may be alike by chance and are
                 not looked at; of long rows the middle 1024 numbers are compared; equal noise on
-                different pictures; batches on a device; loaders of your own
+                different pictures; batches on a device; loaders and samplers of your own
     Example:    class Noise(Dataset):
                     def __init__(self):
                         self.random = np.random.default_rng(0)

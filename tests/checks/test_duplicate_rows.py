@@ -43,7 +43,7 @@ def reconstruct(make, **options):
     def program():
         model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 1, 3, 1, 1))
         adam = torch.optim.Adam(model.parameters(), lr=1e-3)
-        for x in DataLoader(make(), batch_size=8, **options):
+        for x in DataLoader(make(), **{"batch_size": 8, **options}):
             adam.zero_grad()
             F.mse_loss(model(x), x).backward()
             adam.step()
@@ -65,6 +65,25 @@ def test_dataset_that_ignores_its_index_gives_one_row():
     (found,) = find_live(reconstruct(lambda: Ignoring(False)), "TT611")
     assert found.step == 2
     assert find_live(reconstruct(lambda: Ignoring(True), shuffle=True), "TT611") == []
+
+
+class Poisson(torch.utils.data.Sampler):
+    """Batches that each draw from all, as differential privacy has them."""
+
+    def __iter__(self):
+        for _ in range(20):
+            yield torch.randint(2, (2,)).tolist()
+
+
+@pytest.mark.parametrize("given", ["sampler in batches", "batches of its own"])
+def test_batches_that_draw_again_are_meant(given):
+    sampler = torch.utils.data.WeightedRandomSampler(torch.ones(2), 40)
+    batches = {
+        "sampler in batches": torch.utils.data.BatchSampler(sampler, 2, False),
+        "batches of its own": Poisson(),
+    }
+    program = reconstruct(lambda: Ignoring(True), batch_size=1, batch_sampler=batches[given])
+    assert find_live(program, "TT611") == []
 
 
 def test_sampling_with_replacement_is_meant():

@@ -163,13 +163,28 @@ def _loader(orders: Orders, recorder: Recorder, args: Any, kwargs: Any, call: _C
                 "batches": _count_batches(loader),
                 "workers": loader.num_workers,
                 "pin_memory": bool(loader.pin_memory),
-                "shuffled": not isinstance(loader.sampler, SequentialSampler),
-                "replacement": bool(getattr(loader.sampler, "replacement", False)),
+                "shuffled": not isinstance(_sampler_of(loader), SequentialSampler),
+                "replacement": _may_draw_again(loader),
                 **order,
             }
             of = shorten(type(loader.dataset).__name__)
             recorder.action("loader", of=of, frame=sys._getframe(2), detail=detail)
     return batches
+
+
+def _sampler_of(loader: dataloader.DataLoader[Any]) -> Any:
+    """What draws the indices: `loader.sampler` says nothing where a batch sampler was given."""
+    batches = loader.batch_sampler  # whose truth is its length, which may draw
+    return loader.sampler if batches is None else getattr(batches, "sampler", batches)
+
+
+def _may_draw_again(loader: dataloader.DataLoader[Any]) -> bool:
+    """Whether an epoch may have the same index twice; a sampler of the user's may."""
+    if isinstance(loader.dataset, IterableDataset):
+        return False
+    sampler = _sampler_of(loader)
+    known = type(sampler) in _SAMPLERS and type(loader.batch_sampler) in _BATCH_SAMPLERS
+    return bool(getattr(sampler, "replacement", not known))
 
 
 def _count_batches(loader: dataloader.DataLoader[Any]) -> int | None:
