@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -185,6 +186,34 @@ def test_the_fault_in_later_steps_is_no_second_finding() -> None:
 
     _, findings = spoilt_at(25, once)
     assert [f.code for f in findings if f.severity == "error"] == ["TT101"]
+
+
+class OwnLoss(nn.Module):
+    """Computes its loss itself, as language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self.head(x), y, ignore_index=-1)
+
+
+def test_the_fault_in_the_code_of_a_root_is_no_second_finding_in_a_step_that_is_looked_at() -> None:
+    model = OwnLoss()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    records: list[Any] = []
+    with trace(out=records.append, every=100) as t:
+        for step in range(STEPS):
+            y = torch.full((3,), -1 if step >= 25 else 1)
+            model(torch.randn(3, 4), y).backward()
+            if step < 25:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert 25 in rested(records)
+    assert not {26, 27} & rested(records)
+    (error,) = [f for f in t.findings if f.code == "TT101"]
+    assert (error.step, error.op, error.evidence["placed"]) == (25, "cross_entropy", "exact")
 
 
 def test_weights_that_were_spoilt_between_steps_are_named() -> None:

@@ -50,6 +50,8 @@ def draft_of(step: StepView, origin: Origin, damage: str | None, length: int) ->
     placed: str | None = "direct"
     # Named before it is narrowed: in a later step the same cause is not replayed again.
     found = origin.between or ()
+    # A step at rest sees no call inside an outermost one.
+    unseen = origin.call.op is None and not found
     cause = " ".join(str(part) for part in (
         origin.call.module, origin.call.op, *(c.module if c else None for c in found)))  # fmt: skip
     if origin.call.op is None or origin.between:
@@ -88,7 +90,7 @@ def draft_of(step: StepView, origin: Origin, damage: str | None, length: int) ->
         "inputs": [{"name": n, "shape": t.shape, "dtype": t.dtype, "min": t.min, "max": t.max,
                     "zeros": t.zeros, "neginf": t.neginf} for n, t in inputs],
     }  # fmt: skip
-    if call.replay and step.passed_over(call.module):
+    if call.replay and (unseen or step.passed_over(call.module)):
         evidence["passed_over"] = True
     if "passed_over" in evidence or step.was_passed_over("TT101", call.module):
         cause = f"inside {call.module}"
