@@ -33,8 +33,9 @@ def vanishing_gradient(
     Fix:        ReLU, GELU or SiLU for sigmoid and tanh; residual connections; normalisation
                 layers; kaiming or xavier initialisation for the activation in use
     Misses:     a recurrent network unrolled over time is one layer; layers of several classes
-                that alternate are seen by the commonest class only; parts with no gradient at all
-                are TT203
+                that alternate are seen by the commonest class only; a chain with frozen layers in
+                it, since adapters (LoRA) begin with gradients of zero; parts with no gradient at
+                all are TT203
     Example:    layers = []
                 for _ in range(12):
                     layers += [nn.Linear(64, 64), nn.Sigmoid()]
@@ -57,7 +58,7 @@ def vanishing_gradient(
     vanishes = len(layers) >= depth and shrunk < ratio
     if vanishes:  # seldom: a logarithm of each layer in every step is most of the cost
         fall, jump = steadiness([rms for _, rms in layers])
-        vanishes = fall >= 0.8 and jump <= 0.6
+        vanishes = fall >= 0.8 and jump <= 0.6 and not _holds_frozen(step, layers)
     recent.append(vanishes)
     if not vanishes or sum(recent) < sustain:
         return
@@ -69,3 +70,12 @@ def vanishing_gradient(
         cause="depth", phase="backward", module=first[0], value=shrunk, limit=ratio,
         evidence={"profile": [list(layer) for layer in layers], "steps": sum(recent)},
     )  # fmt: skip
+
+
+def _holds_frozen(step: StepView, layers: list[tuple[str, float]]) -> bool:
+    """Whether a layer of the same class, called between the first and the last, is frozen."""
+    paths = list(step.modules)  # in order of first call
+    cls = step.cls_of(layers[0][0])
+    between = paths[paths.index(layers[0][0]) : paths.index(layers[-1][0])]
+    called = [step.modules[path] for path in between if step.cls_of(path) == cls]
+    return any(m.parameters and not any(p.requires_grad for p in m.parameters) for m in called)

@@ -57,6 +57,14 @@ def test_two_parts_on_different_scales_are_silent():
     assert find(profile([1e-6, 1e-3, 1e-6, 1e-3, 1e-6, 1.0]), "TT202") == []
 
 
+@pytest.mark.parametrize(("frozen", "told"), [("before", 1), ("between", 0), ("after", 1)])
+def test_adapters_of_frozen_layers_are_no_chain(frozen, told):
+    layers = list(profile(geometric(1e-6)))
+    place = {"before": 0, "between": 3, "after": 7}[frozen]
+    layers.insert(place, module("frozen", "weight", grad=False))
+    assert len(find(layers, "TT202")) == told
+
+
 def test_few_layers_and_norms_are_not_looked_at():
     assert find(profile(geometric(1e-6, depth=4)), "TT202") == []
     assert len(find(profile(geometric(1e-6, depth=5)), "TT202")) == 1
