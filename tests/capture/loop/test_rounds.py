@@ -155,6 +155,28 @@ def test_what_happened_before_and_what_happens_now_share_a_loop() -> None:
     assert rounds.of(*then[id(here)]) == found[1][1]
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_trainer_of_another_package_goes_round_whatever_loops_are_the_users(own: bool) -> None:
+    rounds, found = Rounds(lambda code: own or code.co_name not in ("advance", "run")), []
+
+    def turn(then: Any) -> Any:
+        for _ in range(1):
+            shared = rounds.shared(then, sys._getframe())
+        return shared
+
+    def advance() -> Any:
+        return turn(rounds.frames(sys._getframe()))
+
+    def run() -> None:
+        for _ in range(2):
+            found.append(advance())
+
+    run()
+    assert [each and each[0].f_code is run.__code__ for each in found] == [
+        None if own else True
+    ] * 2
+
+
 def test_nothing_further_out_than_where_a_trace_begins_is_looked_at() -> None:
     rounds = Rounds(lambda code: True)
     here = sys._getframe()
