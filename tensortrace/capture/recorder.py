@@ -41,7 +41,7 @@ from tensortrace.capture.source import SourceLines
 from tensortrace.capture.stats.queue import StatsQueue
 from tensortrace.capture.tensors import TensorDraft, TensorTable
 from tensortrace.capture.turns import is_taken
-from tensortrace.capture.user_hooks import MOST, where_defined
+from tensortrace.capture.user_hooks import MOST, changing, where_defined
 from tensortrace.capture.wanted import Wanted
 from tensortrace.checks import StepView
 from tensortrace.errors import TraceStoppedError
@@ -389,10 +389,10 @@ class Recorder:
             return
         record_losses(self, losses, location)
 
-    def hook_given(self, hook: Any) -> None:
-        """A hook of the user's is about to be put on a tensor."""
-        if len(self.hooks) < MOST:
-            met = where_defined([hook], self.sources)
+    def hook_given(self, tensor: Any, hook: Any) -> None:
+        """A hook of the user's is about to be put on a tensor; a parameter is asked for its own."""
+        if len(self.hooks) < MOST and not isinstance(tensor, torch.nn.Parameter):
+            met = where_defined(changing([hook]), self.sources)
             self.hooks += [location for location in met if location not in self.hooks]
 
     def backward_finished(self, freed: bool, derivative: bool) -> None:

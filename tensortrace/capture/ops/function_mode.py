@@ -207,7 +207,8 @@ def _ask(
     """Call what is no op."""
     if turn.name in HOOKS:
         with Ours(turn.recorder, "ops"):
-            turn.recorder.hook_given(args[1] if len(args) > 1 else kwargs.get("hook"))
+            hook = args[1] if len(args) > 1 else kwargs.get("hook")
+            turn.recorder.hook_given(args[0] if args else None, hook)
         if turn.recorder.replaying:
             return RemovableHandle(OrderedDict())  # a hook of the user's must not run twice
         return func(*args, **kwargs)

@@ -21,7 +21,14 @@ from tensortrace.capture.recorder import Recorder
 from tensortrace.capture.replay.rerun import Replay
 from tensortrace.capture.roots import Root, Roots, Tree, UnkeptError, refusal_of
 from tensortrace.capture.tensors import version_of
-from tensortrace.capture.user_hooks import MOST, forward_hooks_of, hooks_of, where_defined
+from tensortrace.capture.user_hooks import (
+    MOST,
+    changing,
+    forward_hooks_of,
+    hooks_of,
+    parameter_hooks_of,
+    where_defined,
+)
 from tensortrace.causes.derivatives import (
     backward_pass,
     derivative_to_blame,
@@ -236,13 +243,15 @@ class Narrower:
             elapsed = time.perf_counter_ns() - started
         detail: dict[str, Any] = {"phase": phase, "forward": root.seq, "host_ns": elapsed}
         if why is None:
-            detail.update(self._hand_over(replay, root, phase, step))
+            detail.update(self._hand_over(replay, root, phase, step, first))
         else:
             detail["placed"] = why
         self._recorder.verdict(root, detail)
         return detail.get("op") is not None
 
-    def _hand_over(self, replay: Replay, root: Root, phase: str, step: StepView) -> dict[str, Any]:
+    def _hand_over(
+        self, replay: Replay, root: Root, phase: str, step: StepView, first: Call | None
+    ) -> dict[str, Any]:
         """Pend the records of the replay; returns what the action says of it."""
         replay.queue.resolve()
         calls = [record for draft in replay.drafts
@@ -286,7 +295,10 @@ class Narrower:
         else:
             why = "no op inside makes what is not finite"
             if phase == "backward":
-                known = where_defined(hooks_of(root.tree), recorder.sources)
+                theirs = [*hooks_of(root.tree)]
+                if first is None or not step.nonfinite(first.inputs):  # it was a parameter's
+                    theirs += parameter_hooks_of(root.tree)
+                known = where_defined(changing(theirs), recorder.sources)
                 hooks = [*dict.fromkeys([*recorder.hooks, *replay.recorder.hooks, *known])][:MOST]
         buffers = self._buffers_met(root, replay, tensors)
         more: dict[str, Any] = {"hooks": msgspec.to_builtins(hooks), "buffers": buffers}
