@@ -100,6 +100,7 @@ class Engine:
         self._sources: dict[str, list[Source]] = {}
         self._findings: list[Finding] = []
         self._reported: dict[tuple[Any, ...], Finding] = {}
+        self._placed: dict[tuple[Any, ...], dict[str, Finding]] = {}
         self._counts: Counter[str] = Counter()
         self._last: dict[tuple[str, Severity], tuple[int, str]] = {}
         self._repeats: Counter[str] = Counter()
@@ -388,7 +389,8 @@ class Engine:
             return []
         severity = draft.severity or one.severity
         key = (one.code, draft.cause or (draft.module, draft.op, draft.param))
-        earlier = self._reported.get(key)
+        placed = self._placed.setdefault(key, {}) if draft.place else {}
+        earlier = placed.get(draft.place) if placed else self._reported.get(key)
         if earlier and SEVERITIES.index(severity) <= SEVERITIES.index(earlier.severity):
             self._repeats[earlier.id] += 1
             if earlier not in step.causes:
@@ -410,6 +412,8 @@ class Engine:
         finding = _finding(one, step, draft, f"{one.code}-{self._counts[one.code]}")
         self._last[one.code, severity] = (count + 1, finding.id)
         self._reported[key] = finding
+        if draft.place:
+            placed[draft.place] = finding
         self._findings.append(finding)
         if one.code == "TT104" and severity == "error":
             self._poisoned = self._poisoned or finding.id

@@ -166,6 +166,25 @@ def test_a_cause_that_becomes_more_severe_is_told_again():
     assert [(f.id, f.severity) for f in found] == [("TT991-1", "note"), ("TT991-2", "error")]
 
 
+def test_a_cause_at_another_place_is_told_again():
+    @check("TT991", "placed")
+    def placed(step, memory):
+        yield Draft(message="", cause="a", place=("x:1", "", "y:2", "x:1", "", "y:2")[step.number])
+
+    engine = Engine([placed])
+    assert [(f.id, f.step) for f in run(engine, range(6))] == [("TT991-1", 0), ("TT991-2", 2)]
+    # What has no place is taken for the last that was told.
+    assert engine.take_repeats() == {"TT991-1": 2, "TT991-2": 2}
+
+
+def test_what_was_told_without_its_place_is_not_told_again_with_it():
+    @check("TT991", "later")
+    def later(step, memory):
+        yield Draft(message="", cause="a", place="x:1" if step.number else "")
+
+    assert [f.step for f in run(Engine([later]), range(3))] == [0]
+
+
 def test_what_follows_from_a_finding_is_only_counted():
     @check("TT991", "after")
     def after(step, memory):

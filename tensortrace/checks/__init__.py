@@ -74,13 +74,14 @@ class Draft:
     """What a check saw, before the engine makes a finding of it.
 
     `cause` tells two findings of one check apart: the same cause is reported once and counted
-    after that, unless it has become more severe. `follows` is the id of the finding that this is a
-    mere consequence of: it is then only counted. Left out, `severity`, `explanation` and `fix` are
-    the check's own.
+    after that, unless it has become more severe, or `place`, where a replay found that it began,
+    is another one. `follows` is the id of the finding that this is a mere consequence of: it is
+    then only counted. Left out, `severity`, `explanation` and `fix` are the check's own.
     """
 
     message: str
     cause: str = ""
+    place: str = ""
     follows: str | None = None
     severity: Severity | None = None
     phase: Phase | None = None

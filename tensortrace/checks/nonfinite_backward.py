@@ -311,6 +311,8 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
         evidence["placed"] = placed
     maker = _made_before(step, by)
     op = call.op if origin.direct else by.op
+    found_there = placed is not None and call.replay and origin.direct and verdict == "harmful"
+    place = f"{op} {location_text(by.location)}" if found_there else ""
     if by.replay and step.passed_over(by.module):
         evidence["passed_over"] = True
     if "passed_over" in evidence or step.was_passed_over("TT102", by.module):
@@ -352,7 +354,7 @@ def _draft(step: StepView, origin: Origin, verdict: str, length: int) -> Draft:
                           ] if op else []  # fmt: skip
     return Draft(
         message=message, severity="error" if verdict == "harmful" else "note",
-        follows=step.blamed(), cause=cause,
+        follows=step.blamed(), cause=cause, place=place,
         phase="backward", module=by.module, op=op,
         param=call.outputs[0][0] if call.op is None and call.outputs else None,
         seq=call.seq, tensor=grad.id, value=grad.nonfinite, limit=0,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -42,17 +43,39 @@ from tensortrace.records import DERIVATIVE, Call, Location, Tensor
 from tensortrace.text import shorten
 
 MOST_REPLAYS = 8
+# Of them for the same, met again after steps in which it was not there.
+_MOST_AGAIN = 3
 # Roots tried for one bad gradient: its maker may be the first op of a later root.
 _MOST_ROOTS = 3
 
 
+@dataclass(slots=True)
+class _Asked:
+    """How often a root was replayed for the same, in which step last, and when that was met.
+
+    What is bad again after a step in which it was fine may have another cause, at another line.
+    """
+
+    times: int = 0
+    replayed: int = -1
+    met: int = -1
+    met_before: int = -1
+
+    def meet(self, step: int) -> bool:
+        """Note that it is met in a step; whether there is nothing to ask then."""
+        if self.met != step:
+            self.met_before, self.met = self.met, step
+        stays = self.met_before >= step - 1
+        return stays or self.replayed == step or self.times >= _MOST_AGAIN
+
+
 class Narrower:
-    """Decide which call to replay, at most once for each cause and eight times a run."""
+    """Decide which call to replay: once for what stays bad, at most eight times a run."""
 
     def __init__(self, recorder: Recorder, roots: Roots) -> None:
         self._recorder, self._roots = recorder, roots
         # The path of a root, the phase, and what was asked: what made or met the first bad value.
-        self._asked: set[tuple[str, str, object]] = set()
+        self._asked: dict[tuple[str, str, object], _Asked] = {}
         # The first two of those that were run again at this gate.
         self._done: set[tuple[str, str]] = set()
         self._replays = 0
@@ -209,7 +232,9 @@ class Narrower:
 
     def _knows(self, root: Root, phase: str, what: object) -> bool:
         """Whether a root was run again for this before, or at this gate for anything."""
-        return (root.path, phase) in self._done or (root.path, phase, what) in self._asked
+        asked = self._asked.get((root.path, phase, what))
+        known = asked is not None and asked.meet(self._recorder.step)
+        return known or (root.path, phase) in self._done
 
     # ---- the replay
 
@@ -223,7 +248,9 @@ class Narrower:
     ) -> bool:
         """Run a root again, and backward as far as that had come; True if an op was found."""
         self._done.add((root.path, phase))
-        self._asked.add((root.path, phase, what))
+        asked = self._asked.setdefault((root.path, phase, what), _Asked())
+        asked.times, asked.replayed = asked.times + 1, self._recorder.step
+        asked.met = self._recorder.step
         self._replays += 1
         # No step rests from here on: another cause has to show in calls that are recorded.
         self._recorder.may_rest = False

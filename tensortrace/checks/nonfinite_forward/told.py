@@ -48,6 +48,7 @@ _MODULES = frozenset({"softmax", "logsoftmax", "crossentropy", "nll", "bce", "kl
 def draft_of(step: StepView, origin: Origin, damage: str | None, length: int) -> Draft:
     """Tell of an origin; a note if it did no damage. `length` is that of the chain."""
     placed: str | None = "direct"
+    place = ""
     # Named before it is narrowed: in a later step the same cause is not replayed again.
     found = origin.between or ()
     # A step at rest sees no call inside an outermost one.
@@ -57,6 +58,7 @@ def draft_of(step: StepView, origin: Origin, damage: str | None, length: int) ->
     if origin.call.op is None or origin.between:
         placed, op = step.narrowed(origin.call.seq, "forward")
         origin = Origin(op, step.nonfinite(op.outputs)[0]) if op else _passed_over(step, origin)
+        place = f"{op.op} {location_text(op.location)}" if op and damage else ""
     call, tensor = origin.call, origin.tensor
     weights = spoilt_weights(step, call) if call.op is None else None
     where = _name(step, call)
@@ -108,7 +110,7 @@ def draft_of(step: StepView, origin: Origin, damage: str | None, length: int) ->
         message=made if damage else made + _ending(step),
         follows=step.poisoned or _updated_by(step, call), severity="error" if damage else "note",
         # The same layer over and over is one note.
-        cause=cause if damage else re.sub(r"\d+", "#", cause),
+        cause=cause if damage else re.sub(r"\d+", "#", cause), place=place,
         phase="forward", module=call.module, op=call.op, seq=call.seq, tensor=tensor.id,
         param=weights[0] if weights else None,
         value=tensor.nonfinite, limit=0, location=location, explanation=reason.why,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tensortrace.records import Finding
 from tests.capture import record
 from tests.checks.traced import find_live
 
@@ -178,6 +179,72 @@ def test_a_second_cause_in_the_same_model_is_narrowed_too() -> None:
 def test_a_cause_that_stays_is_replayed_once() -> None:
     got = record(lambda _: Spikes().train_on(12))
     assert [action.step for action in got.actions("replay")] == [3]
+
+
+class Leaf(nn.Module):
+    """Spoils what it returns at several lines, each in steps of its own."""
+
+    def __init__(self, steps: dict[str, set[int]]) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def forward(self, x: Tensor, step: int) -> Tensor:
+        if step in self.steps.get("log", ()):
+            return x + torch.log(-x.abs().sum() - 1)
+        if step in self.steps.get("sqrt", ()):
+            return x + torch.sqrt(-x.abs() - 1)
+        return x + torch.exp(x.abs() + 200) if step in self.steps.get("exp", ()) else x
+
+
+class Around(Spikes):
+    def __init__(self, leaf: nn.Module) -> None:
+        super().__init__()
+        self.leaf = leaf
+
+    def forward(self, x: Tensor, step: int) -> Tensor:
+        y: Tensor = self.last(self.leaf(self.first(x), step))
+        return y
+
+    def train_on(self, steps: int) -> None:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
+        for step in range(steps):
+            optimizer.zero_grad()
+            self(torch.randn(4, 4), step).square().mean().backward()
+            if all(bool(p.grad.isfinite().all()) for p in self.parameters() if p.grad is not None):
+                optimizer.step()
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+def test_each_cause_in_one_leaf_is_a_finding(level: str) -> None:
+    steps = {"log": {3}, "sqrt": {6, 7, 10}, "exp": {9}}
+    found = find_live(lambda: Around(Leaf(steps)).train_on(12), "TT101", level=level)
+    assert [(f.step, f.op) for f in found] == [(3, "log"), (6, "sqrt"), (9, "exp")]
+
+
+def test_each_cause_in_the_backward_of_one_module_is_a_finding() -> None:
+    steps = {"sqrt": {3, 4, 10}, "norm": {8}}
+
+    class Own(Around):
+        def forward(self, x: Tensor, step: int) -> Tensor:
+            h = self.first(x)
+            if step in steps["sqrt"]:
+                h = h + torch.sqrt(h * 0)
+            if step in steps["norm"]:
+                h = h + torch.log(h * 0 + 1) * torch.sqrt((h * 0).norm(dim=1, keepdim=True))
+            y: Tensor = self.last(h)
+            return y
+
+    found = find_live(lambda: Own(nn.Identity()).train_on(12), "TT102")
+    assert [(f.step, f.op, f.evidence["placed"]) for f in found] == [
+        (3, "sqrt", "exact"), (8, "sqrt", "exact"),
+    ]  # fmt: skip
+    assert found[0].location != found[1].location
+
+
+def test_a_cause_that_comes_and_goes_is_one_finding_and_is_replayed_three_times() -> None:
+    got = record(lambda _: Around(Leaf({"log": set(range(1, 30, 2))})).train_on(30))
+    assert [action.step for action in got.actions("replay")] == [1, 3, 5]
+    assert [(f.code, f.step, f.op) for f in got.of(Finding)] == [("TT101", 1, "log")]
 
 
 class Block(nn.Module):
