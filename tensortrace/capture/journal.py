@@ -104,8 +104,8 @@ class Journal:
         self._on_finding = on_finding
         self._warn = warn
         self.full = full(0)
-        # The step in flight, as far as this knows.
-        self.number = 0
+        # The step in flight, as far as this knows, and that for which all below was set.
+        self.number = self._begun = 0
         self.findings: list[Finding] = []
         self.counts: dict[Severity, int] = {"error": 0, "warning": 0, "note": 0}
         self.steps = 0
@@ -143,6 +143,9 @@ class Journal:
             self._say_thin()
         self._began = self.sink.nbytes
         self._aside = None if self.engine.looks_at(number) else []
+        self._summary = StepSummary(self._order)
+        self._thinned_in_step = 0
+        self._begun = number
 
     def needs_finished(self) -> bool:
         """Whether somebody looks at the calls and parameters of the step in flight for certain."""
@@ -152,6 +155,8 @@ class Journal:
         """Take records of the step in flight, in order, all finished if it `needs_finished`."""
         if self.stopped:
             return
+        if self._begun != self.number:  # a signal handler raised while it began
+            self.begin_step(self.number)
         found = False
         self._summary.describe(records)
         add = self._summary.add
@@ -221,11 +226,10 @@ class Journal:
                 self._before = []
             self.flush()
         finally:  # a signal handler may raise meanwhile: the step is over all the same
+            self.number = number + 1  # before any call, in which it may raise as well
+            self.steps += 1
             if self.full:
                 self._full_nbytes += self.sink.nbytes - self._began
-            self.steps += 1
-            self._summary = StepSummary(self._order)
-            self._thinned_in_step = 0
             self.begin_step(number + 1)
 
     def part(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tensortrace import trace
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.recorder import Recorder
+from tensortrace.capture.summary import StepSummary
 from tensortrace.capture.tensors import TensorTable
 from tensortrace.handlers import is_of_handler
 from tensortrace.log import LogWriter
@@ -90,6 +91,8 @@ def test_another_exception_is_none_of_a_handler() -> None:
         (TensorTable, "gradient"),
         (Journal, "take"),
         (Journal, "close_step"),
+        (Journal, "begin_step"),
+        (StepSummary, "__init__"),
         (StepView, "forward"),  # asked by checks
         (LogWriter, "_hand_on"),
     ],
