@@ -23,6 +23,12 @@ def is_of_handler(error: BaseException) -> bool:
     return False
 
 
+def let_through(error: BaseException) -> None:
+    """Raise an exception again that came through a signal handler; any other is the caller's."""
+    if is_of_handler(error):
+        raise error
+
+
 def _code(handler: Any) -> CodeType | None:
     """The code of a handler that is written in Python; None of the default."""
     if isinstance(handler, signal.Handlers):

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from tensortrace.handlers import let_through
+
 __all__ = ["DeviceTimes"]
 
 # Calls that are timed between two gates, at most.
@@ -51,7 +53,8 @@ class DeviceTimes:
             where = next((t.device.index for _, t in tensors if t.is_cuda), None)
             device = torch.cuda.current_device() if where is None else where
             return device, self._record(device)
-        except Exception:
+        except Exception as error:
+            let_through(error)
             self._works = False
             return None
 
@@ -61,7 +64,8 @@ class DeviceTimes:
         try:
             if self._works and not torch.cuda.is_current_stream_capturing():
                 self._kept.append((device, began, self._record(device), fields))
-        except Exception:
+        except Exception as error:
+            let_through(error)
             self._works = False
 
     def read(self) -> None:
@@ -81,7 +85,8 @@ class DeviceTimes:
                     if passed >= 0:
                         fields["device_ns"] = passed
                     self._free.setdefault(device, []).extend((began, ended))
-        except Exception:
+        except Exception as error:
+            let_through(error)
             self._works = False
 
     def _record(self, device: int) -> Any:

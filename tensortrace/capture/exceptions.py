@@ -27,6 +27,7 @@ from tensortrace.capture.stats.queue import summarize
 from tensortrace.capture.tensors import describe
 from tensortrace.capture.unwrap import quiet
 from tensortrace.errors import TraceStoppedError
+from tensortrace.handlers import let_through
 from tensortrace.records import Location
 from tensortrace.said import said
 from tensortrace.text import shorten
@@ -119,14 +120,16 @@ def quits_debugger(error: BaseException | None) -> bool:
 def _names(error: BaseException) -> set[str]:
     try:
         return {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
-    except Exception:
+    except Exception as err:
+        let_through(err)
         return set()  # a metaclass of the user's may say what it likes
 
 
 def _message(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception:
+    except Exception as err:
+        let_through(err)
         return "(its message cannot be read)"
     if len(text) <= _MESSAGE:
         return text
@@ -258,7 +261,8 @@ def _failed_node(tb: TracebackType) -> ast.AST | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user's source is parsed anew
             found = executing.Source.executing(tb)
-    except Exception:
+    except Exception as err:
+        let_through(err)
         return None  # source that has changed or is not there
     node: ast.AST | None = found.node
     return node or _augmented(tb, found.statements or ())

@@ -16,6 +16,7 @@ import executing
 import torch
 from msgspec import structs
 
+from tensortrace.handlers import let_through
 from tensortrace.records import Location, Source
 from tensortrace.text import is_installed, shorten
 
@@ -288,7 +289,8 @@ def _written_name(code: CodeType) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user's source is parsed anew
             return executing.Source.for_filename(code.co_filename).code_qualname(code)
-    except Exception:
+    except Exception as error:
+        let_through(error)
         return code.co_name  # source that is not there
 
 

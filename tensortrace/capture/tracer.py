@@ -47,6 +47,7 @@ from tensortrace.capture.source import SourceLines, with_code
 from tensortrace.capture.stats.queue import Level, StatsQueue
 from tensortrace.engine import Engine
 from tensortrace.errors import LogError, UsageError
+from tensortrace.handlers import let_through
 from tensortrace.log import LogWriter, open_sink
 from tensortrace.records import Failure, Finding
 from tensortrace.text import shorten
@@ -479,7 +480,8 @@ class Trace:
             return None
         try:
             message = str(error)[:2000]
-        except Exception:
+        except Exception as err:
+            let_through(err)
             message = "(its message cannot be read)"
         return Failure(
             type=shorten(type(error).__name__),

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import functools
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from tensortrace import trace
+from tensortrace.capture.active import here
+from tensortrace.capture.exceptions import _message
 from tensortrace.capture.journal import Journal
+from tensortrace.capture.lines.events import exception_text
+from tensortrace.capture.lines.reader import Reader
+from tensortrace.capture.lines.watched import Watched
+from tensortrace.capture.loop.orders import Orders
 from tensortrace.capture.recorder import Recorder
+from tensortrace.capture.replay.aside import Stage
 from tensortrace.capture.summary import StepSummary
 from tensortrace.capture.tensors import TensorTable
 from tensortrace.handlers import is_of_handler
@@ -80,6 +90,71 @@ def test_another_exception_is_none_of_a_handler() -> None:
         with pytest.raises((LimitError, ZeroDivisionError)) as raised:
             fails()
         assert not is_of_handler(raised.value)
+
+
+class Rings:
+    """Is asked for something while the handler raises."""
+
+    def ring(self, *args: Any) -> Any:
+        signal.raise_signal(signal.SIGALRM)
+
+    __repr__ = __len__ = __iter__ = __deepcopy__ = __getitem__ = ring
+
+
+class RingingError(Exception):
+    __str__ = Rings.ring
+
+
+def order_of_a_loader() -> None:
+    data: Any = range(4)
+    loader = DataLoader(data, 2, shuffle=True)
+    sampler: Any = loader.sampler
+    sampler.data_source = Rings()
+    Orders().order_of(loader)
+
+
+def watch_an_expression() -> None:
+    rings = Rings()
+    Watched(["rings.ring()"], []).values(sys._getframe())
+    del rings
+
+
+def no_draft(value: Any) -> Any:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("ask", [
+    order_of_a_loader, watch_an_expression,
+    lambda: Reader(None).words(Rings(), no_draft), lambda: Reader(None).words([Rings()], no_draft),
+    lambda: exception_text(RingingError, RingingError()),
+    lambda: _message(RingingError()),
+    lambda: Stage().isolate(Rings(), "it"),
+])  # fmt: skip
+def test_it_is_not_taken_for_something_of_the_user_s_that_fails(ask: Callable[[], Any]) -> None:
+    signal.signal(signal.SIGALRM, over)
+    with pytest.raises(LimitError):
+        ask()
+
+
+def test_a_time_limit_is_not_lost_where_an_epoch_begins() -> None:
+    armed: list[bool] = []
+
+    class Data(Dataset[torch.Tensor]):
+        def __len__(self) -> int:
+            if armed and here.busy:
+                armed.clear()
+                signal.raise_signal(signal.SIGALRM)
+            return 4
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return torch.ones(3)
+
+    signal.signal(signal.SIGALRM, over)
+    loader = DataLoader(Data(), 2, shuffle=True)
+    with trace(out=[].append):
+        armed.append(True)
+        with pytest.raises(LimitError):
+            list(loader)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import sys
 from types import FrameType
 from typing import Any
 
+from tensortrace.handlers import let_through
+
 _ASYNCHRONOUS = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
 # After a return event with the value None, the instruction tells whether there was a return.
 _YIELDS = "YIELD_VALUE"
@@ -46,7 +48,8 @@ def exception_text(kind: Any, error: Any) -> str:
     name = getattr(kind, "__name__", str(kind))
     try:
         text = str(error)
-    except Exception:
+    except Exception as err:
+        let_through(err)
         text = "(its message cannot be read)"
     return f"{name}: {text}" if text else name
 

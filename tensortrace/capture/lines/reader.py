@@ -27,6 +27,7 @@ from tensortrace.capture.lines.values import (
     string_text,
 )
 from tensortrace.capture.tensors import TensorDraft, version_of
+from tensortrace.handlers import let_through
 from tensortrace.text import without_address
 
 _OWN_REPR = {list.__repr__, tuple.__repr__, dict.__repr__, set.__repr__, frozenset.__repr__}
@@ -138,7 +139,8 @@ class Reader:
                 self._kinds.clear()
             try:
                 kind = kind_of(cls)
-            except Exception:
+            except Exception as error:
+                let_through(error)
                 kind = Kind.CLOSED  # a metaclass of the user's
             self._kinds[cls] = kind
         return kind
@@ -160,7 +162,8 @@ class Reader:
         else:
             try:
                 held.stamp = self._stamp(value, held.refs, [_MOST_NODES], _DEEPEST)
-            except Exception:
+            except Exception as error:
+                let_through(error)
                 held.opaque = True  # it changes while it is read, or cannot be
         return held
 
@@ -176,7 +179,8 @@ class Reader:
             return False
         try:
             return bool(held.stamp == self._stamp(value, [], [_MOST_NODES], _DEEPEST))
-        except Exception:
+        except Exception as error:
+            let_through(error)
             return True
 
     def _stamp(self, value: Any, refs: Any, left: list[int], depth: int) -> Any:
@@ -218,6 +222,7 @@ class Reader:
         try:
             self._tell(value, words, describe, left=[_MOST_NODES])
         except Exception as error:  # a container of the user's that cannot be read
+            let_through(error)
             words.pieces = [f"<{name_of(type(value))} that cannot be read: {type(error).__name__}>"]
             words.tensors, words.others = [], []
         return words
@@ -288,6 +293,7 @@ class Reader:
         try:
             text = str((action or repr)(value))
         except Exception as error:
+            let_through(error)
             text = f"<{name_of(cls)} whose repr raised {type(error).__name__}>"
         if time.perf_counter_ns() - started > _SLOW_NS and cls not in ATOMS:
             # Once may have been the machine's doing.

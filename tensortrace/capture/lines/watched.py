@@ -11,6 +11,8 @@ from pysnooper.utils import get_shortish_repr
 from pysnooper.variables import Attrs, BaseVariable, CommonVariable, Exploding, Indices, Keys
 from torch import nn
 
+from tensortrace.handlers import let_through
+
 # Of an exploded value so many parts are followed.
 _MOST = 200
 
@@ -32,7 +34,8 @@ class Watched:
         for variable in self._variables:
             try:
                 value = eval(variable.code, frame.f_globals or {}, frame.f_locals)
-            except Exception:
+            except Exception as error:
+                let_through(error)
                 continue
             if not isinstance(variable, Exploding):
                 found[variable.source] = value
@@ -71,7 +74,8 @@ def _parts(variable: Any, value: Any) -> Iterator[tuple[str, Any]]:
             if key not in variable.exclude:
                 part = way._get_value(value, key)
                 yield f"{way.unambiguous_source}{_key_text(way, key)}", part
-        except Exception:
+        except Exception as error:
+            let_through(error)
             continue
 
 

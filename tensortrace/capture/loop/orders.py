@@ -19,6 +19,7 @@ from torch.utils.data import (
 
 from tensortrace.capture.generators import state_of
 from tensortrace.capture.unwrap import quiet
+from tensortrace.handlers import let_through
 
 # Those that draw from a generator. A class derived from one may seed it otherwise.
 _DRAWING = frozenset({RandomSampler, SubsetRandomSampler, WeightedRandomSampler})
@@ -67,7 +68,8 @@ class Orders:
             # A dataset of the user's may be unable to say its length: the loader will tell him.
             decides = _decides(sampler, len(sampler))
             held = _held(loader.dataset)
-        except Exception:
+        except Exception as error:
+            let_through(error)
             return {}
         if decides is None:
             return {}

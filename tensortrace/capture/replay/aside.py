@@ -44,6 +44,7 @@ from tensortrace.capture.roots import (
 )
 from tensortrace.capture.tensors import version_of
 from tensortrace.capture.user_hooks import is_of_torch
+from tensortrace.handlers import let_through
 from tensortrace.text import shorten
 
 _HOOK_TABLES = {name for name in nn.Module().__dict__ if "hook" in name}
@@ -138,6 +139,7 @@ class Stage:
         try:
             return copy.deepcopy(value, self.memo)
         except Exception as error:
+            let_through(error)
             raise UnkeptError(f"{what} cannot be copied ({type(error).__name__})") from error
 
     def guard(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

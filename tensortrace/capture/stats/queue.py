@@ -30,7 +30,7 @@ from tensortrace.capture.unwrap import (
     plain,
     quiet,
 )
-from tensortrace.handlers import is_of_handler
+from tensortrace.handlers import is_of_handler, let_through
 
 if TYPE_CHECKING:
     from tensortrace.capture.tensors import TensorTable
@@ -244,7 +244,8 @@ class StatsQueue:
             try:
                 with torch._C.DisableTorchFunction(), quiet():
                     found = self.devices.numbers(values)
-            except Exception:
+            except Exception as err:
+                let_through(err)
                 found = None  # each is tried by itself, and says why it has none
             if found is not None:
                 return [self._put(each) for each in found]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tensortrace.capture.stats.exponents import RUN, SAMPLE
+from tensortrace.handlers import let_through
 
 __all__ = ["ROW", "Launcher", "divide"]
 
@@ -79,6 +80,7 @@ class Launcher:
         Raises:
             Exception: the same, where it is no failure of the kernel's.
         """
+        let_through(error)
         if dtype in self._met or _is_device(error):
             raise error
         if self._kinds is not None:
@@ -148,6 +150,7 @@ class Launcher:
         except ImportError:
             return False  # no CUDA build, or Windows: nothing that could be mended here
         except Exception as error:
+            let_through(error)
             self.trouble = f"{type(error).__name__}: {error!s:.300}"
             return False
         # Its interpreter copies all that a kernel is given to the host, and back.
