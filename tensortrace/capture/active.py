@@ -132,9 +132,13 @@ class Ours:
 
     def __enter__(self) -> None:
         self._guard = torch._C.DisableTorchFunction()
-        self._guard.__enter__()
         here.busy += 1
-        here.rest()
+        try:
+            self._guard.__enter__()
+            here.rest()
+        except BaseException:  # of a signal handler: then nobody calls `__exit__`
+            self.__exit__(None, None, None)
+            raise
 
     def __exit__(
         self,
@@ -150,8 +154,10 @@ class Ours:
             return True
         finally:
             here.busy -= 1
-            here.go_on()
-            self._guard.__exit__(None, None, None)
+            try:
+                here.go_on()
+            finally:
+                self._guard.__exit__(None, None, None)
 
 
 def _forget() -> None:

@@ -58,9 +58,13 @@ class quiet:
         self._grad = torch.is_grad_enabled()
         self._function = torch._C.DisableTorchFunction()
         self._keys = torch._C._ExcludeDispatchKeyGuard(_HIDDEN)
-        self._function.__enter__()
-        self._keys.__enter__()  # type: ignore[no-untyped-call]
-        torch._C._set_grad_enabled(False)
+        try:
+            self._function.__enter__()
+            self._keys.__enter__()  # type: ignore[no-untyped-call]
+            torch._C._set_grad_enabled(False)
+        except BaseException as error:  # of a signal handler: then nobody calls `__exit__`
+            self.__exit__(type(error), error, None)
+            raise
 
     def __exit__(
         self,
@@ -68,9 +72,13 @@ class quiet:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        torch._C._set_grad_enabled(self._grad)
-        self._keys.__exit__(kind, error, trace)
-        self._function.__exit__(kind, error, trace)
+        try:
+            torch._C._set_grad_enabled(self._grad)
+        finally:
+            try:
+                self._keys.__exit__(kind, error, trace)
+            finally:
+                self._function.__exit__(kind, error, trace)
 
 
 def is_dense_cpu(tensor: torch.Tensor) -> bool:

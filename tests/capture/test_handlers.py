@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import signal
 import sys
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch._C import DisableTorchFunction
+from torch._C import _set_grad_enabled as set_grad_enabled
 from torch.utils.data import DataLoader, Dataset
 
 from tensortrace import trace
-from tensortrace.capture.active import here
+from tensortrace.capture.active import Ours, here
 from tensortrace.capture.exceptions import _message
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.lines.events import exception_text
@@ -25,6 +28,7 @@ from tensortrace.capture.recorder import Recorder
 from tensortrace.capture.replay.aside import Stage
 from tensortrace.capture.summary import StepSummary
 from tensortrace.capture.tensors import TensorTable
+from tensortrace.capture.unwrap import quiet
 from tensortrace.handlers import is_of_handler
 from tensortrace.log import LogWriter
 from tensortrace.records import Action, Call, Step
@@ -134,6 +138,42 @@ def test_it_is_not_taken_for_something_of_the_user_s_that_fails(ask: Callable[[]
     signal.signal(signal.SIGALRM, over)
     with pytest.raises(LimitError):
         ask()
+
+
+class RingingGuard:
+    """That of torch, with a signal after it is entered."""
+
+    def __init__(self) -> None:
+        self.guard = DisableTorchFunction()
+
+    def __enter__(self) -> None:
+        self.guard.__enter__()
+        signal.raise_signal(signal.SIGALRM)
+
+    def __exit__(self, *given: object) -> None:
+        self.guard.__exit__(None, None, None)
+
+
+def ring_after(enabled: bool) -> None:
+    set_grad_enabled(enabled)
+    signal.raise_signal(signal.SIGALRM)
+
+
+@pytest.mark.parametrize("block", [quiet, lambda: Ours(None, "loop")])
+@pytest.mark.parametrize(("name", "ringing"), [
+    ("DisableTorchFunction", RingingGuard), ("_set_grad_enabled", ring_after),
+])  # fmt: skip
+def test_what_a_block_of_ours_has_turned_off_is_on_again(
+    block: Callable[[], Any], name: str, ringing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal.signal(signal.SIGALRM, over)
+    monkeypatch.setattr(torch._C, name, ringing)
+    with contextlib.suppress(LimitError), block():
+        pass
+    monkeypatch.undo()
+    assert torch.is_grad_enabled()
+    assert torch._C._is_torch_function_enabled()
+    assert not here.busy
 
 
 def test_a_time_limit_is_not_lost_where_an_epoch_begins() -> None:
