@@ -22,6 +22,10 @@ from tensortrace.capture.loop.optimizers import Optimizers
 from tensortrace.capture.loop.rounds import Frames, Rounds
 from tensortrace.capture.source import SourceLines
 
+# Over one batch. A loop that asks for no more, and whose updates are all in loops inside it, would
+# be one step for ever.
+_MOST_UPDATES = 1000
+
 
 class StepRules:
     """What the loop has done in the step in flight, and whether what it does next ends that.
@@ -46,6 +50,7 @@ class StepRules:
         self._first: Frames | None = None
         self._last: Frames = {}
         self._without_grad: set[int] = set()
+        self._updates = 0
         self.holds_call = self.stepped = False
         self._backward_done = self._loader_done = False
         # Of updates by hand: whether a write is awaited, and whether the next graph ends the step.
@@ -59,6 +64,7 @@ class StepRules:
         """Forget what the step before has done."""
         self._first, self._last = None, {}
         self._without_grad.clear()
+        self._updates = 0
         self.holds_call = self.stepped = False
         self._backward_done = self._loader_done = False
         self.awaits_write = self.ends_at_graph = False
@@ -110,6 +116,7 @@ class StepRules:
     def optimizer_stepped(self, index: int) -> None:
         """An optimizer has stepped, or was skipped by a scaler."""
         self.stepped = True
+        self._updates += 1
         if index in self._moved:
             self._without_modules = True
         self._moved.add(index)
@@ -145,7 +152,7 @@ class StepRules:
         frame = sys._getframe(2)
         met, turned = self._look_back(frame)
         asking = self.loaders.asking(frame)
-        if asking is not None:
+        if asking is not None and self._updates < _MOST_UPDATES:
             # It may have enough of them at some time.
             at = asking.frame
             without = turned and met is at and not asking.always

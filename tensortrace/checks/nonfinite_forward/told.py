@@ -50,9 +50,8 @@ def draft_of(step: StepView, origin: Origin, damage: str | None, length: int) ->
     placed: str | None = "direct"
     place = ""
     # Named before it is narrowed: in a later step the same cause is not replayed again.
-    found = origin.between or ()
     # A step at rest sees no call inside an outermost one.
-    unseen = origin.call.op is None and not found
+    found, unseen = origin.between or (), origin.call.op is None and not origin.between
     cause = " ".join(str(part) for part in (
         origin.call.module, origin.call.op, *(c.module if c else None for c in found)))  # fmt: skip
     if origin.call.op is None or origin.between:

@@ -391,6 +391,24 @@ def test_updates_over_batches_that_are_asked_for_one_by_one_are_one_step_each() 
     assert [step.update for step in record(program).of(Step)] == list(range(3, 27, 3))
 
 
+def test_a_loop_that_asks_for_no_more_is_no_step_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tensortrace.capture.loop.steps._MOST_UPDATES", 4)
+    learner = Learner()
+
+    def program(_: Trace) -> None:
+        batches, kept = iter(make_loader()), []
+        for _ in range(4):
+            if len(kept) < 2:
+                kept.append(next(batches))
+            for _ in range(3):
+                learner.turn(*kept[-1])
+
+    updates = [step.update for step in record(program).of(Step)]
+    assert updates == [3, 7, 11, 12]
+
+
 class Stream(IterableDataset[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         return iter(torch.randn(12, 4))
