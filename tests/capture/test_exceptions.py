@@ -800,7 +800,7 @@ def test_the_saved_log_gives_the_same_finding(tmp_path: Path, every: int) -> Non
 
 def of_distribution() -> None:
     scale = nn.Parameter(torch.tensor([1.0, -0.5]))
-    torch.distributions.Normal(torch.zeros(2), scale)
+    torch.distributions.Normal(torch.zeros(2), scale, validate_args=True)
 
 
 def of_a_complex_loss() -> None:
