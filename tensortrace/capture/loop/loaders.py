@@ -62,6 +62,8 @@ class Loaders:
 
     def asking(self, frame: FrameType) -> Asking | None:
         """The loop that asks for batches and is at the code of a frame now."""
+        if not self._met:
+            return None
         for iteration in list(self._met.values()):
             found = self._rounds.shared(iteration.asked, frame)
             if found is not None:

@@ -27,11 +27,12 @@ class Rounds:
     """The loops of functions, each read once.
 
     Args:
-        is_own: whether code is the user's own.
+        is_own: whether code is the user's own, as its file tells.
     """
 
     def __init__(self, is_own: Callable[[CodeType], bool]) -> None:
-        self._is_own = is_own
+        self._asks_own = is_own
+        self._own: dict[str, bool] = {}  # by file
         # By id, since to hash code takes longer than all else; what is read keeps its code.
         self._read: dict[int, _Read] = {}
         self._outermost: tuple[int, CodeType | None] = 0, None
@@ -40,13 +41,20 @@ class Rounds:
         """Look no further out than a frame, in which the trace begins, as long as it lives."""
         self._outermost = (0, None) if frame is None else (id(frame), frame.f_code)
 
+    def _is_own(self, code: CodeType) -> bool:
+        own = self._own.get(code.co_filename)
+        if own is None:
+            own = self._own[code.co_filename] = self._asks_own(code)
+        return own
+
     def frames(self, frame: FrameType | None, *, own: bool = False) -> Frames:
         """Where a frame is, and those that called it; of the user's own code only if `own`. Hot."""
         found: Frames = {}
-        end, last = self._outermost
+        owned, (end, last) = self._own, self._outermost
         while frame is not None:
             code = frame.f_code
-            if not own or self._is_own(code):
+            # Nearly always the file is known.
+            if not own or (owned.get(code.co_filename, True) and self._is_own(code)):
                 found[id(frame)] = code, frame.f_lasti
             if id(frame) == end and code is last:
                 break
