@@ -157,7 +157,7 @@ class StepRules:
             at = asking.frame
             without = turned and met is at and not asking.always
             return without and self._rounds.of(at.f_code, at.f_lasti) == asking.around
-        return turned or self._has_left(frame) is not False
+        return turned or self._has_left(frame)
 
     def _look_back(self, frame: FrameType | None) -> tuple[FrameType | None, bool]:
         """The innermost frame that is further on than at the last call, or whose loop has turned.
@@ -176,14 +176,14 @@ class StepRules:
             frame = frame.f_back
         return None, True
 
-    def _has_left(self, frame: FrameType) -> bool | None:
-        """Whether the innermost loop round the first call was left; None if there was none."""
+    def _has_left(self, frame: FrameType) -> bool:
+        """Whether the innermost loop round the first call was left, or there was none."""
         for number, (code, at) in (self._first or {}).items():
             around = self._rounds.of(code, at)
             if around is not None:
                 now = _on_stack(frame, number, code)
                 return now is None or now.f_lasti not in around
-        return None
+        return True
 
     def _is_own(self, code: CodeType) -> bool:
         return self._sources.is_user(code) and self._sources.is_own(code)

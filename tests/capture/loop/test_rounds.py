@@ -122,7 +122,7 @@ def test_a_call_is_the_same_wherever_python_says_that_it_is() -> None:
             seen.add(rounds.call(here.f_code, here.f_lasti))
             return 0
 
-    for asked in [*[()] * 100, Asked(), Asked()]:  # until Python has specialized it
+    for asked in [Asked(), *[()] * 100, Asked()]:  # before Python has specialized it, and after
         len(asked)
     len(Asked())
     assert len(seen) == 2
