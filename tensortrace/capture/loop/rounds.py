@@ -18,7 +18,9 @@ _ENDS = frozenset({"RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"})
 # What waits in `await` and `yield from` goes round by itself.
 _WAITS = frozenset({"JUMP_BACKWARD_NO_INTERRUPT"})
 _ALWAYS = frozenset({"JUMP_FORWARD", "JUMP_ABSOLUTE", "JUMP_BACKWARD"}) | _WAITS
-_JUMPS = frozenset({*dis.hasjrel, *dis.hasjabs})
+# Python 3.10 counts where an exception is handled among the jumps, later ones have a table for it.
+_SETS_UP = ("SETUP_FINALLY", "SETUP_WITH", "SETUP_ASYNC_WITH")
+_JUMPS = frozenset({*dis.hasjrel, *dis.hasjabs} - {dis.opmap.get(name) for name in _SETS_UP})
 # A program that makes functions as it goes would fill memory with them.
 _MOST_CODES = 2000
 
@@ -92,6 +94,23 @@ class Rounds:
             frame = frame.f_back
         return None
 
+    def is_ahead(self, code: CodeType, then: int, now: int) -> bool:
+        """Whether a frame comes from one call to another without a turn of a loop round both."""
+        read = self._of(code)
+        if (then, now) not in read.ahead:
+            read.ahead[then, now] = self._find_ahead(read, self.call(code, then), now)
+        return read.ahead[then, now]
+
+    def _find_ahead(self, read: _Read, then: int, now: int) -> bool:
+        now = self.call(read.code, now)
+        around = next((each for each in read.rounds if then in each and now in each), None)
+        head = None if around is None else min(around)
+        reached = _reach(read.after[then], read.after, end=head)
+        if now in reached:
+            return True
+        # No jump leads to what handles an exception: it stands behind what it guards.
+        return now > then and now not in _reach([0 if head is None else head], read.after)
+
     def is_head(self, code: CodeType, at: int) -> bool:
         """Whether an instruction is the head of a `for`."""
         read = self._of(code)
@@ -117,6 +136,8 @@ class _Read(NamedTuple):
     starts: list[int]
     names: list[str]
     rounds: list[Round]
+    after: dict[int, list[int]]
+    ahead: dict[tuple[int, int], bool]
 
 
 def _read(code: CodeType) -> _Read:
@@ -141,7 +162,8 @@ def _read(code: CodeType) -> _Read:
     ends = dict(zip(starts, [*starts[1:], len(code.co_code)], strict=True))
     # With what an instruction keeps behind it, where a frame may be while it calls.
     whole = [frozenset(i for s in body for i in range(s, ends[s], 2)) for body in rounds]
-    return _Read(code, starts, [each.opname for each in made], sorted(whole, key=len))
+    names = [each.opname for each in made]
+    return _Read(code, starts, names, sorted(whole, key=len), after, {})
 
 
 def _edges(made: list[dis.Instruction]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:

@@ -2,9 +2,9 @@
 
 1. `t.step()`, once used, and each return of a decorated function or item that it yields.
 2. The next batch of a DataLoader, while the loop goes on that asks for batches (`loaders.py`).
-3. Elsewhere the next outermost call after an optimizer step, a scaler's skip or a finished
-   backward, with grad off after one of the same module; if it begins another turn of the loop, for
-   a generator and its discriminator have several updates in one.
+3. Elsewhere the next outermost call after an optimizer step, a scaler's skip, a finished backward,
+   or a call of the same module with grad off; if it begins another turn of the loop, for a
+   generator and its discriminator have several updates in one.
 4. Without modules, the next op after an optimizer step; where updates are written by hand, the next
    graph that is begun after a write.
 """
@@ -77,8 +77,7 @@ class StepRules:
             return True
         if self.stepped or self._backward_done:
             return self._is_next_turn()
-        again = id(module) in self._without_grad and not torch.is_grad_enabled()
-        return again and self._is_next_turn()
+        return id(module) in self._without_grad and self._is_next_turn()
 
     def ends_at_closure(self) -> bool:
         """Whether it is where an optimizer steps with a closure: a whole turn may be in that."""
@@ -163,13 +162,13 @@ class StepRules:
         """The innermost frame that is further on than at the last call, or whose loop has turned.
 
         Returns:
-            It, and whether its loop has: it has gone back, or makes the same call again. Without a
+            It, and whether its loop has: what it calls now does not follow within a turn. Without a
             loop in it, it is another frame in the place of one that is gone. True without one.
         """
         while frame is not None:
             code, at = self._last.get(id(frame), (None, 0))
             if code is frame.f_code:
-                if self._rounds.call(code, frame.f_lasti) > self._rounds.call(code, at):
+                if self._rounds.is_ahead(code, at, frame.f_lasti):
                     return frame, False
                 if self._rounds.of(code, frame.f_lasti) is not None:
                     return frame, True

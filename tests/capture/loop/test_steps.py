@@ -157,6 +157,71 @@ def test_what_a_loop_does_in_the_end_of_its_turn_belongs_to_that() -> None:
     assert [step.update for step in record(program).steps()] == [1, 2, 3, 4, 5, 6, 6, 6, 6]
 
 
+def test_turns_that_take_one_branch_or_another_are_steps_of_their_own() -> None:
+    models = [nn.Linear(4, 4) for _ in range(3)]
+    optimizers = [sgd(model) for model in models]
+
+    def run(i: int) -> None:
+        train(models[i], optimizers[i], torch.rand(2, 4))
+
+    def program(t: Any) -> None:
+        for turn in range(6):
+            if turn % 3 == 0:
+                run(0)
+            elif turn % 3 == 1:
+                run(1)
+                continue
+            else:
+                run(2)
+            run(0)
+
+    assert [step.update for step in record(program).steps()] == [2, 3, 5, 7, 8, 10]
+
+
+def test_a_turn_in_which_an_exception_is_handled_is_one_step() -> None:
+    model = Net()
+    optimizer = sgd(model)
+
+    def program(t: Any) -> None:
+        for turn in range(6):
+            try:
+                train(model, optimizer, torch.rand(2, 4))
+                if turn % 2:
+                    raise KeyError
+            except KeyError:
+                train(model, optimizer, torch.rand(2, 4))
+
+    assert [step.update for step in record(program).steps()] == [1, 3, 4, 6, 7, 9]
+
+
+def test_training_after_an_evaluation_of_the_same_module_is_another_step() -> None:
+    model = Net()
+    optimizer = sgd(model)
+
+    def program(t: Any) -> None:
+        for _ in range(2):
+            for _ in range(2):
+                train(model, optimizer, torch.rand(2, 4))
+            with torch.no_grad():
+                for _ in range(3):
+                    model(torch.rand(2, 4))
+
+    assert [step.update for step in record(program).steps()] == [1, 2, 2, 2, 2, 3, 4, 4, 4, 4]
+
+
+def test_a_call_without_grad_belongs_to_the_turn_that_trains_on_it() -> None:
+    model = Net()
+    optimizer = sgd(model)
+
+    def program(t: Any) -> None:
+        for _ in range(3):
+            with torch.no_grad():
+                guess = model(torch.rand(2, 4))
+            train(model, optimizer, torch.rand(2, 4) + guess.mean())
+
+    assert [step.update for step in record(program).steps()] == [1, 2, 3]
+
+
 def test_a_call_before_a_loop_without_modules_does_not_make_that_one_step() -> None:
     def program(t: Any) -> None:
         features = nn.Linear(4, 3)(torch.rand(8, 4)).detach()
