@@ -11,7 +11,8 @@ import msgspec
 
 from tensortrace.capture import compiled
 from tensortrace.capture.compiled import untracked
-from tensortrace.capture.stats.queue import Stats, Ticket, stats_of
+from tensortrace.capture.stats.gather import Ticket
+from tensortrace.capture.stats.queue import Stats, stats_of
 from tensortrace.capture.tensors import TensorDraft
 from tensortrace.records import (
     Action,

@@ -13,7 +13,8 @@ import msgspec
 import torch
 
 from tensortrace.capture import compiled
-from tensortrace.capture.stats.queue import Head, Stats, StatsQueue, Ticket, stats_of
+from tensortrace.capture.stats.gather import Ticket
+from tensortrace.capture.stats.queue import Head, Stats, StatsQueue, stats_of
 from tensortrace.capture.stats.rows import row_spread, row_spread_now
 from tensortrace.capture.stats.units import RECTIFIED, Tickets, Units
 from tensortrace.engine import CLOSELY, SELDOM

@@ -15,10 +15,12 @@ import numpy as np
 
 from tensortrace.capture.stats.kernels import first_bad, memory_at, small_row
 
-__all__ = ["Fields", "Gaps", "Gathered"]
+__all__ = ["Fields", "Gaps", "Gathered", "Ticket"]
 
 # What a `Stats` is made of.
 Fields: TypeAlias = tuple[Any, ...]
+# The list that has the statistics once its queue is resolved, and where in it.
+Ticket: TypeAlias = tuple[list[Any], int]
 # Shape and strides of elements that are not contiguous, and how many there would be without gaps.
 Gaps: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int]
 
@@ -37,13 +39,13 @@ class Gathered:
         self._buffer: Any = None
         self._address = self._used = 0
         self.starts: list[int] = []
-        self.tickets: list[int] = []
+        self.tickets: list[Ticket] = []
 
     def fits(self, n: int) -> bool:
         """Whether there is room for so many elements."""
         return self._used + n <= ROOM
 
-    def put(self, address: int, n: int, ticket: int, gaps: Gaps | None) -> None:
+    def put(self, address: int, n: int, ticket: Ticket, gaps: Gaps | None) -> None:
         """Copy `n` f32 from an address; `fits` was asked. Hot.
 
         Args:
@@ -69,7 +71,7 @@ class Gathered:
         self.tickets.append(ticket)
         self._used = used + n
 
-    def take(self) -> list[tuple[int, Fields]]:
+    def take(self) -> list[tuple[Ticket, Fields]]:
         """Reduce what was put: ticket, and the fields of its `Stats`; empty afterwards."""
         tickets, starts, used = self.tickets, self.starts, self._used
         self.tickets, self.starts, self._used = [], [], 0

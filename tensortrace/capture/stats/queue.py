@@ -19,7 +19,7 @@ from tensortrace.capture import compiled
 from tensortrace.capture.stats import kernels
 from tensortrace.capture.stats.devices import CapturingError, Devices, OnDevice, first_bad_of
 from tensortrace.capture.stats.exponents import LEAST, RUN, SAMPLE, count_exponents
-from tensortrace.capture.stats.gather import Gathered
+from tensortrace.capture.stats.gather import Gathered, Ticket
 from tensortrace.capture.stats.kernels import BOUNDS, FULL, LEAN, NUMPY, Kernels, Row
 from tensortrace.capture.unwrap import (
     blocks,
@@ -68,9 +68,6 @@ class Stats(NamedTuple):
 Head: TypeAlias = tuple[
     int, tuple[int, ...] | None, tuple[int, ...] | None, str, str, bool, bool, str | None, int
 ]  # fmt: skip
-
-# The list that has the statistics once its queue is resolved, and where in it.
-Ticket: TypeAlias = tuple[list[Any], int]
 
 _EMPTY = Stats()
 _OFF = Stats(unmeasured="off")
@@ -373,15 +370,15 @@ class StatsQueue:
             if not self._gathered.fits(n):
                 self._reduce_gathered()
             results = self._results
-            ticket = len(results)
-            self._gathered.put(address, n, ticket, gaps)
             results.append(_EMPTY)  # until it is reduced
-            return results, ticket
+            ticket = results, len(results) - 1
+            self._gathered.put(address, n, ticket, gaps)
+            return ticket
 
     def _reduce_gathered(self) -> None:
-        results = self._results
-        for ticket, fields in self._gathered.take():
-            results[ticket] = _make(Stats, fields)
+        # Not `_results`: where the collector ends the run meanwhile, that is another list.
+        for (results, i), fields in self._gathered.take():
+            results[i] = _make(Stats, fields)
 
     def news(self) -> tuple[list[tuple[str, int]], str | None]:
         """Which kernels for devices were compiled since the last time, and why one could not be.

@@ -21,7 +21,8 @@ from tensortrace.engine import CLOSELY, SELDOM
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
 
-    from tensortrace.capture.stats.queue import StatsQueue, Ticket
+    from tensortrace.capture.stats.gather import Ticket
+    from tensortrace.capture.stats.queue import StatsQueue
 
 # The nodes of ReLU, ReLU6 and threshold, and of a pooling that may be of one of them.
 _POOLINGS = frozenset(("MaxPool2DWithIndicesBackward0", "MaxPool3DWithIndicesBackward0"))
