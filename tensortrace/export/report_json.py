@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 REPORT_FORMAT = "tensortrace-report"
 REPORT_VERSION = 1
+# Nothing that is said nests further, but what a spoilt log holds may.
+_DEEPEST = 100
 
 
 def report_json(
@@ -100,14 +102,16 @@ def _finding(one: Shown) -> dict[str, Any]:
     }
 
 
-def _strict(value: Any) -> Any:
+def _strict(value: Any, depth: int = 0) -> Any:
     """Name what JSON has no number for; evidence of a check that ran just now may hold it."""
     if isinstance(value, float):
         return to_scalar(value)
+    if depth > _DEEPEST:
+        return None
     if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
+        return {str(key): _strict(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
+        return [_strict(item, depth + 1) for item in value]
     return value
 
 

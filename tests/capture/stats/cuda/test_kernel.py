@@ -28,6 +28,7 @@ def test_kernels_agree_with_the_oracle_in_the_interpreter() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 @pytest.mark.filterwarnings("ignore::UserWarning:triton")  # of the compiler's own plans
+@pytest.mark.filterwarnings("ignore:AnnAssign:DeprecationWarning")  # of its parser, Python 3.13
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_kernels_compile_for_a_gpu_that_is_not_there(architecture: int) -> None:
     import triton
