@@ -146,7 +146,7 @@ class Engine:
         if kind is Call:
             return self._take_call(record)  # type: ignore[arg-type]
         if kind is Module:
-            self._modules[record.path] = record  # type: ignore[assignment,attr-defined]
+            self._take_module(record)  # type: ignore[arg-type]
         elif kind is Source:
             self._sources.setdefault(record.file, []).append(record)  # type: ignore[arg-type,attr-defined]
         elif kind is Line:
@@ -175,6 +175,12 @@ class Engine:
         """Hand over, by finding id, what was only counted since the last call."""
         repeats, self._repeats = dict(self._repeats), Counter()
         return repeats
+
+    def _take_module(self, module: Module) -> None:
+        before = self._modules.get(module.path)
+        if before is not None and before.training and not module.training:
+            self._view(module.step).evaluated.add(module.path)
+        self._modules[module.path] = module
 
     def _view(self, number: int) -> StepView:
         step = self._step

@@ -53,9 +53,9 @@ class StepView:
     that a scaler left out, and with a finite loss, -1 if there was none. `world_size` is how many
     ranks the run has. `raised` is what the exception says that ends the run, while its action is
     still to come; `spoilt` whether an optimizer is about to take a non-finite gradient of a tensor
-    that no module has. `has` is what `Check.of` may ask for, `shared` what checks keep of the run
-    together, by name. Of a step with more than 20,000 calls the older ones are dropped after a
-    gate.
+    that no module has. `evaluated` are the modules that ran in eval mode after training mode. `has`
+    is what `Check.of` may ask for, `shared` what checks keep of the run together, by name. Of a
+    step with more than 20,000 calls the older ones are dropped after a gate.
     """
 
     number: int
@@ -83,6 +83,7 @@ class StepView:
     raised: Said | None = None
     spoilt: bool = False
     has: frozenset[str] = frozenset()
+    evaluated: set[str] = field(default_factory=set)
     shared: dict[str, Any] = field(default_factory=dict)
     _forward: list[Call] = field(default_factory=list)
     _sorted: tuple[int, int] = (0, 0)
@@ -176,6 +177,11 @@ class StepView:
     def kind_of(self, call: Call) -> str:
         """What was called: the op, or the class of the module."""
         return call.op or self.cls_of(call.module)
+
+    def trains(self, path: str) -> bool:
+        """Whether a module runs in training mode, or did before it was evaluated in this step."""
+        module = self.modules.get(path)
+        return module is not None and (module.training or path in self.evaluated)
 
     def trainable(self, path: str | None, dims: int = 0) -> list[str]:
         """Name in full the own parameters of a module that require gradients, as declared.

@@ -288,7 +288,7 @@ def _count_unheld(step: StepView, known: _Unheld) -> dict[str, tuple[int, list[s
         if not rms:
             continue
         module = step.modules.get(path)
-        if module is None or not module.training:
+        if module is None or not step.trains(path):
             continue
         of, names = missing.get(path, (None, []))
         if of is not module:

@@ -111,7 +111,7 @@ def _never_stepped(step: StepView, memory: dict[str, Any], most: int) -> Iterato
             if loss is None:
                 continue
             seen.cleared = seen.cleared + 1 if record.detail.get("still") else 0
-            if seen.cleared >= most and any(m.training for m in step.modules.values()):
+            if seen.cleared >= most and any(map(step.trains, step.modules)):
                 yield Draft(
                     message=f"optimizer {index}, {record.of}, has cleared the gradients of "
                     f"{seen.cleared} backwards (limit {most}) and has never stepped: its "
@@ -144,8 +144,7 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
     ):
         if path in ever:
             continue
-        module = step.modules.get(path)
-        if not rms or module is None or not module.training:
+        if not rms or not step.trains(path):
             continue
         names = step.trainable(path) if moving and moved == 0 else []
         if any(name in held.get(o.index, ()) for o in taken if o.cls == "LBFGS" for name in names):

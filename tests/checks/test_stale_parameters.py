@@ -116,6 +116,23 @@ def test_deep_copy_that_is_trained_in_place_of_its_original_is_an_error():
     assert find_live(classify(copy.deepcopy, first=True), "TT401", "TT405") == []
 
 
+def test_model_that_is_evaluated_at_the_end_of_each_turn_is_told():
+    def program():
+        held, trained = LanguageModel(), LanguageModel()
+        adam = torch.optim.Adam(held.parameters(), lr=1e-3)
+        for _ in range(5):
+            trained.train()
+            next_word_loss(trained, sentences()).backward()
+            adam.step()
+            adam.zero_grad()
+            trained.eval()
+            with torch.no_grad():
+                next_word_loss(trained, sentences())
+
+    (found,) = find_live(program, "TT401", "TT405", "TT409")
+    assert (found.code, found.severity, found.step) == ("TT405", "error", 3)
+
+
 def test_weight_norm_after_the_optimizer_is_told():
     (found, *rest) = find_live(classify(with_weight_norm, first=False), "TT405")
     assert rest == []
