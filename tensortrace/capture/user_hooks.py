@@ -32,6 +32,8 @@ _NOTHING = frozenset({
     "CACHE", "COPY_FREE_VARS", "MAKE_CELL", "NOP", "PRECALL", "PUSH_NULL", "RESUME",
 })  # fmt: skip
 _SWAPS = ("SWAP", "ROT_TWO")
+_OUTSIDE = ("LOAD_GLOBAL", "LOAD_DEREF")
+_WRITING = frozenset({"inplace", "out"})
 # What a model of transformers is asked for (`output_hidden_states`) hooks of that module gather.
 _PARTS_OF_FORWARD = frozenset({"transformers.utils.output_capturing"})
 
@@ -122,7 +124,9 @@ class _Effects:
 
 @functools.lru_cache(256)
 def _effects(code: CodeType) -> _Effects:
-    returns = writes = False
+    returns = False
+    # The names of keywords are a constant: F.relu(x, inplace=True).
+    writes = any(isinstance(c, tuple) and not _WRITING.isdisjoint(c) for c in code.co_consts)
     stored, counted = set(), set()
     listed = [i for i in dis.get_instructions(code) if i.opname not in _NOTHING]
     for at, instruction in enumerate(listed):
@@ -131,8 +135,8 @@ def _effects(code: CodeType) -> _Effects:
             source = instruction if name == "RETURN_CONST" else listed[at - 1]
             is_none = source.argval is None and source.opname.endswith("_CONST")
             returns = returns or not (is_none or _appends(listed))
-        elif name == "STORE_SUBSCR":
-            writes = writes or listed[at - 2].opname not in ("LOAD_GLOBAL", "LOAD_DEREF")
+        elif name in ("STORE_SUBSCR", "STORE_SLICE"):
+            writes = writes or name == "STORE_SLICE" or not _is_kept(*listed[at - 2 : at])
         elif name == "STORE_ATTR":
             stored.add(value)
             adds = listed[at - 1].opname in _SWAPS
@@ -149,6 +153,11 @@ def _effects(code: CodeType) -> _Effects:
         ):
             writes = True  # add_, copy_
     return _Effects(returns, writes, frozenset(stored), frozenset(counted))
+
+
+def _is_kept(container: dis.Instruction, key: dis.Instruction) -> bool:
+    """Whether an item is stored in what is no argument, by a key that is a name or a constant."""
+    return container.opname in _OUTSIDE and key.opname in (*_OUTSIDE, "LOAD_CONST", "LOAD_FAST")
 
 
 def _appends(listed: list[dis.Instruction]) -> bool:

@@ -251,7 +251,37 @@ def returns_after(grad: Tensor) -> Tensor:
     return grad * 2
 
 
+ROW, BY_NAME = 0, {}
+
+
+def at_a_row(grad: Tensor) -> None:
+    grad[:, ROW] = 0
+
+
+def at_some_rows(grad: Tensor) -> None:
+    grad[0:2] = ROW
+
+
+def at_a_local_row(grad: Tensor) -> None:
+    row = 0
+    grad[row] = ROW
+
+
+def into_itself(grad: Tensor) -> None:
+    torch.mul(grad, 2, out=grad)
+
+
+def at_once(grad: Tensor) -> None:
+    torch.nn.functional.relu(grad, inplace=True)
+
+
+def by_name(grad: Tensor) -> None:
+    name = "weight"
+    BY_NAME["last"] = BY_NAME[name] = grad.norm()
+
+
 @pytest.mark.parametrize("hook", [
+    at_a_row, at_some_rows, at_a_local_row, into_itself, at_once,
     Writes().to_module, Writes().to_another, Adds(), Adds().beside, Adds().beside_too, in_place,
     returns_after, lambda grad: [].append(grad) or grad * 2, lambda grad: grad.div_(2),
     lambda grad: ([].append(grad), grad * 2)[1], lambda grad: torch.mul(grad, 2), torch.sqrt,
@@ -261,7 +291,7 @@ def test_what_may_change_something_does_not_only_look(hook: Callable[..., Any]) 
 
 
 @pytest.mark.parametrize("hook", [
-    only_looks, Kept(), Kept().counting, functools.partial(Kept().counting, None),
+    only_looks, by_name, Kept(), Kept().counting, functools.partial(Kept().counting, None),
     lambda grad: [].append(grad.norm()), lambda grad: print(grad.norm()),
 ])  # fmt: skip
 def test_what_only_keeps_or_counts_changes_nothing(hook: Callable[..., Any]) -> None:
