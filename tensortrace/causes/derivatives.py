@@ -149,15 +149,17 @@ def _is_origin(step: StepView, call: Call) -> bool:
     return bool(step.nonfinite(call.outputs)) and not step.nonfinite(call.inputs)
 
 
-def made_of(step: StepView, bad: Iterable[Tensor]) -> set[tuple[int, ...] | None]:
-    """The shapes of what ops made of bad tensors, and that is bad still."""
+def made_of(
+    step: StepView, bad: Iterable[Tensor], *, since: int = -1
+) -> set[tuple[int, ...] | None]:
+    """The shapes of what ops after the call `since` made of bad tensors, and that is bad still."""
     ids = {tensor.id for tensor in bad}
     shapes: set[tuple[int, ...] | None] = set()
     for call in step.forward():
         if call.op is not None and any(id in ids for _, id in call.inputs):
             spoilt = step.nonfinite(call.outputs)
             ids.update(tensor.id for tensor in spoilt)
-            shapes.update(tensor.shape for tensor in spoilt)
+            shapes.update(tensor.shape for tensor in spoilt if call.seq > since)
     return shapes
 
 

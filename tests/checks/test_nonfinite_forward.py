@@ -498,6 +498,13 @@ def test_under_a_scaler_gradients_that_are_bad_are_not_said_to_stay_finite(updat
     assert found.message.endswith("; harmless in this step: loss and gradients stay finite")
 
 
+def test_what_is_not_seen_to_lead_to_bad_gradients_is_not_said_to_be_harmless():
+    records = [bad_log(), loss(3, 1.0), optimizer(grad_norm="NaN"), closing()]
+    (found,) = find(records, "TT101")
+    assert found.severity == "note"
+    assert found.message.endswith("; no way from it to what did harm in this step was seen")
+
+
 def test_what_a_skipped_step_has_left_is_told_without_what_became_of_that_step():
     scale = Action(step=0, seq=4, action="scale", detail={"scale": 1024.0})
     spoilt = Call(step=0, seq=5, phase="backward", module="a", outputs=[("weight", 5)],

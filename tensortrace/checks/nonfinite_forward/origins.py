@@ -146,11 +146,12 @@ def _after_backward(step: StepView, origins: list[Origin]) -> Origin | None:
     if any(step.nonfinite(c.inputs) or step.nonfinite(c.outputs) for c in calls):
         return None
     last = max((c.seq for c in calls), default=-1)
-    after = (o for o in origins if o.call.op is not None and o.call.seq > last)
-    # What has not the shape of a gradient, nor is taken for such a one, is a number for show.
+    ops = (o for o in origins if o.call.op is not None)
+    # What has not the shape of a gradient, nor is taken for such a one, is a number for show. What
+    # was made before counts by what is made of it after: gradients are combined by hand like that.
     shapes = parameter_shapes(step, None)
-    return next((o for o in after if o.tensor.shape in shapes
-                 or shapes & made_of(step, [o.tensor])), None)  # fmt: skip
+    return next((o for o in ops if (o.call.seq > last and o.tensor.shape in shapes)
+                 or shapes & made_of(step, [o.tensor], since=last)), None)  # fmt: skip
 
 
 def guilty_of(step: StepView, origins: list[Origin], damage: str) -> Origin | None:

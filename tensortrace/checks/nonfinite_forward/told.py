@@ -40,7 +40,9 @@ HARMLESS = "; harmless in this step: loss and gradients stay finite"
 # Under a GradScaler gradients are not.
 _SKIPPED = "; the loss stays finite, the gradients do not: the scaler skipped the step"
 _UNDECIDED = "; the loss stays finite, the gradients do not: the scaler has not decided yet"
-_ENDINGS = (HARMLESS, _SKIPPED, _UNDECIDED)
+# Something else did the harm, as far as was seen: this may still have.
+_APART = "; no way from it to what did harm in this step was seen"
+_ENDINGS = (HARMLESS, _SKIPPED, _UNDECIDED, _APART)
 # A module says as little as this, unless it is the op and nothing else.
 _MODULES = frozenset({"softmax", "logsoftmax", "crossentropy", "nll", "bce", "kldiv", "ctc"})
 
@@ -165,7 +167,9 @@ def _hooks_there(step: StepView, origin: Origin) -> list[Location]:
 
 
 def _ending(step: StepView) -> str:
-    """Say of values that did no harm what has become of the step."""
+    """Say of values that are not known to have done harm what has become of the step."""
+    if step.damage() is not None:
+        return _APART
     if not (step.scaled() and step.reaches_parameter()):
         return HARMLESS
     return _SKIPPED if any(o.skipped for o in step.optimizers) else _UNDECIDED

@@ -88,6 +88,31 @@ def test_a_gradient_that_is_spoilt_after_backward_is_blamed_on_that_line(
     assert "harmless" not in found.message
 
 
+@pytest.mark.parametrize("bad_at", [2, 33])
+def test_gradients_combined_by_hand_and_assigned_after_another_backward_are_blamed_on_the_op(
+    bad_at: int,
+) -> None:
+    """As PCGrad does: what is spoilt is computed before the last backward pass."""
+
+    def program() -> None:
+        model = nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for step in range(bad_at + 3):
+            out = model(torch.randn(8, 4)).square().mean(0)
+            (one,) = torch.autograd.grad(out[0], model.weight, retain_graph=True)
+            second = out[1] * (step != bad_at)
+            (two,) = torch.autograd.grad(second, model.weight, retain_graph=True)
+            ratio = (one * two).sum() / two.norm() ** 2  # the cause
+            optimizer.zero_grad()
+            (out[0] + second).backward()
+            model.weight.grad = one - ratio * two
+            optimizer.step()
+
+    (found,) = loud(program)
+    assert (found.step, found.code, found.severity) == (bad_at, "TT101", "error")
+    assert code_of(found).endswith("# the cause")
+
+
 class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x / x.norm(dim=-1, keepdim=True)  # the cause
