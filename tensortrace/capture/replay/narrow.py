@@ -74,8 +74,10 @@ class Narrower:
 
     def __init__(self, recorder: Recorder, roots: Roots) -> None:
         self._recorder, self._roots = recorder, roots
-        # The path of a root, the phase, and what was asked: what made or met the first bad value.
-        self._asked: dict[tuple[str, str, object], _Asked] = {}
+        # The path of a root, the phase, what was asked (what made or met the first bad value), and
+        # whether that had done harm: it is asked again when it first does.
+        self._asked: dict[tuple[str, str, object, bool], _Asked] = {}
+        self._harmful = True
         # The first two of those that were run again at this gate.
         self._done: set[tuple[str, str]] = set()
         self._replays = 0
@@ -85,6 +87,7 @@ class Narrower:
         if step.poisoned or self._replays >= MOST_REPLAYS:
             return
         self._done.clear()
+        self._harmful = True
         raised = step.raised_on_values()
         root = self._roots.get(raised.seq) if raised is not None else None
         if root is not None and not self._knows(root, "forward", "raised"):
@@ -101,7 +104,7 @@ class Narrower:
                                      if c.phase == "backward")  # fmt: skip
             if step.scaled() or not (bad or derivative):
                 return
-            damage = "gradient"
+            damage, self._harmful = "gradient", False
         explained, suspect = self._forward_suspect(step, damage)
         if suspect is not None:
             root, what = suspect
@@ -232,7 +235,7 @@ class Narrower:
 
     def _knows(self, root: Root, phase: str, what: object) -> bool:
         """Whether a root was run again for this before, or at this gate for anything."""
-        asked = self._asked.get((root.path, phase, what))
+        asked = self._asked.get((root.path, phase, what, self._harmful))
         known = asked is not None and asked.meet(self._recorder.step)
         return known or (root.path, phase) in self._done
 
@@ -248,7 +251,7 @@ class Narrower:
     ) -> bool:
         """Run a root again, and backward as far as that had come; True if an op was found."""
         self._done.add((root.path, phase))
-        asked = self._asked.setdefault((root.path, phase, what), _Asked())
+        asked = self._asked.setdefault((root.path, phase, what, self._harmful), _Asked())
         asked.times, asked.replayed = asked.times + 1, self._recorder.step
         asked.met = self._recorder.step
         self._replays += 1

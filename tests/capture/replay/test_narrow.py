@@ -426,6 +426,29 @@ def test_value_that_does_harm_only_later_is_narrowed_when_it_does() -> None:
     assert (error.step, error.op, error.evidence["placed"]) == (2, "reciprocal", "exact")
 
 
+def test_a_gradient_that_no_parameter_met_at_first_is_narrowed_when_one_does() -> None:
+    """Met in every step, multiplied away in the first ones: the note's replay is not the last."""
+
+    class Edges(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x**2).sqrt()
+
+    model, edges = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), Edges()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    mask = torch.tensor([0.0, 1, 1, 1])
+    nn.init.zeros_(model[0].weight)
+    with trace(out=io.BytesIO(), every=1) as t:
+        for step in range(4):
+            # Of a unit that is off ReLU makes 0 of any gradient.
+            nn.init.constant_(model[0].bias, 1.0 if step == 3 else -1.0)
+            optimizer.zero_grad()
+            edges(model(torch.ones(2, 4)) * mask).sum().backward()
+            optimizer.step()
+    note, error = (f for f in t.findings if f.code == "TT102")
+    assert (note.severity, error.severity, error.step) == ("note", "error", 3)
+    assert error.op == note.op == "sqrt"
+
+
 class Unrolled(nn.Module):
     """A cell that a thin step looks at a few times of twenty, and a root of zero after it."""
 
