@@ -30,22 +30,23 @@ def train_mode_in_evaluation(
     Threshold:  in `batches` steps running there is no backward and no optimizer step, and in the
                 last a network that an optimizer holds runs outermost, in train mode, with gradients
                 disabled, has a BatchNorm or a Dropout that acts inside, and a loss or the accuracy
-                is computed. Or F.dropout acts in a module in eval mode (a note if neither is
-                computed). A note: a BatchNorm whose weights are frozen and in no optimizer runs in
-                train mode inside a network that is trained, for `sustain` optimizer steps. Or
-                inside a network in eval mode a BatchNorm or a spectral norm has the statistics it
-                was made with: a warning if a loss or the accuracy is computed after an optimizer
-                has stepped, else a note
+                is computed. Or F.dropout, or a Dropout made in forward, acts in a module in eval
+                mode (a note if neither is computed; the Dropout: with gradients disabled). A note:
+                a BatchNorm whose weights are frozen and in no optimizer runs in train mode inside a
+                network that is trained, for `sustain` optimizer steps. Or inside a network in eval
+                mode a BatchNorm or a spectral norm has the statistics it was made with: a warning
+                if a loss or the accuracy is computed after an optimizer has stepped, else a note
     Source:     torch.nn.Module.eval, torch.nn.functional.dropout (training=True by default);
                 `batches` and `sustain` chosen here
     Fix:        model.eval() before the evaluation and model.train() behind it; F.dropout(x, p,
-                training=self.training); norm.eval() in a part that is frozen; for a norm without
-                statistics: load them, copy buffers too where weights are averaged, or call
-                torch.optim.swa_utils.update_bn
+                training=self.training), or a Dropout made in __init__; norm.eval() in a part that
+                is frozen; for a norm without statistics: load them, copy buffers too where weights
+                are averaged, or call torch.optim.swa_utils.update_bn
     Misses:     rollouts, teachers and BatchNorm recalibration compute no loss and are silent, but
                 so is evaluation whose metric is not seen; F.dropout is seen with level="op" only,
-                and with training=True on purpose (Monte Carlo dropout) it is reported; norms on
-                other devices than the CPU are not asked for their statistics
+                and with training=True on purpose (Monte Carlo dropout), or a Dropout made anew for
+                that, it is reported; norms on other devices than the CPU are not asked for their
+                statistics
     Example:    for x, y in validation:
                     correct += (model(x).argmax(1) == y).sum()
     Fixed:      model.eval()
@@ -100,6 +101,9 @@ def train_mode_in_evaluation(
 
 def _left_on(step: StepView) -> Iterator[Draft]:
     for call in step.forward():
+        module = step.module_of(call)
+        if call.op is None and call.parent is not None and module and not module.registered:
+            yield from _made_in_forward(step, call)
         if call.op not in _DROPOUT_OPS or call.training is not False:
             continue
         if call.arguments.get("training") is not True or call.arguments.get("p") == 0:
@@ -112,6 +116,24 @@ def _left_on(step: StepView) -> Iterator[Draft]:
             module=call.module, op=call.op, seq=call.seq, location=call.location,
             evidence={"placed": "direct"},
             fix="F.dropout(x, p, training=self.training), or an nn.Dropout",
+        )  # fmt: skip
+
+
+def _made_in_forward(step: StepView, call: Call) -> Iterator[Draft]:
+    """Tell of a Dropout that eval() does not reach: one of the model's own is on by intention."""
+    dropout = step.cls_of(call.module).startswith(_DROPOUTS)
+    if call.grad_enabled or not dropout or not _acts(step, call):
+        return
+    around = next((c for c in step.calls if c.seq == call.parent), None)
+    if around is not None and around.training is False:
+        yield Draft(
+            message=f"{module_text(call.module)} acts in {module_text(around.module)}, which is in "
+            "eval mode and does not hold it: it is in train mode, as a new module is",
+            severity=None if _judged(step) else "note",
+            cause=f"made in forward {location_text(call.location)}", phase="forward",
+            module=call.module, seq=call.seq, location=call.location,
+            evidence={"placed": "direct"},
+            fix="make the Dropout in __init__, or F.dropout(x, p, training=self.training)",
         )  # fmt: skip
 
 

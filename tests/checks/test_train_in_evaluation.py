@@ -86,6 +86,36 @@ def test_functional_dropout_that_does_not_know_of_eval():
     assert find_live(left_on(lambda m, x: F.dropout(x, p=0)), "TT702", level="op") == []
 
 
+def test_a_dropout_that_forward_makes_anew_does_not_know_of_eval():
+    anew = lambda m, x: nn.Dropout(0.5)(x)  # noqa: E731
+    (found,) = find_live(left_on(anew), "TT702")
+    assert (found.severity, found.module, found.step) == ("warning", "Dropout", 1)
+    assert found.location.code.startswith("anew =")
+    (alone,) = find_live(left_on(anew, judged=False), "TT702")
+    assert alone.severity == "note"
+    assert find_live(left_on(lambda m, x: nn.Dropout(0.5).train(m.training)(x)), "TT702") == []
+
+
+def test_dropout_that_is_switched_on_for_monte_carlo_is_silent():
+    class Sampled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropout, self.head = nn.Dropout(), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.dropout(x))
+
+    def run():
+        model = Sampled().eval()
+        model.dropout.train()
+        with torch.no_grad():
+            x = torch.randn(4, 8)
+            guess = torch.stack([model(x) for _ in range(8)]).mean(0)
+            F.cross_entropy(guess, torch.tensor([0, 1, 0, 1]))
+
+    assert find_live(run, "TT702") == []
+
+
 @pytest.mark.parametrize("norms_in_eval", [False, True])
 def test_frozen_norms_whose_statistics_move_are_a_note(norms_in_eval):
     def run():
