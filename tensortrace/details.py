@@ -37,7 +37,7 @@ class ZeroGrad(TypedDict, total=False):
 
     Called on a module, it clears parameters of `optimizers`. Of an optimizer that has never
     stepped `still` says that there were gradients, and that its first parameters are what they were
-    at its last one.
+    at its last one; `lr` is then that of each group.
     """
 
     set_to_none: bool
@@ -47,6 +47,7 @@ class ZeroGrad(TypedDict, total=False):
     left_names: Annotated[list[str], msgspec.Meta(min_length=1)]
     grown: Count
     still: bool
+    lr: list[Scalar | None]
 
 
 class Clip(TypedDict, total=False):

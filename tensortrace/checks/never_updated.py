@@ -13,9 +13,14 @@ from tensortrace.records import Action, ChainLink, Optimizer, Tensor, from_scala
 
 @dataclass(slots=True)
 class _Unused:
-    """How many backwards an optimizer has cleared the gradients of; the last that it has not."""
+    """How many backwards an optimizer has cleared the gradients of; the last that it has not.
+
+    Before `scheduled` of them running something had set another learning rate.
+    """
 
     cleared: int = 0
+    scheduled: int = 0
+    rates: Any = None
     backward: Action | None = None
 
 
@@ -32,7 +37,8 @@ def never_updated(
                 Or: every learning rate of an optimizer is exactly 0 in more than `idle` of its
                 steps running. Or: an optimizer that has never stepped has cleared its gradients,
                 with a backward before it each time, `unused` times running in which modules are in
-                training mode, and its first parameters are what they were
+                training mode, and its first parameters are what they were; `idle` times where its
+                learning rate is another one each time, as a scheduler sets it
     Source:     definition; `updates`, `idle` and `unused` chosen here: both optimizers of a GAN
                 have stepped after `updates`, a warm-up from 0 has one step at 0 (measured:
                 tests/healthy); tasks or samples whose gradients are taken one by one are fewer than
@@ -54,7 +60,7 @@ def never_updated(
     """
     missing, taken = unheld(step), step.taken
     zero_lr: dict[int, int] = memory.setdefault("zero_lr", {})
-    yield from _never_stepped(step, memory, unused)
+    yield from _never_stepped(step, memory, unused, idle)
     for optimizer in taken:
         index, rates = optimizer.index, optimizer.lr
         still = bool(rates) and rates.count(0) == len(rates)
@@ -87,11 +93,15 @@ def never_updated(
             yield _draft(step, why, names, updates)
 
 
-def _never_stepped(step: StepView, memory: dict[str, Any], most: int) -> Iterator[Draft]:
+def _never_stepped(
+    step: StepView, memory: dict[str, Any], unused_most: int, scheduled_most: int
+) -> Iterator[Draft]:
     """Tell of an optimizer of which only zero_grad is called.
 
     Args:
-        most: backwards that may be cleared so.
+        unused_most: backwards that may be cleared so.
+        scheduled_most: those that may be at a learning rate that changes each time, which is meant
+            for steps: gradients of many tasks or samples are taken at one.
     """
     stepped: set[int] = memory.setdefault("stepped", set())
     unused: dict[int, _Unused] = memory.setdefault("unused", {})
@@ -110,7 +120,12 @@ def _never_stepped(step: StepView, memory: dict[str, Any], most: int) -> Iterato
             loss, seen.backward = seen.backward, None
             if loss is None:
                 continue
+            rates, before = record.detail.get("lr"), seen.rates
+            seen.rates = rates
             seen.cleared = seen.cleared + 1 if record.detail.get("still") else 0
+            changed = before is not None and rates is not None and rates != before
+            seen.scheduled = seen.scheduled + 1 if changed else 0
+            most = scheduled_most if seen.scheduled >= scheduled_most else unused_most
             if seen.cleared >= most and any(map(step.trains, step.modules)):
                 yield Draft(
                     message=f"optimizer {index}, {record.of}, has cleared the gradients of "

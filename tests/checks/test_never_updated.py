@@ -338,6 +338,32 @@ def test_gradients_of_as_many_tasks_are_silent():
     assert find_live(cleared(turns=100), "TT401") == []
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_scheduler_that_steps_instead_of_the_optimizer_is_told_of_soon(first):
+    def decay(sgd, _):
+        sgd.param_groups[0]["lr"] *= 0.99
+
+    (found,) = find_live(cleared(decay, first, turns=26), "TT401")
+    assert (found.value, found.limit, found.severity) == (21, 20, "warning")
+    assert find_live(cleared(decay, first, turns=20), "TT401") == []
+
+
+def test_a_learning_rate_that_was_set_once_before_gradients_are_taken_is_silent():
+    def once(sgd, i):
+        if i == 3:
+            sgd.param_groups[0]["lr"] = 0.01
+
+    assert find_live(cleared(once, turns=60), "TT401") == []
+
+
+def test_a_scheduler_beside_an_optimizer_that_steps_is_silent():
+    def both(sgd, _):
+        sgd.step()
+        sgd.param_groups[0]["lr"] *= 0.99
+
+    assert find_live(cleared(both, turns=60), "TT401") == []
+
+
 def test_an_optimizer_without_gradients_is_not_told_to_step():
     def program():
         model, other = nn.Linear(4, 3), nn.Linear(3, 2)

@@ -333,7 +333,7 @@ def begin_step(
         "update": recorder.update,
         "index": index,
         "cls": shorten(type(optimizer).__name__),
-        "lr": [_rate(group.get("lr")) for group in optimizer.param_groups],
+        "lr": rates_of(optimizer),
         "skipped": skipped,
         "no_grad": no_grad,
         "parameters": changed,
@@ -514,6 +514,11 @@ def _strays(optimizer: Optimizer) -> dict[str, Scalar]:
 def _numbers(value: Any) -> Sequence[float]:
     """A float or those of a pair; nothing for what is on a device, and for what is no number."""
     return [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, float)]
+
+
+def rates_of(optimizer: torch.optim.Optimizer) -> list[Scalar | None]:
+    """Read the learning rate of each group."""
+    return [_rate(group.get("lr")) for group in optimizer.param_groups]
 
 
 def _rate(lr: Any) -> Scalar | None:

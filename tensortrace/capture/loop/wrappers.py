@@ -229,6 +229,7 @@ def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
             optimizer = recorder.optimizers.index_of(owner)
             if _is_unused(recorder, optimizer, owner):
                 detail["still"] = True
+                detail["lr"] = optimizers.rates_of(owner)
     result = _quietly(call)
     with Ours(recorder, "loop"):
         if isinstance(owner, torch.optim.Optimizer):
