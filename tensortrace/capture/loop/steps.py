@@ -2,9 +2,9 @@
 
 1. `t.step()`, once used, and each return of a decorated function or item that it yields.
 2. The next batch of a DataLoader, while the loop goes on that asks for batches (`loaders.py`).
-3. Elsewhere the next outermost call after an optimizer step, a scaler's skip, a finished backward,
-   or a call of the same module with grad off; if it begins another turn of the loop, for a
-   generator and its discriminator have several updates in one.
+3. Elsewhere the next outermost call after an optimizer step, a scaler's skip or a finished
+   backward, with grad off after one of the same module; if it begins another turn of the loop, for
+   a generator and its discriminator have several updates in one.
 4. Without modules, the next op after an optimizer step; where updates are written by hand, the next
    graph that is begun after a write.
 """
@@ -77,7 +77,8 @@ class StepRules:
             return True
         if self.stepped or self._backward_done:
             return self._is_next_turn()
-        return id(module) in self._without_grad and self._is_next_turn()
+        again = id(module) in self._without_grad and not torch.is_grad_enabled()
+        return again and self._is_next_turn()
 
     def ends_at_closure(self) -> bool:
         """Whether it is where an optimizer steps with a closure: a whole turn may be in that."""

@@ -194,21 +194,6 @@ def test_a_turn_in_which_an_exception_is_handled_is_one_step() -> None:
     assert [step.update for step in record(program).steps()] == [1, 3, 4, 6, 7, 9]
 
 
-def test_training_after_an_evaluation_of_the_same_module_is_another_step() -> None:
-    model = Net()
-    optimizer = sgd(model)
-
-    def program(t: Any) -> None:
-        for _ in range(2):
-            for _ in range(2):
-                train(model, optimizer, torch.rand(2, 4))
-            with torch.no_grad():
-                for _ in range(3):
-                    model(torch.rand(2, 4))
-
-    assert [step.update for step in record(program).steps()] == [1, 2, 2, 2, 2, 3, 4, 4, 4, 4]
-
-
 def test_a_call_without_grad_belongs_to_the_turn_that_trains_on_it() -> None:
     model = Net()
     optimizer = sgd(model)
