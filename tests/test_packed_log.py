@@ -317,7 +317,9 @@ def test_a_pipe_is_shown_while_it_comes(tmp_path):
     go_on.set()
     sender.join()
     for _ in range(2000):
-        if run.refresh() and run.unpacked == 1.0:
+        whole = run.unpacked == 1.0  # before it is read: more may come meanwhile
+        run.refresh()
+        if whole:
             break
         threading.Event().wait(0.001)
     assert run.last_step() == 29
