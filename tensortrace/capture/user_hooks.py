@@ -135,8 +135,10 @@ def _effects(code: CodeType) -> _Effects:
             source = instruction if name == "RETURN_CONST" else listed[at - 1]
             is_none = source.argval is None and source.opname.endswith("_CONST")
             returns = returns or not (is_none or _appends(listed))
-        elif name in ("STORE_SUBSCR", "STORE_SLICE"):
-            writes = writes or name == "STORE_SLICE" or not _is_kept(*listed[at - 2 : at])
+        elif name == "STORE_SLICE":
+            writes = True
+        elif name == "STORE_SUBSCR":
+            writes = writes or not _is_kept(*listed[at - 2 : at])
         elif name == "STORE_ATTR":
             stored.add(value)
             adds = listed[at - 1].opname in _SWAPS

@@ -123,7 +123,7 @@ def _never_stepped(
             rates, before = record.detail.get("lr"), seen.rates
             seen.rates = rates
             seen.cleared = seen.cleared + 1 if record.detail.get("still") else 0
-            changed = before is not None and rates is not None and rates != before
+            changed = None not in (rates, before) and rates != before
             seen.scheduled = seen.scheduled + 1 if changed else 0
             most = scheduled_most if seen.scheduled >= scheduled_most else unused_most
             if seen.cleared >= most and any(map(step.trains, step.modules)):

@@ -102,7 +102,7 @@ def train_mode_in_evaluation(
 def _left_on(step: StepView) -> Iterator[Draft]:
     for call in step.forward():
         module = step.module_of(call)
-        if call.op is None and call.parent is not None and module and not module.registered:
+        if module is not None and not module.registered and call.parent is not None:
             yield from _made_in_forward(step, call)
         if call.op not in _DROPOUT_OPS or call.training is not False:
             continue

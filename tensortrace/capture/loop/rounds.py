@@ -98,18 +98,8 @@ class Rounds:
         """Whether a frame comes from one call to another without a turn of a loop round both."""
         read = self._of(code)
         if (then, now) not in read.ahead:
-            read.ahead[then, now] = self._find_ahead(read, self.call(code, then), now)
+            read.ahead[then, now] = _leads(read, self.call(code, then), self.call(code, now))
         return read.ahead[then, now]
-
-    def _find_ahead(self, read: _Read, then: int, now: int) -> bool:
-        now = self.call(read.code, now)
-        around = next((each for each in read.rounds if then in each and now in each), None)
-        head = None if around is None else min(around)
-        reached = _reach(read.after[then], read.after, end=head)
-        if now in reached:
-            return True
-        # No jump leads to what handles an exception: it stands behind what it guards.
-        return now > then and now not in _reach([0 if head is None else head], read.after)
 
     def is_head(self, code: CodeType, at: int) -> bool:
         """Whether an instruction is the head of a `for`."""
@@ -164,6 +154,15 @@ def _read(code: CodeType) -> _Read:
     whole = [frozenset(i for s in body for i in range(s, ends[s], 2)) for body in rounds]
     names = [each.opname for each in made]
     return _Read(code, starts, names, sorted(whole, key=len), after, {})
+
+
+def _leads(read: _Read, then: int, now: int) -> bool:
+    """Whether one instruction leads to another without the head of the innermost loop of both."""
+    head = next((min(each) for each in read.rounds if then in each and now in each), None)
+    if now in _reach(read.after[then], read.after, end=head):
+        return True
+    # No jump leads to what handles an exception: it stands behind what it guards.
+    return now > then and now not in _reach([head or 0], read.after)
 
 
 def _edges(made: list[dis.Instruction]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
