@@ -195,6 +195,11 @@ class StepView:
         parameters = module.parameters if module is not None else ()
         return [prefix + p.name for p in parameters if p.requires_grad and len(p.shape) >= dims]
 
+    def learns(self, path: str) -> bool:
+        """Whether a module, or one inside it, has parameters that require gradients."""
+        return any((not path or f"{each}.".startswith(f"{path}.")) and self.trainable(each)
+                   for each in self.modules)  # fmt: skip
+
     def caller(self, seq: int | None) -> Location | None:
         """The line, in no installed package, that had the outermost call around a call run.
 

@@ -16,10 +16,10 @@ from tensortrace.records import Call, Tensor
 from tensortrace.text import number_text, shape_text, short_dtype
 
 __all__ = [
-    "Carries", "Facts", "Reason", "counted", "exp_limit", "first_index", "first_text", "follow",
-    "from_one", "jitter_text", "large", "largest", "limit_of", "masked", "may_be_zero", "negative",
-    "plain", "power_eps", "range_text", "rounding_text", "safe_eps", "selector", "values_text",
-    "zero",
+    "MOVES", "Carries", "Facts", "Reason", "counted", "exp_limit", "first_index", "first_text",
+    "follow", "from_one", "jitter_text", "large", "largest", "limit_of", "masked", "may_be_zero",
+    "negative", "plain", "power_eps", "range_text", "rounding_text", "safe_eps", "selector",
+    "values_text", "zero",
 ]  # fmt: skip
 
 # The largest finite number of a dtype, rounded down: 1.8e308 is infinite.
@@ -39,7 +39,7 @@ _MOVING = (
     "indexselect unbind flip roll narrow to float double cpu cuda repeat repeatinterleave tile "
     "swapaxes movedim ravel viewas reshapeas takealongdim maskedselect diagonal mt"
 )
-_MOVES = frozenset(_MOVING.split())
+MOVES = frozenset(_MOVING.split())
 _SELECTS = frozenset({"where", "maskedfill", "nantonum", "maskedscatter"})
 
 # As the log writes them; the order of a norm may be infinite.
@@ -266,7 +266,7 @@ def _carrier(
     maker: Call, made: Tensor, carries: Carries, tensors: Mapping[int, Tensor]
 ) -> int | None:
     """The input of a call from which the result has what is to blame; None if it made that."""
-    moves = plain(maker.op) in _MOVES
+    moves = plain(maker.op) in MOVES
     if not moves and carries not in (zero, masked):
         return None  # a computed number is a new one
     share = carries(made)

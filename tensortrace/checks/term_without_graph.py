@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check, plain_op
+from tensortrace.causes.terms import behind, makers, terms_of
+from tensortrace.checks import Draft, StepView, check
 from tensortrace.records import DERIVATIVE, Action, Call, ChainLink
 from tensortrace.text import location_text
-
-# What a sum of losses is made with, weighted or not.
-_SUMS = frozenset(("add", "iadd", "radd", "sub", "isub", "rsub", "neg", "sum", "mean", "stack"))
-_WEIGHTS = frozenset(("mul", "imul", "rmul", "div", "truediv", "idiv", "itruediv"))
 
 
 @check("TT209", "term-without-graph", of=("calls",))
@@ -40,20 +37,21 @@ def term_without_graph(step: StepView, memory: dict[str, Any]) -> Iterator[Draft
     """
     if step.summary is None:
         return
-    losses = [a for a in step.actions if a.action == "loss" and a.tensor is not None]
-    if not losses or not any(_is_without_graph(call) for call in step.calls):
+    if not step.losses or not any(_is_without_graph(call) for call in step.calls):
         return
-    made = {id: call for call in step.forward() if call.parent is None and not call.recompute
-            for _, id in call.outputs if all(id != given for _, given in call.inputs)}  # fmt: skip
-    for loss in losses:
-        terms = _terms(step, loss, made)
-        used = {c.seq for id, has_graph in terms.items() if has_graph for c in _behind(id, made)}
-        for id, has_graph in terms.items():
-            behind = () if has_graph else _behind(id, made)
-            found = [c for c in behind if _is_without_graph(c) and c.seq not in used]
+    made = makers(step.forward())
+    for loss in step.losses:
+        if loss.tensor is None:
+            continue
+        terms = dict(terms_of(loss.tensor, step.forward(), step.tensors))
+        used = {c.seq for id in terms if step.tensors[id].requires_grad
+                for c in _behind(id, made, step)}  # fmt: skip
+        for id, term in terms.items():
+            found = () if step.tensors[id].requires_grad else _behind(id, made, step)
+            found = [c for c in found if _is_without_graph(c) and c.seq not in used]
             derivative = max(found, key=lambda call: call.seq, default=None)
             if derivative is not None and _is_of_weights(step, derivative, made):
-                yield _draft(loss, derivative, made[id])
+                yield _draft(loss, derivative, term)
 
 
 def _is_without_graph(call: Call) -> bool:
@@ -61,53 +59,15 @@ def _is_without_graph(call: Call) -> bool:
     return call.op == DERIVATIVE and call.phase == "forward" and not asked
 
 
-def _terms(step: StepView, loss: Action, made: dict[int, Call]) -> dict[int, bool]:
-    """List the ids of the terms of a loss, and whether each requires a gradient."""
-    todo, seen = [loss.tensor], set[int]()
-    terms: dict[int, bool] = {}
-    while todo:
-        id = todo.pop()
-        tensor = step.tensors.get(id) if id is not None else None
-        if id is None or tensor is None or id in seen:
-            continue
-        seen.add(id)
-        call = made.get(id)
-        word = plain_op(call.op) if call is not None else ""
-        if (
-            call is not None
-            and tensor.requires_grad
-            and (
-                word in _SUMS
-                or (word in _WEIGHTS and len({given for _, given in call.inputs}) == 1)
-            )
-        ):
-            todo += [given for _, given in call.inputs]
-        elif call is not None and id != loss.tensor:
-            terms[id] = tensor.requires_grad
-    return terms
-
-
-def _behind(id: int, made: dict[int, Call]) -> Iterator[Call]:
+def _behind(id: int, made: dict[int, Call], step: StepView) -> list[Call]:
     """List the calls that a tensor comes from."""
-    todo, seen = [id], {id}
-    while todo:
-        call = made.get(todo.pop())
-        if call is None:
-            continue
-        yield call
-        new = {given for _, given in call.inputs} - seen
-        seen |= new
-        todo += new
+    return [made[one] for one in behind(id, made, step.tensors) if one in made]
 
 
 def _is_of_weights(step: StepView, derivative: Call, made: dict[int, Call]) -> bool:
     """Whether what was differentiated comes from a module with parameters to train."""
-    calls = (call for _, id in derivative.inputs for call in _behind(id, made))
-    ran = [call.module or "" for call in calls if call.op is None]
-    return any(
-        (not path or f"{each}.".startswith(f"{path}.")) and step.trainable(each)
-        for path in ran for each in step.modules
-    )  # fmt: skip
+    calls = (call for _, id in derivative.inputs for call in _behind(id, made, step))
+    return any(step.learns(call.module or "") for call in calls if call.op is None)
 
 
 def _draft(loss: Action, derivative: Call, term: Call) -> Draft:

@@ -1,0 +1,160 @@
+"""TT210: a term of the loss that is made of a model's output and cut off from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tensortrace.causes.terms import behind, hands_on, is_linear, makers, terms_of
+from tensortrace.checks import Draft, StepView, check, plain_op
+from tensortrace.records import DERIVATIVE, Action, Call, ChainLink
+from tensortrace.text import location_text, module_text
+
+_FIXES = {
+    "op": "leave it out of the loss, or use a form that can be differentiated: softmax in place of "
+    "argmax, sigmoid in place of a comparison; what only informs is not added to the loss",
+    "detached": "make the term of what is not detached; what only informs is not added to the loss",
+    "no grad": "make the term of what the model that learns returned, with gradients on; what only "
+    "informs is not added to the loss",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Where a term loses its graph: the call that does so, or that takes what is detached.
+
+    `id` is that of the tensor before the cut, which another term may come from as well.
+    """
+
+    how: str
+    call: Call
+    id: int
+
+
+@check("TT210", "term-cut-off", when="full", of=("calls",))
+def term_cut_off(step: StepView, memory: dict[str, Any], *, sustain: int = 8) -> Iterator[Draft]:
+    """A term of the loss comes from a model and has no graph, so that it moves no weight.
+
+    Symptom:    what this term asks for is never learnt (predictions that agree, a discriminator
+                that is deceived), while the loss goes down by its other terms
+    Threshold:  in `sustain` full steps the loss is a sum, weighted by numbers, of which one term
+                requires a gradient and another, a single number other than 0, does not, though it
+                is made with gradients on. That one comes from a module with parameters to train,
+                by an op or a module that takes what requires a gradient and returns what does not;
+                or by what is detached, or made with gradients off, and then by more than sums,
+                means and numbers. No term with a graph comes from what is made there, and none has
+                been made by the same line
+    Source:     definition; `sustain` chosen here. A constant that completes a value (the entropy
+                of a teacher in a divergence, x - x.detach()) shares what it is made of, or is a
+                sum of it; a term that is off is 0
+    Fix:        make the term of what the model that learns has returned, without argmax,
+                comparisons, detach() and no_grad; what only informs is not added to the loss
+    Misses:     what becomes a number on the way (.item(), float, NumPy) or a new tensor
+                (torch.tensor); a mean of what is detached; a term made inside a module together
+                with others; a term that is switched on after the first steps, in a long run
+    Example:    coarse, fine = model(x)
+                wrong = parent[fine.argmax(1)] != coarse.argmax(1)
+                loss = cross_entropy(fine, y) + wrong.float().mean()
+    Fixed:      coarse, fine = model(x)
+                expected = fine.softmax(1) @ belongs_to
+                loss = cross_entropy(fine, y) + kl_div(coarse.log_softmax(1), expected)
+    """
+    forward, tensors = step.forward(), step.tensors
+    terms = [(loss, id, call) for loss in step.losses if loss.tensor is not None
+             for id, call in terms_of(loss.tensor, forward, tensors)]  # fmt: skip
+    known: set[Any] = memory.setdefault("known", set())
+    bare = [(loss, id, call) for loss, id, call in terms if _is_bare(step, id, call)]
+    without = {_place(call) for _, _, call in bare}
+    known.update({_place(call) for _, id, call in terms if tensors[id].requires_grad} - without)
+    if not bare:
+        return
+    made = makers(forward)
+    used = {one for _, id, _ in terms if tensors[id].requires_grad
+            for one in behind(id, made, tensors)}  # fmt: skip
+    detached = {tensors[id].view_of for id in used if id not in made and id in tensors}
+    counts: dict[Any, int] = memory.setdefault("counts", {})
+    for loss, id, call in bare:
+        place = _place(call)
+        cuts = list(_cuts(step, id, made)) if place not in known else []
+        if not cuts or any(cut.id in (detached if cut.how == "detached" else used) for cut in cuts):
+            continue
+        counts[place] = counts.get(place, 0) + 1
+        if counts[place] >= sustain:
+            yield _draft(loss, call, max(cuts, key=lambda cut: cut.call.seq), sustain)
+
+
+def _is_bare(step: StepView, id: int, call: Call) -> bool:
+    tensor = step.tensors[id]
+    off = tensor.min == 0 == tensor.max
+    return (
+        not tensor.requires_grad and tensor.numel == 1 and call.grad_enabled
+        and step.is_float(id) and not off
+    )  # fmt: skip
+
+
+def _place(call: Call) -> tuple[Any, ...]:
+    at = call.location
+    return (call.op, call.module, at.file, at.line) if at is not None else (call.op, call.module)
+
+
+def _cuts(step: StepView, id: int, made: dict[int, Call]) -> Iterator[_Cut]:
+    """List where what a term comes from loses its graph."""
+    todo, seen = [(id, made[id], True)], {(id, True)}
+    while todo:
+        id, taker, linear = todo.pop()
+        call, tensor = made.get(id), step.tensors.get(id)
+        given: list[int] = []
+        if call is not None:
+            how = _how(step, call)
+            if how == "op" or (how is not None and not linear):
+                yield _Cut(how, call, id)
+            elif how is None and not _is_apart(call):
+                given = [id for _, id in call.inputs]
+                taker, linear = call, linear and (is_linear(call) or hands_on(call))
+        elif tensor is not None and tensor.view_of is not None:
+            source = step.tensors.get(tensor.view_of)
+            if source is None or not source.requires_grad:
+                given = [tensor.view_of]
+            elif not linear:
+                yield _Cut("detached", taker, source.id)
+        todo += [(id, taker, linear) for id in given if (id, linear) not in seen]
+        seen |= {(id, linear) for id in given}
+
+
+def _how(step: StepView, call: Call) -> str | None:
+    """How a call makes something without a graph of what has one, or would have."""
+    given = [step.tensors[id] for _, id in call.inputs if id in step.tensors]
+    if any(tensor.requires_grad for tensor in given) and not _is_apart(call):
+        return "op" if call.grad_enabled else "no grad"
+    if call.op is None and not call.grad_enabled and step.learns(call.module or ""):
+        return "no grad"
+    return None
+
+
+def _is_apart(call: Call) -> bool:
+    """Whether the values of the inputs do not matter to the term, or TT209 judges them."""
+    word = plain_op(call.op)
+    return word.endswith("like") or word.startswith("new") or call.op == DERIVATIVE
+
+
+def _draft(loss: Action, term: Call, cut: _Cut, sustain: int) -> Draft:
+    call, at = cut.call, location_text(cut.call.location)
+    name = call.op or module_text(call.module or "")
+    why = {
+        "op": f"{name} at {at} has inputs with a gradient and an output without",
+        "detached": f"{name} at {at} takes what is detached",
+        "no grad": f"{name} at {at} ran with gradients off",
+    }[cut.how]
+    links = [ChainLink(call.seq, cut.id, call.op or call.module, call.location)]
+    if term is not call:
+        made = term.outputs[0][1]
+        links.append(ChainLink(term.seq, made, term.op or term.module, term.location))
+    links.append(ChainLink(loss.seq, loss.tensor, "loss", loss.location))
+    return Draft(
+        message=f"a term of the loss has no graph in {sustain} full steps, so that it moves "
+        f"no weight: {why}",
+        cause=at, phase="forward", module=call.module, op=call.op, seq=call.seq,
+        tensor=loss.tensor, location=call.location, chain=tuple(links), fix=_FIXES[cut.how],
+        evidence={"placed": "direct", "term": term.seq, "loss": loss.seq},
+    )  # fmt: skip
