@@ -1,4 +1,4 @@
-"""TT210: a term of the loss that is made of a model's output and cut off from it."""
+"""TT211: a term of the loss that is made of a model's output and cut off from it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Cut:
     id: int
 
 
-@check("TT210", "term-cut-off", when="full", of=("calls",))
+@check("TT211", "term-cut-off", when="full", of=("calls",))
 def term_cut_off(step: StepView, memory: dict[str, Any], *, sustain: int = 8) -> Iterator[Draft]:
     """A term of the loss comes from a model and has no graph, so that it moves no weight.
 
@@ -52,7 +52,8 @@ def term_cut_off(step: StepView, memory: dict[str, Any], *, sustain: int = 8) ->
                 comparisons, detach() and no_grad; what only informs is not added to the loss
     Misses:     what becomes a number on the way (.item(), float, NumPy) or a new tensor
                 (torch.tensor); a mean of what is detached; a term made inside a module together
-                with others; a term that is switched on after the first steps, in a long run
+                with others, or in a loop whose ops are passed over; a term that is switched on
+                after the first steps, in a long run
     Example:    coarse, fine = model(x)
                 wrong = parent[fine.argmax(1)] != coarse.argmax(1)
                 loss = cross_entropy(fine, y) + wrong.float().mean()
@@ -73,15 +74,18 @@ def term_cut_off(step: StepView, memory: dict[str, Any], *, sustain: int = 8) ->
     used = {one for _, id, _ in terms if tensors[id].requires_grad
             for one in behind(id, made, tensors)}  # fmt: skip
     detached = {tensors[id].view_of for id in used if id not in made and id in tensors}
-    counts: dict[Any, int] = memory.setdefault("counts", {})
+    found: dict[Any, Draft] = {}
     for loss, id, call in bare:
-        place = _place(call)
-        cuts = list(_cuts(step, id, made)) if place not in known else []
-        if not cuts or any(cut.id in (detached if cut.how == "detached" else used) for cut in cuts):
-            continue
+        cuts = list(_cuts(step, id, made)) if _place(call) not in known else []
+        if cuts and not any(cut.id in (detached if cut.how == "detached" else used)
+                            for cut in cuts):  # fmt: skip
+            last = max(cuts, key=lambda cut: cut.call.seq)
+            found[_place(call)] = _draft(loss, call, last, sustain)
+    counts: dict[Any, int] = memory.setdefault("counts", {})
+    for place, draft in found.items():
         counts[place] = counts.get(place, 0) + 1
         if counts[place] >= sustain:
-            yield _draft(loss, call, max(cuts, key=lambda cut: cut.call.seq), sustain)
+            yield draft
 
 
 def _is_bare(step: StepView, id: int, call: Call) -> bool:

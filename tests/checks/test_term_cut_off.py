@@ -188,7 +188,7 @@ HEALTHY = (
 @pytest.mark.parametrize("level", ["module", "op"])
 @pytest.mark.parametrize("loss_of", FAULTY)
 def test_a_term_that_is_cut_off_is_told_with_the_line_that_does_it(loss_of, level):
-    (found,) = find_live(trained(loss_of), "TT210", level=level)
+    (found,) = find_live(trained(loss_of), "TT211", level=level)
     name, code = FAULTY[loss_of]
     assert (found.severity, found.step, found.op) == ("warning", 7, name)
     assert found.location.file == __file__
@@ -199,12 +199,20 @@ def test_a_term_that_is_cut_off_is_told_with_the_line_that_does_it(loss_of, leve
 @pytest.mark.parametrize("level", ["module", "op"])
 @pytest.mark.parametrize("loss_of", HEALTHY)
 def test_what_is_no_mistake_is_silent(loss_of, level):
-    assert find_live(trained(loss_of), "TT210", level=level) == []
+    assert find_live(trained(loss_of), "TT211", level=level) == []
 
 
 def test_a_few_steps_say_nothing():
-    assert find_live(trained(by_argmax, turns=7), "TT210") == []
-    assert len(find_live(trained(by_argmax, turns=8), "TT210")) == 1
+    assert find_live(trained(by_argmax, turns=7), "TT211") == []
+    assert len(find_live(trained(by_argmax, turns=8), "TT211")) == 1
+
+
+def test_several_terms_of_one_line_are_one_step():
+    def twice(m, out, x, y, turn):
+        return F.cross_entropy(out, y) + 0.1 * m.hard(out, y) + 0.1 * m.hard(out, y)
+
+    (found,) = find_live(trained(twice), "TT211")
+    assert found.step == 7
 
 
 def test_a_penalty_without_create_graph_is_told_once():
@@ -212,7 +220,7 @@ def test_a_penalty_without_create_graph_is_told_once():
         slope = torch.autograd.grad(out.sum(), m.student[2].weight, retain_graph=True)[0]
         return F.cross_entropy(out, y) + slope.square().mean()
 
-    assert {f.code for f in find_live(trained(penalised), "TT209", "TT210")} == {"TT209"}
+    assert {f.code for f in find_live(trained(penalised), "TT209", "TT211")} == {"TT209"}
 
 
 def step(number, term):
@@ -233,12 +241,12 @@ def steps(term):
 
 def test_only_a_number_counts():
     one = ok(4, shape=(), numel=1, min=2.0, max=2.0)
-    assert len(find(steps(one), "TT210")) == 1
-    assert find(steps(ok(4, shape=(3,), numel=3, min=2.0, max=2.0)), "TT210") == []
-    assert find(steps(ok(4, shape=(), numel=1, min=0.0, max=0.0)), "TT210") == []
-    assert find(steps(ok(4, shape=(), numel=1, dtype="int64")), "TT210") == []
+    assert len(find(steps(one), "TT211")) == 1
+    assert find(steps(ok(4, shape=(3,), numel=3, min=2.0, max=2.0)), "TT211") == []
+    assert find(steps(ok(4, shape=(), numel=1, min=0.0, max=0.0)), "TT211") == []
+    assert find(steps(ok(4, shape=(), numel=1, dtype="int64")), "TT211") == []
 
 
 def test_nothing_is_said_where_little_is_known():
-    assert find([loss(0, 1.0, 9), closing()], "TT210") == []
-    assert find([loss(0, 1.0), closing()], "TT210") == []
+    assert find([loss(0, 1.0, 9), closing()], "TT211") == []
+    assert find([loss(0, 1.0), closing()], "TT211") == []
