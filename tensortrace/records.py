@@ -145,7 +145,8 @@ class Module(Record, frozen=True, kw_only=True, tag="module"):
     `forward` is where the class defines its forward. `registered` is False if it ran inside a
     module that does not hold it, directly or further in; what it holds itself is registered in it.
     `untrained` is True of a norm that is in eval mode and still has the statistics it was made with
-    (BatchNorm, spectral norm; known on the CPU only).
+    (BatchNorm, spectral norm; known on the CPU only). `drops` is the line of its forward that calls
+    F.dropout without `training=`, of a module in eval mode.
     """
 
     path: str
@@ -156,6 +157,7 @@ class Module(Record, frozen=True, kw_only=True, tag="module"):
     forward: Location | None = None
     registered: bool = True
     untrained: bool = False
+    drops: Location | None = None
 
 
 class Source(Record, frozen=True, kw_only=True, tag="source"):
@@ -179,7 +181,8 @@ class Call(Record, frozen=True, kw_only=True, tag="call", gc=False):
     the gradients that arrived as `inputs` (named "output[0]" after the output they belong to) and
     those it made as `outputs` (named after the input or parameter they belong to); `node` is the
     autograd node, for ops. An op of a loop that was passed over, but whose output something else
-    took, has no `inputs`.
+    took, has no `inputs`. `drew` is True of an outermost call in eval mode that has moved torch's
+    random state, where a module of the run has `drops`.
     """
 
     seq: int
@@ -206,6 +209,7 @@ class Call(Record, frozen=True, kw_only=True, tag="call", gc=False):
     device_ns: Whole | None = None
     allocated: int | None = None
     exception: str | None = None
+    drew: bool = False
 
 
 class Param(Record, frozen=True, kw_only=True, tag="param"):

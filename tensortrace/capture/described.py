@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from tensortrace.capture.dropouts import dropout_line
 from tensortrace.capture.gradients import is_training, own_parameters
 from tensortrace.capture.names import ModuleNames, unwrapped
 from tensortrace.capture.norms import is_untrained
@@ -42,6 +43,7 @@ class Descriptions:
         first = (path, cls) not in self._seen
         self._seen[path, cls] = state
         code = getattr(getattr(cls, "forward", None), "__code__", None)
+        drops = None if training else dropout_line(module)
         record = Module(
             step=step,
             path=path,
@@ -49,6 +51,7 @@ class Descriptions:
             training=training,
             registered=path not in self._names.unregistered,
             untrained=is_untrained(module),
+            drops=self._sources.locate_line(*drops) if drops is not None else None,
             parameters=[
                 ParameterInfo(
                     shorten(name),

@@ -400,8 +400,7 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
     if recorder.on_cuda:
         fields["allocated"] = torch.cuda.memory_allocated()
     if call.root is not None and call.root.seq == call.seq and recorder.roots is not None:
-        kwargs = {} if failed else hook_args[2]
-        recorder.roots.leave(call.root, hook_args[1], kwargs, failed)
+        _leave_root(recorder, recorder.roots, call.root, hook_args, fields)
     draft = CallDraft(call.step, call.seq, fields, call.tensors)
     if failed:
         if error is not None and type(error).__name__ != _EARLY_STOP:
@@ -413,6 +412,15 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
     untracked(call.tensors)
     untracked(fields)
     recorder.pend(draft)
+
+
+def _leave_root(
+    recorder: Recorder, roots: Roots, root: Root, hook_args: tuple[Any, ...], fields: dict[str, Any]
+) -> None:
+    failed = len(hook_args) != 4
+    roots.leave(root, hook_args[1], {} if failed else hook_args[2], failed)
+    if recorder.may_drop and not fields["training"] and root.has_drawn():
+        fields["drew"] = True
 
 
 def _end_time(recorder: Recorder, call: OpenCall, fields: dict[str, Any]) -> None:

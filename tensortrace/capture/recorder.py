@@ -125,6 +125,8 @@ class Recorder:
         self._times = DeviceTimes()
         self._troubled = False
         self._modules = Descriptions(names, sources)
+        # Whether a module was met whose dropout eval() does not reach, as its text says.
+        self.may_drop = False
         self._stop: Finding | None = None
         # What the last exception is known again by, and how long its traceback was.
         self.explained: tuple[tuple[Any, ...], int] = ((), 0)
@@ -346,6 +348,7 @@ class Recorder:
                 of = shorten(type(module).__name__)
                 self.action("compiled", of=of, detail={"modules": count})
         if record is not None:
+            self.may_drop = self.may_drop or record.drops is not None
             self.pend(Ready(self.step, self.next_seq(), record))
 
     def take_aliases(self) -> None:

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
-from tensortrace.records import Call
+from tensortrace.records import Call, Location
 from tensortrace.text import location_text, module_text
 
 _NORMS = ("BatchNorm", "SyncBatchNorm", "LazyBatchNorm")
 _DROPOUTS = ("Dropout", "AlphaDropout", "FeatureAlphaDropout")
 _DROPOUT_OPS = frozenset(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
                           "feature_alpha_dropout"))  # fmt: skip
+# What makes a class of a score.
+_GUESSES = frozenset(("argmax", "max", "gt", "ge", "round"))
 _LOSSES = frozenset((
     "cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
     "binary_cross_entropy", "binary_cross_entropy_with_logits",
@@ -31,11 +33,13 @@ def train_mode_in_evaluation(
                 last a network that an optimizer holds runs outermost, in train mode, with gradients
                 disabled, has a BatchNorm or a Dropout that acts inside, and a loss or the accuracy
                 is computed. Or F.dropout, or a Dropout made in forward, acts in a module in eval
-                mode (a note if neither is computed; the Dropout: with gradients disabled). A note:
-                a BatchNorm whose weights are frozen and in no optimizer runs in train mode inside a
-                network that is trained, for `sustain` optimizer steps. Or inside a network in eval
-                mode a BatchNorm or a spectral norm has the statistics it was made with: a warning
-                if a loss or the accuracy is computed after an optimizer has stepped, else a note
+                mode (a note if neither is computed; the Dropout: with gradients disabled); with
+                level="module", where the forward of that calls it and nowhere asks for the mode,
+                and the outermost call has moved torch's random state. A note: a BatchNorm whose
+                weights are frozen and in no optimizer runs in train mode inside a network that is
+                trained, for `sustain` optimizer steps. Or inside a network in eval mode a BatchNorm
+                or a spectral norm has the statistics it was made with: a warning if a loss or the
+                accuracy is computed after an optimizer has stepped, else a note
     Source:     torch.nn.Module.eval, torch.nn.functional.dropout (training=True by default);
                 `batches` and `sustain` chosen here
     Fix:        model.eval() before the evaluation and model.train() behind it; F.dropout(x, p,
@@ -43,10 +47,10 @@ def train_mode_in_evaluation(
                 is frozen; for a norm without statistics: load them, copy buffers too where weights
                 are averaged, or call torch.optim.swa_utils.update_bn
     Misses:     rollouts, teachers and BatchNorm recalibration compute no loss and are silent, but
-                so is evaluation whose metric is not seen; F.dropout is seen with level="op" only,
-                and with training=True on purpose (Monte Carlo dropout), or a Dropout made anew for
-                that, it is reported; norms on other devices than the CPU are not asked for their
-                statistics
+                so is evaluation whose metric is not seen; F.dropout in a function that forward
+                calls is seen with level="op" only, where one with training=True on purpose (Monte
+                Carlo dropout) is reported; so is a Dropout made anew for that; norms on other
+                devices than the CPU are not asked for their statistics
     Example:    for x, y in validation:
                     correct += (model(x).argmax(1) == y).sum()
     Fixed:      model.eval()
@@ -108,15 +112,28 @@ def _left_on(step: StepView) -> Iterator[Draft]:
             continue
         if call.arguments.get("training") is not True or call.arguments.get("p") == 0:
             continue
-        yield Draft(
-            message=f"F.{call.op} acts in {module_text(call.module)}, which is in eval mode: its "
-            "training= is True, as it is by default",
-            severity=None if _judged(step) else "note",
-            cause=f"functional {location_text(call.location)}", phase="forward",
-            module=call.module, op=call.op, seq=call.seq, location=call.location,
-            evidence={"placed": "direct"},
-            fix="F.dropout(x, p, training=self.training), or an nn.Dropout",
-        )  # fmt: skip
+        yield _functional(step, call, call.op, call.location)
+    yield from _dropped_inside(step)
+
+
+def _dropped_inside(step: StepView) -> Iterator[Draft]:
+    """Tell of an F.dropout inside a module, by the text of its forward and the random state."""
+    roots = [c for c in step.forward() if c.drew]
+    for call in [inside for root in roots for inside in step.inside(root)]:
+        module = step.module_of(call)
+        if module is not None and module.drops is not None and call.training is False:
+            yield _functional(step, call, "dropout", module.drops)
+
+
+def _functional(step: StepView, call: Call, op: str, location: Location | None) -> Draft:
+    return Draft(
+        message=f"F.{op} acts in {module_text(call.module)}, which is in eval mode: its "
+        "training= is True, as it is by default",
+        severity=None if _judged(step) else "note",
+        cause=f"functional {location_text(location)}", phase="forward", module=call.module,
+        op=op, seq=call.seq, location=location, evidence={"placed": "direct"},
+        fix="F.dropout(x, p, training=self.training), or an nn.Dropout",
+    )  # fmt: skip
 
 
 def _made_in_forward(step: StepView, call: Call) -> Iterator[Draft]:
@@ -167,7 +184,7 @@ def _judged(step: StepView) -> bool:
             continue
         if call.op in _LOSSES or (call.op is None and step.kind_of(call).endswith("Loss")):
             return True
-        if call.op in ("argmax", "max"):
+        if call.op in _GUESSES:
             guesses.update(id for _, id in call.outputs)
         elif call.op == "eq" and any(id in guesses for _, id in call.inputs):
             return True

@@ -86,6 +86,87 @@ def test_functional_dropout_that_does_not_know_of_eval():
     assert find_live(left_on(lambda m, x: F.dropout(x, p=0)), "TT702", level="op") == []
 
 
+class Scorer(nn.Module):
+    """Scores the rows of a table; what is left of them in eval mode is for a subclass to say."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.weigh = nn.Embedding(50, 8), nn.Linear(8, 1)
+
+
+class AlwaysDrops(Scorer):
+    def forward(self, ids):
+        rows = self.table(ids)
+        rows = F.dropout(rows, p=0.2)
+        return self.weigh(rows).mean((1, 2))
+
+
+class Asks(Scorer):
+    def forward(self, ids):
+        return self.weigh(F.dropout(self.table(ids), 0.2, self.training)).mean((1, 2))
+
+
+class AsksElsewhere(Scorer):
+    def forward(self, ids):
+        rows = self.table(ids)
+        if self.training:
+            rows = F.dropout(rows)
+        return self.weigh(rows + torch.randn(8)).mean((1, 2))
+
+
+class OnPurpose(Scorer):
+    def forward(self, ids):
+        return self.weigh(F.dropout(self.table(ids), 0.2, training=True)).mean((1, 2))
+
+
+class NeverGetsThere(Scorer):
+    def forward(self, ids):
+        rows = self.table(ids)
+        return self.weigh(F.dropout(rows) if len(ids) > 100 else rows).mean((1, 2))
+
+
+class NoneDropped(Scorer):
+    def forward(self, ids):
+        return self.weigh(F.dropout(self.table(ids), p=0)).mean((1, 2))
+
+
+def scored(make, judged=True, **options):
+    """An epoch with an evaluation at its end."""
+
+    def run():
+        model = nn.Sequential(make())
+        sgd, labels = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(50)
+        for turn in range(4):
+            model.train(turn != 3)
+            ids = torch.randint(0, 50, (16, 4))
+            y = (labels[ids].sum(1) > 0).float()
+            if model.training:
+                sgd.zero_grad()
+                F.binary_cross_entropy_with_logits(model(ids), y).backward()
+                sgd.step()
+                continue
+            with torch.no_grad():
+                guess = model(ids)
+                if judged:
+                    ((guess > 0) == y.bool()).float().mean()
+
+    return find_live(run, "TT702", **options)
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+def test_functional_dropout_inside_a_module_is_found_at_both_levels(level):
+    (found,) = scored(AlwaysDrops, level=level)
+    assert (found.severity, found.module, found.op) == ("warning", "0", "dropout")
+    assert found.location.code == "rows = F.dropout(rows, p=0.2)"
+    (alone,) = scored(AlwaysDrops, judged=False, level=level)
+    assert alone.severity == "note"
+
+
+@pytest.mark.parametrize("make", [Asks, AsksElsewhere, OnPurpose, NeverGetsThere, NoneDropped])
+def test_functional_dropout_that_is_meant_or_off_is_silent(make):
+    assert scored(make) == []
+
+
 def test_a_dropout_that_forward_makes_anew_does_not_know_of_eval():
     anew = lambda m, x: nn.Dropout(0.5)(x)  # noqa: E731
     (found,) = find_live(left_on(anew), "TT702")
