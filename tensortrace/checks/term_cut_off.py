@@ -40,11 +40,11 @@ def term_cut_off(step: StepView, memory: dict[str, Any], *, sustain: int = 8) ->
                 that is deceived), while the loss goes down by its other terms
     Threshold:  in `sustain` full steps the loss is a sum, weighted by numbers, of which one term
                 requires a gradient and another, a single number other than 0, does not, though it
-                is made with gradients on. That one comes from a module with parameters to train,
-                by an op or a module that takes what requires a gradient and returns what does not;
-                or by what is detached, or made with gradients off, and then by more than sums,
-                means and numbers. No term with a graph comes from what is made there, and none has
-                been made by the same line
+                is made with gradients on. That one comes, by an op or a module that returns what
+                does not, from what requires a gradient; or, by more than sums, means and numbers,
+                from what is detached, or from what a module with parameters to train has made with
+                gradients off. No term with a graph comes from the same place, and none has been
+                made by the same line
     Source:     definition; `sustain` chosen here. A constant that completes a value (the entropy
                 of a teacher in a divergence, x - x.detach()) shares what it is made of, or is a
                 sum of it; a term that is off is 0
