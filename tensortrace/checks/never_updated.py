@@ -10,18 +10,24 @@ from typing import Any
 from tensortrace.checks import Draft, StepView, check, held_by, unheld
 from tensortrace.records import Action, ChainLink, Optimizer, Tensor, from_scalar
 
+# So many batches are known again; 100 backwards are told of whatever they were on.
+_MOST_BATCHES = 100
+
 
 @dataclass(slots=True)
 class _Unused:
     """How many backwards an optimizer has cleared the gradients of; the last that it has not.
 
-    Before `scheduled` of them running something had set another learning rate.
+    Before `scheduled` of them running something had set another learning rate; `repeated` of them
+    running gave a loss and gradients that one before had given, as the last did if `again`.
     """
 
     cleared: int = 0
     scheduled: int = 0
+    repeated: int = 0
     rates: Any = None
     backward: Action | None = None
+    again: bool = False
 
 
 @check("TT401", "never-updated", after=("TT202", "TT303", "TT405", "TT406"), until=("threads",))
@@ -38,11 +44,12 @@ def never_updated(
                 steps running. Or: an optimizer that has never stepped has cleared its gradients,
                 with a backward before it each time, `unused` times running in which modules are in
                 training mode, and its first parameters are what they were; `idle` times where its
-                learning rate is another one each time, as a scheduler sets it
+                learning rate is another one each time, as a scheduler sets it, or where loss,
+                activations and gradients are each time those of a backward before, by their norms
     Source:     definition; `updates`, `idle` and `unused` chosen here: both optimizers of a GAN
                 have stepped after `updates`, a warm-up from 0 has one step at 0 (measured:
                 tests/healthy); tasks or samples whose gradients are taken one by one are fewer than
-                `unused`
+                `unused`, and each has another one
     Fix:        give the optimizer all of model.parameters(), after the last layer was added or
                 replaced; freeze on purpose with requires_grad_(False), which also saves time
     Misses:     a network for a perceptual loss in training mode that is not frozen is reported;
@@ -94,24 +101,26 @@ def never_updated(
 
 
 def _never_stepped(
-    step: StepView, memory: dict[str, Any], unused_most: int, scheduled_most: int
+    step: StepView, memory: dict[str, Any], unused_most: int, idle_most: int
 ) -> Iterator[Draft]:
     """Tell of an optimizer of which only zero_grad is called.
 
     Args:
         unused_most: backwards that may be cleared so.
-        scheduled_most: those that may be at a learning rate that changes each time, which is meant
-            for steps: gradients of many tasks or samples are taken at one.
+        idle_most: those that may be at a learning rate that changes each time, which is meant
+            for steps, or on the same batches again: gradients of many tasks or samples are taken
+            at one rate, and one of each.
     """
     stepped: set[int] = memory.setdefault("stepped", set())
     unused: dict[int, _Unused] = memory.setdefault("unused", {})
+    again = bool(unused or not stepped) and _is_repeated(step, memory)
     for record in step.happened():
         if isinstance(record, Optimizer):
             stepped.add(record.index)
             unused.pop(record.index, None)
         elif record.action == "loss":
             for seen in unused.values():
-                seen.backward = record
+                seen.backward, seen.again = record, again
         elif record.action == "zero_grad" and record.optimizer not in stepped:
             index = record.optimizer
             if index is None:
@@ -122,10 +131,13 @@ def _never_stepped(
                 continue
             rates, before = record.detail.get("lr"), seen.rates
             seen.rates = rates
-            seen.cleared = seen.cleared + 1 if record.detail.get("still") else 0
+            still = record.detail.get("still")
+            seen.cleared = seen.cleared + 1 if still else 0
+            seen.repeated = seen.repeated + 1 if still and seen.again else 0
             changed = None not in (rates, before) and rates != before
             seen.scheduled = seen.scheduled + 1 if changed else 0
-            most = scheduled_most if seen.scheduled >= scheduled_most else unused_most
+            told = max(seen.scheduled, seen.repeated) >= idle_most
+            most = idle_most if told else unused_most
             if seen.cleared >= most and any(map(step.trains, step.modules)):
                 yield Draft(
                     message=f"optimizer {index}, {record.of}, has cleared the gradients of "
@@ -135,6 +147,24 @@ def _never_stepped(
                     location=loss.location, explanation="gradients alone move nothing",
                     fix="call optimizer.step() after backward()", evidence={"optimizer": index},
                 )  # fmt: skip
+
+
+def _is_repeated(step: StepView, memory: dict[str, Any]) -> bool:
+    """Whether the only backward of a step gave the loss and the gradients of one before.
+
+    A model that starts at zero gives the same for all inputs.
+    """
+    if step.summary is None or len(step.losses) != 1:
+        return False
+    loss, columns = step.losses[0].detail.get("value"), step.summary.modules
+    if loss is None or not any(columns.param_grad_rms) or not any(columns.output_rms):
+        return False
+    before: set[Any] = memory.setdefault("before", set())
+    now = (loss, *columns.output_rms, *columns.param_grad_rms)
+    repeated = now in before
+    if len(before) < _MOST_BATCHES:
+        before.add(now)
+    return repeated
 
 
 def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:

@@ -364,6 +364,58 @@ def test_a_scheduler_beside_an_optimizer_that_steps_is_silent():
     assert find_live(cleared(both, turns=60), "TT401") == []
 
 
+def repeated(batches=1, turns=30, step_of=lambda sgd, i: None, first=True, **how):
+    """The same batches in the same order, again and again, as where all data are one batch."""
+
+    def program():
+        model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(how.get("drops", 0.0)))
+        sgd = torch.optim.SGD(model.parameters(), 0.1)
+        data = torch.rand(batches, 8, 4)
+        for i in range(turns):
+            if first:
+                sgd.zero_grad()
+            logits = model(data[i % batches])
+            F.cross_entropy(logits, torch.arange(8) % 3).backward()
+            step_of(sgd, i)
+            if not first:
+                sgd.zero_grad()
+
+    return program
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("batches", [1, 5])
+def test_the_same_gradients_again_and_again_are_told_of_soon(first, batches):
+    (found,) = find_live(repeated(batches, first=first), "TT401")
+    assert (found.value, found.limit, found.severity) == (19 + batches + first, 20, "warning")
+    assert "optimizer.step()" in found.fix
+
+
+@pytest.mark.parametrize("how", [
+    {"step_of": lambda sgd, i: sgd.step()},
+    {"step_of": lambda sgd, i: sgd.step() if i == 15 else None},
+    {"step_of": lambda sgd, i: sgd.param_groups[0]["params"][0].data.mul_(0.9)},
+    {"batches": 60, "turns": 60}, {"batches": 60, "turns": 75}, {"turns": 20}, {"drops": 0.5},
+], ids=["steps", "late", "by hand", "tasks", "twice", "few", "drops"])  # fmt: skip
+def test_gradients_that_are_other_ones_or_few_are_silent(how):
+    assert find_live(repeated(**how), "TT401") == []
+
+
+def test_samples_of_one_loss_have_gradients_of_their_own():
+    """A classifier that starts at zero guesses: each sample costs the same."""
+
+    def program():
+        model = nn.Linear(4, 3)
+        nn.init.zeros_(model.weight)
+        nn.init.zeros_(model.bias)
+        sgd = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(60):
+            sgd.zero_grad()
+            F.cross_entropy(model(torch.rand(1, 4)), torch.tensor([1])).backward()
+
+    assert find_live(program, "TT401") == []
+
+
 def test_an_optimizer_without_gradients_is_not_told_to_step():
     def program():
         model, other = nn.Linear(4, 3), nn.Linear(3, 2)
