@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, held_by, unheld
-from tensortrace.records import Action, ChainLink, Optimizer, Tensor, from_scalar
+from tensortrace.records import Action, ChainLink, Location, Optimizer, Tensor, from_scalar
 
 # So many batches are known again; 100 backwards are told of whatever they were on.
 _MOST_BATCHES = 100
@@ -20,6 +20,7 @@ class _Unused:
 
     Before `scheduled` of them running something had set another learning rate; `repeated` of them
     running gave a loss and gradients that one before had given, as the last did if `again`.
+    `epoch` is where that of its batch began; `passes` are those of each sampler that shuffles.
     """
 
     cleared: int = 0
@@ -28,11 +29,23 @@ class _Unused:
     rates: Any = None
     backward: Action | None = None
     again: bool = False
+    epoch: Action | None = None
+    passes: dict[int, set[tuple[int, int]]] = field(default_factory=dict)
+
+    def passed(self, times: int) -> bool:
+        """Whether a sampler has begun so many epochs."""
+        return any(len(epochs) >= times for epochs in self.passes.values())
 
 
 @check("TT401", "never-updated", after=("TT202", "TT303", "TT405", "TT406"), until=("threads",))
 def never_updated(
-    step: StepView, memory: dict[str, Any], *, updates: int = 4, idle: int = 20, unused: int = 100
+    step: StepView,
+    memory: dict[str, Any],
+    *,
+    updates: int = 4,
+    idle: int = 20,
+    unused: int = 100,
+    passes: int = 3,
 ) -> Iterator[Draft]:
     """Parameters get a gradient in every step and no optimizer moves them.
 
@@ -45,11 +58,12 @@ def never_updated(
                 with a backward before it each time, `unused` times running in which modules are in
                 training mode, and its first parameters are what they were; `idle` times where its
                 learning rate is another one each time, as a scheduler sets it, or where loss,
-                activations and gradients are each time those of a backward before, by their norms
-    Source:     definition; `updates`, `idle` and `unused` chosen here: both optimizers of a GAN
-                have stepped after `updates`, a warm-up from 0 has one step at 0 (measured:
-                tests/healthy); tasks or samples whose gradients are taken one by one are fewer than
-                `unused`, and each has another one
+                activations and gradients are each time those of a backward before, by their norms,
+                or where a sampler that shuffles has begun `passes` epochs of their batches
+    Source:     definition; the numbers are chosen here: both optimizers of a GAN have stepped after
+                `updates`, a warm-up from 0 has one step at 0 (measured: tests/healthy); tasks or
+                samples whose gradients are taken one by one are fewer than `unused`, and each has
+                another one, and is met once
     Fix:        give the optimizer all of model.parameters(), after the last layer was added or
                 replaced; freeze on purpose with requires_grad_(False), which also saves time
     Misses:     a network for a perceptual loss in training mode that is not frozen is reported;
@@ -67,7 +81,7 @@ def never_updated(
     """
     missing, taken = unheld(step), step.taken
     zero_lr: dict[int, int] = memory.setdefault("zero_lr", {})
-    yield from _never_stepped(step, memory, unused, idle)
+    yield from _never_stepped(step, memory, unused, idle, passes)
     for optimizer in taken:
         index, rates = optimizer.index, optimizer.lr
         still = bool(rates) and rates.count(0) == len(rates)
@@ -101,7 +115,7 @@ def never_updated(
 
 
 def _never_stepped(
-    step: StepView, memory: dict[str, Any], unused_most: int, idle_most: int
+    step: StepView, memory: dict[str, Any], unused_most: int, idle_most: int, passes: int
 ) -> Iterator[Draft]:
     """Tell of an optimizer of which only zero_grad is called.
 
@@ -110,17 +124,24 @@ def _never_stepped(
         idle_most: those that may be at a learning rate that changes each time, which is meant
             for steps, or on the same batches again: gradients of many tasks or samples are taken
             at one rate, and one of each.
+        passes: epochs of one sampler that say so, too.
     """
     stepped: set[int] = memory.setdefault("stepped", set())
     unused: dict[int, _Unused] = memory.setdefault("unused", {})
+    began: dict[Location | None, Action] = memory.setdefault("began", {})
     again = bool(unused or not stepped) and _is_repeated(step, memory)
+    epoch: Action | None = None
     for record in step.happened():
         if isinstance(record, Optimizer):
             stepped.add(record.index)
             unused.pop(record.index, None)
+        elif record.action == "loader":
+            began[record.location] = record
+        elif record.action == "fetch":
+            epoch = began.get(record.location)
         elif record.action == "loss":
             for seen in unused.values():
-                seen.backward, seen.again = record, again
+                seen.backward, seen.again, seen.epoch = record, again, epoch
         elif record.action == "zero_grad" and record.optimizer not in stepped:
             index = record.optimizer
             if index is None:
@@ -129,14 +150,8 @@ def _never_stepped(
             loss, seen.backward = seen.backward, None
             if loss is None:
                 continue
-            rates, before = record.detail.get("lr"), seen.rates
-            seen.rates = rates
-            still = record.detail.get("still")
-            seen.cleared = seen.cleared + 1 if still else 0
-            seen.repeated = seen.repeated + 1 if still and seen.again else 0
-            changed = None not in (rates, before) and rates != before
-            seen.scheduled = seen.scheduled + 1 if changed else 0
-            told = max(seen.scheduled, seen.repeated) >= idle_most
+            _count(seen, record)
+            told = max(seen.scheduled, seen.repeated) >= idle_most or seen.passed(passes)
             most = idle_most if told else unused_most
             if seen.cleared >= most and any(map(step.trains, step.modules)):
                 yield Draft(
@@ -147,6 +162,21 @@ def _never_stepped(
                     location=loss.location, explanation="gradients alone move nothing",
                     fix="call optimizer.step() after backward()", evidence={"optimizer": index},
                 )  # fmt: skip
+
+
+def _count(seen: _Unused, zero_grad: Action) -> None:
+    """Take in that an optimizer which has never stepped clears the gradients of a backward."""
+    still, rates, before = zero_grad.detail.get("still"), zero_grad.detail.get("lr"), seen.rates
+    seen.rates = rates
+    seen.cleared = seen.cleared + 1 if still else 0
+    seen.repeated = seen.repeated + 1 if still and seen.again else 0
+    changed = None not in (rates, before) and rates != before
+    seen.scheduled = seen.scheduled + 1 if changed else 0
+    if not still:
+        seen.passes.clear()
+    sampler = seen.epoch.detail.get("sampler_index") if seen.epoch is not None else None
+    if seen.epoch is not None and sampler is not None:
+        seen.passes.setdefault(sampler, set()).add((seen.epoch.step, seen.epoch.seq))
 
 
 def _is_repeated(step: StepView, memory: dict[str, Any]) -> bool:

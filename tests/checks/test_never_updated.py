@@ -401,6 +401,54 @@ def test_gradients_that_are_other_ones_or_few_are_silent(how):
     assert find_live(repeated(**how), "TT401") == []
 
 
+def epochs(count=4, shuffle=True, step_of=lambda model, sgd: None, **how):
+    """Training without a step, on eight batches that come in another order in each epoch."""
+
+    def program():
+        model = nn.Linear(4, 3)
+        sgd = torch.optim.SGD(model.parameters(), 0.1)
+        loader = DataLoader(torch.rand(64, 4), batch_size=8, shuffle=shuffle)
+        for _ in range(count):
+            if "anew" in how:
+                loader = DataLoader(torch.rand(64, 4), batch_size=8, shuffle=shuffle)
+            for x in how.get("one_by_one", lambda loader: loader)(loader):
+                sgd.zero_grad()
+                model(x).square().mean().backward()
+            step_of(model, sgd)
+
+    return program
+
+
+def test_batches_that_are_shuffled_and_come_again_are_told_of_soon():
+    (found,) = find_live(epochs(), "TT401")
+    assert (found.value, found.limit, found.severity) == (20, 20, "warning")
+    assert "backward()" in found.location.code
+
+
+@pytest.mark.parametrize("how", [
+    {"count": 2}, {"anew": True}, {"step_of": lambda model, sgd: sgd.step()},
+    {"step_of": lambda model, _: model.load_state_dict(nn.Linear(4, 3).state_dict())},
+    {"one_by_one": lambda loader: [next(iter(loader))]},
+], ids=["once", "tasks", "steps", "checkpoints", "few"])  # fmt: skip
+def test_gradients_of_each_batch_for_their_own_sake_are_silent(how):
+    assert find_live(epochs(**{"count": 8, **how}), "TT401") == []
+
+
+def test_a_validation_beside_the_gradients_of_tasks_is_no_epoch_of_theirs():
+    def program():
+        model = nn.Linear(4, 3)
+        sgd = torch.optim.SGD(model.parameters(), 0.1)
+        loader = DataLoader(torch.rand(16, 4), batch_size=8, shuffle=True)
+        for _ in range(40):
+            sgd.zero_grad()
+            model(torch.rand(8, 4)).square().mean().backward()
+            with torch.no_grad():
+                for x in loader:
+                    model(x)
+
+    assert find_live(program, "TT401") == []
+
+
 def test_samples_of_one_loss_have_gradients_of_their_own():
     """A classifier that starts at zero guesses: each sample costs the same."""
 
