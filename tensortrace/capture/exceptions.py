@@ -253,7 +253,20 @@ def _read_line(
             seen.setdefault(id(tensor), f"{name}[{suffix}]")
             operands.append({"name": f"{name}[{suffix}]", "tensor": tensor})
         operands.append(_operand(recorder, name, value))
+    if "NoneType" in detail["message"]:
+        operands += _without_gradient((part for _, part in parts), names, frame)
     detail["operands"] = operands[: 2 * _LISTED]
+
+
+def _without_gradient(
+    parts: Iterable[ast.expr], names: Mapping[str, Any], frame: FrameType
+) -> Iterator[dict[str, Any]]:
+    """The ``w`` of each ``w.grad`` that is None because an op made it: only leaves keep one."""
+    for part in parts:
+        if isinstance(part, ast.Attribute) and part.attr == "grad":
+            owner = _evaluate(part.value, names, frame)
+            if type(owner) is torch.Tensor and not (owner.is_leaf or owner.retains_grad):
+                yield {"name": _text(part.value), "tensor": owner}
 
 
 def _failed_node(tb: TracebackType) -> ast.AST | None:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from hypothesis.errors import UnsatisfiedAssumption
 from torch import nn
 from torch.nn.parallel.scatter_gather import gather
+from torch.utils.data import DataLoader
 
 from tensortrace import trace
 from tensortrace.engine import Engine
@@ -267,6 +268,125 @@ def test_second_backward_names_the_line_of_the_first() -> None:
     assert second.location is not None
     assert second.location.line == first.location.line + 1
     assert f":{first.location.line}" in finding.message
+
+
+def test_a_loss_made_before_the_loop_is_told_to_be_made_in_it() -> None:
+    model = Net()
+
+    def program() -> None:
+        loss = model(torch.ones(2, 4)).square().mean()
+        for _ in range(3):
+            loss.backward()
+
+    assert explained(program).fix.startswith("make the loss anew in the loop")
+
+
+def test_a_loss_made_before_a_loop_over_batches_is_told_to_be_made_in_it() -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def program() -> None:
+        loss = model(torch.ones(2, 4)).square().mean()
+        for _ in DataLoader(torch.ones(8, 4), batch_size=2):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    finding = explained(program)
+    assert "on the loss of that step: nothing was computed since" in finding.message
+    assert "make the loss anew in the loop" in finding.fix
+
+
+def test_an_output_made_before_the_loop_is_told_to_be_made_in_it() -> None:
+    model = Net()
+
+    def program() -> None:
+        out = model(torch.ones(2, 4))
+        for _ in range(3):
+            loss = out.square().mean()
+            loss.backward()
+
+    finding = explained(program)
+    assert "a loss that shares a part of its graph" in finding.message
+    assert finding.fix.startswith("call the model in the loop")
+
+
+def test_losses_of_one_output_are_told_to_be_summed_also_in_a_loop() -> None:
+    model = Net()
+
+    def program() -> None:
+        out = model(torch.ones(2, 4))
+        for loss in [out.square().mean(), out.abs().mean()]:
+            loss.backward()
+
+    assert explained(program).fix.startswith("(loss_a + loss_b).backward()")
+
+
+UPDATES = {
+    "w = w - lr * w.grad": "with torch.no_grad(): w -= lr * w.grad  #",
+    "w = w - w.grad * lr": "with torch.no_grad(): w -= w.grad * lr  #",
+    "w = w + (-lr) * w.grad": "with torch.no_grad(): w += -lr * w.grad  #",
+    "w = w - lr * w.grad - 0.0": "w = w.detach().requires_grad_() where it is made",
+    "v = w - lr * w.grad; w = v": "w = w.detach().requires_grad_() where it is made",
+    "w = w - lr * w.grad; w.grad.zero_()": "w = w.detach().requires_grad_() where it is made",
+}
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_the_gradient_of_what_an_op_returned_is_told_by_how_it_came_to_be(
+    update: str, tmp_path: Path
+) -> None:
+    source = f"""
+def train(w, x, lr):
+    for _ in range(3):
+        (x @ w).square().mean().backward()
+        {update}
+"""
+    file = tmp_path / "loop.py"
+    file.write_text(source)
+    scope: dict[str, Any] = {}
+    exec(compile(source, str(file), "exec"), scope)
+    weight, data = torch.ones(4, 1, requires_grad=True), torch.ones(2, 4)
+    with pytest.warns(UserWarning, match="not a leaf"):
+        finding = explained(lambda: scope["train"](weight, data, 0.1))
+    assert "`w.grad` is None: `w` [4, 1] is what" in finding.message
+    assert "and no leaf" in finding.message
+    assert finding.fix.startswith(UPDATES[update])
+
+
+def test_a_leaf_made_of_one_that_requires_grad_is_told_to_be_detached() -> None:
+    def program() -> None:
+        w = torch.ones(4, 1, requires_grad=True) * 0.1
+        (torch.ones(2, 4) @ w).sum().backward()
+        w = w - 0.1 * w.grad
+
+    with pytest.warns(UserWarning, match="not a leaf"):
+        finding = explained(program)
+    assert "is what `mul` returned" in finding.message
+    assert "detach().requires_grad_()" in finding.fix
+
+
+def test_a_leaf_that_no_backward_has_reached_is_told_as_it_is() -> None:
+    def program() -> None:
+        w, kept = torch.ones(4, requires_grad=True), torch.ones(4, requires_grad=True) * 1
+        kept.retain_grad()
+        w.sum().backward()
+        kept - 0.1 * kept.grad
+
+    assert explained(program).message.startswith("TypeError: unsupported operand")
+
+
+def test_an_update_by_hand_without_a_graph_is_told_to_be_made_in_place() -> None:
+    def program() -> None:
+        w = torch.ones(4, 1, requires_grad=True)
+        for _ in range(2):
+            (torch.ones(2, 4) @ w).square().mean().backward()
+            with torch.no_grad():
+                w = w - 0.1 * w.grad
+
+    finding = explained(program)
+    assert "`sub` ran with gradients off" in finding.message
+    assert finding.fix.endswith("write it in place: w -= ...")
 
 
 def test_a_graph_of_an_earlier_step_is_told_to_be_detached() -> None:

@@ -49,6 +49,7 @@ MESSAGES = [
     "shape '[0, -1]' is invalid for input of size 6",
     "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call):",
     "zip argument #1 must support iteration",
+    "unsupported operand type(s) for *: 'float' and 'NoneType'",
 ]  # fmt: skip
 
 

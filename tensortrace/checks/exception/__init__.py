@@ -173,5 +173,6 @@ _CASES: list[tuple[re.Pattern[str], Callable[[Facts, Match], Told | None]]] = [
         ),
         (r"does not require grad and does not have a grad_fn", backward.no_grad),
         (r"zip argument #1 must support iteration", other.python_number),
+        (r"NoneType", backward.no_leaf),
     )
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Iterable, Iterator
 
@@ -71,6 +72,9 @@ _KEEP_INPUT = frozenset(
 )
 
 
+_IN_PLACE: dict[type, tuple[str, str]] = {ast.Sub: ("-=", "sub"), ast.Add: ("+=", "add")}
+
+
 def _losses(facts: Facts) -> list[Action]:
     return [a for a in facts.step.actions if a.action == "loss" and a.seq < facts.action.seq]
 
@@ -102,17 +106,47 @@ def second_backward(facts: Facts, found: Match) -> Told:
             f"the graph was freed by backward() at {line_text(first.location)}; this is "
             f"backward() on {what}",
             "backward() frees what the graph kept, to save memory",
-            "call backward() once" if again else
-            "(loss_a + loss_b).backward(), or detach() what both share, or retain_graph=True",
+            _anew(facts.step, first, last) or ("call backward() once" if again else
+            "(loss_a + loss_b).backward(), or detach() what both share, or retain_graph=True"),
             (_link(first), _link(last)),
+        )  # fmt: skip
+    if last is not None and last.tensor is None and not _forward(facts.step, last.seq):
+        return Told(
+            "the graph was freed by the backward() of an earlier step, and this is backward() on "
+            "the loss of that step: nothing was computed since",
+            "backward() frees what the graph kept, to save memory",
+            "call the model and make the loss anew in the loop, before each backward()",
+            (_link(last),),
         )  # fmt: skip
     freed = ", which the backward() of an earlier step freed; this one goes into it"
     return _from_earlier_step(facts, freed) or Told(
         "the graph was freed by the backward() of an earlier step: something that is kept from "
         "step to step still hangs on it",
         "a hidden state, a running loss or a cached output carries the graph of its own step",
-        "hidden = hidden.detach()  # at the start of each step",
+        "hidden = hidden.detach()  # at the start of each step; what the loop does not make anew, "
+        "such as a penalty, belongs into it",
     )
+
+
+def _forward(step: StepView, before: int, after: int = -1) -> list[Call]:
+    """The outermost forward calls of a step between two of its records."""
+    return [c for c in step.forward() if c.parent is None and after < c.seq < before]
+
+
+def _anew(step: StepView, first: Action, last: Action) -> str | None:
+    """What a loop must make anew whose line runs backward twice; None where it is no such loop."""
+    if first.location is None or first.location != last.location:
+        return None
+    if first.tensor is not None and first.tensor == last.tensor:
+        return "make the loss anew in the loop, before each backward(); or call backward() once"
+    # Of losses that were all made before, one after another, the sum is meant.
+    between = _forward(step, last.seq, first.seq)
+    made = any(_has(call.outputs, last.tensor) for call in between if last.tensor is not None)
+    models = [call for call in _forward(step, first.seq) if call.op is None]
+    if not made or not models or any(call.op is None for call in between):
+        return None
+    name = models[-1].module or "the model"
+    return f"call {quoted(name)} in the loop: its output was made once, before the first backward()"
 
 
 def _from_earlier_step(facts: Facts, fate: str) -> Told | None:
@@ -146,6 +180,48 @@ def leaf_in_place(facts: Facts, found: Match) -> Told:
         "its gradient is asked for at the value that is about to be overwritten",
         f"with torch.no_grad(): ...  # for an update by hand; else {name} = {name} - ...",
     )
+
+
+def no_leaf(facts: Facts, found: Match) -> Told | None:
+    """The gradient of what an op returned is asked for: it is None."""
+    asked = {one["name"] for one in facts.operands}
+    one = next((one for one in facts.operands
+                if one.get("grad_fn") and f"{one['name']}.grad" in asked), None)  # fmt: skip
+    if one is None:
+        return None
+    name, op = one["name"], plain_op(one["grad_fn"])
+    update = _rebound(facts, name)
+    return Told(
+        f"`{name}.grad` is None: `{name}` {shape_text(shape_of(one))} is what `{op}` returned and "
+        "no leaf, and backward() keeps the gradients of leaves only",
+        f"`{name} = {name} ...` bound the name to a new tensor; the leaf that it was is gone"
+        if update else "an op on what requires grad makes another tensor, with a graph",
+        f"with torch.no_grad(): {update}  # in place: it stays a leaf; then {name}.grad = None"
+        if update else f"{name} = {name}.detach().requires_grad_() where it is made, or "
+        f"{name}.retain_grad() before backward()",
+    )  # fmt: skip
+
+
+def _rebound(facts: Facts, name: str) -> str | None:
+    """The update in place for a line ``w = w - ...`` that has run before; None for any other."""
+    at = facts.action.location
+    lines = dict(facts.action.detail.get("lines", ()))
+    text = lines.get(at.line, "").strip()[:200] if at else ""
+    try:
+        # Python warns of a backslash that it does not know.
+        (line,) = ast.parse(text.replace("\\", "")).body
+    except (SyntaxError, ValueError):
+        return None
+    if not isinstance(line, ast.Assign) or not isinstance(line.value, ast.BinOp):
+        return None
+    op = _IN_PLACE.get(type(line.value.op))
+    names = {ast.unparse(line.targets[0]), ast.unparse(line.value.left)}
+    if op is None or names != {name}:
+        return None
+    ran = any(call.op == op[1] and call.location and at
+              and (call.location.file, call.location.line) == (at.file, at.line)
+              for call in facts.step.calls)  # fmt: skip
+    return f"{name} {op[0]} {ast.unparse(line.value.right)}" if ran else None
 
 
 def modified_in_place(facts: Facts, found: Match) -> Told:
@@ -239,7 +315,9 @@ def no_grad(facts: Facts, found: Match) -> Told:
             return Told(
                 f"the loss does not require grad: {quoted(name)} ran with gradients off at "
                 f"{line_text(call.location)}",
-                why, "call it outside torch.no_grad() and inference_mode()", (_call_link(call),),
+                why, "call it outside torch.no_grad() and inference_mode()"
+                + ("; if it is an update by hand, write it in place: w -= ..."
+                   if _may_update(facts, call) else ""), (_call_link(call),),
             )  # fmt: skip
         if call.op == DERIVATIVE and not call.arguments.get("create_graph"):
             return Told(
@@ -267,6 +345,14 @@ def no_grad(facts: Facts, found: Match) -> Told:
         ".data, .item() or torch.tensor(...)",
         why, "compute the loss from what the model returned, with torch functions only",
     )  # fmt: skip
+
+
+def _may_update(facts: Facts, call: Call) -> bool:
+    """Whether a difference from a leaf may be meant as its next value: a backward came before."""
+    given = facts.step.tensors.get(call.inputs[0][1]) if call.inputs else None
+    leaf = given is not None and given.is_leaf and given.requires_grad
+    before = any(loss.seq < call.seq for loss in facts.step.losses)
+    return leaf and before and call.op in ("sub", "add")
 
 
 def _behind(step: StepView, ids: list[int]) -> Iterator[Call]:
