@@ -9,10 +9,13 @@ object is made).
 from __future__ import annotations
 
 import gc
+import random
 import sys
 import threading
 
 import torch
+
+from tensortrace.capture.unwrap import quiet
 
 # Taken again by its own thread where the end of a run is met by garbage collection.
 _alone = threading.RLock()
@@ -36,3 +39,31 @@ def set_state(generator: torch.Generator, state: torch.Tensor) -> None:
     """Give a generator a state that it had."""
     with _alone:
         generator.set_state(state)
+
+
+class RandomStates:
+    """The random states of torch on the CPU, of Python and of NumPy, as they are now."""
+
+    __slots__ = ("_numpy", "_python", "_torch")
+
+    def __init__(self) -> None:
+        self._torch, self._python = state_of(torch.default_generator), random.getstate()
+        numpy = sys.modules.get("numpy")
+        self._numpy = numpy.random.get_state() if numpy is not None else None
+
+    def put_back(self) -> bool:
+        """Have them as they were; whether one of them had moved."""
+        with quiet():  # modes of the user's count what is compared
+            moved = not torch.equal(state_of(torch.default_generator), self._torch)
+        if moved:
+            set_state(torch.default_generator, self._torch)
+        if random.getstate() != self._python:
+            random.setstate(self._python)
+            moved = True
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and self._numpy is not None:
+            now, then = numpy.random.get_state(), self._numpy
+            if now[2] != then[2] or bool((now[1] != then[1]).any()):
+                numpy.random.set_state(then)
+                moved = True
+        return moved

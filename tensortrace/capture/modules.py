@@ -24,6 +24,7 @@ from tensortrace.capture.active import here, slot
 from tensortrace.capture.autograd_functions import watch_function, watch_functions
 from tensortrace.capture.compiled import untracked
 from tensortrace.capture.drafts import CallDraft
+from tensortrace.capture.dynamo import leave_to_python
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.gradients import is_training, watch_output, watch_parameters
 from tensortrace.capture.ops import function_mode
@@ -199,6 +200,9 @@ def _before(module: nn.Module, args: tuple[Any, ...]) -> None:
     recorder.raise_if_stopped()
 
 
+leave_to_python(_before)
+
+
 def _after(*hook_args: Any) -> None:
     if _is_compiling() or _compiler._is_compiling_flag:
         return
@@ -222,6 +226,9 @@ def _after(*hook_args: Any) -> None:
         finally:
             here.busy -= 1
             here.go_on()
+
+
+leave_to_python(_after)
 
 
 def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: FrameType) -> None:

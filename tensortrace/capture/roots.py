@@ -210,7 +210,8 @@ class Root:
         """Whether torch's random state is another one than at its entry."""
         kept = [(torch.default_generator, self.rng)]
         kept += [(torch.cuda.default_generators[i], rng) for i, rng in self.cuda_rng.items()]
-        return any(not torch.equal(state_of(generator), rng) for generator, rng in kept)
+        with quiet():
+            return any(not torch.equal(state_of(generator), rng) for generator, rng in kept)
 
     def gradients_until(self, seq: float) -> dict[str, tuple[torch.Tensor, int]]:
         """The gradients of the last backward pass that had come here by then; {} if none had."""

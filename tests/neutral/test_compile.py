@@ -226,6 +226,21 @@ def test_blocks_around_a_compiled_step_do_not_hit_the_recompile_limit() -> None:
     assert graphs() <= 2
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch before 2.6")
+@pytest.mark.parametrize("lines", [False, True], ids=["", "lines"])
+def test_a_warm_step_is_not_compiled_anew_where_that_is_forbidden(lines: bool) -> None:
+    step = stepper(fullgraph=True)
+    step()
+    step()
+    decorated = trace(out=[].append, every=1, lines=lines)
+    traced = decorated(step)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        traced()
+        traced()
+    decorated.close()
+    assert graphs() == 1
+
+
 def test_what_first_ran_inside_a_block_runs_compiled_after_it() -> None:
     """A dispatch mode in force makes Dynamo skip a frame for good (pytorch issue 190286)."""
     ran: list[int] = []

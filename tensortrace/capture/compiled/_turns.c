@@ -687,6 +687,11 @@ static int look_back(Frame *f, PyObject *frame) {
     }
     if (in) leave(guard);
     Py_XDECREF(here), Py_XDECREF(guard), Py_XDECREF(in);
+    if (done == 0) { /* Python writes them back: as they are now */
+        PyObject *found = get(frame, N_f_locals);
+        if (!found) done = -1;
+        Py_XDECREF(found);
+    }
     return done;
 }
 

@@ -7,8 +7,9 @@ compiled it asks `event` of lines only that are not passed over.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from inspect import CO_OPTIMIZED
 from types import CodeType, FrameType, MethodType
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
 _compiler = torch.compiler
+_WRITES_BACK = sys.version_info < (3, 13)
 # Dynamo of torch 2.6 looks at trace functions, too.
 _IS_COMPILED = hasattr(torch._C._dynamo.eval_frame, "skip_code")
 
@@ -44,8 +46,8 @@ _HOT = (
     "tracer", "variables",
 )  # fmt: skip
 _OWN = (
-    "_can_defer", "_comprehensions", "_entered_ns", "_outer", "_parent", "_suspended",
-    "_turned_over", "code", "depth", "expressions", "first", "with_line",
+    "_can_defer", "_comprehensions", "_entered_ns", "_is_closed", "_outer", "_parent",
+    "_suspended", "_turned_over", "code", "depth", "expressions", "first", "shares", "with_line",
 )  # fmt: skip
 
 
@@ -76,7 +78,10 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
         self._thinning = Thinning(tracer.statements(code))
         # Not of a file or class, where other code may store, nor of inlined comprehensions.
         optimized = code.co_flags & CO_OPTIMIZED and not self._comprehensions
-        self._can_defer = bool(optimized) and tracer.watched is None
+        self._is_closed = tracer.is_closed(code)
+        self._can_defer = bool(optimized) and tracer.watched is None and not self._is_closed
+        # Other frames, and other threads, may set those that it shares.
+        self.shares = _WRITES_BACK and bool(code.co_cellvars or code.co_freevars)
         self.local: Any = self.event
         if compiled.turns is not None and self._can_defer and tracer.thin and not _IS_COMPILED:
             self.local = MethodType(compiled.turns.follow, self)
@@ -116,6 +121,8 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
             ):
                 self._defer(frame, now, recorder)
                 self._since = _clock() if self.recorded else now
+                if self.shares:
+                    frame.f_locals  # noqa: B018 as below
                 return self.local
             here.busy += 1
             try:
@@ -136,6 +143,8 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
             finally:
                 here.busy -= 1
         self._since = _clock()
+        if self.shares:
+            frame.f_locals  # noqa: B018 as below
         return self.local
 
     def _take(self, frame: FrameType, event: str, arg: Any, now: int) -> None:
@@ -191,6 +200,11 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
         """Begin a line, after a look at what was put off."""
         self._look_back(frame, line, nth)
         self._since = _clock() if self.recorded else now
+        if self.shares:
+            # Once a trace function has asked for them, Python 3.10 to 3.12 writes all variables
+            # back after it: as they are now, whatever another thread has done meanwhile. No other
+            # thread runs between here and there.
+            frame.f_locals  # noqa: B018
 
     def _look_back(self, frame: FrameType, line: int, nth: int) -> None:
         here.busy += 1
@@ -209,7 +223,7 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
         waiting = self._deferred.take()
         if self._step != self.tracer.recorder.step:
             return  # a frame that was not there when its step ended
-        found = frame.f_locals
+        found = self._values(frame)
         for line, (names, execution) in waiting.items():
             self.look_back_at(frame, found, line, names, execution)
 
@@ -232,12 +246,17 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
             self._catch_up(frame)
         if self._comprehensions and is_inside(self._comprehensions, frame.f_lasti):
             return []  # its variables are not the function's
-        changes = self.variables.look(frame.f_locals)
+        values = self._values(frame)
+        changes = self.variables.look(values)
         if self.tracer.watched is not None and self.recorded:
-            found = self.tracer.watched.values(frame).items()
+            found = self.tracer.watched.values(frame.f_globals, values).items()
             # A name is a variable already.
-            changes += self.expressions.look({k: v for k, v in found if k not in frame.f_locals})
+            changes += self.expressions.look({k: v for k, v in found if k not in values})
         return changes
+
+    def _values(self, frame: FrameType) -> Mapping[str, Any]:
+        """The variables by name; none of a function whose dict of them is its own."""
+        return {} if self._is_closed else frame.f_locals
 
     # ---- entering and leaving
 
@@ -398,7 +417,7 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
         if thinning.owed:
             for name, _, _ in changes:
                 thinning.owed.pop(name, None)
-            thinning.pay(line, frame.f_locals, changes)
+            thinning.pay(line, self._values(frame), changes)
 
     def _settle(self, frame: FrameType) -> None:
         """A loop is left: record the last execution of each line that was passed over since."""
@@ -408,7 +427,7 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
             draft.nth, draft.host_ns = passed.nth, passed.host_ns
             draft.passed_over, draft.since = passed.count - 1, passed.first
             changes: list[Change] = []
-            thinning.pay(line, frame.f_locals, changes)
+            thinning.pay(line, self._values(frame), changes)
             if self.tracer.live is not None:
                 self._tell_line(frame, line, "line")
             self._describe(draft, changes)

@@ -1,7 +1,7 @@
 """Words for the values of variables, with the tensors in them, and stamps that tell them apart.
 
 Nothing of the user's is called but the ``__repr__`` of his own classes, and that no more once it
-was slow. Tensors and modules are never asked for theirs.
+was slow, or drew random numbers. Tensors and modules are never asked for theirs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from tensortrace.capture.generators import RandomStates
 from tensortrace.capture.lines.values import (
     ATOMS,
     Kind,
@@ -39,6 +40,8 @@ _MOST_NODES = 400
 _MOST_TYPES = 1000
 # A repr that has taken longer twice is not asked for again.
 _SLOW_NS = 5_000_000
+# After so many it is known whether the repr of a class draws random numbers.
+_LEARNING = 3
 
 Custom: TypeAlias = tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...]
 # Pieces of a text: words, and tensors whose own words are made when their statistics are known.
@@ -128,6 +131,7 @@ class Reader:
         self._kinds: dict[type, Kind] = {}
         self._slow: set[type] = set()
         self._suspect: set[type] = set()
+        self._times_asked: dict[type, int] = {}
         # How many values were met that must not be asked for their own words.
         self._spared = 0
 
@@ -291,8 +295,8 @@ class Reader:
                 return f"<{name_of(cls)}>"
         started = time.perf_counter_ns()
         try:
-            text = str((action or repr)(value))
-        except Exception as error:
+            text = self._asked(value, cls, action or repr)
+        except (Exception, SystemExit) as error:
             let_through(error)
             text = f"<{name_of(cls)} whose repr raised {type(error).__name__}>"
         if time.perf_counter_ns() - started > _SLOW_NS and cls not in ATOMS:
@@ -302,6 +306,21 @@ class Reader:
         if self.normalize:
             text = without_address(text)
         return text if self.limit is None else cut(text, max(self.limit, 5))
+
+    def _asked(self, value: Any, cls: type, action: Callable[[Any], str]) -> str:
+        """What the program's own code says of a value: one that draws is asked once, and undone."""
+        times = self._times_asked.get(cls, 0)
+        if cls in ATOMS or times >= _LEARNING:
+            return str(action(value))
+        if len(self._times_asked) > _MOST_TYPES:
+            self._times_asked.clear()
+        self._times_asked[cls] = times + 1
+        states = RandomStates()
+        try:
+            return str(action(value))
+        finally:
+            if states.put_back():
+                self._slow.add(cls)
 
     def _torch_text(self, value: Any) -> str:
         self._spared += 1

@@ -19,12 +19,14 @@ import torch
 
 from tensortrace.capture import compiled
 from tensortrace.capture.active import here, slot
+from tensortrace.capture.dynamo import leave_to_python
 from tensortrace.capture.lines.calls import Calls
 from tensortrace.capture.lines.comprehensions import Ranges, find_comprehensions
 from tensortrace.capture.lines.deferred import Stores, find_stores
 from tensortrace.capture.lines.frames import FrameTrace
 from tensortrace.capture.lines.live import LiveText
 from tensortrace.capture.lines.marks import Marks
+from tensortrace.capture.lines.namespaces import asks_for_locals
 from tensortrace.capture.lines.options import Lines
 from tensortrace.capture.lines.reader import Reader
 from tensortrace.capture.lines.statements import Statements, read_statements
@@ -49,6 +51,7 @@ T = TypeVar("T")
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 # Larger tensors that a block finds are only named: a data set need not be read for it.
 _LARGEST_FOUND = 1 << 20
+_KEEPS_VALUES = sys.version_info < (3, 13)
 _RESUMED = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
 
@@ -94,6 +97,7 @@ class LineTracer:
         self._definitions: dict[int, int] = {}
         self._comprehensions: dict[int, Ranges] = {}
         self._statements: dict[int, Statements] = {}
+        self._closed: dict[int, bool] = {}
         self._codes_met: list[CodeType] = []  # their ids stay theirs
         self.calls = Calls(self)
         self._followed: dict[str, bool] = {}
@@ -163,7 +167,7 @@ class LineTracer:
             if self.is_on():
                 self._safely(trace.close, frame)
             frame.f_trace = trace.theirs
-            _forget_values(frame)
+            self._forget_values(frame)
         if self.live is not None and self.is_on() and (trace is not None or self.ended):
             self.live.elapsed(entered_ns, mine.entered)
         self.ended = False
@@ -186,7 +190,7 @@ class LineTracer:
     def step_began(self) -> None:
         """Only full steps are traced: begin or stop in the middle of the program."""
         for waiting in self.waiting.values():
-            _forget_values(waiting)
+            self._forget_values(waiting)
         self.waiting.clear()
         mine = self._thread
         if not mine.entered or self.recorder.full == mine.on:
@@ -204,7 +208,7 @@ class LineTracer:
                 if mine.on:
                     self._safely(trace.wake, frame)
                 elif not inside:
-                    _forget_values(frame)
+                    self._forget_values(frame)
             # A debugger ended the step: Python will write the dict back into the frame it is at.
             inside = frame.f_code in _CALLED_BY_PYTHON
             frame = frame.f_back
@@ -275,14 +279,18 @@ class LineTracer:
         if torch.compiler.is_compiling() or not self.is_listening():
             return theirs
         here.busy += 1
+        trace = None
         try:
             trace = self._open(frame, code, theirs)
-            return theirs if trace is None else trace.local
         except Exception as error:
             self.recorder.fault("lines", error)
-            return theirs
         finally:
             here.busy -= 1
+        if trace is None:
+            return theirs
+        if trace.shares:
+            frame.f_locals  # noqa: B018 as in `FrameTrace.look_back`
+        return trace.local
 
     def _open(self, frame: FrameType, code: CodeType, theirs: Any) -> FrameTrace | None:
         known = _frame_trace(frame.f_trace, self)
@@ -423,6 +431,16 @@ class LineTracer:
         self.live = None
         self.recorder.warn(f"the live text of lines= stops, the log goes on: {error!r:.300}")
 
+    def is_closed(self, code: CodeType) -> bool:
+        """Whether the variables of a function are not to be asked for."""
+        return self._once(self._closed, code, asks_for_locals)
+
+    def _forget_values(self, frame: FrameType) -> None:
+        """Until Python 3.12 a frame that was looked at keeps its variables' values in a dict."""
+        code = frame.f_code
+        if _KEEPS_VALUES and code.co_flags & CO_OPTIMIZED and not self.is_closed(code):
+            frame.f_locals.clear()
+
     def _safely(self, act: Callable[[Any], None], frame: FrameType | None) -> None:
         here.busy += 1
         try:
@@ -444,13 +462,10 @@ def _frame_trace(local: Any, tracer: LineTracer) -> FrameTrace | None:
     return trace if isinstance(trace, FrameTrace) and trace.tracer is tracer else None
 
 
-def _forget_values(frame: FrameType) -> None:
-    """Until Python 3.12 a frame that was looked at keeps its variables' values in a dict."""
-    if sys.version_info < (3, 13) and frame.f_code.co_flags & CO_OPTIMIZED:
-        frame.f_locals.clear()
-
-
 _CALLED_BY_PYTHON = (FrameTrace.event.__code__, LineTracer._on_call.__code__)
+# While Dynamo follows the program, Python goes on to call them for its own frames.
+for _function in (FrameTrace.event, FrameTrace.look_back, LineTracer._on_call):
+    leave_to_python(_function)
 
 
 def _numel(tensor: torch.Tensor) -> int:

@@ -50,7 +50,8 @@ def kind_of(cls: type) -> Kind:
         return Kind.DICT
     if issubclass(cls, (set, frozenset)):
         return Kind.SET
-    if dataclasses.is_dataclass(cls):
+    # `is_dataclass` would ask a metaclass of the user's.
+    if any("__dataclass_fields__" in vars(base) for base in cls.__mro__):
         return Kind.FIELDS
     if home(cls) == "numpy" and cls.__name__ == "ndarray":
         return Kind.ARRAY

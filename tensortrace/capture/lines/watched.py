@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import FrameType
 from typing import Any
 
 from pysnooper.utils import get_shortish_repr
@@ -28,12 +27,17 @@ class Watched:
         self._variables = [_variable(v, CommonVariable) for v in watch]
         self._variables += [_variable(v, Exploding) for v in explode]
 
-    def values(self, frame: FrameType) -> dict[str, Any]:
-        """What the expressions are in a frame; those that raise there are left out."""
+    def values(self, names: dict[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
+        """What the expressions are in a frame; those that raise there are left out.
+
+        Args:
+            names: its globals.
+            variables: its own.
+        """
         found: dict[str, Any] = {}
         for variable in self._variables:
             try:
-                value = eval(variable.code, frame.f_globals or {}, frame.f_locals)
+                value = eval(variable.code, names or {}, variables)
             except Exception as error:
                 let_through(error)
                 continue

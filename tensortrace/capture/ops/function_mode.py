@@ -32,6 +32,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tensortrace.capture import compiled
 from tensortrace.capture.active import Ours, here, slot
+from tensortrace.capture.dynamo import leave_to_python
 from tensortrace.capture.flatten import tensors_in
 from tensortrace.capture.lines.reader import Held
 from tensortrace.capture.ops.backward import run_backward
@@ -59,7 +60,6 @@ _is_compiling = torch.compiler.is_dynamo_compiling
 _tracing_state = torch._C._get_tracing_state
 # The number that the next autograd node of this thread gets.
 _next_node = torch._C._autograd._get_sequence_nr
-_eval_frame: Any = torch._C._dynamo.eval_frame
 _default_device: Any = getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None)
 _HOSTS = frozenset({"cpu", "meta"})
 # In each step so many are recorded: a loop over single elements would fill the log.
@@ -98,21 +98,7 @@ class OutsideMode(TorchFunctionMode):
         return run_passed(turn, func, args, kwargs or {})
 
 
-def _leave_to_python() -> None:
-    """Have Dynamo compile no frame of the mode's, nor what is called in it.
-
-    In code of torch's own layers that it leaves alone, the mode's would be the first frame that it
-    takes: each op would be compiled by itself, and round otherwise.
-    """
-    strategy = getattr(_eval_frame, "_FrameExecStrategy", None)
-    if strategy is None or not hasattr(_eval_frame, "set_code_exec_strategy"):
-        return  # another torch version
-    skip = _eval_frame._FrameAction.SKIP
-    code = OutsideMode.__torch_function__.__code__
-    _eval_frame.set_code_exec_strategy(code, strategy(skip, skip))
-
-
-_leave_to_python()
+leave_to_python(OutsideMode.__torch_function__)
 
 
 Way: TypeAlias = Callable[["Turn", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]

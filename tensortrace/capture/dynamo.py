@@ -1,0 +1,24 @@
+"""What Dynamo leaves to Python: code of ours that runs where the program's is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_eval_frame: Any = torch._C._dynamo.eval_frame
+
+
+def leave_to_python(function: Callable[..., Any]) -> None:
+    """Have Dynamo compile no frame of a function, nor what is called in it.
+
+    In code of torch's own layers that it leaves alone, ours would be the first frame that it
+    takes: each op would be compiled by itself, and round otherwise; and so would what our trace
+    function calls while Dynamo traces.
+    """
+    strategy = getattr(_eval_frame, "_FrameExecStrategy", None)
+    if strategy is None or not hasattr(_eval_frame, "set_code_exec_strategy"):
+        return  # another torch version
+    skip = _eval_frame._FrameAction.SKIP
+    _eval_frame.set_code_exec_strategy(function.__code__, strategy(skip, skip))
