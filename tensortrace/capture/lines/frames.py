@@ -120,9 +120,6 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
                 and self._may_wait(recorder)
             ):
                 self._defer(frame, now, recorder)
-                self._since = _clock() if self.recorded else now
-                if self.shares:
-                    frame.f_locals  # noqa: B018 as below
                 return self.local
             here.busy += 1
             try:
@@ -193,8 +190,9 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
             recorder.seq = seq + 1
             self._undisturbed = seq + 1 - recorder.plain
             self._closures = self.tracer.closures
+            self._since = now
             return
-        self._look_back(frame, line, nth)
+        self.look_back(frame, line, nth, now)
 
     def look_back(self, frame: FrameType, line: int, nth: int, now: int) -> None:
         """Begin a line, after a look at what was put off."""
