@@ -11,6 +11,11 @@ from tensortrace.records import Call, ChainLink
 # Calls followed back from the loss, and how many of them, from the first, a finding shows.
 _LONGEST = 1000
 _LINKS = 8
+_COMPILED = "CompiledFunctionBackward"
+_SHOW = (
+    'run it once with trace(compiled="eager"): what is compiled runs as it is written, and the op '
+    "is named with its line"
+)
 
 
 @check(
@@ -49,6 +54,9 @@ def nonfinite_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
         trail = _trail(step, action.tensor)
         first = trail[-1] if trail else None
         by = f"; the trail ends at {first.op or first.module or 'the model'}" if first else ""
+        given = step.nonfinite(first.inputs) if first else []
+        compiled = any(tensor.grad_fn == _COMPILED for tensor in given)
+        by += ", which got it from what torch.compile made" if compiled else ""
         yield Draft(
             message=f"the loss is {value} and no finite values were seen to turn so{by}",
             cause=f"{action.location.file}:{action.location.line}" if action.location else "loss",
@@ -58,6 +66,7 @@ def nonfinite_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
             evidence={"placed": "direct" if first else "loss"},
             chain=tuple(ChainLink(c.seq, c.outputs[0][1], c.op or c.module, c.location)
                         for c in trail[: -_LINKS - 1 : -1]),
+            fix=_SHOW if compiled else None,
         )  # fmt: skip
 
 

@@ -259,3 +259,31 @@ def test_what_first_ran_inside_a_block_runs_compiled_after_it() -> None:
     inside = len(ran)
     model(x)
     assert (inside, len(ran)) == (1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("level", ["module", "op"])
+def test_a_nan_of_a_compiled_function_is_not_told_of_as_data(level: str) -> None:
+    """The generated code calls `addmm` with what its own kernels have made."""
+    head = nn.Linear(16, 3)
+
+    def scaled(h: Tensor, t: Tensor) -> Tensor:
+        return head(h * torch.sqrt(t))
+
+    def program(compiled: Any, step: Callable[[], None]) -> None:
+        for turn in range(3):
+            t = torch.full((4, 1), -1.0 if turn == 2 else 1.0)
+            out = compiled(torch.randn(4, 16), t)
+            F.cross_entropy(out, torch.zeros(4, dtype=torch.int64)).backward()
+            step()
+
+    told = []
+    for how in ("boundary", "eager"):
+        torch._dynamo.reset()
+        with trace(out=[].append, level=level, compiled=how) as t:
+            program(torch.compile(scaled, backend="inductor"), t.step)
+        told.append([(f.code, f.step, f.op) for f in t.findings if f.severity == "error"])
+        assert "compiled" in (t.findings[0].fix or "") or how == "eager"
+    assert told == [[("TT103", 2, "cross_entropy")], [("TT101", 2, "sqrt")]]

@@ -141,7 +141,7 @@ def _turn(
         if op is None or not recorder.on["ops"] or name in BACKWARD or recorder.replaying:
             return _other_turn(recorder, func, name, op)
         place = recorder.places.find(name, frame)
-        if place.is_compiled and not recorder.op_level:
+        if place.is_generated or (place.is_compiled and not recorder.op_level):
             return None
         if recorder.rules.ends_at_graph and not here.stack and torch.is_grad_enabled():
             return Turn(recorder, name, op, place, _run_first)

@@ -49,7 +49,12 @@ def writes(name: str) -> bool:
 
 
 _HOT = ("_dtype", "_is_bad", "_line", "_outline", "_shape", "_step", "_turns", "runs")
-_OWN = ("checked", "has_turned", "is_compiled", "is_own", "location", "reverses", "writes")
+_OWN = (
+    "checked", "has_turned", "is_compiled", "is_generated", "is_own", "location", "reverses",
+    "writes",
+)  # fmt: skip
+# The modules that inductor writes are called after the one that loads them.
+_GENERATED = "torch._inductor."
 _CALL = nn.Module._wrapped_call_impl.__code__
 
 
@@ -64,6 +69,8 @@ class Place(compiled.base_of("Place", _HOT)):  # type: ignore[misc] # compiled w
 
     Attributes:
         is_compiled: whether a module does it that is compiled in place.
+        is_generated: whether code does it that a compiler wrote: the kernels that it runs besides,
+            nobody sees.
     """
 
     __slots__ = tuple(_OWN)
@@ -72,7 +79,7 @@ class Place(compiled.base_of("Place", _HOT)):  # type: ignore[misc] # compiled w
         self, location: Location | None, is_own: bool, writes: bool, reverses: bool
     ) -> None:
         self.location, self.is_own, self.writes = location, is_own, writes
-        self.reverses, self.is_compiled = reverses, False
+        self.reverses, self.is_compiled, self.is_generated = reverses, False, False
         # Whether its inputs were compared, before and after, so that `writes` is right.
         self.checked = writes
         self._step = self._line = -1
@@ -171,6 +178,8 @@ class Places:
         location, is_own = self._sources.locate_place(user)
         changes = writes(key[0]) or any(part in key[0] for part in _WRITES_UNSEEN)
         place = places[key] = Place(location, is_own, changes, key[0] in REVERSED)
+        name = user.f_globals.get("__name__")
+        place.is_generated = type(name) is str and name.startswith(_GENERATED)
         module = compiled_around(user)
         if module is not None:
             place.is_compiled = True
