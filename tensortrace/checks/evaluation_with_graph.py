@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,7 +57,9 @@ def evaluation_without_no_grad(
     wasted = [c for c in wasted if reached.isdisjoint(inside[c.seq])
               and any(not held.isdisjoint(step.trainable(path)) for path in inside[c.seq].values())
               ]  # fmt: skip
-    count, limit = len(wasted) + max(memory["idle"] - 1, 0), batches
+    # Layers that are called one by one are one pass.
+    passes = max(Counter(call.module for call in wasted).values(), default=0)
+    count, limit = passes + max(memory["idle"] - 1, 0), batches
     memory["met"] = memory.get("met", 0) + bool(wasted and idle)
     if count < limit <= apart <= memory["met"]:
         count, limit = memory["met"], apart

@@ -8,10 +8,18 @@ from itertools import compress
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, held_by, unheld
-from tensortrace.records import Action, ChainLink, Location, Optimizer, Tensor, from_scalar
+from tensortrace.records import Action, ChainLink, Location, Optimizer, Param, Tensor, from_scalar
 
 # So many batches are known again; 100 backwards are told of whatever they were on.
 _MOST_BATCHES = 100
+# Of float32 half the distance between two numbers is 6e-8 of them; momentum adds up to ten times.
+_ROUNDING = 6e-9
+_FIXES = {
+    "unmoved": "look for code that restores the weights, and for a learning rate below the "
+    "rounding of the dtype (bfloat16 keeps 3 digits): keep float32 master weights",
+    "faint": "where it stays so: give the term of the loss that these weights serve a larger "
+    "factor, or look at what makes its gradient that small on the way",
+}
 
 
 @dataclass(slots=True)
@@ -52,7 +60,8 @@ def never_updated(
     Symptom:    part of the model stays at its initial weights though its gradients look healthy
     Threshold:  in `updates` optimizer steps running a module in training mode has gradients of its
                 own parameters, and they are held by no optimizer that has stepped so far, or their
-                update is exactly 0 at a learning rate above 0 and was so from the start.
+                update is exactly 0 at a learning rate above 0 and was so from the start (a note if
+                the gradient is so small that SGD rounds it away).
                 Or: every learning rate of an optimizer is exactly 0 in more than `idle` of its
                 steps running. Or: an optimizer that has never stepped has cleared its gradients,
                 with a backward before it each time, `unused` times running in which modules are in
@@ -109,7 +118,9 @@ def never_updated(
     faded = {path for f in step.findings if f.code in ("TT202", "TT303")
              for path, _ in f.evidence["profile"]}  # fmt: skip
     unmoved = [name for name in unmoved if name.rpartition(".")[0] not in faded]
-    for why, names in (("forgotten", forgotten), ("unmoved", unmoved)):
+    faint = [name for name in unmoved if name in memory["faint"]]
+    unmoved = [name for name in unmoved if name not in memory["faint"]]
+    for why, names in (("forgotten", forgotten), ("unmoved", unmoved), ("faint", faint)):
         if names:
             yield _draft(step, why, names, updates)
 
@@ -211,9 +222,11 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
     found: list[str] = []
     # The rms is that of the whole layer: the gradient of a bias hides one of zeros beside it.
     idle: set[str] = memory.setdefault("idle", set())
+    faint: set[str] = memory.setdefault("faint", set())
     for param in step.params:
         if param.grad is not None:
             (idle.add if _is_zero(param.grad) else idle.discard)(param.name)
+            (faint.add if _rounds_away(step, param) else faint.discard)(param.name)
     for path, rms, moved in zip(
         columns.path, columns.param_grad_rms, columns.update_ratio, strict=False
     ):
@@ -235,6 +248,15 @@ def _unmoved(step: StepView, memory: dict[str, Any], updates: int) -> list[str]:
     return found
 
 
+def _rounds_away(step: StepView, param: Param) -> bool:
+    """Whether what SGD takes off a parameter is too little to be seen in it."""
+    wrote, grad = step.step_of(param), param.grad
+    norm, value = grad.norm if grad is not None else None, param.value.norm
+    if wrote is None or wrote.cls != "SGD" or norm is None or value is None:
+        return False
+    return wrote.highest_lr * norm < _ROUNDING * value
+
+
 def _is_zero(grad: Tensor) -> bool:
     return grad.numel > 0 and grad.zeros == grad.numel
 
@@ -250,14 +272,13 @@ def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:
     more = ", ..." if len(names) > 4 else ""
     taken = next(iter(step.taken), None)
     ran = next((c for c in step.calls if c.module == path and c.phase == "forward"), None)
-    fix = None if why == "forgotten" else (
-        "look for code that restores the weights, and for a learning rate below the rounding of "
-        "the dtype (bfloat16 keeps 3 digits): keep float32 master weights")  # fmt: skip
+    small = ", of less than what the optimizer rounds away," if why == "faint" else ""
     return Draft(
-        message=f"{what} and {said}, {updates} optimizer steps running: "
+        message=f"{what}{small} and {said}, {updates} optimizer steps running: "
         f"{', '.join(names[:4])}{more}",
+        severity="note" if why == "faint" else None,
         cause=why, phase="optimizer", module=path, param=names[0], value=len(names), limit=0,
         location=taken.location if taken else None,
         chain=(ChainLink(ran.seq, None, path, ran.location),) if ran else (),
-        fix=fix, evidence={"parameters": names[:100]},
+        fix=_FIXES.get(why), evidence={"parameters": names[:100]},
     )  # fmt: skip

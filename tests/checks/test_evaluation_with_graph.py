@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tensortrace.records import Action
 from tests.checks import brief, call, closing, find, module, ok, optimizer
@@ -130,3 +131,20 @@ def test_what_is_not_evaluated_or_not_trained_is_silent():
 def test_nothing_says_nothing():
     assert find([], "TT704") == []
     assert find([optimizer(parameters=[]), closing(), closing(1), closing(2)], "TT704") == []
+
+
+def test_layers_that_are_called_one_by_one_are_one_pass():
+    def run():
+        layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4), nn.Linear(4, 2))
+        layers.eval()
+        x = torch.zeros(1, 4)
+        for layer in layers:  # to learn the shapes
+            x = layer(x)
+        layers.train()
+        sgd = torch.optim.SGD(layers.parameters(), 0.1)
+        for _ in range(4):
+            sgd.zero_grad()
+            F.cross_entropy(layers(torch.randn(8, 4)), torch.zeros(8, dtype=torch.int64)).backward()
+            sgd.step()
+
+    assert find_live(run, "TT704") == []

@@ -516,3 +516,24 @@ def test_a_tied_weight_is_held_by_whatever_name_it_is_called(bias):
     (found,) = find_live(lambda: run(["1.weight"]), "TT401")
     assert "1.weight" in found.message
     assert "2.weight" not in found.message
+
+
+def test_a_gradient_that_the_optimizer_rounds_away_is_a_note():
+    """Of two heads the second has hardly a target yet."""
+
+    def run():
+        body, first, second = nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(16, 4)
+        sgd = torch.optim.SGD([*body.parameters(), *first.parameters(), *second.parameters()], 0.01)
+        for _ in range(8):
+            x = torch.randn(16, 8)
+            features = torch.tanh(body(x))
+            main = F.mse_loss(first(features), x[:, :4])
+            rare = F.mse_loss(second(features), x[:, 4:])
+            sgd.zero_grad()
+            (main + 1e-10 * rare).backward()
+            sgd.step()
+
+    (found,) = find_live(run, "TT401")
+    assert (found.severity, found.step) == ("note", 3)
+    assert "rounds away" in found.message
+    assert "restores" not in found.fix
