@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tensortrace.log import encode
 from tensortrace.records import (
+    Action,
     Call,
     End,
     Finding,
@@ -100,6 +103,15 @@ def make_steps(count: int, *, start: int = 0) -> list[Record]:
                      flags=["", "", ""])),
         ]  # fmt: skip
     return records
+
+
+def make_late_run(kept: int = 6) -> list[Record]:
+    """Two steps, the second with a finding: `kept` records of the first follow its step line."""
+    *modules, clear = [*make_steps(1)[:3], Action(step=0, seq=6, action="zero_grad")]
+    *late, param, last = make_steps(1)[3:]
+    late.append(msgspec.structs.replace(param, seq=7))
+    thin = msgspec.structs.replace(last, seq=8, full=False, dropped=len(late))
+    return [*modules, clear, thin, *late[:kept], make_finding(step=1), *make_steps(1, start=1)]
 
 
 def make_end(step: int = 0, **changes: Any) -> End:

@@ -27,6 +27,7 @@ from tests.builders import (
     make_end,
     make_finding,
     make_header,
+    make_late_run,
     make_run,
     make_steps,
     make_tensor,
@@ -232,6 +233,23 @@ def test_kinds_and_lines_of_a_step_need_no_decoding(forty, monkeypatch):
     assert [step.kind(i) for i in range(len(step))] == [*["call"] * 5, "param", "step"]
     assert step.indices("call").tolist() == [0, 1, 2, 3, 4]
     assert json.loads(step.line(5))["name"] == "fc2.weight"
+
+
+def test_the_calls_of_the_step_before_a_finding_stand_where_they_belong(tmp_path):
+    run = open_run(write_log(tmp_path / "log.jsonl", make_late_run()))
+    step = run.step(0)
+    kinds = [*["module"] * 3, *["call"] * 5, "action", "param", "step"]
+    assert [step.kind(i) for i in range(len(step))] == ["header", *kinds]
+    assert [r.seq for r in step.records if hasattr(r, "seq")] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [step.seq(i) for i in step.indices("call", "param", "step")] == [1, 2, 3, 4, 5, 7, 8]
+    lines = run.path.read_bytes().splitlines(keepends=True)
+    assert sorted(step.line(i) + b"\n" for i in range(len(step))) == sorted(lines[: len(step)])
+    assert step.kept == run.step(1).kept == "all"
+
+
+@pytest.mark.parametrize(("kept", "told"), [(6, "all"), (4, "some"), (0, "none")])
+def test_a_thin_step_says_how_many_of_its_calls_are_in_the_log(tmp_path, kept, told):
+    assert open_run(write_log(tmp_path / "log.jsonl", make_late_run(kept))).step(0).kept == told
 
 
 def test_the_lists_of_a_huge_step_end_but_its_lines_do_not(tmp_path, monkeypatch):

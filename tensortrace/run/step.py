@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from tensortrace.log import KINDS, OTHER, Damaged, LogFile, Unknown, decode, scan_chunk
 from tensortrace.records import (
@@ -27,6 +29,9 @@ R = TypeVar("R", bound=Record)
 
 # The lists of one step stop here, so that a run without steps (all in step 0) stays readable.
 STEP_NBYTES = 32 << 20
+# What a thin step leaves out, and writes after its step line if the next step has a finding.
+_LATE = ("call", "param", "line")
+_SEQ = re.compile(rb'"seq":\s*(\d{1,18})')
 
 
 class StepRecords:
@@ -34,7 +39,9 @@ class StepRecords:
 
     `number` is the step. ``len(step)`` counts its lines; `record(i)` decodes one of them, `kind(i)`
     tells it without decoding and `indices("call")` lists some, so that a screen pays for the rows
-    it shows only. `raw` has the byte offsets, int64 ``(len + 1,)``: line i ends at ``raw[i + 1]``.
+    it shows only. `starts` and `stops` have the byte offsets of the lines, int64 ``(len,)``.
+    Lines stand in the order of their seqs: what was written after the step line, once the next step
+    had a finding, is put where it belongs.
     The lists (`records`, `calls`, ...) decode everything of their kind; in a step of more than
     32 MB they end there and `truncated` is True, while `record(i)` reaches every line.
     """
@@ -50,10 +57,28 @@ class StepRecords:
             starts.append(chunk.starts)
             kinds.append(chunk.kinds)
             at = chunk.end
-        self.raw: Ints = np.concatenate([*starts, np.array([at], np.int64)])
+        raw: Ints = np.concatenate([*starts, np.array([at], np.int64)])
+        self.starts, self.stops = raw[:-1], raw[1:]
         self._kinds = np.concatenate([*kinds, np.empty(0, np.uint8)])
         self.truncated = at - start > STEP_NBYTES
         self._block = (0, b"")
+        self._late = 0
+        self._put_in_order()
+
+    def _put_in_order(self) -> None:
+        """Put what a thin step wrote after its step line between what every step writes."""
+        import numpy as np
+
+        closing, late = self.indices("step"), self.indices(*_LATE)
+        if not len(closing) or not len(late) or late[0] < closing[-1]:
+            return
+        early, held = range(closing[-1] + 1), late.tolist()
+        places = [bisect_left(held, self.seq(i), key=self.seq) for i in early]
+        # What has no seq, as a module, stays after what it was written after.
+        order = np.insert(late, np.maximum.accumulate(places), early)
+        order = np.append(order, np.setdiff1d(np.arange(len(self)), order))
+        self.starts, self.stops = self.starts[order], self.stops[order]
+        self._kinds, self._late = self._kinds[order], len(late)
 
     def __len__(self) -> int:
         return len(self._kinds)
@@ -64,7 +89,7 @@ class StepRecords:
         return KINDS[kind] if kind < OTHER else ""
 
     def indices(self, *kinds: str) -> Ints:
-        """List the lines of some kinds, in log order."""
+        """List the lines of some kinds, in order."""
         import numpy as np
 
         wanted = [KINDS.index(kind) for kind in kinds]
@@ -72,12 +97,17 @@ class StepRecords:
 
     def line(self, i: int) -> bytes:
         """The bytes of line `i` as they are in the log, without newline."""
-        low, high = int(self.raw[i]), int(self.raw[i + 1]) - 1
+        low, high = int(self.starts[i]), int(self.stops[i]) - 1
         start, block = self._block
         if not start <= low <= high <= start + len(block):
             start, block = low, self._file.read(low, max(high - low, 1 << 16))
             self._block = (start, block)
         return block[low - start : high - start]
+
+    def seq(self, i: int) -> int:
+        """The seq of line `i`, found without decoding; 0 if it has none."""
+        found = _SEQ.search(self.line(i))
+        return int(found[1]) if found else 0
 
     def record(self, i: int) -> Record | None:
         """Decode line `i`; None if it is damaged or of an unknown kind."""
@@ -88,18 +118,18 @@ class StepRecords:
         records = (
             self.record(int(i))
             for i in (self.indices(*kinds) if kinds else range(len(self)))
-            if self.raw[i] - self.start <= STEP_NBYTES
+            if self.starts[i] - self.start <= STEP_NBYTES
         )
         return [r for r in records if isinstance(r, cls)]
 
     @cached_property
     def records(self) -> list[Record]:
-        """Everything, in log order."""
+        """Everything, in order."""
         return self._of(Record)
 
     @cached_property
     def calls(self) -> list[Call]:
-        """Calls of modules and ops, in log order."""
+        """Calls of modules and ops, in order."""
         return self._of(Call, "call")
 
     @cached_property
@@ -132,6 +162,14 @@ class StepRecords:
         """The line that closes the step; None while it is not closed."""
         found = self._of(Step, "step")
         return found[-1] if found else None
+
+    @property
+    def kept(self) -> Literal["all", "some", "none"]:
+        """How many of its calls are in the log: a thin step has them if the next has a finding."""
+        summary = self.summary
+        if summary is None or summary.full or summary.dropped <= self._late:
+            return "all"
+        return "some" if len(self.indices("call")) else "none"
 
     @cached_property
     def tensors(self) -> dict[int, Tensor]:

@@ -50,6 +50,8 @@ BREAKPOINTS = [(0, "-narrow"), (FINDINGS_FROM, "-wide")]
 DETAIL_AFTER_S, SOON_S = 0.03, 0.001
 # Messages stand over the data: so many at once, for so long.
 MOST_TOLD, TOLD_S = 2, 2.5
+# What the title says of a step whose calls are not all in the log.
+NOT_KEPT = {"all": "", "some": ", not all calls kept", "none": ", calls not kept"}
 # What goes on says so until it ends.
 UNDER_WAY = "searching"
 
@@ -337,7 +339,7 @@ class Frame(App[int]):
             )  # fmt: skip
 
         summary = held.step.summary
-        told = ", calls not kept" if summary is not None and not summary.full else ""
+        told = NOT_KEPT[held.step.kept]
         if summary is None:
             lost = self.log_.lost_from
             is_lost = lost is not None and self.number >= lost

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tensortrace.records import ModuleColumns, Step
+from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.span import Span
@@ -16,7 +17,7 @@ from tensortrace.tui.step.cells import cells
 from tensortrace.tui.step.row import Row
 from tensortrace.tui.terminal.styled import ASCII
 from tensortrace.tui.trend import sample, trend_span, trend_text
-from tests.builders import make_call
+from tests.builders import make_call, make_late_run, write_log
 from tests.tui.samples import BAD_STEP, make_open_run
 from tests.tui.screen import settle, text_of, told
 from tests.tui.views.test_layers import make_layered_run
@@ -161,3 +162,21 @@ def test_the_time_on_a_gpu_is_a_column_of_its_own() -> None:
     assert (held.time, held.device) == ("2 ms", "130 µs")
     assert "device" in head_line(100, chosen=frozenset({"device"}))[0][0]
     assert "device" not in head_line(200)[0][0]
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"), [(6, ""), (4, ", not all calls kept"), (0, ", calls not kept")]
+)
+async def test_the_step_before_a_finding_has_its_calls_in_order(
+    tmp_path: Path, kept: int, told: str
+) -> None:
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", make_late_run(kept))), step=0)
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await settle(app, pilot)
+        assert app.pane("calls").border_title == f"Step 0{told}"
+        seqs = [row.seq for row in app.rows]
+        assert seqs == sorted(seqs) and len(seqs) == kept + 2
+        rows = app.rows
+        assert [rows.position(rows.at_offset(rows.offset(at))) for at in range(len(rows))] == [
+            *range(len(rows))
+        ]

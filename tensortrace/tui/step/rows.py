@@ -202,8 +202,9 @@ class StepRows(Slots, Sequence[Row]):
 
     def offset(self, at: int) -> int:
         """Where the line of a row begins in the log, in bytes."""
-        line = self._lines[min(self.slot(at), len(self._lines) - 1)] if self._lines else 0
-        return int(self.step.raw[line])
+        if not self._lines:
+            return self.step.start
+        return int(self.step.starts[self._lines[min(self.slot(at), len(self._lines) - 1)]])
 
     def find(self, row: Row | None, near: int) -> int:
         """The row at the same place as one of another step: the nearest to a position."""

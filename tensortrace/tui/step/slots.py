@@ -1,7 +1,7 @@
 """The lines of a step that have a row, by slot: their place in the log, shown or not.
 
-A line is decoded when it is asked for. What belongs to one is looked for beside it first, since a
-step is written in the order of its seqs.
+A line is decoded when it is asked for. What belongs to one is looked for beside it first, since the
+lines of a step stand in the order of its seqs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ KEPT = 4000
 LARGE = 2000
 # Bounds on looking for a section, a place or a root, so that no step takes long.
 LOOK_BACK, LOOK_AROUND, DEEPEST, NEAR = 50, 600, 200, 24
-_SEQ = re.compile(rb'"seq":\s*(\d{1,18})')
 
 
 class Slots:
@@ -54,12 +53,12 @@ class Slots:
 
     def at_offset(self, offset: int) -> int | None:
         """The slot whose line begins at a byte of the log."""
-        line = int(self.step.raw.searchsorted(offset))
-        at = bisect_left(self._lines, line)
-        return at if at < len(self._lines) and self._lines[at] == line else None
+        lines = (self.step.starts == offset).nonzero()[0].tolist()
+        at = bisect_left(self._lines, lines[0]) if lines else len(self._lines)
+        return at if at < len(self._lines) and self._lines[at] == lines[0] else None
 
     def at_seq(self, seq: int | None, near: int | None = None) -> int | None:
-        """The slot of a seq, looked for beside `near` first: a step is written in seq order."""
+        """The slot of a seq, looked for beside `near` first: a step is in seq order."""
         if seq is None:
             return None
         # Seqs are dense, so a seq is nearly always this far from its neighbour.
@@ -71,8 +70,7 @@ class Slots:
         return at if at < len(self._lines) and self._seq(at) == seq else None
 
     def _seq(self, at: int) -> int:
-        found = _SEQ.search(self.step.line(self._lines[at]))
-        return int(found[1]) if found else 0
+        return self.step.seq(self._lines[at])
 
     @property
     def large(self) -> bool:
