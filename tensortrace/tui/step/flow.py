@@ -19,6 +19,12 @@ Named = Sequence[tuple[str, int]]
 FARTHEST = 8
 # Records that have tensors, or tell what was done.
 KINDS = ("call", "param", "action", "line")
+# What no call is found for may be of one that is not in the log.
+GAPS = {
+    "all": "",
+    "some": "not all calls of this step were kept: ",
+    "none": "the calls of this step were not kept: ",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,11 @@ class Flow:
     def __init__(self, step: StepRecords, cancelled: Callable[[], bool] = lambda: False) -> None:
         self._step, self._cancelled = step, cancelled
         self._lines: list[int] = step.indices(*KINDS).tolist()
+
+    @property
+    def gaps(self) -> str:
+        """How calls of the step are missing from the log, as a sentence begins; "" if none is."""
+        return GAPS[self._step.kept]
 
     def holding(self, pattern: bytes, numbers: Iterable[int] = ()) -> list[Record]:
         """The records with a text in their line; `numbers` stand for ``%b``, any of them."""
@@ -108,9 +119,11 @@ def sources(record: Record | None, flow: Flow) -> Way:
         if made is None and isinstance(record, Call) and record.phase == "backward":
             mirrored = _arrived_from(record, name, flow)
             links += [Link(call, name) for call in mirrored]
-            whys += [] if mirrored else [f"no call before it in this step passed on {name}"]
+            lost = f"{flow.gaps}what passed on {name} is not known" if flow.gaps else (
+                f"no call before it in this step passed on {name}")  # fmt: skip
+            whys += [] if mirrored else [lost]
         elif made is None:
-            whys.append(_no_maker(name, described_tensor(number, near), record))
+            whys.append(_no_maker(name, described_tensor(number, near), record, flow.gaps))
         else:
             links.append(Link(made, name))
     again = replayed_maker(record, flow)
@@ -157,7 +170,8 @@ def counterparts(record: Record | None, flow: Flow) -> Way:
             # Ops were replayed for one pass only, and what they repeat has its own gradient.
             found = [Link(c, "gradient" if c.phase == "backward" else "recomputed")
                      for c in flow.of([record.seq])]  # fmt: skip
-            return _found(found, "no gradient came back to this call in this step")
+            return _found(found, f"{flow.gaps}its gradient is not known" if flow.gaps else
+                          "no gradient came back to this call in this step")  # fmt: skip
         case Param(grad=Tensor(id=number)):
             links = [Link(call, "gradient") for call in _gradients(record, number, flow)]
             return _found(links, "the call that made its gradient is not in this step")
@@ -316,13 +330,17 @@ def _no_user(record: Record | None, made: Named, flow: Flow) -> str:
             return (
                 f"no recorded call used {told}: at this level ops inside modules are not recorded"
             )
+    if flow.gaps:
+        return f"{flow.gaps}what used {told} is not known"
     return f"nothing in this step used {told}"
 
 
-def _no_maker(name: str, tensor: Tensor | None, user: Record | None) -> str:
+def _no_maker(name: str, tensor: Tensor | None, user: Record | None, gaps: str) -> str:
     """Say in one line why no call made a tensor."""
     if tensor is not None and tensor.from_step is not None:
         return f"nothing in this step made {name}: it came from step {tensor.from_step}"
+    if gaps:
+        return f"{gaps}what made {name} is not known"
     if isinstance(user, Param):
         return f"nothing in this step made {name}"
     if isinstance(user, Call) and user.parent is not None and user.op is None and not (

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tensortrace.records import Call, Param, Record
-from tensortrace.run import StepRecords
+from tensortrace.records import Action, Call, Param, Record, Step
+from tensortrace.run import StepRecords, open_run
 from tensortrace.tui.step.flow import Flow, Way, counterparts, sources, uses
 from tests.builders import make_call, make_tensor, write_log
 from tests.tui.nets import make_op_run
@@ -121,3 +121,29 @@ def test_a_view_that_no_call_made_leads_to_the_maker_of_its_base(tmp_path: Path)
 
 def test_a_question_that_is_given_up_ends(step: StepRecords) -> None:
     assert Flow(step, lambda: True).about([3]) == []
+
+
+@pytest.mark.parametrize(
+    ("full", "calls", "gap"),
+    [
+        (True, 2, ""),
+        (False, 2, "not all calls of this step were kept: "),
+        (False, 0, "the calls of this step were not kept: "),
+    ],
+)
+def test_a_thin_step_does_not_claim_that_no_call_made_or_used_a_tensor(
+    tmp_path: Path, full: bool, calls: int, gap: str
+) -> None:
+    loss = Action(step=0, seq=3, action="loss", tensor=9)
+    made = [make_call(1, "a", outputs=[("y", 1)]), make_call(2, "b", inputs=[("x", 2)])][:calls]
+    closing = Step(step=0, seq=4, update=1, full=full, dropped=0 if full else 7)
+    held = open_run(write_log(tmp_path / "log.jsonl", [*made, loss, closing])).step(0)
+    whys = [sources(loss, Flow(held)).why, uses(loss, Flow(held)).why]
+    if gap:
+        assert whys == [f"{gap}what made loss is not known", f"{gap}what used loss is not known"]
+        assert counterparts(make_call(1, "a"), Flow(held)).why == f"{gap}its gradient is not known"
+        back = make_call(9, "a", phase="backward", forward=1, inputs=[("y", 5)])
+        assert sources(back, Flow(held)).why == f"{gap}what passed on y is not known"
+    else:
+        assert whys == ["nothing in this step made loss: it came from outside",
+                        "nothing in this step used loss"]  # fmt: skip

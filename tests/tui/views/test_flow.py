@@ -7,12 +7,13 @@ from typing import Any
 
 from textual.pilot import Pilot
 
+from tensortrace.records import Action, Step
 from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tests.builders import make_call, make_header, make_tensor, write_log
 from tests.tui.nets import make_op_run
 from tests.tui.samples import make_open_run
-from tests.tui.screen import settle, text_of
+from tests.tui.screen import settle, text_of, told
 
 
 async def at_seq(app: Viewer, pilot: Pilot[Any], seq: int) -> None:
@@ -162,3 +163,17 @@ async def test_o_leads_from_a_replayed_op_to_what_used_its_module(tmp_path: Path
         await pilot.press("o")
         await settle(app, pilot)
         assert app.row.seq == 7
+
+
+async def test_a_step_without_calls_says_that_they_were_not_kept(tmp_path: Path) -> None:
+    loss = Action(step=0, seq=3, action="loss", tensor=9)
+    thin = Step(step=0, seq=4, update=1, full=False, dropped=7)
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", [loss, thin])), step=0)
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await settle(app, pilot)
+        await at_seq(app, pilot, 3)
+        assert text_of(app).count("the calls of this step were not kept: ") == 2
+        assert "outside" not in text_of(app) and "nothing in this step" not in text_of(app)
+        await pilot.press("i")
+        await settle(app, pilot)
+        assert "the calls of this step were not kept: what made loss is not known" in told(app)
