@@ -219,6 +219,15 @@ class Run:
         """As `summaries`, but without `modules`, where they are last: in a fifth of the time."""
         return list(self._summaries(start, stop, decode_head))
 
+    def has_calls(self, step: Step) -> bool:
+        """Tell of a step line whether calls of the step are in the log, as far as one has read."""
+        if step.full:
+            return True
+        found = self.findings
+        at = bisect_left(found, step.step + 1, key=lambda finding: finding.step)
+        before = at < len(found) and found[at].step == step.step + 1
+        return before and self.step(step.step).kept != "none"
+
     def _summaries(
         self, start: int, stop: int, read: Callable[[bytes], Record | Unknown | Damaged]
     ) -> Iterator[Step]:

@@ -341,7 +341,7 @@ class Walker(Seeker):
         stop = number
         while stop > first and looked < MOST_STEPS:
             start = max(first, stop - (1 if stop == number else SUMMARIES_AT_ONCE))
-            kept = [s.step for s in self.log_.heads(start, stop) if s.full]
+            kept = [s.step for s in self.log_.heads(start, stop) if self.log_.has_calls(s)]
             for earlier in reversed(kept):
                 if worker.is_cancelled:
                     return

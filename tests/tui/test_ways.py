@@ -15,7 +15,7 @@ from tensortrace.tui.app import Viewer
 from tensortrace.tui.dialogs.pick import Pick
 from tensortrace.tui.dialogs.screens import Help
 from tensortrace.tui.header import headline
-from tests.builders import make_call, make_header, make_tensor, write_log
+from tests.builders import make_call, make_header, make_late_run, make_tensor, write_log
 from tests.tui.nets import make_op_run
 from tests.tui.screen import settle, text_of, told, until
 
@@ -308,3 +308,13 @@ async def test_ctrl_c_names_the_key_that_quits_and_q_closes_the_help_first(opene
         await press("q")
         assert not isinstance(app.screen, Help)
         assert app.is_running and app.return_code is None
+
+
+async def test_the_same_place_is_found_in_the_step_before_a_finding(tmp_path: Path) -> None:
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", make_late_run())), step=1)
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await settle(app, pilot)
+        app.go_to_seq(1, 4)
+        await pilot.press("p")
+        await settle(app, pilot)
+        assert (app.number, app.row.seq) == (0, 4)

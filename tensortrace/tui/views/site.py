@@ -1,7 +1,8 @@
-"""One tensor over the steps: the same name, at the same call, in every step that was kept whole."""
+"""One tensor over the steps: the same name, at the same call, in the steps that were kept."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from tensortrace.records import Call, Param, Record, Tensor
+from tensortrace.records import Call, Param, Record, Step, Tensor, from_scalar
 from tensortrace.run import Run, StepRecords
 from tensortrace.tui.span import Span
 from tensortrace.tui.step.flow import Flow, described_tensor
@@ -17,8 +18,8 @@ from tensortrace.tui.step.row import Row, site_of
 from tensortrace.tui.step.rows import StepRows
 
 Side = Literal["inputs", "outputs", "value", "grad"]
-# Steps of a column that are looked at for one that was kept whole.
-MOST_STEPS = 256
+# Steps of a column that are looked at for some that were kept, and those of them that are read.
+MOST_STEPS, MOST_LOOKED = 256, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,13 @@ def _pattern(record: Record) -> re.Pattern[bytes] | None:
 
 
 def over_steps(
-    run: Run, span: Span, held: list[Held], cancelled: Callable[[], bool]
+    run: Run, span: Span, held: list[Held], here: int, cancelled: Callable[[], bool]
 ) -> Iterator[tuple[int, list[Tensor | None]]]:
-    """The same tensors in a step of every column, as (column, tensors); from the last one back."""
+    """The same tensors in a step of every column, as (column, tensors); from the last one back.
+
+    Of a column that is one in which the tensor is not finite, else the step `here`, which the
+    tensors are of, else the first one that was kept.
+    """
     last = run.last_step()
     for column in range(span.columns - 1, -1, -1):
         steps = span.steps(column)
@@ -125,11 +130,42 @@ def over_steps(
             max(steps.start, run.first_step()),
             min(steps.stop, last + 1, steps.start + MOST_STEPS),
         )
+        kept: list[Step] = []
         for start in range(low, stop, 16):
             if cancelled():
                 return
-            kept = [s.step for s in run.heads(start, min(stop, start + 16)) if s.full]
-            if kept:
-                records = run.step(kept[0])
-                yield column, [tensor_in(records, one) for one in held]
+            lines = run.summaries(start, min(stop, start + 16))
+            kept += [line for line in lines if run.has_calls(line)]
+        looked: list[list[Tensor | None]] = []
+        if here in steps:
+            looked.append([one.tensor for one in held])
+        for number in _worth_reading(kept, held[0].record, here):
+            if cancelled():
+                return
+            if looked and all(t is not None and t.nonfinite for t in _worst_of(looked)):
                 break
+            looked.append([tensor_in(run.step(number), one) for one in held])
+        if looked:
+            yield column, _worst_of(looked)
+
+
+def _worth_reading(kept: list[Step], record: Record, here: int) -> list[int]:
+    """The steps of a column to read beside `here`: the first, and what may be not finite."""
+    suspects = sorted(kept, key=lambda line: -_suspicion(line, record))[:MOST_LOOKED]
+    suspects = [line for line in suspects if _suspicion(line, record)]
+    return [n for n in dict.fromkeys(line.step for line in (*kept[:1], *suspects)) if n != here]
+
+
+def _suspicion(line: Step, record: Record) -> int:
+    """Tell from a step line whether a tensor of a record may be not finite: 2 if its module is."""
+    path = getattr(record, "module", None)
+    bad = {name for name, flags in zip(line.modules.path, line.modules.flags, strict=False)
+           if "n" in flags or "i" in flags}  # fmt: skip
+    loss = from_scalar(line.loss)
+    return 2 if path in bad else int(bool(bad) or not (loss is None or math.isfinite(loss)))
+
+
+def _worst_of(looked: list[list[Tensor | None]]) -> list[Tensor | None]:
+    """Of each tensor in some steps the first that is not finite, else the first."""
+    known = [[t for t in tensors if t is not None] for tensors in zip(*looked, strict=True)]
+    return [next((t for t in held if t.nonfinite), held[0] if held else None) for held in known]

@@ -123,7 +123,7 @@ class TensorView(View):
         found: dict[int, list[Tensor | None]] = {}
         told = time.monotonic()
         for column, tensors in over_steps(
-            self.viewer.log_, span, chosen, lambda: worker.is_cancelled
+            self.viewer.log_, span, chosen, rows.step.number, lambda: worker.is_cancelled
         ):
             if worker.is_cancelled:
                 return
@@ -210,7 +210,8 @@ class TensorView(View):
                    for i in range(columns)]  # fmt: skip
         known = sum(tensor is not None for tensor in tensors)
         looking = "" if self.done else ", looking"
-        told = f"{known} step{'s' * (known != 1)}{looking}: min to max, mean with deviation"
+        each = f", one of every {self.span.per}" if self.span.per > 1 and known > 1 else ""
+        told = f"{known} step{'s' * (known != 1)}{each}{looking}: min to max, mean with deviation"
         head: Styled = [(f"{escape(held.label)} over steps", "strong"), (f"  {told}", "faint")]
         if known < 2:  # of one step the lines above tell it
             return [head]

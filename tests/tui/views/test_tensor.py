@@ -13,7 +13,7 @@ from tensortrace.tui.step.rows import StepRows
 from tensortrace.tui.terminal.styled import ASCII
 from tensortrace.tui.views.site import beside, held_of, over_steps, tensor_in
 from tensortrace.tui.views.tensor import box_lines
-from tests.builders import make_steps, make_tensor, write_log
+from tests.builders import make_late_run, make_steps, make_tensor, write_log
 from tests.tui.nets import make_op_run
 from tests.tui.samples import make_log
 from tests.tui.screen import settle, text_of
@@ -54,10 +54,33 @@ def test_the_same_tensor_is_found_in_the_other_steps(tmp_path: Path) -> None:
     rows = StepRows(run.step(0))
     held = held_of(rows[rows.at_seq(2)], rows)[:1]
     assert held[0].label == "output"
-    found = dict(over_steps(run, Span(0, 1, 10), held, lambda: False))
+    found = dict(over_steps(run, Span(0, 1, 10), held, 0, lambda: False))
     deviations = [found[step][0].std for step in range(10)]
     assert deviations == [0.5 * (1 + 0.2 * step) for step in range(10)]
-    assert list(over_steps(run, Span(0, 1, 10), held, lambda: True)) == []
+    assert list(over_steps(run, Span(0, 1, 10), held, 0, lambda: True)) == []
+
+
+def test_a_column_shows_the_step_one_is_in_unless_another_is_not_finite(tmp_path: Path) -> None:
+    run = open_run(make_log(tmp_path))
+    held = {step: held_of((rows := StepRows(run.step(step)))[rows.at_seq(2)], rows)[:1]
+            for step in (0, 2)}  # fmt: skip
+    deviation = {step: 0.5 * (1 + 0.2 * step) for step in range(10)}
+    for here, shown in ((0, 0), (2, 2)):
+        found = dict(over_steps(run, Span(0, 5, 2), held[here], here, lambda: False))
+        assert [found[column][0].std for column in (0, 1)] == [deviation[shown], deviation[5]]
+    for here in (0, 5, 9):
+        rows = StepRows(run.step(here))
+        back = [one for one in held_of(rows[rows.at_seq(8)], rows) if one.gradient]
+        found = dict(over_steps(run, Span(0, 5, 2), back, here, lambda: False))
+        assert [found[column][0].nan for column in (0, 1)] == [0, 640]
+
+
+def test_the_step_before_a_finding_has_its_column(tmp_path: Path) -> None:
+    run = open_run(write_log(tmp_path / "log.jsonl", make_late_run()))
+    rows = StepRows(run.step(1))
+    held = held_of(rows[rows.at_seq(2)], rows)[:1]
+    found = dict(over_steps(run, Span(0, 1, 2), held, 1, lambda: False))
+    assert [found[step][0].id for step in (0, 1)] == [2, 2]
 
 
 def test_another_call_or_a_step_without_it_gives_nothing(tmp_path: Path) -> None:
@@ -113,6 +136,18 @@ async def test_a_tensor_of_one_step_alone_has_no_chart(tmp_path: Path) -> None:
         at = next(i for i, line in enumerate(lines) if line.startswith("output over steps  1 step"))
         assert lines[at + 1].startswith("from   input")
         assert "where  net.py:7  return (x * x).log()" in "\n".join(lines)
+
+
+async def test_columns_of_several_steps_say_so(tmp_path: Path) -> None:
+    app = Viewer(open_run(make_log(tmp_path, steps=100, bad=None)), step=57)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        app.go_to_seq(57, 8)
+        await pilot.press("4")
+        await settle(app, pilot)
+        assert "output over steps  50 steps, one of every 2: min to" in text_of(app)
+        column = app.view.span.column(57)
+        assert app.view.series[column][0] == app.view.held[0].tensor
 
 
 async def test_a_row_without_a_tensor_says_so(tmp_path: Path) -> None:
