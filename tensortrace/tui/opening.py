@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +136,17 @@ class Opener(Switcher):
         """Remember the place and end."""
         self.keep_place()
         await super().action_quit()
+
+    def on_load(self) -> None:
+        """Leave the terminal as it was, too, where a signal ends the process."""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # nohup has the latter ignored
+                asyncio.get_running_loop().add_signal_handler(number, self.end_by, number)
+
+    def end_by(self, number: int) -> None:
+        """End with the code that a shell gives a signal, and remember the place."""
+        self.exit(return_code=128 + number)
+        self.keep_place()
 
 
 def find(held: list[Finding], wanted: str) -> Finding | None:

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,9 +31,9 @@ sys.exit(code)
 
 
 def talk(
-    path: Path, until: str, keys: bytes, *, program: str = PROGRAM, **environ: str
+    path: Path, until: str, keys: bytes | int, *, program: str = PROGRAM, **environ: str
 ) -> tuple[bytes, int, str]:
-    """Open a log on a pseudo terminal, wait for a text, press keys.
+    """Open a log on a pseudo terminal, wait for a text, press keys or send a signal.
 
     Returns:
         All output, the exit code, the screen as it was when the text came.
@@ -54,7 +55,7 @@ def talk(
         shown.feed(data)
         if not sent and until in shown.text:
             sent, text = True, shown.text
-            os.write(fd, keys)
+            _ = os.kill(pid, keys) if isinstance(keys, int) else os.write(fd, keys)
     os.close(fd)
     return seen, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
 
@@ -65,6 +66,14 @@ def test_text_is_on_the_terminal_and_q_ends_with_zero(tmp_path: Path) -> None:
     assert "log makes 12 of 640 elements -inf" in text
     assert "train.py" in text
     assert seen.endswith(b"\x1b[?1049l\x1b[?25h") or b"\x1b[?1049l" in seen
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(tmp_path: Path, number: int) -> None:
+    seen, code, _ = talk(make_log(tmp_path), "use log_softmax", number)
+    assert code == 128 + number
+    assert b"\x1b[?1049l" in seen and b"\x1b[?25h" in seen and b"\x1b[?1003l" in seen
+    assert list((tmp_path / "state").rglob("*.json"))
 
 
 @pytest.mark.parametrize("payload", [0, 1, 5])
