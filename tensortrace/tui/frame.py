@@ -25,7 +25,7 @@ from tensortrace.tui.dialogs.screens import Prompt
 from tensortrace.tui.footer import Keys
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.header import Headline, headline, program_of, state_of
-from tensortrace.tui.layout import FINDINGS_FROM, PANES, PaneName, arrange
+from tensortrace.tui.layout import DETAIL_FROM_HEIGHT, FINDINGS_FROM, PANES, PaneName, arrange
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.step import detail, findings
 from tensortrace.tui.step.calls import head_line, row_line
@@ -47,6 +47,7 @@ from tensortrace.tui.views.view import View
 # Source lines above and below the marked one in the source pane.
 AROUND = 200
 BREAKPOINTS = [(0, "-narrow"), (FINDINGS_FROM, "-wide")]
+HEIGHTS = [(0, "-low"), (DETAIL_FROM_HEIGHT, "-high")]
 DETAIL_AFTER_S, SOON_S = 0.03, 0.001
 # Messages stand over the data: so many at once, for so long.
 MOST_TOLD, TOLD_S = 2, 2.5
@@ -80,6 +81,7 @@ class Frame(App[int]):
     CSS_PATH = "app.tcss"
     # Classes of the screen by its width; views that have two panes put them side by side.
     HORIZONTAL_BREAKPOINTS = BREAKPOINTS
+    VERTICAL_BREAKPOINTS = HEIGHTS
     TITLE = "tensortrace"
 
     def __init__(self, log: Run, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:

@@ -60,6 +60,21 @@ async def test_the_map_shows_every_layer_from_the_step_lines(tmp_path: Path) -> 
         assert app.focused is app.view.main
 
 
+async def test_a_low_screen_has_room_for_layers_before_all(tmp_path: Path) -> None:
+    app = Viewer(make_layered_run(tmp_path))
+    async with app.run_test(size=(40, 12), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("3")
+        await settle(app, pilot)
+        assert all(path in text_of(app) for path in PATHS)
+        await pilot.press("tab")
+        assert app.focused is app.view.main
+        await pilot.resize_terminal(40, 24)
+        await settle(app, pilot)
+        await until(pilot, lambda: "Here" in text_of(app))
+        assert all(path in text_of(app) for path in PATHS)
+
+
 async def test_layers_stand_in_the_order_of_the_network_at_every_place(tmp_path: Path) -> None:
     records = list(layered_records(40, bad=None))
     for at, record in enumerate(records):
