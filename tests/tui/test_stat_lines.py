@@ -25,3 +25,14 @@ def test_only_a_count_that_is_not_zero_has_the_colour_of_an_error(width: int) ->
     styles = {text.strip(): style for line in lines for text, style in line}
     counts = ("nan 7", "inf 0") if width == 60 else ("7", "0")
     assert [styles[count] for count in counts] == ["error", ""]
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_what_nobody_measured_has_no_counts(width: int) -> None:
+    none = dict.fromkeys(("min", "max", "mean", "std", "norm"))
+    lines = stat_lines([("value", make_tensor(0, 32, 64, unmeasured="not asked", **none))], width)
+    pieces = [(text.strip(), style) for line in lines for text, style in line]
+    told = " ".join(text for text, _ in pieces)
+    assert "unmeasured: not asked" in told
+    assert not {"0", "nan 0", "inf 0", "zero 0"} & {text for text, _ in pieces}
+    assert "error" not in {style for _, style in pieces}

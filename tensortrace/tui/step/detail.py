@@ -236,7 +236,7 @@ def stat_lines(tensors: Iterable[tuple[str, Tensor]], width: int) -> list[Styled
         shape = fit(shape_text(tensor.shape), shapes)
         line: Styled = [(f"  {fit(name, wide)}  {shape} {short_dtype(tensor.dtype):<5} ", "")]
         for at, text in enumerate(texts):
-            bad = at < 2 and text != "0"
+            bad = at < 2 and text not in ("0", "-")
             line.append((text.rjust(room), "error" if bad else ""))
         line.append((f"  {word}{_lineage(tensor)}", style))
         lines += wrapped(line, width, 4)
@@ -245,6 +245,8 @@ def stat_lines(tensors: Iterable[tuple[str, Tensor]], width: int) -> list[Styled
 
 def _stat_texts(tensor: Tensor) -> list[str]:
     counts = [str(n) for n in (tensor.nan, tensor.posinf + tensor.neginf, tensor.zeros)]
+    if tensor.unmeasured is not None:  # nobody has counted
+        counts = ["-"] * len(counts)
     numbers = (tensor.min, tensor.max, tensor.mean, tensor.std, tensor.norm)
     return [*counts, *map(number_text, numbers)]
 
@@ -255,6 +257,8 @@ def _stat_block(name: str, tensor: Tensor, width: int) -> list[Styled]:
     kind = f" {shape_text(tensor.shape)} {short_dtype(tensor.dtype)} {escape(tensor.device)}"
     first: Styled = [("  " + name, "strong"), (kind, ""), (f"  {word}", style)]
     lines = wrapped([*first, (_lineage(tensor), "faint")], width, 4)
+    if tensor.unmeasured is not None:
+        return lines
     infinite = tensor.posinf + tensor.neginf
     numbers: Styled = [
         (f"nan {tensor.nan}", "error" if tensor.nan else ""),
