@@ -51,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _open_closed()
     try:
-        arguments = _parser().parse_args(argv)
+        arguments, rest = _parser().parse_known_args(argv)
+        if rest:
+            told = f"unrecognized arguments: {' '.join(rest)}"
+            raise UsageError(f"{told}. See `tensortrace {arguments.command} --help`.")
         code: int = arguments.handler(arguments)
         sys.stdout.flush()
         return code
@@ -115,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"examples:\n{lines}", formatter_class=style, allow_abbrev=False,
         )  # fmt: skip
         command.arguments(one)
-        one.set_defaults(handler=command.handler)
+        one.set_defaults(command=command.name, handler=command.handler)
     return parser
 
 
@@ -409,6 +412,8 @@ def view(arguments: argparse.Namespace) -> int:
         if not arguments.follow:  # one that follows asks for what is to come
             check_place(runs, arguments.step, arguments.finding, arguments.module)
 
+    if arguments.step is not None and arguments.finding is not None:
+        raise UsageError("--step and --finding are two places: give one of them.")
     with ExitStack() as opened:
         keys = _keys(arguments.log) if sys.stdout.isatty() else None
         # A notebook lends what a cell runs a terminal to write to, which gives it no keys.
