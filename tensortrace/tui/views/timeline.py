@@ -57,7 +57,7 @@ class TimelineView(SpanView):
         if isinstance(self.chosen, SiteStatistic) and self.run != self.known_of:
             self.chosen.known.clear()  # of another run or rank
         self.known_of = self.run
-        return Tracks(span, (LOSS, GRAD_NORM, self.chosen))
+        return Tracks(span, dict.fromkeys((LOSS, GRAD_NORM, self.chosen)))
 
     def left_of(self, width: int) -> int:
         """The ends of the scales."""

@@ -15,7 +15,7 @@ from tensortrace.tui.terminal.styled import ASCII, UNICODE
 from tensortrace.tui.views.plot import curve, is_log
 from tensortrace.tui.views.site import Held
 from tensortrace.tui.views.site_track import in_turn, of_site
-from tensortrace.tui.views.tracks import LOSS, Statistic, Tracks, statistics
+from tensortrace.tui.views.tracks import GRAD_NORM, LOSS, Statistic, Tracks, statistics
 from tests.builders import make_call, make_tensor
 from tests.tui.samples import BAD_STEP, make_open_run
 from tests.tui.screen import settle, text_of, told, until
@@ -197,6 +197,18 @@ async def test_t_charts_a_statistic_of_the_tensor_over_all_full_steps(tmp_path: 
         assert app.view.chosen.known == known
         await pilot.press("backspace")
         await until(pilot, lambda: app.shown == "tensor")
+
+
+async def test_what_is_drawn_anyway_is_drawn_once(tmp_path: Path) -> None:
+    app = Viewer(make_open_run(tmp_path), step=4)
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("2")
+        await settle(app, pilot)
+        app.view.take(GRAD_NORM)
+        await settle(app, pilot)
+        assert text_of(app).count("grad norm  here") == 1
+        assert app.view.tracks.held == (LOSS, GRAD_NORM)
 
 
 async def test_the_cursor_looks_around_and_the_place_stays_until_enter(tmp_path: Path) -> None:
