@@ -580,4 +580,6 @@ def _cast(name: str, value: Any, default: Any) -> Any:
         ) from error
     if isinstance(cast, float) and math.isnan(cast):  # nothing is above or below it
         raise UsageError(f"{name} is {value!r}, which no value can reach (default {default!r}).")
+    if isinstance(cast, float | int) and cast < 0 <= default:
+        raise UsageError(f"{name} is {value!r}, below 0 (default {default!r}).")
     return cast

@@ -193,6 +193,7 @@ def test_a_threshold_can_be_set(log: Path, run) -> None:
         (["report", "--set", "TT2.ratio=3"], "List all with `tensortrace explain CHECK`."),
         (["report", "--set", "nonfinite-input=3"], "nonfinite-input has none"),
         (["report", "--set", "TT202.ratio=nan"], "TT202.ratio is 'nan', which no value can reach"),
+        (["report", "--set", "TT201.ratio=-5"], "TT201.ratio is '-5', below 0 (default"),
         (["report", "--select", "TT1", "--ignore", "TT1"], "no check is left to run"),
         (["report", "--module", "encodr.0"], "'encodr.0' matches no module of the run. Closest:"),
         (["report", "--module", "x.*", "--module", "y.*"], "'x.*', --module 'y.*' match no module"),
