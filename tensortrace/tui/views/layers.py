@@ -144,7 +144,7 @@ class LayersView(SpanView):
         viewer.following = False
         viewer.go_to(number, lambda rows: rows.find_module(path))
         viewer.show_view("step")
-        if full < 0:
+        if not len(viewer.log_.step(number).indices("call")):
             viewer.tell(f"step {number} keeps its step line only: no calls to go to")
 
     def clicked(self, pane: Pane, at: int, x: int) -> None:

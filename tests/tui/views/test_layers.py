@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from tensortrace.records import Module, ModuleColumns, Record, Step
 from tensortrace.run import Run, open_run
@@ -17,9 +18,9 @@ from tensortrace.tui.trend import trend_text
 from tensortrace.tui.views.heat import HeatMap, scale_of, told_lines
 from tensortrace.tui.views.layers import NO_LAYERS
 from tensortrace.tui.views.tracks import Statistic
-from tests.builders import make_call, make_end, make_header, make_tensor, write_log
+from tests.builders import make_call, make_end, make_header, make_late_run, make_tensor, write_log
 from tests.tui.samples import make_finding, make_open_run
-from tests.tui.screen import settle, text_of, until
+from tests.tui.screen import settle, text_of, told, until
 
 PATHS = ["", "first", "second", "last"]
 
@@ -230,3 +231,19 @@ async def test_a_log_without_numbers_of_layers_says_so(tmp_path: Path) -> None:
         await pilot.press("3")
         await settle(app, pilot)
         await until(pilot, lambda: NO_LAYERS in text_of(app))
+
+
+@pytest.mark.parametrize("kept", [6, 0])
+async def test_a_thin_step_without_calls_says_so_one_before_a_finding_has_them(
+    tmp_path: Path, kept: int
+) -> None:
+    app = Viewer(open_run(write_log(tmp_path / "log.jsonl", make_late_run(kept))), step=0)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("3")
+        await settle(app, pilot)
+        await pilot.press("g", "j", "enter")
+        await settle(app, pilot)
+        assert (app.shown, app.number) == ("step", 0)
+        assert ("no calls to go to" in told(app)) == (kept == 0)
+        assert kept == 0 or app.row.record.module == "fc1"
