@@ -100,8 +100,11 @@ class Tracks:
 
     def read_on(self, run: Run, cancelled: Callable[[], bool]) -> Iterator[float]:
         """Read what step lines do not say from the full steps that came; yields the share done."""
+        # The calls of the step before a finding are in the log, too.
+        before = {finding.step - 1 for finding in run.findings} if self.sites else set()
+        before = {n for n in before if 0 <= self.span.column(n) < self.span.columns}
         for row, statistic in self.sites:
-            steps = sorted(self.full - statistic.known.keys())
+            steps = sorted((self.full | before) - statistic.known.keys())
             for done, number in enumerate(in_turn(steps, self.span.column)):
                 if cancelled():
                     return

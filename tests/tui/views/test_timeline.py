@@ -9,14 +9,16 @@ from pathlib import Path
 from textual.command import CommandPalette
 
 from tensortrace.records import ModuleColumns, Step
+from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.span import Span
+from tensortrace.tui.step.rows import StepRows
 from tensortrace.tui.terminal.styled import ASCII, UNICODE
 from tensortrace.tui.views.plot import curve, is_log
-from tensortrace.tui.views.site import Held
+from tensortrace.tui.views.site import Held, held_of
 from tensortrace.tui.views.site_track import in_turn, of_site
 from tensortrace.tui.views.tracks import GRAD_NORM, LOSS, Statistic, Tracks, statistics
-from tests.builders import make_call, make_tensor
+from tests.builders import make_call, make_late_run, make_tensor, write_log
 from tests.tui.samples import BAD_STEP, make_open_run
 from tests.tui.screen import settle, text_of, told, until
 from tests.tui.test_palette import offered
@@ -197,6 +199,17 @@ async def test_t_charts_a_statistic_of_the_tensor_over_all_full_steps(tmp_path: 
         assert app.view.chosen.known == known
         await pilot.press("backspace")
         await until(pilot, lambda: app.shown == "tensor")
+
+
+def test_a_statistic_of_a_tensor_is_read_from_the_step_before_a_finding_too(tmp_path: Path) -> None:
+    run = open_run(write_log(tmp_path / "log.jsonl", make_late_run()))
+    rows = StepRows(run.step(1))
+    site = of_site(held_of(rows[rows.at_seq(2)], rows)[0], "fc1")[0]
+    tracks = Tracks(Span(0, 1, 2), [site])
+    tracks.add(run.heads(0, 2))
+    assert list(tracks.read_on(run, lambda: False))
+    assert site.known == {0: 0.0, 1: 0.0}
+    assert tracks.low.tolist() == [[0.0, 0.0]]
 
 
 async def test_what_is_drawn_anyway_is_drawn_once(tmp_path: Path) -> None:
