@@ -1,7 +1,7 @@
 """Dropouts that eval() does not reach: F.dropout without `training=`, by the text of forward.
 
-Inside modules no op is seen at module level. That what stands there has run, the random state
-tells.
+Inside modules no op is seen at module level. So only a call counts that each call of forward comes
+to: under no condition, behind no `return`, with a share to drop that is known and not 0.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -18,8 +19,13 @@ from torch import nn
 # Those whose `training` is True where it is left out.
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 _NAMES = frozenset(each.__name__ for each in _DROPOUTS)
-# Its place among the arguments.
-_TRAINING = 2
+_SHARE, _TRAINING = 1, 2
+# What may be left out, run later, or not at all.
+_CONDITIONS = (
+    ast.If, ast.IfExp, ast.While, ast.Try, ast.BoolOp, ast.With, ast.Lambda, ast.FunctionDef,
+    ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Match,
+)  # fmt: skip
+_LEAVING = (ast.Return, ast.Raise, ast.Break, ast.Continue)
 
 
 def dropout_line(module: nn.Module) -> tuple[CodeType, int] | None:
@@ -28,39 +34,76 @@ def dropout_line(module: nn.Module) -> tuple[CodeType, int] | None:
     None where the mode is asked or given anywhere in forward, and where its text is not known.
     """
     forward = getattr(type(module), "forward", None)
-    if not isinstance(forward, FunctionType):
+    if not isinstance(forward, FunctionType) or "forward" in vars(module):
         return None
-    if _NAMES.isdisjoint(forward.__code__.co_names):
+    code = forward.__code__
+    if _NAMES.isdisjoint(code.co_names):
         return None
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(forward.__code__)))
+        (function,) = ast.parse(textwrap.dedent(inspect.getsource(code))).body
     except (OSError, TypeError, ValueError, SyntaxError):
         return None
-    nodes = list(ast.walk(tree))
-    if any(getattr(node, "attr", getattr(node, "arg", None)) == "training" for node in nodes):
+    if not isinstance(function, ast.FunctionDef) or any(map(_asks_for_mode, ast.walk(function))):
         return None
-    lines = (node.lineno for node in nodes
-             if isinstance(node, ast.Call) and _always_drops(node, forward))  # fmt: skip
-    line = min(lines, default=None)
-    if line is None:
-        return None
-    return forward.__code__, forward.__code__.co_firstlineno + line - 1
+    for call in _certain_calls(function.body):
+        if _always_drops(call, forward, module):
+            return code, code.co_firstlineno + call.lineno - 1
+    return None
 
 
-def _always_drops(call: ast.Call, forward: FunctionType) -> bool:
+def _asks_for_mode(node: ast.AST) -> bool:
+    named = getattr(node, "attr", getattr(node, "arg", getattr(node, "value", None)))
+    return type(named) is str and named == "training"
+
+
+def _certain_calls(body: list[ast.stmt]) -> Iterator[ast.Call]:
+    """List the calls that a function comes to whatever it is given."""
+    for statement in body:
+        parts = statement.body if isinstance(statement, ast.For) else [statement]
+        for part in parts:
+            inside = list(ast.walk(part))
+            if not any(isinstance(node, _CONDITIONS) for node in inside):
+                yield from (node for node in inside if isinstance(node, ast.Call))
+        if any(isinstance(node, _LEAVING) for node in ast.walk(statement)):
+            return
+
+
+def _always_drops(call: ast.Call, forward: FunctionType, module: nn.Module) -> bool:
     named = _named(call.func, forward)
     starred = any(isinstance(each, ast.Starred) for each in call.args)
     unpacked = any(keyword.arg is None for keyword in call.keywords)
-    given = starred or unpacked or len(call.args) > _TRAINING
-    return not given and any(named is each for each in _DROPOUTS)
+    if starred or unpacked or len(call.args) > _TRAINING:
+        return False
+    shares = [*call.args[_SHARE:], *(each.value for each in call.keywords if each.arg == "p")]
+    return any(named is each for each in _DROPOUTS) and all(
+        _is_above_0(share, module) for share in shares
+    )
+
+
+def _is_above_0(share: ast.expr, module: nn.Module) -> bool:
+    value: Any = share.value if isinstance(share, ast.Constant) else _held(share, module)
+    return type(value) in (int, float) and value > 0
+
+
+def _held(node: ast.expr, module: nn.Module) -> Any:
+    """What `self.config.dropout` is now, of what the objects themselves hold; None if unknown."""
+    if isinstance(node, ast.Name):
+        return module if node.id == "self" else None
+    if not isinstance(node, ast.Attribute):
+        return None
+    return getattr(_held(node.value, module), "__dict__", {}).get(node.attr)
 
 
 def _named(node: ast.expr, forward: FunctionType) -> Any:
     """What `F.dropout` stands for where it is written; None if that is no global of modules."""
     if isinstance(node, ast.Name):
-        return forward.__globals__.get(node.id)
+        return None if node.id in _locals(forward.__code__) else forward.__globals__.get(node.id)
     if not isinstance(node, ast.Attribute):
         return None
     of = _named(node.value, forward)
     # Of a module alone: to ask anything else may run code of the user's.
     return vars(of).get(node.attr) if inspect.ismodule(of) else None
+
+
+def _locals(code: CodeType) -> tuple[str, ...]:
+    return (*code.co_varnames, *code.co_cellvars, *code.co_freevars)

@@ -34,8 +34,8 @@ def train_mode_in_evaluation(
                 disabled, has a BatchNorm or a Dropout that acts inside, and a loss or the accuracy
                 is computed. Or F.dropout, or a Dropout made in forward, acts in a module in eval
                 mode (a note if neither is computed; the Dropout: with gradients disabled); with
-                level="module", where the forward of that calls it and nowhere asks for the mode,
-                and the outermost call has moved torch's random state. A note: a BatchNorm whose
+                level="module", where each call of that module's forward comes to it with a p above
+                0, and the outermost call has moved torch's random state. A note: a BatchNorm whose
                 weights are frozen and in no optimizer runs in train mode inside a network that is
                 trained, for `sustain` optimizer steps. Or inside a network in eval mode a BatchNorm
                 or a spectral norm has the statistics it was made with: a warning if a loss or the
@@ -47,10 +47,11 @@ def train_mode_in_evaluation(
                 is frozen; for a norm without statistics: load them, copy buffers too where weights
                 are averaged, or call torch.optim.swa_utils.update_bn
     Misses:     rollouts, teachers and BatchNorm recalibration compute no loss and are silent, but
-                so is evaluation whose metric is not seen; F.dropout in a function that forward
-                calls is seen with level="op" only, where one with training=True on purpose (Monte
-                Carlo dropout) is reported; so is a Dropout made anew for that; norms on other
-                devices than the CPU are not asked for their statistics
+                so is evaluation whose metric is not seen; F.dropout under a condition, of a forward
+                that is decorated, or in a function that it calls, is seen with level="op" only; one
+                that acts on purpose (Monte Carlo dropout), or a Dropout made anew for that, is
+                reported, but at module level for training=True; norms on other devices than the
+                CPU are not asked for their statistics
     Example:    for x, y in validation:
                     correct += (model(x).argmax(1) == y).sum()
     Fixed:      model.eval()
