@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from tensortrace.causes import MOVES, plain
 from tensortrace.records import Call, Tensor
@@ -23,21 +24,26 @@ def hands_on(call: Call) -> bool:
     return plain(call.op) in MOVES
 
 
-def terms_of(
-    loss: int, calls: Sequence[Call], tensors: Mapping[int, Tensor]
-) -> Iterator[tuple[int, Call]]:
-    """List the ids of the terms of a loss that calls have made, and the call that made each. Hot.
+class Sum(NamedTuple):
+    """What a loss is the sum of: terms that calls have made, and the ids of what none has."""
+
+    terms: list[tuple[int, Call]]
+    given: set[int]
+
+
+def sum_of(loss: int, calls: Sequence[Call], tensors: Mapping[int, Tensor]) -> Sum:
+    """The terms of a loss. Hot.
 
     Args:
         loss: its id.
         calls: the forward calls of the step, in order of seq.
         tensors: of the step, by id.
     """
-    wanted = {loss}
+    wanted, terms = {loss}, []
     for call in reversed(calls):
         # The loss is made of few, near the end.
         if not wanted:
-            return
+            break
         if call.parent is not None or call.recompute:
             continue
         for id in _made(call):
@@ -49,7 +55,8 @@ def terms_of(
             if tensors[id].requires_grad and is_linear(call):
                 wanted.update(given for _, given in call.inputs)
             elif id != loss:
-                yield id, call
+                terms.append((id, call))
+    return Sum(terms, wanted)
 
 
 def makers(calls: Iterable[Call]) -> dict[int, Call]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tensortrace.causes.terms import behind, hands_on, is_linear, makers, terms_of
+from tensortrace.causes.terms import behind, hands_on, is_linear, makers, sum_of
 from tensortrace.checks import Draft, StepView, check, plain_op
 from tensortrace.records import DERIVATIVE, Action, Call, ChainLink
 from tensortrace.text import location_text, module_text
@@ -24,6 +24,8 @@ _FIXES = {
 class _Cut:
     """Where a term loses its graph: the call that does so, or that takes what is detached.
 
+    A number that is detached and only added, a `value`, says that the term is put together on
+    purpose.
     `id` is that of the tensor before the cut, which another term may come from as well.
     """
 
@@ -42,18 +44,20 @@ def term_cut_off(step: StepView, memory: dict[str, Any], *, sustain: int = 8) ->
                 requires a gradient and another, a single number other than 0, does not, though it
                 is made with gradients on. That one comes, by an op or a module that returns what
                 does not, from what requires a gradient; or, by more than sums, means and numbers,
-                from what is detached, or from what a module with parameters to train has made with
-                gradients off. No term with a graph comes from the same place, and none has been
-                made by the same line
+                from what is detached, or (a note) from what a module with parameters to train has
+                made with gradients off. No term with a graph comes from the same place, none has
+                been made by the same line, and no term is detached itself
     Source:     definition; `sustain` chosen here. A constant that completes a value (the entropy
-                of a teacher in a divergence, x - x.detach()) shares what it is made of, or is a
-                sum of it; a term that is off is 0
+                of a teacher in a divergence, hard - soft.detach() + soft) shares what it is made
+                of, or is a sum of it; a term that is off is 0; the loss of a reference, which is
+                subtracted, is made with gradients off
     Fix:        make the term of what the model that learns has returned, without argmax,
                 comparisons, detach() and no_grad; what only informs is not added to the loss
     Misses:     what becomes a number on the way (.item(), float, NumPy) or a new tensor
                 (torch.tensor); a mean of what is detached; a term made inside a module together
                 with others, or in a loop whose ops are passed over; a term that is switched on
-                after the first steps, in a long run
+                after the first steps, in a long run; one that is detached in the first steps only
+                is reported
     Example:    coarse, fine = model(x)
                 wrong = parent[fine.argmax(1)] != coarse.argmax(1)
                 loss = cross_entropy(fine, y) + wrong.float().mean()
@@ -62,23 +66,33 @@ def term_cut_off(step: StepView, memory: dict[str, Any], *, sustain: int = 8) ->
                 loss = cross_entropy(fine, y) + kl_div(coarse.log_softmax(1), expected)
     """
     forward, tensors = step.forward(), step.tensors
-    terms = [(loss, id, call) for loss in step.losses if loss.tensor is not None
-             for id, call in terms_of(loss.tensor, forward, tensors)]  # fmt: skip
+    terms: list[tuple[Action, int, Call]] = []
+    bare: list[tuple[Action, int, Call]] = []
+    for loss in step.losses:
+        if loss.tensor is None:
+            continue
+        parts = sum_of(loss.tensor, forward, tensors)
+        terms += [(loss, id, call) for id, call in parts.terms if tensors[id].requires_grad]
+        # Whoever adds what he has detached puts a value together: hard - soft.detach() + soft.
+        if not any(_is_detached(step, id) for id in parts.given):
+            bare += [(loss, id, call) for id, call in parts.terms if _is_bare(step, id, call)]
     known: set[Any] = memory.setdefault("known", set())
-    bare = [(loss, id, call) for loss, id, call in terms if _is_bare(step, id, call)]
     without = {_place(call) for _, _, call in bare}
-    known.update({_place(call) for _, id, call in terms if tensors[id].requires_grad} - without)
+    known.update({_place(call) for _, _, call in terms} - without)
     if not bare:
         return
     made = makers(forward)
-    used = {one for _, id, _ in terms if tensors[id].requires_grad
-            for one in behind(id, made, tensors)}  # fmt: skip
-    detached = {tensors[id].view_of for id in used if id not in made and id in tensors}
+    used = {one for _, id, _ in terms for one in behind(id, made, tensors)}
+    sources = {tensors[id].view_of for id in used if id not in made and id in tensors}
+    done = {_what(made[id]) for id in used if id in made}
+
+    def is_shared(cut: _Cut) -> bool:
+        return cut.id in (sources if cut.how == "detached" else used) or _what(cut.call) in done
+
     found: dict[Any, Draft] = {}
     for loss, id, call in bare:
         cuts = list(_cuts(step, id, made)) if _place(call) not in known else []
-        if cuts and not any(cut.id in (detached if cut.how == "detached" else used)
-                            for cut in cuts):  # fmt: skip
+        if cuts and not any(cut.how == "value" or is_shared(cut) for cut in cuts):
             last = max(cuts, key=lambda cut: cut.call.seq)
             found[_place(call)] = _draft(loss, call, last, sustain)
     counts: dict[Any, int] = memory.setdefault("counts", {})
@@ -95,6 +109,19 @@ def _is_bare(step: StepView, id: int, call: Call) -> bool:
         not tensor.requires_grad and tensor.numel == 1 and call.grad_enabled
         and step.is_float(id) and not off
     )  # fmt: skip
+
+
+def _is_detached(step: StepView, id: int) -> bool:
+    tensor = step.tensors.get(id)
+    if tensor is None or tensor.requires_grad or tensor.view_of is None:
+        return False
+    source = step.tensors.get(tensor.view_of)
+    return source is not None and source.requires_grad
+
+
+def _what(call: Call) -> tuple[Any, ...]:
+    """What a call does, and with what: twice the same is one thing."""
+    return call.op, call.module, *(id for _, id in call.inputs)
 
 
 def _place(call: Call) -> tuple[Any, ...]:
@@ -120,8 +147,8 @@ def _cuts(step: StepView, id: int, made: dict[int, Call]) -> Iterator[_Cut]:
             source = step.tensors.get(tensor.view_of)
             if source is None or not source.requires_grad:
                 given = [tensor.view_of]
-            elif not linear:
-                yield _Cut("detached", taker, source.id)
+            elif not linear or source.numel == 1:
+                yield _Cut("value" if linear else "detached", taker, source.id)
         todo += [(id, taker, linear) for id in given if (id, linear) not in seen]
         seen |= {(id, linear) for id in given}
 
@@ -130,6 +157,9 @@ def _how(step: StepView, call: Call) -> str | None:
     """How a call makes something without a graph of what has one, or would have."""
     given = [step.tensors[id] for _, id in call.inputs if id in step.tensors]
     if any(tensor.requires_grad for tensor in given) and not _is_apart(call):
+        made = (step.tensors[id] for _, id in call.outputs if id in step.tensors)
+        if call.op is None and any(tensor.requires_grad for tensor in made):
+            return None  # a count beside what is learnt
         return "op" if call.grad_enabled else "no grad"
     if call.op is None and not call.grad_enabled and step.learns(call.module or ""):
         return "no grad"
@@ -158,7 +188,8 @@ def _draft(loss: Action, term: Call, cut: _Cut, sustain: int) -> Draft:
     return Draft(
         message=f"a term of the loss has no graph in {sustain} full steps, so that it moves "
         f"no weight: {why}",
-        cause=at, phase="forward", module=call.module, op=call.op, seq=call.seq,
-        tensor=loss.tensor, location=call.location, chain=tuple(links), fix=_FIXES[cut.how],
+        severity="note" if cut.how == "no grad" else None, cause=at, phase="forward",
+        module=call.module, op=call.op, seq=call.seq, tensor=loss.tensor, location=call.location,
+        chain=tuple(links), fix=_FIXES[cut.how],
         evidence={"placed": "direct", "term": term.seq, "loss": loss.seq},
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tensortrace.causes.terms import behind, makers, terms_of
+from tensortrace.causes.terms import behind, makers, sum_of
 from tensortrace.checks import Draft, StepView, check
 from tensortrace.records import DERIVATIVE, Action, Call, ChainLink
 from tensortrace.text import location_text
@@ -43,7 +43,7 @@ def term_without_graph(step: StepView, memory: dict[str, Any]) -> Iterator[Draft
     for loss in step.losses:
         if loss.tensor is None:
             continue
-        terms = dict(terms_of(loss.tensor, step.forward(), step.tensors))
+        terms = dict(sum_of(loss.tensor, step.forward(), step.tensors).terms)
         used = {c.seq for id in terms if step.tensors[id].requires_grad
                 for c in _behind(id, made, step)}  # fmt: skip
         for id, term in terms.items():
