@@ -55,7 +55,9 @@ def accumulation_wiped(
                 the loss by the number of batches
     Misses:     batches that are no DataLoader's, as many gradients of one batch look like them;
                 two batches to a step; several optimizers; several calls of backward() for a batch;
-                gradients that are averaged over ranks, or clipped by value
+                gradients that are averaged over ranks, or clipped by value; gradients of the
+                batches between that are taken for something else (a noise scale, a score) are
+                reported
     Example:    for i, (x, y) in enumerate(loader):
                     optimizer.zero_grad()
                     (criterion(model(x), y) / 4).backward()

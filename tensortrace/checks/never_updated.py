@@ -66,9 +66,10 @@ def never_updated(
                 steps running. Or: an optimizer that has never stepped has cleared its gradients,
                 with a backward before it each time, `unused` times running in which modules are in
                 training mode, and its first parameters are what they were; `idle` times where its
-                learning rate is another one each time, as a scheduler sets it, or where loss,
-                activations and gradients are each time those of a backward before, by their norms,
-                or where a sampler that shuffles has begun `passes` epochs of their batches
+                learning rate is another one each time, as a scheduler sets it, or (a note, and only
+                while no optimizer has stepped) where loss, activations and gradients are each time
+                those of a backward before, by their norms, or where a sampler that shuffles has
+                begun `passes` epochs of their batches
     Source:     definition; the numbers are chosen here: both optimizers of a GAN have stepped after
                 `updates`, a warm-up from 0 has one step at 0 (measured: tests/healthy); tasks or
                 samples whose gradients are taken one by one are fewer than `unused`, and each has
@@ -162,13 +163,16 @@ def _never_stepped(
             if loss is None:
                 continue
             _count(seen, record)
-            told = max(seen.scheduled, seen.repeated) >= idle_most or seen.passed(passes)
-            most = idle_most if told else unused_most
+            scheduled = seen.scheduled >= idle_most
+            again_and_again = seen.repeated >= idle_most or seen.passed(passes)
+            soon = scheduled or (again_and_again and not stepped)
+            most = idle_most if soon else unused_most
             if seen.cleared >= most and any(map(step.trains, step.modules)):
                 yield Draft(
                     message=f"optimizer {index}, {record.of}, has cleared the gradients of "
                     f"{seen.cleared} backwards (limit {most}) and has never stepped: its "
                     "parameters are what they were",
+                    severity=None if scheduled or seen.cleared >= unused_most else "note",
                     cause=f"unused {index}", phase="optimizer", value=seen.cleared, limit=most,
                     location=loss.location, explanation="gradients alone move nothing",
                     fix="call optimizer.step() after backward()", evidence={"optimizer": index},
