@@ -281,6 +281,18 @@ def test_a_loss_made_before_the_loop_is_told_to_be_made_in_it() -> None:
     assert explained(program).fix.startswith("make the loss anew in the loop")
 
 
+def test_a_loss_made_before_the_trace_is_told_to_be_made_in_the_loop() -> None:
+    loss = Net()(torch.ones(2, 4)).square().mean()
+
+    def program() -> None:
+        for _ in range(3):
+            loss.backward()
+
+    finding = explained(program)
+    assert "this is backward() on the same loss" in finding.message
+    assert finding.fix.startswith("make the loss anew in the loop")
+
+
 def test_a_loss_made_before_a_loop_over_batches_is_told_to_be_made_in_it() -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -323,6 +335,7 @@ def test_losses_of_one_output_are_told_to_be_summed_also_in_a_loop() -> None:
 
 
 UPDATES = {
+    "w = w - lr * w.grad\n        w.grad.zero_()": "with torch.no_grad(): w -= lr * w.grad  #",
     "w = w - lr * w.grad": "with torch.no_grad(): w -= lr * w.grad  #",
     "w = w - w.grad * lr": "with torch.no_grad(): w -= w.grad * lr  #",
     "w = w + (-lr) * w.grad": "with torch.no_grad(): w += -lr * w.grad  #",

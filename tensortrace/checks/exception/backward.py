@@ -100,7 +100,7 @@ def second_backward(facts: Facts, found: Match) -> Told:
     last = losses[-1] if losses else None
     first = losses[-2] if len(losses) > 1 else None
     if first is not None and last is not None:
-        again = first.tensor is not None and first.tensor == last.tensor
+        again = _is_same(facts.step, first, last)
         what = "the same loss" if again else "a loss that shares a part of its graph with it"
         return Told(
             f"the graph was freed by backward() at {line_text(first.location)}; this is "
@@ -133,11 +133,18 @@ def _forward(step: StepView, before: int, after: int = -1) -> list[Call]:
     return [c for c in step.forward() if c.parent is None and after < c.seq < before]
 
 
+def _is_same(step: StepView, first: Action, last: Action) -> bool:
+    """Whether backward() ran twice on one loss; one that was made before all has no id."""
+    if first.tensor is not None or last.tensor is not None:
+        return first.tensor == last.tensor
+    return first.location == last.location and not _forward(step, last.seq, first.seq)
+
+
 def _anew(step: StepView, first: Action, last: Action) -> str | None:
     """What a loop must make anew whose line runs backward twice; None where it is no such loop."""
     if first.location is None or first.location != last.location:
         return None
-    if first.tensor is not None and first.tensor == last.tensor:
+    if _is_same(step, first, last):
         return "make the loss anew in the loop, before each backward(); or call backward() once"
     # Of losses that were all made before, one after another, the sum is meant.
     between = _forward(step, last.seq, first.seq)
@@ -203,25 +210,37 @@ def no_leaf(facts: Facts, found: Match) -> Told | None:
 
 
 def _rebound(facts: Facts, name: str) -> str | None:
-    """The update in place for a line ``w = w - ...`` that has run before; None for any other."""
+    """The update in place for a line ``w = w - ...`` that has run before; None without one.
+
+    It is the line itself, or one of the few above it.
+    """
     at = facts.action.location
+    if at is None:
+        return None
     lines = dict(facts.action.detail.get("lines", ()))
-    text = lines.get(at.line, "").strip()[:200] if at else ""
+    ran = {(call.op, call.location.line) for call in facts.step.calls
+           if call.location and call.location.file == at.file}  # fmt: skip
+    for line in sorted((line for line in lines if line <= at.line), reverse=True):
+        update = _update(lines[line], name)
+        if update is not None and (update[1], line) in ran:
+            return f"{name} {update[0]} {update[2]}"
+    return None
+
+
+def _update(text: str, name: str) -> tuple[str, str, str] | None:
+    """Of ``w = w - x`` how it is written in place, the op, and what it takes; None of another."""
     try:
         # Python warns of a backslash that it does not know.
-        (line,) = ast.parse(text.replace("\\", "")).body
+        (line,) = ast.parse(text.strip()[:200].replace("\\", "")).body
     except (SyntaxError, ValueError):
         return None
     if not isinstance(line, ast.Assign) or not isinstance(line.value, ast.BinOp):
         return None
-    op = _IN_PLACE.get(type(line.value.op))
+    found = _IN_PLACE.get(type(line.value.op))
     names = {ast.unparse(line.targets[0]), ast.unparse(line.value.left)}
-    if op is None or names != {name}:
+    if found is None or names != {name}:
         return None
-    ran = any(call.op == op[1] and call.location and at
-              and (call.location.file, call.location.line) == (at.file, at.line)
-              for call in facts.step.calls)  # fmt: skip
-    return f"{name} {op[0]} {ast.unparse(line.value.right)}" if ran else None
+    return *found, ast.unparse(line.value.right)
 
 
 def modified_in_place(facts: Facts, found: Match) -> Told:
