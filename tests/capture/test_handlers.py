@@ -119,7 +119,7 @@ def order_of_a_loader() -> None:
 
 def watch_an_expression() -> None:
     rings = Rings()
-    Watched(["rings.ring()"], []).values(sys._getframe())
+    Watched(["rings.ring()"], []).values({}, {"rings": rings})
     del rings
 
 

@@ -41,6 +41,7 @@ def talk(
     pid, fd = pty.fork()
     if pid == 0:
         set_size(0, 120, 40)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
         environ = terminal_environ(XDG_STATE_HOME=str(path.parent / "state"), **environ)
         os.execve(sys.executable, [sys.executable, "-c", program, str(path)], environ)
     seen, sent, shown, text = b"", False, Shown(120, 40), ""
