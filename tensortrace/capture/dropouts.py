@@ -7,6 +7,7 @@ to: under no condition, behind no `return`, with a share to drop that is known a
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
 from collections.abc import Iterator
@@ -39,16 +40,22 @@ def dropout_line(module: nn.Module) -> tuple[CodeType, int] | None:
     code = forward.__code__
     if _NAMES.isdisjoint(code.co_names):
         return None
-    try:
-        (function,) = ast.parse(textwrap.dedent(inspect.getsource(code))).body
-    except (OSError, TypeError, ValueError, SyntaxError):
-        return None
-    if not isinstance(function, ast.FunctionDef) or any(map(_asks_for_mode, ast.walk(function))):
-        return None
-    for call in _certain_calls(function.body):
+    for call in _read(code):
         if _always_drops(call, forward, module):
             return code, code.co_firstlineno + call.lineno - 1
     return None
+
+
+@functools.lru_cache(256)
+def _read(code: CodeType) -> tuple[ast.Call, ...]:
+    """The calls that a forward comes to each time; none of one that asks for the mode."""
+    try:
+        (function,) = ast.parse(textwrap.dedent(inspect.getsource(code))).body
+    except (OSError, TypeError, ValueError, SyntaxError):
+        return ()
+    if not isinstance(function, ast.FunctionDef) or any(map(_asks_for_mode, ast.walk(function))):
+        return ()
+    return tuple(_certain_calls(function.body))
 
 
 def _asks_for_mode(node: ast.AST) -> bool:
@@ -59,12 +66,12 @@ def _asks_for_mode(node: ast.AST) -> bool:
 def _certain_calls(body: list[ast.stmt]) -> Iterator[ast.Call]:
     """List the calls that a function comes to whatever it is given."""
     for statement in body:
-        parts = statement.body if isinstance(statement, ast.For) else [statement]
-        for part in parts:
-            inside = list(ast.walk(part))
-            if not any(isinstance(node, _CONDITIONS) for node in inside):
-                yield from (node for node in inside if isinstance(node, ast.Call))
-        if any(isinstance(node, _LEAVING) for node in ast.walk(statement)):
+        inside = list(ast.walk(statement))
+        if isinstance(statement, ast.For):
+            yield from _certain_calls(statement.body)
+        elif not any(isinstance(node, _CONDITIONS) for node in inside):
+            yield from (node for node in inside if isinstance(node, ast.Call))
+        if any(isinstance(node, _LEAVING) for node in inside):
             return
 
 

@@ -12,6 +12,7 @@ import gc
 import random
 import sys
 import threading
+from typing import Any
 
 import torch
 
@@ -60,10 +61,13 @@ class RandomStates:
         if random.getstate() != self._python:
             random.setstate(self._python)
             moved = True
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and self._numpy is not None:
-            now, then = numpy.random.get_state(), self._numpy
-            if now[2] != then[2] or bool((now[1] != then[1]).any()):
-                numpy.random.set_state(then)
-                moved = True
+        if self._numpy is not None and numpy_has_moved(self._numpy):
+            sys.modules["numpy"].random.set_state(self._numpy)
+            moved = True
         return moved
+
+
+def numpy_has_moved(then: Any) -> bool:
+    """Whether NumPy's random state is another one than it was."""
+    now = sys.modules["numpy"].random.get_state()
+    return now[2] != then[2] or bool((now[1] != then[1]).any())

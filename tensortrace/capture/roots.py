@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tensortrace.capture.generators import state_of
+from tensortrace.capture.generators import numpy_has_moved, state_of
 from tensortrace.capture.gradients import is_training, own_parameters
 from tensortrace.capture.names import unwrapped
 from tensortrace.capture.tensors import version_of, versions_of
@@ -388,10 +388,8 @@ class _Learnt:
         self.calls += 1
         moved = random.getstate() != root.python_rng
         self.python_moves = moved or (self.python_moves and not first)
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and root.numpy_rng is not None:
-            now, then = numpy.random.get_state(), root.numpy_rng
-            moved = now[2] != then[2] or bool((now[1] != then[1]).any())
+        if root.numpy_rng is not None:
+            moved = numpy_has_moved(root.numpy_rng)
             self.numpy_moves = moved or (self.numpy_moves and not first)
         for module, kept in zip(root.tree.own, root.attributes, strict=True):
             moving = self.attributes.setdefault(id(module), set())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tensortrace.causes.terms import behind, hands_on, is_linear, makers, sum_of
 from tensortrace.checks import Draft, StepView, check, plain_op
-from tensortrace.records import DERIVATIVE, Action, Call, ChainLink
+from tensortrace.records import DERIVATIVE, Action, Call, ChainLink, Tensor
 from tensortrace.text import location_text, module_text
 
 _FIXES = {
@@ -65,34 +65,18 @@ def term_cut_off(step: StepView, memory: dict[str, Any], *, sustain: int = 8) ->
                 expected = fine.softmax(1) @ belongs_to
                 loss = cross_entropy(fine, y) + kl_div(coarse.log_softmax(1), expected)
     """
-    forward, tensors = step.forward(), step.tensors
-    terms: list[tuple[Action, int, Call]] = []
-    bare: list[tuple[Action, int, Call]] = []
-    for loss in step.losses:
-        if loss.tensor is None:
-            continue
-        parts = sum_of(loss.tensor, forward, tensors)
-        terms += [(loss, id, call) for id, call in parts.terms if tensors[id].requires_grad]
-        # Whoever adds what he has detached puts a value together: hard - soft.detach() + soft.
-        if not any(_is_detached(step, id) for id in parts.given):
-            bare += [(loss, id, call) for id, call in parts.terms if _is_bare(step, id, call)]
+    terms, bare = _terms(step)
     known: set[Any] = memory.setdefault("known", set())
-    without = {_place(call) for _, _, call in bare}
-    known.update({_place(call) for _, _, call in terms} - without)
+    known.update(set(map(_place, terms.values())) - {_place(call) for _, _, call in bare})
+    bare = [one for one in bare if _place(one[2]) not in known]
     if not bare:
         return
-    made = makers(forward)
-    used = {one for _, id, _ in terms for one in behind(id, made, tensors)}
-    sources = {tensors[id].view_of for id in used if id not in made and id in tensors}
-    done = {_what(made[id]) for id in used if id in made}
-
-    def is_shared(cut: _Cut) -> bool:
-        return cut.id in (sources if cut.how == "detached" else used) or _what(cut.call) in done
-
+    made = makers(step.forward())
+    used = _Used(step, terms, made)
     found: dict[Any, Draft] = {}
     for loss, id, call in bare:
-        cuts = list(_cuts(step, id, made)) if _place(call) not in known else []
-        if cuts and not any(cut.how == "value" or is_shared(cut) for cut in cuts):
+        cuts = list(_cuts(step, id, made))
+        if cuts and not any(cut.how == "value" or used.shares(cut) for cut in cuts):
             last = max(cuts, key=lambda cut: cut.call.seq)
             found[_place(call)] = _draft(loss, call, last, sustain)
     counts: dict[Any, int] = memory.setdefault("counts", {})
@@ -100,6 +84,36 @@ def term_cut_off(step: StepView, memory: dict[str, Any], *, sustain: int = 8) ->
         counts[place] = counts.get(place, 0) + 1
         if counts[place] >= sustain:
             yield draft
+
+
+def _terms(step: StepView) -> tuple[dict[int, Call], list[tuple[Action, int, Call]]]:
+    """The terms with a graph of all losses, by id; those without, which are worth a look."""
+    terms: dict[int, Call] = {}
+    bare: list[tuple[Action, int, Call]] = []
+    for loss in step.losses:
+        if loss.tensor is None:
+            continue
+        parts = sum_of(loss.tensor, step.forward(), step.tensors)
+        terms.update((id, call) for id, call in parts.terms if step.tensors[id].requires_grad)
+        # Whoever adds what he has detached puts a value together: hard - soft.detach() + soft.
+        if not any(_detached_from(step, id) for id in parts.given):
+            bare += [(loss, id, call) for id, call in parts.terms if _is_bare(step, id, call)]
+    return terms, bare
+
+
+class _Used:
+    """What the terms with a graph come from."""
+
+    def __init__(self, step: StepView, terms: Iterable[int], made: dict[int, Call]) -> None:
+        self.ids = {one for id in terms for one in behind(id, made, step.tensors)}
+        self.sources = {step.tensors[id].view_of for id in self.ids
+                        if id not in made and id in step.tensors}  # fmt: skip
+        self.done = {_what(made[id]) for id in self.ids if id in made}
+
+    def shares(self, cut: _Cut) -> bool:
+        """Whether one of them comes from where a graph is cut off, or from the same done again."""
+        ids = self.sources if cut.how == "detached" else self.ids
+        return cut.id in ids or _what(cut.call) in self.done
 
 
 def _is_bare(step: StepView, id: int, call: Call) -> bool:
@@ -111,12 +125,13 @@ def _is_bare(step: StepView, id: int, call: Call) -> bool:
     )  # fmt: skip
 
 
-def _is_detached(step: StepView, id: int) -> bool:
+def _detached_from(step: StepView, id: int) -> Tensor | None:
+    """The tensor with a graph that one without is detached from."""
     tensor = step.tensors.get(id)
     if tensor is None or tensor.requires_grad or tensor.view_of is None:
-        return False
+        return None
     source = step.tensors.get(tensor.view_of)
-    return source is not None and source.requires_grad
+    return source if source is not None and source.requires_grad else None
 
 
 def _what(call: Call) -> tuple[Any, ...]:
@@ -134,7 +149,7 @@ def _cuts(step: StepView, id: int, made: dict[int, Call]) -> Iterator[_Cut]:
     todo, seen = [(id, made[id], True)], {(id, True)}
     while todo:
         id, taker, linear = todo.pop()
-        call, tensor = made.get(id), step.tensors.get(id)
+        call = made.get(id)
         given: list[int] = []
         if call is not None:
             how = _how(step, call)
@@ -143,12 +158,11 @@ def _cuts(step: StepView, id: int, made: dict[int, Call]) -> Iterator[_Cut]:
             elif how is None and not _is_apart(call):
                 given = [id for _, id in call.inputs]
                 taker, linear = call, linear and (is_linear(call) or hands_on(call))
-        elif tensor is not None and tensor.view_of is not None:
-            source = step.tensors.get(tensor.view_of)
-            if source is None or not source.requires_grad:
-                given = [tensor.view_of]
-            elif not linear or source.numel == 1:
+        elif (source := _detached_from(step, id)) is not None:
+            if not linear or source.numel == 1:
                 yield _Cut("value" if linear else "detached", taker, source.id)
+        elif id in step.tensors and (view_of := step.tensors[id].view_of) is not None:
+            given = [view_of]
         todo += [(id, taker, linear) for id in given if (id, linear) not in seen]
         seen |= {(id, linear) for id in given}
 

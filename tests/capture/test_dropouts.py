@@ -120,6 +120,15 @@ class ReturnsBefore(nn.Module):
         return F.dropout(x)
 
 
+class LeavesOut(nn.Module):
+    def forward(self, x):
+        for part in range(2):
+            if part:
+                continue
+            x = F.dropout(x)
+        return x
+
+
 class Shadowed(nn.Module):
     def forward(self, x):
         dropout = nn.Dropout()
@@ -154,7 +163,7 @@ def test_the_line_is_that_of_the_call(make):
 
 @pytest.mark.parametrize("make", [
     Positional, Unpacked, Starred, AlphaIsOffByDefault, Another, Guarded, Wrapped, Partial, Off,
-    Computed, ByArgument, Chosen, ReturnsBefore, Shadowed, AsksByName, Later,
+    Computed, ByArgument, Chosen, ReturnsBefore, LeavesOut, Shadowed, AsksByName, Later,
 ])  # fmt: skip
 def test_what_may_be_off_or_know_of_the_mode_is_left_out(make):
     assert dropout_line(make()) is None

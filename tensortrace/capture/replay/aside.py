@@ -30,7 +30,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from tensortrace.capture.flatten import tensors_in
-from tensortrace.capture.generators import set_state, state_of
+from tensortrace.capture.generators import RandomStates, set_state, state_of
 from tensortrace.capture.names import unwrapped
 from tensortrace.capture.ops.places import writes
 from tensortrace.capture.roots import (
@@ -304,16 +304,12 @@ def as_it_was(root: Root) -> Iterator[None]:
 
 
 def _random_as_it_was(root: Root, stack: contextlib.ExitStack) -> None:
-    stack.callback(set_state, torch.default_generator, state_of(torch.default_generator))
-    stack.callback(random.setstate, random.getstate())
+    stack.callback(RandomStates().put_back)
     set_state(torch.default_generator, root.rng)
     if root.python_rng is not None:
         random.setstate(root.python_rng)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        stack.callback(numpy.random.set_state, numpy.random.get_state())
-        if root.numpy_rng is not None:
-            numpy.random.set_state(root.numpy_rng)
+    if root.numpy_rng is not None:
+        sys.modules["numpy"].random.set_state(root.numpy_rng)
     if root.cuda_rng:
         # Every device's comes back: the call may draw where none of its parameters lie.
         for generator in torch.cuda.default_generators:
