@@ -177,6 +177,7 @@ def _has_other_hooks() -> bool:
     return any(hook not in (_before, _after) for table in tables for hook in table.values())
 
 
+@leave_to_python
 def _before(module: nn.Module, args: tuple[Any, ...]) -> None:
     if _is_compiling() or _compiler._is_compiling_flag:
         return
@@ -200,9 +201,7 @@ def _before(module: nn.Module, args: tuple[Any, ...]) -> None:
     recorder.raise_if_stopped()
 
 
-leave_to_python(_before)
-
-
+@leave_to_python
 def _after(*hook_args: Any) -> None:
     if _is_compiling() or _compiler._is_compiling_flag:
         return
@@ -226,9 +225,6 @@ def _after(*hook_args: Any) -> None:
         finally:
             here.busy -= 1
             here.go_on()
-
-
-leave_to_python(_after)
 
 
 def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: FrameType) -> None:

@@ -7,7 +7,6 @@ compiled it asks `event` of lines only that are not passed over.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -19,10 +18,12 @@ import torch
 
 from tensortrace.capture import compiled
 from tensortrace.capture.active import here, slot
+from tensortrace.capture.dynamo import leave_to_python
 from tensortrace.capture.lines.comprehensions import is_inside
 from tensortrace.capture.lines.deferred import Deferred, Execution
 from tensortrace.capture.lines.drafts import LineDraft, VariableDraft
 from tensortrace.capture.lines.events import ends_a_loop, exception_text, is_await, is_left, yields
+from tensortrace.capture.lines.namespaces import HAS_ONE_DICT
 from tensortrace.capture.lines.reader import Held, Words
 from tensortrace.capture.lines.thinning import Thinning
 from tensortrace.capture.lines.variables import NEW, Change, Variables
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
 _compiler = torch.compiler
-_WRITES_BACK = sys.version_info < (3, 13)
 # Dynamo of torch 2.6 looks at trace functions, too.
 _IS_COMPILED = hasattr(torch._C._dynamo.eval_frame, "skip_code")
 
@@ -81,7 +81,7 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
         self._is_closed = tracer.is_closed(code)
         self._can_defer = bool(optimized) and tracer.watched is None and not self._is_closed
         # Other frames, and other threads, may set those that it shares.
-        self.shares = _WRITES_BACK and bool(code.co_cellvars or code.co_freevars)
+        self.shares = HAS_ONE_DICT and bool(code.co_cellvars or code.co_freevars)
         self.local: Any = self.event
         if compiled.turns is not None and self._can_defer and tracer.thin and not _IS_COMPILED:
             self.local = MethodType(compiled.turns.follow, self)
@@ -97,6 +97,7 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
 
     # ---- what Python calls
 
+    @leave_to_python
     def event(self, frame: FrameType, event: str, arg: Any) -> Any:
         """Take a line, return or exception; Python's trace function. Hot."""
         if _compiler._is_compiling_flag or (_IS_COMPILED and _compiler.is_compiling()):
@@ -194,6 +195,7 @@ class FrameTrace(compiled.base_of("FrameTrace", _HOT)):  # type: ignore[misc] # 
             return
         self.look_back(frame, line, nth, now)
 
+    @leave_to_python
     def look_back(self, frame: FrameType, line: int, nth: int, now: int) -> None:
         """Begin a line, after a look at what was put off."""
         self._look_back(frame, line, nth)

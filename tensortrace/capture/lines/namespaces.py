@@ -12,13 +12,15 @@ import sys
 from inspect import CO_OPTIMIZED
 from types import CodeType
 
+# Later ones hand out a view, or a copy, each time.
+HAS_ONE_DICT = sys.version_info < (3, 13)
 _ASKING = frozenset({"locals", "exec"})
 _CALLS = frozenset({"CALL", "CALL_FUNCTION", "PRECALL"})
 
 
 def asks_for_locals(code: CodeType) -> bool:
     """Whether a function calls locals(), exec(), or vars() without an argument."""
-    if sys.version_info >= (3, 13) or not code.co_flags & CO_OPTIMIZED:
+    if not HAS_ONE_DICT or not code.co_flags & CO_OPTIMIZED:
         return False
     if not _ASKING.isdisjoint(names := code.co_names) or "vars" in names:
         return _asks(code)

@@ -26,7 +26,7 @@ from tensortrace.capture.lines.deferred import Stores, find_stores
 from tensortrace.capture.lines.frames import FrameTrace
 from tensortrace.capture.lines.live import LiveText
 from tensortrace.capture.lines.marks import Marks
-from tensortrace.capture.lines.namespaces import asks_for_locals
+from tensortrace.capture.lines.namespaces import HAS_ONE_DICT, asks_for_locals
 from tensortrace.capture.lines.options import Lines
 from tensortrace.capture.lines.reader import Reader
 from tensortrace.capture.lines.statements import Statements, read_statements
@@ -51,7 +51,6 @@ T = TypeVar("T")
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 # Larger tensors that a block finds are only named: a data set need not be read for it.
 _LARGEST_FOUND = 1 << 20
-_KEEPS_VALUES = sys.version_info < (3, 13)
 _RESUMED = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
 
@@ -258,6 +257,7 @@ class LineTracer:
             self._is_alone = False
             sys.settrace(self._global)
 
+    @leave_to_python
     def _on_call(self, frame: FrameType, event: str, arg: Any) -> Any:
         """Python calls this for each function that is called. Hot: torch calls many."""
         if _IS_COMPILED and torch.compiler.is_compiling():
@@ -438,7 +438,7 @@ class LineTracer:
     def _forget_values(self, frame: FrameType) -> None:
         """Until Python 3.12 a frame that was looked at keeps its variables' values in a dict."""
         code = frame.f_code
-        if _KEEPS_VALUES and code.co_flags & CO_OPTIMIZED and not self.is_closed(code):
+        if HAS_ONE_DICT and code.co_flags & CO_OPTIMIZED and not self.is_closed(code):
             frame.f_locals.clear()
 
     def _safely(self, act: Callable[[Any], None], frame: FrameType | None) -> None:
@@ -463,9 +463,6 @@ def _frame_trace(local: Any, tracer: LineTracer) -> FrameTrace | None:
 
 
 _CALLED_BY_PYTHON = (FrameTrace.event.__code__, LineTracer._on_call.__code__)
-# While Dynamo follows the program, Python goes on to call them for its own frames.
-for _function in (FrameTrace.event, FrameTrace.look_back, LineTracer._on_call):
-    leave_to_python(_function)
 
 
 def _numel(tensor: torch.Tensor) -> int:

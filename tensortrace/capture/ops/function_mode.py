@@ -69,6 +69,7 @@ _SYNCS_PER_STEP = 20
 class OutsideMode(TorchFunctionMode):
     """Shows every torch function called outside modules. No attributes: Dynamo guards on them."""
 
+    @leave_to_python
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -96,9 +97,6 @@ class OutsideMode(TorchFunctionMode):
         if isinstance(turn, Turn):
             return turn.way(turn, func, args, kwargs or {})
         return run_passed(turn, func, args, kwargs or {})
-
-
-leave_to_python(OutsideMode.__torch_function__)
 
 
 Way: TypeAlias = Callable[["Turn", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
