@@ -1,9 +1,12 @@
-"""Where tests of decorated functions run."""
+"""Where tests of decorated functions run, and packages that pip has installed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -26,3 +29,22 @@ def closing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     yield tmp_path
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Make a package of a text, where pip leaves one."""
+
+    def write(text: str) -> ModuleType:
+        file = tmp_path / "site-packages" / "package.py"
+        file.parent.mkdir()
+        file.write_text(text, "utf-8")
+        spec = importlib.util.spec_from_file_location("package", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "package", module)
+        spec.loader.exec_module(module)
+        return module
+
+    return write

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,19 +70,9 @@ class Trainer:
 
 
 @pytest.fixture
-def installed(tmp_path: Path) -> Iterator[ModuleType]:
+def installed(install: Callable[[str], ModuleType]) -> ModuleType:
     """A package as pip leaves it."""
-    file = tmp_path / "site-packages" / "package.py"
-    file.parent.mkdir()
-    file.write_text(INSTALLED, "utf-8")
-    spec = importlib.util.spec_from_file_location("package", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["package"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["package"]
+    return install(INSTALLED)
 
 
 def text_at(location: Location | None) -> str:

@@ -49,14 +49,15 @@ class Rounds:
             own = self._own[code.co_filename] = self._asks_own(code)
         return own
 
-    def frames(self, frame: FrameType | None, *, own: bool = False) -> Frames:
-        """Where a frame is, and those that called it; of the user's own code only if `own`. Hot."""
+    def frames(
+        self, frame: FrameType | None, where: Callable[[CodeType], bool] | None = None
+    ) -> Frames:
+        """Where a frame is, and those that called it; of some code only, if `where` says. Hot."""
         found: Frames = {}
-        owned, (end, last) = self._own, self._outermost
+        end, last = self._outermost
         while frame is not None:
             code = frame.f_code
-            # Nearly always the file is known.
-            if not own or (owned.get(code.co_filename, True) and self._is_own(code)):
+            if where is None or where(code):
                 found[id(frame)] = code, frame.f_lasti
             if id(frame) == end and code is last:
                 break

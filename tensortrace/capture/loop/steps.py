@@ -3,8 +3,9 @@
 1. `t.step()`, once used, and each return of a decorated function or item that it yields.
 2. The next batch of a DataLoader, while the loop goes on that asks for batches (`loaders.py`).
 3. Elsewhere the next outermost call after an optimizer step, a scaler's skip or a finished
-   backward, with grad off after one of the same module; if it begins another turn of the loop, for
-   a generator and its discriminator have several updates in one.
+   backward, with grad off after one of the same module, with grad on after an evaluation; if it
+   begins another turn of the loop, for a generator and its discriminator have several updates in
+   one.
 4. Without modules, the next op after an optimizer step; where updates are written by hand, the next
    graph that is begun after a write.
 """
@@ -45,13 +46,13 @@ class StepRules:
         self._moved: set[int] = set()
         self._module_seen, self._without_modules = False, True
         # Of the step in flight: where the user's code called the first and the last module outside
-        # every other; modules, by id, that were called so with grad off; whether it holds anything,
-        # and what else happened.
+        # every other; modules, by id, that were called so with grad off; whether one was with grad
+        # on, whether it holds anything, and what else happened.
         self._first: Frames | None = None
         self._last: Frames = {}
         self._without_grad: set[int] = set()
         self._updates = 0
-        self.holds_call = self.stepped = False
+        self._has_graph = self.holds_call = self.stepped = False
         self._backward_done = self._loader_done = False
         # Of updates by hand: whether a write is awaited, and whether the next graph ends the step.
         self.awaits_write = self.ends_at_graph = False
@@ -65,7 +66,7 @@ class StepRules:
         self._first, self._last = None, {}
         self._without_grad.clear()
         self._updates = 0
-        self.holds_call = self.stepped = False
+        self._has_graph = self.holds_call = self.stepped = False
         self._backward_done = self._loader_done = False
         self.awaits_write = self.ends_at_graph = False
 
@@ -77,8 +78,21 @@ class StepRules:
             return True
         if self.stepped or self._backward_done:
             return self._is_next_turn()
-        again = id(module) in self._without_grad and not torch.is_grad_enabled()
-        return again and self._is_next_turn()
+        if not torch.is_grad_enabled():
+            return id(module) in self._without_grad and self._is_next_turn()
+        return self._has_judged()
+
+    def _has_judged(self) -> bool:
+        """Whether the step holds an evaluation alone, and the loop has turned since.
+
+        What a turn looks up without grad (a teacher, a target, what a policy does) it learns from
+        further on.
+        """
+        frame = sys._getframe(2)
+        if self._has_graph or self.decorates or self.loaders.asking(frame) is not None:
+            return False
+        met, turned = self._look_back(frame)
+        return met is not None and turned
 
     def ends_at_closure(self) -> bool:
         """Whether it is where an optimizer steps with a closure: a whole turn may be in that."""
@@ -86,13 +100,15 @@ class StepRules:
 
     def begins_turn(self) -> None:
         """What may begin a turn is called here: a module outside every other, or a closure."""
-        self._last = self._rounds.frames(sys._getframe(1), own=True)
+        self._last = self._rounds.frames(sys._getframe(1), self._sources.is_user)
         if self._first is None:
             self._first = self._last
 
     def called(self, module: nn.Module) -> None:
         """A module is called outside every other, in any thread."""
-        if not torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            self._has_graph = True
+        else:
             self._without_grad.add(id(module))
         self._moved.clear()
         self.holds_call, self._module_seen, self._without_modules = True, True, False
@@ -162,27 +178,38 @@ class StepRules:
     def _look_back(self, frame: FrameType | None) -> tuple[FrameType | None, bool]:
         """The innermost frame that is further on than at the last call, or whose loop has turned.
 
+        A package that has been called to do a turn, or many, is asked whether it is further on in
+        the same turn of its own loop; whether a loop has turned, the program's own code says.
+
         Returns:
             It, and whether its loop has: what it calls now does not follow within a turn. Without a
             loop in it, it is another frame in the place of one that is gone. True without one.
         """
+        rounds = self._rounds
         while frame is not None:
             code, at = self._last.get(id(frame), (None, 0))
             if code is frame.f_code:
-                if self._rounds.is_ahead(code, at, frame.f_lasti):
+                here, own = frame.f_lasti, self._is_own(code)
+                if rounds.is_ahead(code, at, here) and (
+                    own or rounds.of(code, at) == rounds.of(code, here)
+                ):
                     return frame, False
-                if self._rounds.of(code, frame.f_lasti) is not None:
+                if own and rounds.of(code, here) is not None:
                     return frame, True
             frame = frame.f_back
         return None, True
 
     def _has_left(self, frame: FrameType) -> bool:
-        """Whether the innermost loop round the first call was left, or there was none."""
-        for number, (code, at) in (self._first or {}).items():
-            around = self._rounds.of(code, at)
-            if around is not None:
-                now = _on_stack(frame, number, code)
-                return now is None or now.f_lasti not in around
+        """Whether the innermost loop round the first call was left, or there was none.
+
+        It is the program's own loop, or without one that of the package which trains for it.
+        """
+        first = list((self._first or {}).items())
+        for own in True, False:
+            for number, (code, at) in first:
+                if self._is_own(code) is own and (around := self._rounds.of(code, at)) is not None:
+                    now = _on_stack(frame, number, code)
+                    return now is None or now.f_lasti not in around
         return True
 
     def _is_own(self, code: CodeType) -> bool:

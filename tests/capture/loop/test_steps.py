@@ -429,6 +429,40 @@ def test_validation_inside_the_block_has_a_step_for_each_batch() -> None:
     assert [c.update for c in roots] == [0, 1, 2, 2, 2, 3, 4, 4]
 
 
+def test_training_that_goes_on_after_a_validation_without_a_loader_is_another_step() -> None:
+    model = Net()
+    optimizer = sgd(model)
+
+    def program(t: Any) -> None:
+        for _ in range(2):
+            for _ in range(2):
+                train(model, optimizer, torch.rand(2, 4))
+            with torch.no_grad():
+                for _ in range(2):
+                    model(torch.rand(2, 4))
+
+    records = record(program)
+    assert [step for step, _ in root_calls(records)] == list(range(8))
+
+
+def test_a_state_looked_up_without_grad_is_of_the_turn_that_unrolls_from_it() -> None:
+    encoder, cell = nn.Linear(4, 4), nn.Linear(4, 4)
+    optimizer = sgd(cell)
+
+    def program(t: Any) -> None:
+        for _ in range(3):
+            with torch.no_grad():
+                h = encoder(torch.rand(2, 4))
+            for _ in range(4):
+                h = cell(h)
+            optimizer.zero_grad()
+            h.sum().backward()
+            optimizer.step()
+
+    calls = record(program).modules()
+    assert [call.step for call in calls] == [0] * 5 + [1] * 5 + [2] * 5
+
+
 def test_backward_without_an_optimizer_turns_the_step() -> None:
     model = Net()
 
