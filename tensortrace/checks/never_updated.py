@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
@@ -15,6 +15,7 @@ _MOST_BATCHES = 100
 # Of float32 half the distance between two numbers is 6e-8 of them; momentum adds up to ten times.
 _ROUNDING = 6e-9
 _FIXES = {
+    "waiting": "call its step() after backward() as well, unless it is to begin later on",
     "unmoved": "look for code that restores the weights, and for a learning rate below the "
     "rounding of the dtype (bfloat16 keeps 3 digits): keep float32 master weights",
     "faint": "where it stays so: give the term of the loss that these weights serve a larger "
@@ -25,6 +26,8 @@ _FIXES = {
 @dataclass(slots=True)
 class _Unused:
     """How many backwards an optimizer has cleared the gradients of; the last that it has not.
+
+    It `holds` parameters of these names.
 
     Before `scheduled` of them running something had set another learning rate; `repeated` of them
     running gave a loss and gradients that one before had given, as the last did if `again`.
@@ -39,6 +42,7 @@ class _Unused:
     again: bool = False
     epoch: Action | None = None
     passes: dict[int, set[tuple[int, int]]] = field(default_factory=dict)
+    holds: frozenset[str] = frozenset()
 
     def passed(self, times: int) -> bool:
         """Whether a sampler has begun so many epochs."""
@@ -61,7 +65,8 @@ def never_updated(
     Threshold:  in `updates` optimizer steps running a module in training mode has gradients of its
                 own parameters, and they are held by no optimizer that has stepped so far, or their
                 update is exactly 0 at a learning rate above 0 and was so from the start (a note if
-                the gradient is so small that SGD rounds it away).
+                the gradient is so small that SGD rounds it away, or if an optimizer that has never
+                stepped holds them and clears their gradients: it may wait for its turn).
                 Or: every learning rate of an optimizer is exactly 0 in more than `idle` of its
                 steps running. Or: an optimizer that has never stepped has cleared its gradients,
                 with a backward before it each time, `unused` times running in which modules are in
@@ -77,7 +82,8 @@ def never_updated(
     Fix:        give the optimizer all of model.parameters(), after the last layer was added or
                 replaced; freeze on purpose with requires_grad_(False), which also saves time
     Misses:     a network for a perceptual loss in training mode that is not frozen is reported;
-                an optimizer that takes its first step after `updates` steps of another one too;
+                an optimizer that takes its first step after `updates` steps of another one too,
+                unless it clears gradients from the start (a note);
                 weights that stop moving later in the run: they have converged, or the learning rate
                 has decayed below their rounding (TT410); those of LBFGS, which may converge in its
                 first step (a subclass has another name, and is told of); layers that TT202 or TT303
@@ -119,11 +125,18 @@ def never_updated(
     faded = {path for f in step.findings if f.code in ("TT202", "TT303")
              for path, _ in f.evidence["profile"]}  # fmt: skip
     unmoved = [name for name in unmoved if name.rpartition(".")[0] not in faded]
-    faint = [name for name in unmoved if name in memory["faint"]]
-    unmoved = [name for name in unmoved if name not in memory["faint"]]
-    for why, names in (("forgotten", forgotten), ("unmoved", unmoved), ("faint", faint)):
+    late = frozenset().union(*(seen.holds for seen in memory["unused"].values()))
+    waiting, forgotten = _part(forgotten, late)
+    faint, unmoved = _part(unmoved, memory.get("faint", ()))
+    told_of = {"forgotten": forgotten, "waiting": waiting, "unmoved": unmoved, "faint": faint}
+    for why, names in told_of.items():
         if names:
             yield _draft(step, why, names, updates)
+
+
+def _part(names: list[str], apart: Container[str]) -> tuple[list[str], list[str]]:
+    """Those that are to be told apart, and the others."""
+    return [n for n in names if n in apart], [n for n in names if n not in apart]
 
 
 def _never_stepped(
@@ -159,6 +172,7 @@ def _never_stepped(
             if index is None:
                 continue
             seen = unused.setdefault(index, _Unused())
+            seen.holds |= frozenset(record.detail.get("held", ()))
             loss, seen.backward = seen.backward, None
             if loss is None:
                 continue
@@ -268,9 +282,10 @@ def _is_zero(grad: Tensor) -> bool:
 def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:
     many = len(names) > 1
     still = "do not change" if many else "does not change"
-    said = ("are " if many else "is ") + (
-        "in no optimizer" if why == "forgotten"
-        else f"held by an optimizer with lr > 0 and {still}")  # fmt: skip
+    said = {
+        "forgotten": "in no optimizer",
+        "waiting": "held by an optimizer that has never stepped",
+    }.get(why, f"held by an optimizer with lr > 0 and {still}")
     what = f"{len(names)} parameters have gradients" if many else "1 parameter has a gradient"
     path = next((p for p in step.modules if names[0] in step.trainable(p)), None)
     more = ", ..." if len(names) > 4 else ""
@@ -278,9 +293,9 @@ def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:
     ran = next((c for c in step.calls if c.module == path and c.phase == "forward"), None)
     small = ", of less than what the optimizer rounds away," if why == "faint" else ""
     return Draft(
-        message=f"{what}{small} and {said}, {updates} optimizer steps running: "
-        f"{', '.join(names[:4])}{more}",
-        severity="note" if why == "faint" else None,
+        message=f"{what}{small} and {'are' if many else 'is'} {said}, {updates} optimizer steps "
+        f"running: {', '.join(names[:4])}{more}",
+        severity="note" if why in ("waiting", "faint") else None,
         cause=why, phase="optimizer", module=path, param=names[0], value=len(names), limit=0,
         location=taken.location if taken else None,
         chain=(ChainLink(ran.seq, None, path, ran.location),) if ran else (),

@@ -414,6 +414,28 @@ def test_an_optimizer_that_waits_beside_one_that_steps_is_silent():
     assert find_live(program, "TT401") == []
 
 
+@pytest.mark.parametrize("begins", [10, 200])
+def test_an_optimizer_that_has_yet_to_step_is_a_note_and_a_warning_after_a_hundred(begins):
+    def program():
+        actor, critic = nn.Linear(4, 3), nn.Linear(4, 3)
+        waits, steps = torch.optim.Adam(actor.parameters()), torch.optim.SGD(critic.parameters())
+        for i in range(120):
+            x = torch.rand(8, 4)
+            waits.zero_grad()
+            steps.zero_grad()
+            (actor(x) - critic(x)).square().mean().backward()
+            steps.step()
+            if i >= begins:
+                waits.step()
+
+    note, *more = find_live(program, "TT401")
+    assert (note.severity, note.step, note.evidence) == (
+        "note", 3, {"parameters": ["weight", "bias"]}
+    )  # fmt: skip
+    assert "held by an optimizer that has never stepped" in note.message
+    assert [(f.severity, f.value) for f in more] == ([("warning", 100)] if begins > 100 else [])
+
+
 @pytest.mark.parametrize("how", [
     {"step_of": lambda sgd, i: sgd.step()},
     {"step_of": lambda sgd, i: sgd.step() if i == 15 else None},

@@ -86,10 +86,10 @@ class OptimizerHooks:
 class _Met:
     """What is known of an optimizer when it is gone; no parameter can be held, not even weakly."""
 
-    __slots__ = ("anew", "hooks", "keys", "likeness", "ref", "steps")
+    __slots__ = ("anew", "hooks", "keys", "likeness", "ref", "steps", "told")
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.anew = False
+        self.anew = self.told = False
         self.ref = weakref.ref(optimizer)
         self.likeness = _likeness(optimizer)
         self.keys = hash(tuple(map(id, _parameters(optimizer))))
@@ -169,6 +169,12 @@ class Optimizers:
         """Whether an optimizer has moved what it holds."""
         return self._met[index].steps > 0
 
+    def tell_held(self, index: int) -> bool:
+        """True once, so that what an optimizer holds is told before it has stepped."""
+        met = self._met[index]
+        told, met.told = met.told, True
+        return not told
+
     def has_met(self) -> bool:
         """Whether any optimizer was met so far."""
         return bool(self._met)
@@ -225,6 +231,12 @@ def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
         return tuple(parameter.shape)
     except RuntimeError:
         return ()  # a lazy parameter, a nested one
+
+
+def names_held(recorder: Recorder, optimizer: Optimizer) -> list[str]:
+    """The full names of the parameters that modules have of those that an optimizer holds."""
+    owners = [_name(recorder, parameter, parameter.grad) for parameter in _parameters(optimizer)]
+    return [".".join(filter(None, owner)) for owner in owners if owner is not None]
 
 
 def _before(

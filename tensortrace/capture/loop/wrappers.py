@@ -230,6 +230,8 @@ def _zero_grad(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
             if _is_unused(recorder, optimizer, owner):
                 detail["still"] = True
                 detail["lr"] = optimizers.rates_of(owner)
+                if recorder.optimizers.tell_held(optimizer):
+                    detail["held"] = optimizers.names_held(recorder, owner)
     result = _quietly(call)
     with Ours(recorder, "loop"):
         if isinstance(owner, torch.optim.Optimizer):
