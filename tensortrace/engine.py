@@ -433,9 +433,9 @@ class Engine:
         if location is None or location.code is not None:
             return location
         for source in self._sources.get(location.file, ()):
-            lines = source.text.splitlines()
-            if 0 <= (at := location.line - source.first_line) < len(lines):
-                return structs.replace(location, code=lines[at].strip()[:200])
+            code = source.line(location.line)
+            if code is not None:
+                return structs.replace(location, code=code.strip()[:200])
         return location
 
 

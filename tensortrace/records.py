@@ -168,6 +168,16 @@ class Source(Record, frozen=True, kw_only=True, tag="source"):
     first_line: Whole
     text: str
 
+    @property
+    def lines(self) -> list[str]:
+        """The text line by line: only a line feed ends one, str.splitlines knows eight more."""
+        return self.text.removesuffix("\n").split("\n")
+
+    def line(self, number: int) -> str | None:
+        """The text of a line of `file`; None of one that the function does not have."""
+        lines, at = self.lines, number - self.first_line
+        return lines[at] if 0 <= at < len(lines) else None
+
 
 class Call(Record, frozen=True, kw_only=True, tag="call", gc=False):
     """One call of a module or an op, forward or backward.

@@ -84,8 +84,7 @@ def source_lines(run: Run, location: Location) -> list[tuple[int, str]]:
     source = run.source(location.file, location.line)
     if source is None:
         return [(location.line, escape(location.code.strip()))] if location.code else []
-    # Only "\n" ends a line of Python source; str.splitlines knows eight more.
-    all_lines = source.text.split("\n")
+    all_lines = source.lines
     at = location.line - source.first_line
     near = range(max(at - 1, 0), min(at + 2, len(all_lines)))
     shown = textwrap.dedent("\n".join(all_lines[i] for i in near)).split("\n")
@@ -211,6 +210,4 @@ def _code(run: Run, location: Location) -> str:
     if location.code:
         return location.code.strip()
     source = run.source(location.file, location.line)
-    lines = source.text.split("\n") if source else []
-    at = location.line - source.first_line if source else 0
-    return lines[at].strip() if at < len(lines) else ""
+    return (source.line(location.line) or "").strip() if source else ""

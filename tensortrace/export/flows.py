@@ -225,11 +225,9 @@ class FunctionFlow:
 
     def code(self, number: int) -> str | None:
         """The text of a line; None where the log does not have it."""
-        if self.source is not None:
-            text = self.source.text.split("\n")
-            at = number - self.source.first_line
-            if 0 <= at < len(text):
-                return text[at]
+        stored = self.source.line(number) if self.source is not None else None
+        if stored is not None:
+            return stored
         line = self.lines.get(number)
         return line.code if line else None
 

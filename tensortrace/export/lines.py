@@ -141,7 +141,7 @@ def _with_sources(
 
 def spans_of(sources: Iterable[Source]) -> list[Span]:
     """The first and last line of each stored text, for `source_of`."""
-    return [(s.first_line, s.first_line + s.text.count("\n"), s) for s in sources]
+    return [(s.first_line, s.first_line + len(s.lines) - 1, s) for s in sources]
 
 
 def source_of(name: str, number: int, spans: Iterable[Span]) -> Source | None:

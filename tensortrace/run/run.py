@@ -136,11 +136,7 @@ class Run:
 
     def source(self, file: str, line: int) -> Source | None:
         """The innermost stored function that contains a line."""
-        holding = [
-            s
-            for s in self.sources
-            if s.file == file and s.first_line <= line < s.first_line + len(s.text.splitlines())
-        ]
+        holding = [s for s in self.sources if s.file == file and s.line(line) is not None]
         return max(holding, key=lambda s: s.first_line, default=None)
 
     @property

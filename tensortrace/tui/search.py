@@ -86,7 +86,7 @@ def places_of(term: str, sources: Sequence[Source]) -> frozenset[tuple[str, int]
     return frozenset(
         (source.file, source.first_line + i)
         for source in sources
-        for i, line in enumerate(source.text.splitlines())
+        for i, line in enumerate(source.lines)
         if low in escape(line).lower()
     )
 

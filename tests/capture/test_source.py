@@ -17,6 +17,7 @@ from torch import nn
 
 from tensortrace import trace
 from tensortrace.records import Call, End, Location, Source
+from tensortrace.run import open_run
 from tests.capture import Net, Recorded, record
 
 HERE = Path(__file__)
@@ -241,6 +242,26 @@ def test_text_of_each_function_is_stored_once() -> None:
     (found,) = [source for source in mine if source.name == "helper"]
     assert found.text == inspect.getsource(helper)
     assert HERE.read_text("utf-8").splitlines()[found.first_line - 1].startswith("def helper(")
+
+
+def test_lines_end_where_python_ends_them(tmp_path: Path) -> None:
+    """Python reads a form feed, and U+2028 in a string, as part of their line."""
+    lines = [
+        "\x0c", "import torch", "from tensortrace import trace", "def f(x):", "    s = 'a\u2028b'",
+        "    h = x * 0", "    \x0c", "    y = h.log()", "    return y", "with trace():",
+        "    f(torch.ones(2))",
+    ]  # fmt: skip
+    (tmp_path / "program.py").write_text("\n".join(lines), "utf-8")
+    program = [sys.executable, "program.py"]
+    subprocess.run(program, cwd=tmp_path, check=True, capture_output=True)
+    run = open_run(tmp_path / "log.jsonl")
+    (finding,) = run.findings
+    assert finding.location is not None
+    assert (finding.location.line, finding.location.code) == (8, "y = h.log()")
+    source = run.source(finding.location.file, 8)
+    assert source is not None
+    assert source.lines == lines[3:9]
+    assert [source.line(number) for number in (3, 4, 9, 10)] == [None, lines[3], lines[8], None]
 
 
 def test_text_comes_before_the_first_record_that_points_into_it() -> None:

@@ -357,7 +357,7 @@ def snippet(
     """
     here, rows = location.line, {location.line: location.code} if location.code else {}
     if source is not None:
-        text = source.text.splitlines()
+        text = source.lines
         first = max(source.first_line, here - around)
         last = min(source.first_line + len(text) - 1, here + around)
         rows = {n: text[n - source.first_line] for n in range(first, last + 1)}

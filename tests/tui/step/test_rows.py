@@ -10,8 +10,19 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from tensortrace.records import Action, Line, Location, Module, Optimizer, Param, Record, Step
+from tensortrace.records import (
+    Action,
+    Line,
+    Location,
+    Module,
+    Optimizer,
+    Param,
+    Record,
+    Source,
+    Step,
+)  # fmt: skip
 from tensortrace.run import open_run
+from tensortrace.tui.search import places_of
 from tensortrace.tui.step.calls import columns, head_line, row_line
 from tensortrace.tui.step.cells import cells, duration_text, health, worst_health
 from tensortrace.tui.step.detail import detail_lines, finding_lines, snippet, wrap
@@ -236,6 +247,16 @@ def test_a_large_step_shows_what_a_line_far_inside_a_call_describes(tmp_path: Pa
 
 def test_a_snippet_without_stored_source_is_the_line_itself() -> None:
     assert "loss = model(x)" in text(snippet(HERE, None, 3))
+
+
+def test_a_snippet_and_a_search_take_lines_as_python_does() -> None:
+    source = Source(
+        step=0, file="t.py", name="f", first_line=7,
+        text="def f(x):\n    \x0c\n    s = '\u2028'\n    return x.log()\n",
+    )  # fmt: skip
+    shown = text(snippet(Location("t.py", 10, "f"), source, 1)).split("\n")
+    assert shown[-1].split()[-3:] == ["10", "return", "x.log()"]
+    assert places_of("x.log()", [source]) == {("t.py", 10)}
 
 
 def test_a_space_at_the_end_of_a_line_is_not_carried_to_the_next() -> None:
