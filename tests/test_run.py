@@ -252,13 +252,16 @@ def test_a_thin_step_says_how_many_of_its_calls_are_in_the_log(tmp_path, kept, t
     assert open_run(write_log(tmp_path / "log.jsonl", make_late_run(kept))).step(0).kept == told
 
 
-def test_the_lists_of_a_huge_step_end_but_its_lines_do_not(tmp_path, monkeypatch):
+def test_of_a_huge_step_the_calls_are_cut_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr("tensortrace.run.step.STEP_NBYTES", 10_000)
     calls = [make_call(i) for i in range(1, 501)]
-    step = open_run(write_log(tmp_path / "log.jsonl", calls)).step(0)
-    assert step.truncated
+    closing = [make_finding(), Step(step=0, seq=501)]
+    run = open_run(write_log(tmp_path / "log.jsonl", [*calls, *closing]))
+    step = run.step(0)
     assert 0 < len(step.calls) < 500
-    assert len(step) == 501
+    assert step.truncated == 500 - len(step.calls)
+    assert [*step.findings, step.summary] == closing
+    assert len(step) == 503
     assert step.record(500) == calls[-1]
     assert step.call(500) == calls[-1]
 

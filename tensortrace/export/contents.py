@@ -53,7 +53,7 @@ class Contents:
     """All that a report says about the logs of one run, one per rank.
 
     `step` is the one that `rows` is about, in the log of `table_run`; None if no step holds a
-    module. `whole` says that its calls are in the log.
+    module. `lacks` says in words what those have not got.
     """
 
     runs: list[Run]
@@ -61,8 +61,13 @@ class Contents:
     shown: list[Shown]
     table_run: Run
     step: int | None
-    whole: bool
+    lacks: str
     rows: list[Row]
+
+    @property
+    def whole(self) -> bool:
+        """Whether `rows` lack nothing."""
+        return self.step is not None and not self.lacks
 
     @property
     def counts(self) -> dict[Severity, int]:
@@ -92,12 +97,12 @@ def gather(
     shown = _merge(runs, found, modules)
     table_run, number = (runs[0], step) if step is not None else _choose_step(runs, shown)
     if number is None:
-        return Contents(list(runs), list(found), shown, table_run, None, False, [])
+        return Contents(list(runs), list(found), shown, table_run, None, "", [])
     worst = _worst_codes([one.finding for one in shown if one.run is table_run], number)
-    rows, whole = module_rows(table_run, number, worst)
+    rows, lacks = module_rows(table_run, number, worst)
     known = table_run.modules
     rows = [row for row in rows if matches(known, row.path, modules)]
-    return Contents(list(runs), list(found), shown, table_run, number, whole, rows)
+    return Contents(list(runs), list(found), shown, table_run, number, lacks, rows)
 
 
 def step_lines(run: Run, steps: range | None = None) -> Iterator[Step]:

@@ -128,7 +128,7 @@ def _layers(contents: Contents) -> Html:
                        tag("p", "No step of the log holds a module call.")])  # fmt: skip
     run, rows = contents.table_run, contents.rows
     rank = f" of rank {run.header.rank}" if len(contents.runs) > 1 else ""
-    kept = "" if contents.whole else "Only its step line was kept: no shapes, no times."
+    lacks = f"{contents.lacks[0].upper()}{contents.lacks[1:]}." if contents.lacks else ""
     left_out = len(rows) - MOST_LAYERS
     more = f"{left_out} more modules: the CSV has them all." if left_out > 0 else ""
     shown = columns_of(rows)
@@ -146,6 +146,6 @@ def _layers(contents: Contents) -> Html:
                         class_="flagged" if row.flag else None))  # fmt: skip
     return joined([
         tag("h2", f"Layers in step {contents.step}{rank}", id="layers"),
-        [tag("p", text, class_="dim") for text in (kept, more) if text],
+        [tag("p", text, class_="dim") for text in (lacks, more) if text],
         tag("div", tag("table", tag("thead", head), tag("tbody", body)), class_="scroll"),
     ])  # fmt: skip

@@ -44,8 +44,8 @@ def is_whole(records: StepRecords) -> bool:
     return any(call.module is not None for call in records.calls)
 
 
-def module_rows(run: Run, number: int, worst: Mapping[str, str]) -> tuple[list[Row], bool]:
-    """Make the rows of one step, in order of first call, and say whether its calls were there.
+def module_rows(run: Run, number: int, worst: Mapping[str, str]) -> tuple[list[Row], str]:
+    """Make the rows of one step, in order of first call, and say in words what they lack.
 
     Args:
         run: the log.
@@ -65,7 +65,11 @@ def module_rows(run: Run, number: int, worst: Mapping[str, str]) -> tuple[list[R
     }
     columns, norms = _columns(records.summary), _grad_norms(records)
     here = _Here(run.modules, records, calls, columns, norms, worst, broken)
-    return [_row(here, path) for path in calls or here.columns], bool(calls)
+    rows = [_row(here, path) for path in calls or here.columns]
+    if not calls:
+        return rows, "only its step line was kept: no shapes, no times"
+    left_out = records.truncated
+    return rows, f"{left_out} records past its first 32 MB are not counted" if left_out else ""
 
 
 @dataclass(frozen=True, slots=True)

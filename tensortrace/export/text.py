@@ -97,8 +97,8 @@ def _layers(contents: Contents, width: int) -> RenderableType:
         return Text("No layer table: no step of the log holds a module call.")
     rank = f" of rank {run.header.rank}" if len(contents.runs) > 1 else ""
     title = f"Layers in step {step}{rank}"
-    if not contents.whole:
-        title += " (only its step line was kept: no shapes, no times)"
+    if contents.lacks:
+        title += f" ({contents.lacks})"
     return show_layers(run, title, contents.rows, width)
 
 

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Record)
 
-# The lists of one step stop here, so that a run without steps (all in step 0) stays readable.
+# So much of one step is decoded at once: a run without steps (all in step 0) stays readable.
 STEP_NBYTES = 32 << 20
 # What a thin step leaves out, and writes after its step line if the next step has a finding.
 _LATE = ("call", "param", "line")
+# What there may be without bound.
+_MANY = (*_LATE, "action")
 _SEQ = re.compile(rb'"seq":\s*(\d{1,18})')
 
 
@@ -42,8 +44,8 @@ class StepRecords:
     it shows only. `starts` and `stops` have the byte offsets of the lines, int64 ``(len,)``.
     Lines stand in the order of their seqs: what was written after the step line, once the next step
     had a finding, is put where it belongs.
-    The lists (`records`, `calls`, ...) decode everything of their kind; in a step of more than
-    32 MB they end there and `truncated` is True, while `record(i)` reaches every line.
+    The lists (`records`, `calls`, ...) decode everything of their kind, but for `truncated` calls,
+    parameters, source lines and actions past the first 32 MB of a step: `record(i)` reaches those.
     """
 
     def __init__(self, file: LogFile, number: int, start: int, stop: int) -> None:
@@ -60,10 +62,12 @@ class StepRecords:
         raw: Ints = np.concatenate([*starts, np.array([at], np.int64)])
         self.starts, self.stops = raw[:-1], raw[1:]
         self._kinds = np.concatenate([*kinds, np.empty(0, np.uint8)])
-        self.truncated = at - start > STEP_NBYTES
         self._block = (0, b"")
         self._late = 0
         self._put_in_order()
+        many = np.isin(self._kinds, [KINDS.index(kind) for kind in _MANY])
+        self._left_out = many & (self.starts - start > STEP_NBYTES)
+        self.truncated = int(np.count_nonzero(self._left_out))
 
     def _put_in_order(self) -> None:
         """Put what a thin step wrote after its step line between what every step writes."""
@@ -118,7 +122,7 @@ class StepRecords:
         records = (
             self.record(int(i))
             for i in (self.indices(*kinds) if kinds else range(len(self)))
-            if self.starts[i] - self.start <= STEP_NBYTES
+            if not self._left_out[i]
         )
         return [r for r in records if isinstance(r, cls)]
 

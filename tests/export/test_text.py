@@ -108,6 +108,15 @@ def test_a_thinned_step_has_the_numbers_of_its_step_line(canonical: Path) -> Non
     assert "1.58" in text
 
 
+def test_a_table_says_which_calls_of_a_huge_step_it_leaves_out(
+    canonical: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tensortrace.run.step.STEP_NBYTES", 2_000)
+    text = render_report(canonical, step=0)
+    (left_out,) = re.findall(r"Layers in step 0 \((\d+) records past its first 32 MB", text)
+    assert int(left_out) == open_run(canonical).step(0).truncated > 0
+
+
 def test_an_empty_run_is_reported(tmp_path: Path) -> None:
     text = report(tmp_path)
     assert "steps     none" in text
