@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 import msgspec
 
-from tensortrace.records import Action, Phase, Scalar
+from tensortrace.records import Action, Location, Phase, Scalar
 
 # Exact as a float too.
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -37,7 +37,7 @@ class ZeroGrad(TypedDict, total=False):
 
     Called on a module, it clears parameters of `optimizers`. Of an optimizer that has never
     stepped `still` says that there were gradients, and that its first parameters are what they were
-    at its last one; `lr` is then that of each group.
+    at its last one; `lr` is then that of each group, and `held` names, once, what it holds.
     """
 
     set_to_none: bool
@@ -48,6 +48,7 @@ class ZeroGrad(TypedDict, total=False):
     grown: Count
     still: bool
     lr: list[Scalar | None]
+    held: list[str]
 
 
 class Clip(TypedDict, total=False):
@@ -183,8 +184,20 @@ class LoadStateDict(TypedDict, total=False):
     prefix_wanted: str
 
 
+class Hook(TypedDict):
+    """A forward hook of the program's, and the paths of modules that it runs before and after."""
+
+    at: Location
+    before: list[str]
+    after: list[str]
+
+
 class Replay(TypedDict, total=False):
-    """One call was run again at op level: where the value was `placed`, or why it could not be."""
+    """One call was run again at op level: where the value was `placed`, or why it could not be.
+
+    If no op made it: where the `hooks` of a backward are, the `forward_hooks`, and whether one
+    changed what the root was given (`hooked`); `buffers` are names by the id of a tensor.
+    """
 
     phase: Phase
     forward: Count
@@ -193,6 +206,10 @@ class Replay(TypedDict, total=False):
     op: str
     seq: Count
     differs: Any
+    hooks: list[Location]
+    forward_hooks: list[Hook]
+    hooked: bool
+    buffers: dict[str, str]
 
 
 class KeyNames(TypedDict):

@@ -63,6 +63,26 @@ def a_replay() -> None:
     nn.Sequential(nn.Linear(3, 3), Log())(torch.ones(2, 3)).sum().backward()
 
 
+def hooks_that_a_replay_leaves_out() -> None:
+    """One makes NaN of an output, one of a gradient; a buffer is NaN from the start."""
+    ahead, after, back = network(), network(), network()
+    after[0].register_forward_hook(lambda module, args, output: output * float("nan"))
+    ahead.register_forward_pre_hook(lambda module, args: (args[0] / 0,))
+    back[1].register_full_backward_hook(lambda module, made, given: (made[0] * float("nan"),))
+    norm = nn.BatchNorm1d(40).eval()
+    norm.running_mean[0] = float("nan")
+    for model in (ahead, after, back, norm):
+        model(torch.ones(4, 40)).sum().backward()
+
+
+def an_optimizer_that_waits() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model(torch.ones(4, 40)).sum().backward()
+        optimizer.zero_grad()
+
+
 def shapes_that_do_not_fit() -> None:
     a, b = torch.ones(3, 4), torch.ones(3, 4)
     network()(a @ b)
@@ -97,8 +117,9 @@ def a_loop_in_two_threads() -> None:
 
 
 PROGRAMS = [
-    a_loop, a_scaled_loop, a_replay, a_loop_in_two_threads, shapes_that_do_not_fit,
-    a_layer_that_does_not_fit, an_index_out_of_range, a_checkpoint_that_does_not_fit,
+    a_loop, a_scaled_loop, a_replay, hooks_that_a_replay_leaves_out, an_optimizer_that_waits,
+    a_loop_in_two_threads, shapes_that_do_not_fit, a_layer_that_does_not_fit,
+    an_index_out_of_range, a_checkpoint_that_does_not_fit,
 ]  # fmt: skip
 
 
@@ -119,6 +140,14 @@ def test_details_are_as_they_are_described(program: Callable[[], None]) -> None:
         assert read.detail == json.loads(encode(action))["detail"]
         types = details.DETAILS[action.action].__annotations__
         assert action.detail.keys() <= types.keys(), action.action
+
+
+def test_the_details_of_a_replay_and_of_a_waiting_optimizer_are_all_met() -> None:
+    programs = (a_replay, hooks_that_a_replay_leaves_out, an_optimizer_that_waits)
+    actions = [r for program in programs for r in record(program) if isinstance(r, Action)]
+    met = {(r.action, key) for r in actions for key in r.detail}
+    assert {("replay", key) for key in details.Replay.__annotations__} <= met
+    assert {("zero_grad", key) for key in ("still", "lr", "held")} <= met
 
 
 def test_programs_of_this_file_have_all_actions_of_a_cpu() -> None:
