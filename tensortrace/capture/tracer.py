@@ -246,11 +246,12 @@ class Trace:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        run = self._run
         if self._lines is not None:
-            with Ours(self._recorder, "lines"):
+            with Ours(run._recorder, "lines"):
                 self._lines.leave(_outside(sys._getframe(1)))
         # Blocks may end in any order (two generators): the last one out closes the run.
-        (self if self._joined is None else self._joined)._leave(error, traceback)
+        run._leave(error, traceback)
 
     def _leave(self, error: BaseException | None, traceback: TracebackType | None) -> None:
         with Alone():
@@ -274,6 +275,11 @@ class Trace:
         if error is None:
             self._recorder.raise_if_stopped()
 
+    @property
+    def _run(self) -> Trace:
+        """The trace whose run this is: the outer one's, if this block has joined it."""
+        return self if self._joined is None else self._joined
+
     def _go_out(self) -> None:
         """Leave a block of this run; if others are still in it, theirs is the loop to follow."""
         thread = threading.get_ident()
@@ -289,10 +295,10 @@ class Trace:
 
     def _lines_on(self, frame: FrameType) -> None:
         """Follow source lines from here on, if that is wanted."""
-        recorder = (self if self._joined is None else self._joined)._recorder
+        recorder = self._run._recorder
         if recorder is None or (self._options.lines is None and recorder.lines is None):
             return
-        with Ours(self._recorder, "lines"):
+        with Ours(recorder, "lines"):
             if recorder.lines is None and self._options.lines is not None:
                 from tensortrace.capture.lines.tracer import LineTracer
 
@@ -326,7 +332,7 @@ class Trace:
 
         One of another thread than that whose loop is followed is none.
         """
-        run = self if self._joined is None else self._joined
+        run = self._run
         recorder = run._recorder
         if recorder is None or slot.recorder is not recorder:
             return
@@ -338,7 +344,7 @@ class Trace:
 
     def _items_end(self) -> None:
         """A decorated generator has ended: what came after its last item is a step, if anything."""
-        recorder = (self if self._joined is None else self._joined)._recorder
+        recorder = self._run._recorder
         if recorder is None:
             return
         if recorder.rules.holds_call or recorder.last_step() == recorder.step:

@@ -24,7 +24,7 @@ from tensortrace.capture import compiled
 from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.drafts import OptimizerDraft, ParamDraft
 from tensortrace.capture.ops import function_mode
-from tensortrace.capture.tensors import TensorDraft
+from tensortrace.capture.tensors import TensorDraft, version_of
 from tensortrace.capture.unwrap import plain, quiet
 from tensortrace.records import Scalar, to_scalar
 from tensortrace.text import shorten
@@ -120,7 +120,7 @@ class _Met:
             held = (p._backward_hooks for p in _parameters(optimizer))
             return hooks is not None and any(table is hooks for table in held)
         # Each step has written them. What was made since at the same addresses is younger.
-        written = max(map(_version, _parameters(optimizer)), default=0)
+        written = max(map(version_of, _parameters(optimizer)), default=0)
         return written >= self.steps
 
 
@@ -220,10 +220,6 @@ def _likeness(optimizer: Optimizer) -> int:
 
 def _parameters(optimizer: Optimizer) -> Iterator[torch.Tensor]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
-
-
-def _version(parameter: torch.Tensor) -> int:
-    return 0 if parameter.is_inference() else parameter._version
 
 
 def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
@@ -338,7 +334,7 @@ def begin_step(
                 recorder.pend(param)
             else:
                 sample = _sample(parameter, running.most)
-                running.samples.append((parameter, param, parameter._version, sample))
+                running.samples.append((parameter, param, version_of(parameter), sample))
     changed = recorder.optimizers.newly_held(index, names)
     moved = recorder.carried.moved(recorder.names, recorder.parameters) if recorder.full else []
     fields = {
@@ -384,7 +380,7 @@ def finish_step(recorder: Recorder, running: StepInFlight) -> None:
     kernel = compiled.kernel
     with quiet():
         for parameter, draft, version, before in running.samples:
-            draft.changed = parameter._version != version
+            draft.changed = parameter.is_inference() or parameter._version != version
             if kernel is not None and isinstance(before, tuple):
                 draft.moved = kernel.moved(parameter, running.most, _RUN, before)
                 _, draft.fields["sampled"], draft.numel, _ = before

@@ -193,6 +193,21 @@ def test_a_step_that_is_not_traced_keeps_no_tensor_alive() -> None:
     assert not seen.faults
 
 
+def test_what_fails_of_ours_in_a_block_inside_another_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tensortrace.capture.lines.tracer import LineTracer
+
+    def fail(*given: Any) -> None:
+        raise RuntimeError("ours")
+
+    seen = Seen()
+    monkeypatch.setattr(LineTracer, "enter", fail)
+    with trace(out=seen.take), trace(lines=True):
+        pass
+    assert len(seen.faults) == 1
+
+
 @pytest.mark.parametrize("fails", ["enter", "_uninstall", "_install"])
 def test_what_fails_of_ours_hides_no_exception_of_the_users(
     fails: str, monkeypatch: pytest.MonkeyPatch

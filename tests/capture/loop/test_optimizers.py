@@ -17,7 +17,7 @@ from tensortrace.capture.loop import optimizers
 from tensortrace.capture.loop.optimizers import SAMPLE
 from tensortrace.checks import all_checks
 from tensortrace.export.contents import found_again
-from tensortrace.records import Optimizer, Param, Step
+from tensortrace.records import End, Optimizer, Param, Step
 from tensortrace.run import open_run
 from tests.capture import Net, Recorded, record
 
@@ -299,6 +299,25 @@ def test_an_optimizer_that_never_calls_its_closure_is_said_to_move_nothing_known
     (found,) = records.of(Optimizer)
     assert (found.no_grad, records.of(Param)) == (4, [])
     assert records.actions("tracer_error") == []
+
+
+def test_parameter_that_was_made_in_inference_mode_is_followed() -> None:
+    """Torch does not count how often it is written."""
+
+    @torch.inference_mode()
+    def program(t: Any) -> None:
+        weight = nn.Parameter(torch.ones(3), requires_grad=False)
+        weight.grad = torch.ones(3)
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        for _ in range(2):
+            optimizer.step()
+
+    records = record(program)
+    params = records.of(Param)
+    assert [param.changed for param in params] == [True, True]
+    # sqrt(3) * 0.1 of sqrt(3)
+    assert params[0].update_ratio == pytest.approx(0.1)
+    assert records.of(End)[0].updates == 2
 
 
 def test_parameter_that_the_optimizer_did_not_write_is_not_changed() -> None:
