@@ -931,6 +931,36 @@ def test_the_saved_log_gives_the_same_finding(tmp_path: Path, every: int) -> Non
     assert records.of(Optimizer)
 
 
+@pytest.mark.parametrize("joint", [False, True], ids=["a discriminator", "two heads of one body"])
+@pytest.mark.parametrize("turn", [0, 30])
+def test_a_graph_that_a_loss_of_its_own_optimizer_has_freed_is_detached(
+    joint: bool, turn: int
+) -> None:
+    class Judge(nn.Sequential):
+        pass
+
+    make, judge = nn.Sequential(nn.Linear(4, 6), nn.Tanh()), Judge(nn.Linear(6, 1))
+    first = torch.optim.SGD([*judge.parameters(), *(make.parameters() if joint else ())], 0.1)
+    second = torch.optim.SGD(make.parameters(), 0.1)
+
+    def program() -> None:
+        for i in range(turn + 1):
+            real, fake = torch.randn(8, 6), make(torch.randn(8, 4))
+            first.zero_grad()
+            taken = fake if i == turn else fake.detach()
+            (judge(taken) - judge(real)).mean().backward()
+            first.step()
+            second.zero_grad()
+            judge(fake).mean().backward()
+            second.step()
+
+    finding = explained(program)
+    assert finding.step == turn
+    assert ("(loss_a + loss_b)" in finding.fix) is joint
+    if not joint:
+        assert "detach what `Sequential` made where `Judge` takes it" in finding.fix
+
+
 def of_distribution() -> None:
     scale = nn.Parameter(torch.tensor([1.0, -0.5]))
     torch.distributions.Normal(torch.zeros(2), scale, validate_args=True)

@@ -106,7 +106,8 @@ def second_backward(facts: Facts, found: Match) -> Told:
             f"the graph was freed by backward() at {line_text(first.location)}; this is "
             f"backward() on {what}",
             "backward() frees what the graph kept, to save memory",
-            _anew(facts.step, first, last) or ("call backward() once" if again else
+            _anew(facts.step, first, last) or _apart(facts.step, first, last)
+            or ("call backward() once" if again else
             "(loss_a + loss_b).backward(), or detach() what both share, or retain_graph=True"),
             (_link(first), _link(last)),
         )  # fmt: skip
@@ -154,6 +155,31 @@ def _anew(step: StepView, first: Action, last: Action) -> str | None:
         return None
     name = models[-1].module or "the model"
     return f"call {quoted(name)} in the loop: its output was made once, before the first backward()"
+
+
+def _apart(step: StepView, first: Action, last: Action) -> str | None:
+    """What to detach where losses train one after another, as a discriminator and its generator do.
+
+    None where the sum of the losses is as good: no optimizer steps in between, or it moves what
+    made the values that both are of.
+    """
+    steps = {o.index for o in step.optimizers if first.seq < o.seq < last.seq}
+    moved = {param.module for param in step.params if param.optimizer in steps}
+    before = [call for call in _forward(step, first.seq) if call.op is None]
+    later = {id for c in _forward(step, last.seq, first.seq) if c.op is None for _, id in c.inputs}
+    for maker in before if moved else ():
+        shared = later.intersection(id for _, id in maker.outputs)
+        users = (c for c in before if c.seq > maker.seq and any(_has(c.inputs, t) for t in shared))
+        user = next(users, None)
+        if user is not None and moved.isdisjoint(c.module for c in step.inside(maker)):
+            made = quoted(maker.module or step.cls_of(maker.module))
+            takes = quoted(user.module or step.cls_of(user.module))
+            return (
+                f"detach what {made} made where {takes} takes it at {line_text(user.location)}, "
+                f"as x.detach(): the first loss does not train {made}, and its backward() then "
+                "leaves that graph to the second"
+            )
+    return None
 
 
 def _from_earlier_step(facts: Facts, fate: str) -> Told | None:
