@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tensortrace.capture.compiled import kernel_name
+from tensortrace.log import ranks_of_environment
 from tensortrace.records import FORMAT, FORMAT_VERSION, Header
 from tensortrace.text import shorten
 from tensortrace.version import __version__
@@ -22,8 +23,19 @@ from tensortrace.version import __version__
 _ARGUMENTS = 200
 
 
+def ranks() -> tuple[int, int]:
+    """The rank of this process and how many there are: of the process group, or as torchrun says.
+
+    A program may tell both to `init_process_group` alone.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return ranks_of_environment()
+
+
 def make_header(options: dict[str, Any]) -> Header:
     """Describe the process as it is now; changes nothing and starts no device."""
+    rank, count = ranks()
     return Header(
         step=0,
         format=FORMAT,
@@ -37,8 +49,8 @@ def make_header(options: dict[str, Any]) -> Header:
         hostname=socket.gethostname(),
         pid=os.getpid(),
         cwd=_folder(),
-        rank=_number("RANK", 0),
-        world_size=_number("WORLD_SIZE", 1),
+        rank=rank,
+        world_size=count,
         seed=torch.initial_seed(),
         deterministic={
             "algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -56,10 +68,3 @@ def _folder() -> str:
         return str(Path.cwd())
     except OSError:
         return ""  # it was removed
-
-
-def _number(variable: str, default: int) -> int:
-    try:
-        return int(os.environ.get(variable, default))
-    except ValueError:
-        return default

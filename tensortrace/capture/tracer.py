@@ -32,7 +32,7 @@ from torch import nn
 from tensortrace.capture import exceptions
 from tensortrace.capture.active import Alone, Ours, here, slot
 from tensortrace.capture.driven import Turns, driven, is_ours
-from tensortrace.capture.header import make_header
+from tensortrace.capture.header import make_header, ranks
 from tensortrace.capture.journal import Journal, is_full
 from tensortrace.capture.loop.optimizers import OptimizerHooks
 from tensortrace.capture.loop.wrappers import Patches
@@ -401,7 +401,7 @@ class Trace:
         # Once its names are given, nothing of ours keeps the user's model alive.
         options = self._options = replace(self._options, model=None)
         engine = Engine(options.checks, options.settings)
-        sink = open_sink(options.out)
+        sink = open_sink(options.out, ranks())
         journal = Journal(
             sink,
             engine,

@@ -8,6 +8,7 @@ lines and steps.
 
 from __future__ import annotations
 
+from tensortrace.log.claim import ranks_of_environment
 from tensortrace.log.codec import (
     MAX_LINE,
     MAX_STEP,
@@ -54,6 +55,7 @@ __all__ = [
     "iterate",
     "open_log",
     "open_sink",
+    "ranks_of_environment",
     "read_step",
     "scan_chunk",
     "seek_step",

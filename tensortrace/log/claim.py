@@ -20,13 +20,12 @@ from tensortrace.text import escape
 _IMPORTED_NS = time.time_ns()
 
 
-def rank_suffix() -> str:
-    """What the name of a log gets where several ranks write one each."""
+def ranks_of_environment() -> tuple[int, int]:
+    """The rank of this process and how many there are, as torchrun and its like say it."""
     try:
-        world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     except ValueError:
-        return ""
-    return f".rank{rank}" if world > 1 else ""
+        return 0, 1
 
 
 def split_name(path: Path) -> tuple[str, str]:

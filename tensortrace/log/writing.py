@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol, cast
 
 from tensortrace.errors import LogError, UsageError
 from tensortrace.handlers import is_of_handler
-from tensortrace.log.claim import above_standard, claim, rank_suffix, split_name
+from tensortrace.log.claim import above_standard, claim, ranks_of_environment, split_name
 from tensortrace.log.codec import decode, encode
 from tensortrace.records import Record
 from tensortrace.text import escape
@@ -127,24 +127,28 @@ class LogWriter(_Buffered):
         self._linked = self._begun.st_nlink > 0  # some network file systems count no links
 
     @classmethod
-    def open(cls, path: str | Path) -> LogWriter:
+    def open(cls, path: str | Path, ranks: tuple[int, int] | None = None) -> LogWriter:
         """Create the log, and its folder if there is none.
 
-        With ``WORLD_SIZE`` > 1 in the environment the name gets the rank (``log.rank3.jsonl``). A
-        log of that name is kept as ``<stem>.prev.jsonl``; if this process wrote it, or another is
-        still writing it, the new one is ``log-2.jsonl``. A name that ends in ``.zst`` is written
-        compressed.
+        One of several ranks has its number in the name (``log.rank3.jsonl``). A log of that name is
+        kept as ``<stem>.prev.jsonl``; if this process wrote it, or another is still writing it, the
+        new one is ``log-2.jsonl``. A name that ends in ``.zst`` is written compressed.
 
+        Args:
+            path: what the name is made of.
+            ranks: the rank, and how many there are; as the environment says by default.
         Raises:
             UsageError: the file is not a log of ours, or cannot be created there.
         """
         wanted = Path(path)
         writer = _writer_for(wanted) if cls is LogWriter else cls
         first, suffix = split_name(wanted)
+        rank, count = ranks_of_environment() if ranks is None else ranks
+        mark = f".rank{rank}" if count > 1 else ""
         try:
             for number in range(1, _LOGS + 1):
                 stem = first if number == 1 else f"{first}-{number}"
-                name = wanted.with_name(f"{stem}{rank_suffix()}{suffix}")
+                name = wanted.with_name(f"{stem}{mark}{suffix}")
                 fd = claim(name)
                 if fd is not None:
                     return writer(name, above_standard(fd))
@@ -307,14 +311,20 @@ class _CallableSink:
         pass
 
 
-def open_sink(out: str | os.PathLike[str] | BinaryIO | Callable[[Record], object]) -> Sink:
+def open_sink(
+    out: str | os.PathLike[str] | BinaryIO | Callable[[Record], object],
+    ranks: tuple[int, int] | None = None,
+) -> Sink:
     """Open what `trace(out=...)` names: a path, a binary file, or a callable that takes records.
 
+    Args:
+        out: that.
+        ranks: as `LogWriter.open` takes them.
     Raises:
         UsageError: it is none of these, or a path that cannot be written.
     """
     if isinstance(out, str | os.PathLike):
-        return LogWriter.open(Path(out))
+        return LogWriter.open(Path(out), ranks)
     if isinstance(out, io.TextIOBase):
         raise UsageError("out is a text file: open it with mode 'wb', or give its .buffer")
     if hasattr(out, "write"):
