@@ -248,6 +248,10 @@ class TensorTable:
         }
         self._units.let_go(tensor)
 
+    def received(self, tensor: torch.Tensor) -> None:
+        """Take a tensor for a new one: a rank has sent it, and torch may count that as no write."""
+        self._known.pop(id(tensor), None)
+
     def let_all_go(self) -> None:
         """The same of all tensors."""
         self._known, self.passed, self._detached, self._units = {}, {}, {}, Units()

@@ -21,6 +21,10 @@ from tensortrace.text import location_text, module_text
 
 # Ops that only bring data in: what they return counts as data.
 _SOURCES = frozenset(("tensor", "astensor", "asarray", "fromnumpy", "frombuffer", "load"))
+_SENT = (
+    "it was loaded so, or another rank has sent it: read the logs of the others, too (tensortrace "
+    "report FOLDER shows all)"
+)
 # Who took it, under which name, and what it was.
 _Entry: TypeAlias = tuple[Call, str, Tensor]
 
@@ -92,7 +96,7 @@ def _draft(step: StepView, entry: _Entry, damage: str | None, *, earlier: bool =
     elif severity == "note":
         message += ", as a mask has them"
     maker = None if earlier or severity == "note" else _made_before(step, call)
-    explanation = None
+    explanation = _SENT if step.world_size > 1 else None
     if maker is not None:
         what = maker.op or module_text(maker.module, step.cls_of(maker.module))
         message += f"; before it in this step {what} made {count_text(_bad_of(step, maker))} from "

@@ -13,6 +13,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import CodeType, FrameType
 
 import torch
@@ -41,6 +43,7 @@ class StepRules:
         self._optimizers, self._sources = optimizers, sources
         # Rule 1: whether `t.step()` was used, and whether a function is decorated.
         self.manual = self.decorates = False
+        self._ends = True  # unless what is called now is of one turn whatever it is
         # Which optimizers have stepped since a module was called last; whether the loop does
         # without modules, or has turned without one.
         self._moved: set[int] = set()
@@ -72,7 +75,7 @@ class StepRules:
 
     def ends_at_call(self, module: nn.Module) -> bool:
         """Whether the step is over where a module is about to be called outside every other."""
-        if not self.holds_call or self.manual:
+        if not self.holds_call or self.manual or not self._ends:
             return False
         if self._loader_done:
             return True
@@ -97,6 +100,15 @@ class StepRules:
     def ends_at_closure(self) -> bool:
         """Whether it is where an optimizer steps with a closure: a whole turn may be in that."""
         return self.stepped and not self.manual and self._is_next_turn()
+
+    @contextmanager
+    def one_turn(self) -> Iterator[None]:
+        """All that is called inside is of one turn: the micro-batches of a pipeline's schedule."""
+        ends, self._ends = self._ends, False
+        try:
+            yield
+        finally:
+            self._ends = ends
 
     def begins_turn(self) -> None:
         """What may begin a turn is called here: a module outside every other, or a closure."""

@@ -1,8 +1,9 @@
 """What a training loop does that no hook shows: wrappers around a few methods of torch's.
 
 Fetching data, zeroing and clipping gradients, scaling the loss, switching between training and
-evaluation, loading a state dict. Each wrapper calls the original with the arguments that it got and
-looks the recorder up in the slot, so that one left in place by somebody else is inert.
+evaluation, loading a state dict, what other ranks send, a schedule of micro-batches. Each wrapper
+calls the original with the arguments that it got and looks the recorder up in the slot, so that one
+left in place by somebody else is inert.
 """
 
 from __future__ import annotations
@@ -48,6 +49,14 @@ _EXAMPLES = 5
 _SAMPLERS = frozenset({SequentialSampler, RandomSampler, SubsetRandomSampler, DistributedSampler,
                        WeightedRandomSampler})  # fmt: skip
 _BATCH_SAMPLERS = frozenset({BatchSampler, type(None)})
+# What writes to tensors, and torch does not count it as it counts what else does.
+_COLLECTIVES = (
+    "allreduce", "allreduce_coalesced", "broadcast", "reduce", "recv", "recv_anysource",
+    "allgather", "allgather_coalesced", "_allgather_base", "allgather_into_tensor_coalesced",
+    "gather", "scatter", "reduce_scatter", "_reduce_scatter_base",
+    "reduce_scatter_tensor_coalesced", "alltoall", "alltoall_base",
+)  # fmt: skip
+_SCHEDULES = ("PipelineScheduleSingle", "PipelineScheduleMulti")
 _Call = Callable[[], Any]
 _Original = Callable[..., Any]
 # Reports a call: gets the recorder, the arguments, the frame's depth and the call itself.
@@ -80,7 +89,11 @@ class Patches:
 
 def _targets() -> list[tuple[Any, str, _Report]]:
     scaler = grad_scaler.GradScaler
+    group = torch.distributed.ProcessGroup if torch.distributed.is_available() else None
+    schedules = sys.modules.get("torch.distributed.pipelining.schedules")
     return [
+        *((group, name, _receive) for name in _COLLECTIVES if group is not None),
+        *((getattr(schedules, name), "step", _schedule) for name in _SCHEDULES if schedules),
         (dataloader.DataLoader, "__iter__", functools.partial(_loader, Orders())),
         (dataloader._BaseDataLoaderIter, "__next__", functools.partial(_fetch, Batches())),
         (torch.optim.Optimizer, "zero_grad", _zero_grad),
@@ -259,6 +272,21 @@ def _is_unused(recorder: Recorder, index: int, optimizer: torch.optim.Optimizer)
     held = [p for group in optimizer.param_groups for p in group["params"]]
     still = recorder.carried.by_hand.is_still(index, held)
     return still and any(p.grad is not None for p in held)
+
+
+def _receive(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    result = call()
+    with Ours(recorder, "loop"):
+        for _, tensor in tensors_in((args[1:], kwargs), ""):
+            recorder.tensors.received(tensor)
+    return result
+
+
+def _schedule(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    with Ours(recorder, "loop"):
+        recorder.closure_given()
+    with recorder.rules.one_turn():
+        return call()
 
 
 def _train(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
