@@ -68,7 +68,9 @@ def _say(text: str) -> None:
     # stderr may be closed or None: then nobody is there to read it.
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            print(text, file=sys.stderr, flush=True)
+            # In one piece: other ranks and threads write there, too.
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
 
 def _is_there(path: Path) -> bool:

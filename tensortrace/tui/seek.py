@@ -124,6 +124,7 @@ class Seeker(Reader):
             self.tell(f"{self.term}: nowhere in {where}{self.searched_text()}", "warning")
             return
         before = self.spot
+        self.following = False
         self.remember()
         self.wrapped |= wrapped
         other = run is not self.log_
