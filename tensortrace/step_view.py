@@ -87,6 +87,8 @@ class StepView:
     shared: dict[str, Any] = field(default_factory=dict)
     _forward: list[Call] = field(default_factory=list)
     _sorted: tuple[int, int] = (0, 0)
+    _by_seq: dict[int, Call] = field(default_factory=dict)
+    _numbered: tuple[int, int] = (0, 0)
     _happened: list[Action | Optimizer] = field(default_factory=list)
     _as_of: tuple[int, ...] = ()
     _data: set[int] = field(default_factory=set)
@@ -113,7 +115,7 @@ class StepView:
             phase: what was replayed.
         """
         up = {seq}
-        by_seq = {c.seq: c for c in self.calls}
+        by_seq = self.by_seq()
         while seq is not None:
             seq = by_seq[seq].parent if seq in by_seq else None
             up.add(seq)
@@ -152,6 +154,17 @@ class StepView:
             forward = [call for call in self.calls if call.phase == "forward"]
             self._forward, self._sorted = sorted(forward, key=lambda call: call.seq), now
         return self._forward
+
+    def by_seq(self) -> dict[int, Call]:
+        """Map the calls so far, those of a replay aside, by their seq.
+
+        Returns:
+            A dict that is asked for again, and not to be changed.
+        """
+        now = len(self.calls), self.calls[-1].seq if self.calls else 0
+        if now != self._numbered:
+            self._by_seq, self._numbered = {call.seq: call for call in self.calls}, now
+        return self._by_seq
 
     def passed_over(self, path: str | None) -> bool:
         """Whether no forward call of a module was seen, so that a replay alone can know of one."""
@@ -339,7 +352,7 @@ class StepView:
 
     def _spoilt_leaves(self) -> tuple[set[tuple[int, ...] | None], int]:
         """The shapes of mere tensors whose gradient is not finite, and the seq of its backward."""
-        by_seq = {c.seq: c for c in self.calls if c.phase == "forward"}
+        by_seq = self.by_seq()
         shapes: set[tuple[int, ...] | None] = set()
         since = self.calls[-1].seq if self.calls else 0
         for call in self.calls:

@@ -142,6 +142,21 @@ def test_what_happened_is_listed_anew_when_more_has():
     assert [r.seq for r in view.happened()] == [3, 7]
 
 
+def test_calls_are_found_by_seq_when_more_have_come_and_when_they_are_dropped():
+    view = StepView(0)
+    assert view.by_seq() == {}
+    view.calls.append(Call(step=0, seq=5))
+    assert list(view.by_seq()) == [5]
+    view.calls.append(Call(step=0, seq=3))
+    assert list(view.by_seq()) == [5, 3]
+    assert view.by_seq() is view.by_seq()
+    view.calls.clear()
+    view.calls += [Call(step=0, seq=7), Call(step=0, seq=8)]
+    assert list(view.by_seq()) == [7, 8]
+    view.calls.clear()
+    assert view.by_seq() == {}
+
+
 def test_explanation_and_fix_come_from_the_docstring_unless_the_draft_has_them():
     (found,) = run(Engine([always]), [0])
     assert (found.explanation, found.fix) == ("it is there", "do nothing at all")

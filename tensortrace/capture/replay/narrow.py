@@ -149,7 +149,7 @@ class Narrower:
             kept. Of what is not found behind the loss (a mask, weights that a module is given) a
             later module may be the reason.
         """
-        by_seq = {call.seq: call for call in step.calls}
+        by_seq = step.by_seq()
         losses = (a.tensor for a in step.actions if a.action == "loss" and a.tensor is not None)
         reached = upstream(step, losses)[0] if damage == "loss" else None
         explained = False
@@ -192,7 +192,7 @@ class Narrower:
         own = first.op is None or is_own_backward(first)
         if not own and not step.nonfinite(first.inputs):
             return []
-        by_seq = {call.seq: call for call in step.calls}
+        by_seq = step.by_seq()
         owner = by_seq.get(first.forward) if first.forward is not None else None
         if owner is not None:
             made_in = self._root_of(by_seq, owner)
@@ -258,7 +258,7 @@ class Narrower:
         # No step rests from here on: another cause has to show in calls that are recorded.
         self._recorder.may_rest = False
         started = time.perf_counter_ns()
-        call = next((c for c in step.calls if c.seq == root.seq), None)
+        call = step.by_seq().get(root.seq)
         given = call.inputs if call is not None and not root.hooked else []
         replay = Replay(self._recorder, root, given, math.inf if first is None else first.seq)
         try:
@@ -488,7 +488,7 @@ def _first_difference(
     but the root, whose outputs have to stand for what came before the op.
     """
     originals = _originals(step, root, calls)
-    by_seq = {call.seq: call for call in step.calls}
+    by_seq = step.by_seq()
     for call in sorted(calls, key=lambda c: c.seq):
         if call.op is not None or call.phase != "forward" or call.recompute:
             continue
