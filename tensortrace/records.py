@@ -99,6 +99,15 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         """How many elements are NaN or infinite."""
         return self.nan + self.posinf + self.neginf
 
+    @property
+    def rms(self) -> float | None:
+        """Root mean square over the finite elements: `norm` / sqrt(how many they are).
+
+        None if there are none, or if the norm is not known.
+        """
+        finite = self.numel - self.nonfinite
+        return None if self.norm is None or finite <= 0 else self.norm / math.sqrt(finite)
+
 
 class ParameterInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A parameter as its module declares it; `name` is local to the module."""

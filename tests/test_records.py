@@ -80,3 +80,12 @@ def test_no_scalar_stays_none():
 
 def test_nonfinite_counts_all_three():
     assert Tensor(id=1, nan=1, posinf=2, neginf=4).nonfinite == 7
+
+
+def test_the_rms_is_over_the_finite_elements_and_none_where_there_are_none():
+    # 3, 4, NaN, inf: the norm over the finite ones is 5.
+    assert Tensor(id=1, numel=4, nan=1, posinf=1, norm=5.0).rms == 5 / math.sqrt(2)
+    assert Tensor(id=1, numel=2, norm=0.0).rms == 0
+    assert Tensor(id=1, numel=2).rms is None
+    assert Tensor(id=1, numel=1, neginf=1, norm=0.0).rms is None
+    assert Tensor(id=1, norm=0.0).rms is None

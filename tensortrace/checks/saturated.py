@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -64,7 +63,7 @@ def saturated(
     path, kind = first = found[0]
     mean, call = seen[first]
     given = step.tensors.get(call.inputs[0][1]) if call.inputs else None
-    rms = f", on an input of rms {number_text(_rms(given))}" if given and given.norm else ""
+    rms = f", on an input of rms {number_text(given.rms)}" if given and given.rms else ""
     recent = series[first]
     yield Draft(
         message=f"the mean slope of {kind} in {module_text(path)} is {number_text(mean)} of the "
@@ -128,7 +127,3 @@ def _mean_slope(kind: str, tensors: Mapping[int, Tensor], call: Call) -> float |
     if not 0 < made.mean <= 0.25:
         return None
     return max(0.0, (1 - square / made.mean) / (1 - made.mean))
-
-
-def _rms(tensor: Tensor) -> float:
-    return (tensor.norm or 0.0) / math.sqrt(max(tensor.numel - tensor.nonfinite, 1))

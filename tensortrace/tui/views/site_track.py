@@ -19,11 +19,6 @@ from tensortrace.tui.views.site import Held, tensor_in
 MOST_KEPT = 200_000
 
 
-def _rms(tensor: Tensor) -> float | None:
-    finite = tensor.numel - tensor.nonfinite
-    return None if tensor.norm is None or finite <= 0 else tensor.norm / math.sqrt(finite)
-
-
 def _largest(tensor: Tensor) -> float | None:
     ends = [abs(end) for end in (tensor.min, tensor.max) if end is not None]
     return max(ends, default=None)
@@ -36,7 +31,7 @@ OF_FINITE: dict[str, Callable[[Tensor], float | None]] = {
     "min": lambda tensor: tensor.min,
     "max": lambda tensor: tensor.max,
     "largest magnitude": _largest,
-    "rms": _rms,
+    "rms": lambda tensor: tensor.rms,
     "norm": lambda tensor: tensor.norm,
 }
 OF_ALL: dict[str, Callable[[Tensor], float | None]] = {
