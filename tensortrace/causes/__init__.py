@@ -18,7 +18,7 @@ from tensortrace.text import number_text, shape_text, short_dtype
 __all__ = [
     "MOVES", "Carries", "Facts", "Reason", "counted", "exp_limit", "first_index", "first_text",
     "follow", "from_one", "jitter_text", "large", "largest", "limit_of", "masked", "may_be_zero",
-    "negative", "plain", "power_eps", "range_text", "rounding_text", "safe_eps", "selector",
+    "negative", "plain_op", "power_eps", "range_text", "rounding_text", "safe_eps", "selector",
     "values_text", "zero",
 ]  # fmt: skip
 
@@ -253,20 +253,21 @@ def follow(
 def selector(call: Call, calls: Iterable[Call]) -> Call | None:
     """Find the op that picked from the result of a call; what it left out gets a gradient of 0."""
     made = {id for _, id in call.outputs}
-    return next((c for c in calls if plain(c.op) in _SELECTS and not c.recompute
+    return next((c for c in calls if plain_op(c.op) in _SELECTS and not c.recompute
                  and any(id in made for _, id in c.inputs)), None)  # fmt: skip
 
 
-def plain(op: str | None) -> str:
-    """Reduce ``masked_fill_`` to ``maskedfill``; no op gives no text."""
-    return re.sub(r"_", "", (op or "").lower())
+def plain_op(op: str | None) -> str:
+    """Reduce ``torch.Tensor.log_`` and ``LogBackward0`` alike to ``log``; no op gives no text."""
+    word = (op or "").rsplit(".", 1)[-1].lower().replace("_", "")
+    return re.sub(r"backward\d*$", "", word)
 
 
 def _carrier(
     maker: Call, made: Tensor, carries: Carries, tensors: Mapping[int, Tensor]
 ) -> int | None:
     """The input of a call from which the result has what is to blame; None if it made that."""
-    moves = plain(maker.op) in MOVES
+    moves = plain_op(maker.op) in MOVES
     if not moves and carries not in (zero, masked):
         return None  # a computed number is a new one
     share = carries(made)

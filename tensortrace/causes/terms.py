@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from tensortrace.causes import MOVES, plain
+from tensortrace.causes import MOVES, plain_op
 from tensortrace.records import Call, Tensor
 
 # What a sum of losses is made with, weighted or not.
@@ -15,13 +15,13 @@ _WEIGHTS = frozenset(("mul", "imul", "rmul", "div", "truediv", "idiv", "itruediv
 
 def is_linear(call: Call) -> bool:
     """Whether a call adds, averages, or weighs by a number."""
-    word = plain(call.op)
+    word = plain_op(call.op)
     return word in _SUMS or (word in _WEIGHTS and len({given for _, given in call.inputs}) == 1)
 
 
 def hands_on(call: Call) -> bool:
     """Whether a call hands the values of its input on: it views, copies or casts them."""
-    return plain(call.op) in MOVES
+    return plain_op(call.op) in MOVES
 
 
 class Sum(NamedTuple):

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tensortrace.causes import plain_op
 from tensortrace.errors import UsageError
 from tensortrace.records import (
     Action,
@@ -302,12 +303,6 @@ def _count_unheld(step: StepView, known: _Unheld) -> dict[str, tuple[int, list[s
         elif known.streaks:
             known.streaks.pop(path, None)
     return found
-
-
-def plain_op(op: str | None) -> str:
-    """Reduce ``torch.Tensor.log_`` and ``LogBackward0`` alike to ``log``."""
-    word = (op or "").rsplit(".", 1)[-1].lower().replace("_", "")
-    return re.sub(r"backward\d*$", "", word)
 
 
 def count_text(tensor: Tensor) -> str:
