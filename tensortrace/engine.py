@@ -27,6 +27,7 @@ from tensortrace.checks import Check, Draft, Rule, When, all_checks, closest
 from tensortrace.errors import UsageError
 from tensortrace.handlers import is_of_handler
 from tensortrace.records import (
+    SEVERITIES,
     Action,
     Call,
     Finding,
@@ -66,7 +67,6 @@ _ASKED: dict[_Moment, tuple[tuple[When, ...], ...]] = {
     "gate": (("gate",),), "step": (("gate",), ("step",)), "full": (("gate",), ("step", "full")),
 }  # fmt: skip
 _Asked = tuple[Check, Rule, dict[str, Any], dict[str, Any]]
-SEVERITIES: tuple[Severity, ...] = ("note", "warning", "error")
 
 
 class Engine:
@@ -397,7 +397,7 @@ class Engine:
         key = (one.code, draft.cause or (draft.module, draft.op, draft.param))
         placed = self._placed.setdefault(key, {}) if draft.place else {}
         earlier = placed.get(draft.place) if placed else self._reported.get(key)
-        if earlier and SEVERITIES.index(severity) <= SEVERITIES.index(earlier.severity):
+        if earlier and SEVERITIES.index(severity) >= SEVERITIES.index(earlier.severity):
             self._repeats[earlier.id] += 1
             if earlier not in step.causes:
                 step.causes.append(earlier)

@@ -8,7 +8,7 @@ Every record carries `step`; within a step `seq` orders what happened.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -17,6 +17,8 @@ FORMAT_VERSION = 1
 
 Phase = Literal["forward", "backward", "optimizer"]
 Severity = Literal["error", "warning", "note"]
+# The worst first.
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 # What arithmetic on times and lines can carry; more is no time of anybody's.
 Whole = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
 # JSON has no NaN or infinity: a scalar that may be one is a number or its name.

@@ -11,7 +11,7 @@ import math
 import re
 from pathlib import PurePath
 
-from tensortrace.records import Finding, Location, Scalar
+from tensortrace.records import Finding, Location, Scalar, Severity
 
 # C0, DEL and C1; every format character of Unicode (category Cf: bidirectional controls as in
 # CVE-2021-42574, zero widths, tags, annotations); line and paragraph separators; lone surrogates.
@@ -30,6 +30,9 @@ _INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 # Of a name that the program made (module, class, parameter, key); generated ones reach megabytes.
 LONGEST_NAME = 1000
+
+# Before a finding, on every screen.
+SEVERITY_SIGN: dict[Severity, str] = {"error": "x", "warning": "!", "note": "i"}
 
 _SHORT_DTYPES = {
     "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "int64": "i64",

@@ -13,9 +13,7 @@ from tensortrace.capture.stats.queue import Level
 from tensortrace.checks import Check, select
 from tensortrace.config import Config, load_config
 from tensortrace.errors import UsageError
-from tensortrace.records import Finding
-
-_SEVERITIES = ("error", "warning", "note")
+from tensortrace.records import SEVERITIES, Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +153,8 @@ def _stopper(stop_on: str | Callable[[Finding], object] | None) -> Callable[[Fin
         return lambda finding: False
     if callable(stop_on):
         return lambda finding: bool(stop_on(finding))
-    if stop_on in _SEVERITIES:
-        severe = _SEVERITIES[: _SEVERITIES.index(stop_on) + 1]
+    if stop_on in SEVERITIES:
+        severe = SEVERITIES[: SEVERITIES.index(stop_on) + 1]
         return lambda finding: finding.severity in severe
     if not isinstance(stop_on, str):
         raise UsageError(f'stop_on= takes "error", "warning", a code or a callable: {stop_on!r}')

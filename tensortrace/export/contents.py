@@ -14,12 +14,11 @@ from tensortrace.engine import Engine
 from tensortrace.errors import UsageError
 from tensortrace.export.layers import Row, is_whole, module_rows
 from tensortrace.log import MAX_STEP
-from tensortrace.records import Finding, Module, Severity, Step
+from tensortrace.records import SEVERITIES, Finding, Module, Severity, Step
 
 if TYPE_CHECKING:
     from tensortrace.run import Run
 
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 # How many of the last steps are looked at one by one for a whole one, before all step lines are.
 NEAR = 100
 

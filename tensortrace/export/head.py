@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from tensortrace.export.contents import SEVERITIES, Contents, Found, step_lines
+from tensortrace.export.contents import Contents, Found, step_lines
 from tensortrace.export.finding_words import place_text
+from tensortrace.records import SEVERITIES
 
 if TYPE_CHECKING:
     from tensortrace.run import Run

@@ -17,10 +17,10 @@ from rich.style import Style
 from tensortrace.export.finding_words import place_text
 from tensortrace.export.flows import LISTED, UNTOLD, FunctionFlow, LineFlow, bad_text, grouped
 from tensortrace.export.lines import Listing
-from tensortrace.export.margins import SIGNS, margin
+from tensortrace.export.margins import margin
 from tensortrace.export.steps import range_text
 from tensortrace.records import Location, Severity
-from tensortrace.text import escape, shorten
+from tensortrace.text import SEVERITY_SIGN, escape, shorten
 
 # A piece of a line: escaped text and the name of a style.
 Piece = tuple[str, str]
@@ -265,7 +265,7 @@ def _line(
     bad = any(flow.bad for flow in line.flows) or "error" in told
     warned: Severity | None = "warning" if "warning" in told else "note" if "note" in told else None
     severity: Severity | None = "error" if bad else warned
-    sign, style = (SIGNS[severity], severity) if severity else (" ", "")
+    sign, style = (SEVERITY_SIGN[severity], severity) if severity else (" ", "")
     gutter = (f"{sign} {_numbers(line, total, columns)}  ", style or "faint")
     blank = (" " * columns.gutter, "")
     pieces = _hanging(code, look.width - columns.gutter)

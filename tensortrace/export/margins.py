@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 from tensortrace.export.flows import LISTED, LineFlow
 from tensortrace.export.lines import Listing
-from tensortrace.records import Finding, Severity
-from tensortrace.text import escape, shorten
+from tensortrace.records import SEVERITIES, Finding
+from tensortrace.text import SEVERITY_SIGN, escape, shorten
 
-SIGNS: dict[Severity, str] = {"error": "x", "warning": "!", "note": "i"}
 LONGEST_MESSAGE = 400
 
 
@@ -25,8 +24,7 @@ def margin(listing: Listing, file: str, line: LineFlow) -> Iterator[tuple[str, s
     for text, count in list(line.raised.items())[:LISTED]:
         times = f" ({count} times)" if count > 1 else ""
         yield f"x raised {escape(shorten(_first_line(text), LONGEST_MESSAGE))}{times}", "error"
-    order = list(SIGNS)
-    found = sorted(line.findings.values(), key=lambda one: order.index(one[0].severity))
+    found = sorted(line.findings.values(), key=lambda one: SEVERITIES.index(one[0].severity))
     for finding, count in found[:LISTED]:
         yield _finding(finding, count), finding.severity
     if len(found) > LISTED:
@@ -48,8 +46,8 @@ def _first_nonfinite(listing: Listing, file: str, line: LineFlow) -> str:
 def _finding(finding: Finding, count: int) -> str:
     times = f", and {count - 1} more" if count > 1 else ""
     message = escape(shorten(_first_line(finding.message), LONGEST_MESSAGE))
-    head = f"{SIGNS[finding.severity]} {escape(shorten(finding.code, 40))} {finding.severity}"
-    return f"{head}: {message} (step {finding.step}{times})"
+    sign, code = SEVERITY_SIGN[finding.severity], escape(shorten(finding.code, 40))
+    return f"{sign} {code} {finding.severity}: {message} (step {finding.step}{times})"
 
 
 def _first_line(text: str) -> str:

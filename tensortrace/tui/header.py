@@ -11,10 +11,10 @@ from textual.strip import Strip
 
 from tensortrace.records import Severity
 from tensortrace.run import Run
-from tensortrace.text import escape
+from tensortrace.text import SEVERITY_SIGN, escape
 from tensortrace.tui.terminal.looks import look_of
 from tensortrace.tui.terminal.strips import Drawn, filled
-from tensortrace.tui.terminal.styled import SEVERITY_GLYPH, Styled, clip
+from tensortrace.tui.terminal.styled import Styled, clip
 
 
 class Headline(Drawn):
@@ -106,7 +106,7 @@ def _pieces(
         pieces.append((f"  r{rank[0]}" if short else f"  rank {rank[0]}/{rank[1]}", "bar"))
     told = "no findings"
     if short:
-        told = " ".join(f"{count}{SEVERITY_GLYPH[name]}" for name, count in findings.items())
+        told = " ".join(f"{count}{SEVERITY_SIGN[name]}" for name, count in findings.items())
     elif findings:
         told = ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in findings.items())
     if elsewhere:

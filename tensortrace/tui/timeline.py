@@ -11,10 +11,10 @@ from textual.message import Message
 from textual.strip import Strip
 
 from tensortrace.records import Severity, Step, from_scalar
-from tensortrace.text import number_text
+from tensortrace.text import SEVERITY_SIGN, number_text
 from tensortrace.tui.terminal.looks import look_of
 from tensortrace.tui.terminal.strips import Drawn, filled
-from tensortrace.tui.terminal.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled
+from tensortrace.tui.terminal.styled import UNICODE, Glyphs, Styled
 
 # Columns between the label of the step and what the cells mean.
 GAP = 3
@@ -95,7 +95,7 @@ def timeline_lines(
             text, style = "x", "error"
         severity = marks.get(number)
         if severity in ("error", "warning"):
-            text, style = SEVERITY_GLYPH[severity], severity
+            text, style = SEVERITY_SIGN[severity], severity
         gap = text if height is not None and severity is None else " "
         cells.append((text + gap * (wide - 1), "here" if number == current else style))
     at = (current - shown.start) * wide

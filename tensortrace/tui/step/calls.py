@@ -9,11 +9,11 @@ from functools import partial
 from rich.cells import cell_len
 
 from tensortrace.records import Call, Module, Param
+from tensortrace.text import SEVERITY_SIGN
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.step.cells import Cells, cells
 from tensortrace.tui.step.rows import StepRows
 from tensortrace.tui.terminal.styled import (
-    SEVERITY_GLYPH,
     UNICODE,
     Glyphs,
     Styled,
@@ -168,7 +168,7 @@ def row_line(
         kind = ", ".join(filter(None, [kind, told])) if fits else told
     under = rows.under(at)
     if under is not None:
-        word, tone = f"{SEVERITY_GLYPH[under]} in it", under
+        word, tone = f"{SEVERITY_SIGN[under]} in it", under
     style = "op" if getattr(row.record, "op", None) else "strong" if opens else "name"
     left = room - cell_len(name)
     where = held.where[-max(0, layout["where"] - 2) :]  # of a long one the line number stays

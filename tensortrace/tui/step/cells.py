@@ -22,9 +22,15 @@ from tensortrace.records import (
     Step,
     Tensor,
 )
-from tensortrace.text import escape, module_text, number_text, shape_text, short_dtype
+from tensortrace.text import (
+    SEVERITY_SIGN,
+    escape,
+    module_text,
+    number_text,
+    shape_text,
+    short_dtype,
+)
 from tensortrace.tui.step.row import Lookup, Row
-from tensortrace.tui.terminal.styled import SEVERITY_GLYPH
 
 # The largest finite numbers of the narrow floats: half of it is worth a word (TT501 decides).
 FLOAT_MAX = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4e38}
@@ -124,7 +130,7 @@ def cells(row: Row, tensor_of: Lookup, modules: Mapping[str, Module]) -> Cells:
     if row.findings:
         first = next(f for f in row.findings if f.severity == row.severity)
         style = first.severity
-        word = f"{SEVERITY_GLYPH[first.severity]} {escape(first.code)}"
+        word = f"{SEVERITY_SIGN[first.severity]} {escape(first.code)}"
     name, kind = name_of(row, modules)
     host_ns = getattr(record, "host_ns", 0)
     device_ns = record.device_ns if isinstance(record, Call) else None

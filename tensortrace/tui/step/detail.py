@@ -23,6 +23,7 @@ from tensortrace.records import (
     Tensor,
 )
 from tensortrace.text import (
+    SEVERITY_SIGN,
     escape,
     location_text,
     module_text,
@@ -36,7 +37,6 @@ from tensortrace.tui.step.profile import profile_lines
 from tensortrace.tui.step.row import Row
 from tensortrace.tui.step.rows import StepRows
 from tensortrace.tui.terminal.styled import (
-    SEVERITY_GLYPH,
     UNICODE,
     Glyphs,
     Styled,
@@ -97,7 +97,7 @@ def finding_lines(
     finding: Finding, modules: Mapping[str, Module], width: int, glyphs: Glyphs = UNICODE
 ) -> list[Styled]:
     """Tell a finding: headline, why, what to do, how sure the place is, the chain of causes."""
-    glyph = SEVERITY_GLYPH[finding.severity]
+    glyph = SEVERITY_SIGN[finding.severity]
     head = f"{glyph} {escape(finding.code)} {escape(finding.check)}: "
     lines: list[Styled] = [
         [(line, finding.severity)] for line in wrap(head, finding.message, width)

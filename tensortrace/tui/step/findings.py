@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich.cells import cell_len
 
-from tensortrace.records import Finding, Module, Severity
+from tensortrace.records import SEVERITIES, Finding, Module, Severity
 from tensortrace.run.ranks import RANK
-from tensortrace.text import escape, module_text
-from tensortrace.tui.step.row import SEVERITIES
-from tensortrace.tui.terminal.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, clip, clip_path
+from tensortrace.text import SEVERITY_SIGN, escape, module_text
+from tensortrace.tui.terminal.styled import UNICODE, Glyphs, Styled, clip, clip_path
 
 LINES = 3
 # Lines of a message where there is room.
@@ -31,7 +30,7 @@ def finding_line(
     """Write one of the `height` lines of a finding: what, where, the message."""
     sign = glyphs.cursor if here and part == 0 else " "
     if part == 0:
-        head = f"{SEVERITY_GLYPH[finding.severity]} {escape(finding.code)}"
+        head = f"{SEVERITY_SIGN[finding.severity]} {escape(finding.code)}"
         rank = finding.evidence.get(RANK)
         at = f" rank {rank}" if isinstance(rank, int) else ""
         place = f"{at} step {finding.step} "

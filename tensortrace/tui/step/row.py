@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tensortrace.records import (
+    SEVERITIES,
     Action,
     Call,
     Finding,
@@ -19,7 +20,6 @@ from tensortrace.records import (
 )
 
 Lookup = Callable[[int | None], Tensor | None]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 @dataclass(frozen=True, slots=True)

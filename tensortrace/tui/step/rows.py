@@ -11,11 +11,11 @@ from array import array
 from collections.abc import Sequence
 from typing import overload
 
-from tensortrace.records import Call, Finding, Record, Severity
+from tensortrace.records import SEVERITIES, Call, Finding, Record, Severity
 from tensortrace.run import StepRecords
 from tensortrace.tui.kept import Kept
 from tensortrace.tui.step.folds import Folds, Opened
-from tensortrace.tui.step.row import SEVERITIES, Row, site_of, worst
+from tensortrace.tui.step.row import Row, site_of, worst
 from tensortrace.tui.step.slots import LOOK_AROUND, Slots
 
 KEPT_ROWS = 4000

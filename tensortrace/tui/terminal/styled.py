@@ -14,8 +14,6 @@ from itertools import accumulate
 
 from rich.cells import cell_len, set_cell_size
 
-from tensortrace.records import Severity
-
 # One line of the screen: pieces of escaped text, each with the name of a style.
 Styled = list[tuple[str, str]]
 
@@ -47,8 +45,6 @@ ASCII = Glyphs(
 
 # Signs that a line of code is broken at: after those that close, before those that open.
 CODE = ",;)]}.([{/"
-
-SEVERITY_GLYPH: dict[Severity, str] = {"error": "x", "warning": "!", "note": "i"}
 
 
 def clip(text: str, width: int, glyphs: Glyphs = UNICODE) -> str:

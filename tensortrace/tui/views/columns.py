@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tensortrace.records import Severity
+from tensortrace.text import SEVERITY_SIGN
 from tensortrace.tui.span import Span
-from tensortrace.tui.terminal.styled import SEVERITY_GLYPH, UNICODE, Glyphs, Styled, fit
+from tensortrace.tui.terminal.styled import UNICODE, Glyphs, Styled, fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Columns:
         line: Styled = [(fit(" findings", self.gutter, self.glyphs), "faint")]
         for at in range(self.shown):
             held = worst.get(at)
-            line.append(((SEVERITY_GLYPH[held] if held else " ").ljust(self.wide), held or ""))
+            line.append(((SEVERITY_SIGN[held] if held else " ").ljust(self.wide), held or ""))
         return line
 
     def steps_line(self, column: int, width: int) -> Styled:

@@ -13,12 +13,11 @@ from rich.cells import cell_len
 
 from tensortrace.export.flows import UNTOLD
 from tensortrace.records import Finding, Line, Location, Source, Tensor
-from tensortrace.text import escape, number_text, shape_text, short_dtype, shorten
+from tensortrace.text import SEVERITY_SIGN, escape, number_text, shape_text, short_dtype, shorten
 from tensortrace.tui.step.cells import duration_text, health
 from tensortrace.tui.step.findings import in_order
 from tensortrace.tui.step.row import worst
 from tensortrace.tui.terminal.styled import (
-    SEVERITY_GLYPH,
     UNICODE,
     Glyphs,
     Styled,
@@ -185,7 +184,7 @@ def _gutter(
     """What stands before the code: signs, number, times it ran."""
     severity = worst(told.findings) if told else None
     bad = told is not None and told.line is not None and _bad(told.line, executed)
-    sign = SEVERITY_GLYPH[severity] if severity else "x" if bad else " "
+    sign = SEVERITY_SIGN[severity] if severity else "x" if bad else " "
     sign_style = severity or ("error" if bad else "")
     pointer = glyphs.cursor if current else "-" if here else " "
     ran = f"{told.ran}x" if told is not None and told.ran > 1 else ""

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tensortrace.records import Finding, Tensor
-from tensortrace.text import escape, number_text, shape_text, short_dtype, shorten
+from tensortrace.text import SEVERITY_SIGN, escape, number_text, shape_text, short_dtype, shorten
 from tensortrace.tui.step.cells import health
 from tensortrace.tui.step.detail import wrap
 from tensortrace.tui.terminal.styled import (
-    SEVERITY_GLYPH,
     UNICODE,
     Glyphs,
     Styled,
@@ -46,7 +45,7 @@ def items_at(executed: Executed, at: int, findings: Sequence[Finding], width: in
     line = executed.lines[at]
     items: list[Item] = []
     for finding in findings:
-        head = f"{SEVERITY_GLYPH[finding.severity]} {escape(shorten(finding.code, 40))} "
+        head = f"{SEVERITY_SIGN[finding.severity]} {escape(shorten(finding.code, 40))} "
         told = wrap(head, finding.message[:LONGEST], width)[:MOST_TOLD]
         items += [Item(text=text, style=finding.severity) for text in told]
     if "nonfinite" in line.flags:
