@@ -30,6 +30,8 @@ _INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 # Of a name that the program made (module, class, parameter, key); generated ones reach megabytes.
 LONGEST_NAME = 1000
+# What a log keeps of the text of one function.
+LONGEST_SOURCE = 100_000
 
 # Before a finding, on every screen.
 SEVERITY_SIGN: dict[Severity, str] = {"error": "x", "warning": "!", "note": "i"}

@@ -44,6 +44,7 @@ from tensortrace.capture.turns import is_taken
 from tensortrace.capture.user_hooks import MOST, changing, where_defined
 from tensortrace.capture.wanted import Wanted
 from tensortrace.checks import StepView
+from tensortrace.engine import HELD
 from tensortrace.errors import TraceStoppedError
 from tensortrace.handlers import is_of_handler
 from tensortrace.records import (
@@ -61,8 +62,9 @@ if TYPE_CHECKING:
     from tensortrace.capture.modules import OpenCall
     from tensortrace.said import Said
 
-# A step is handed on in parts of this many records, so that nothing is held without bound.
-PART = 20_000
+# A step is handed on in parts of this many records, so that nothing is held without bound: as many
+# as the checks hold.
+PART = HELD
 _MODULE_CALL = nn.Module._call_impl.__code__
 PARTS = (
     "modules", "gradients", "ops", "optimizers", "loop", "gate", "narrow", "exceptions", "lines",

@@ -18,7 +18,7 @@ from msgspec import structs
 
 from tensortrace.handlers import let_through
 from tensortrace.records import Location, Source
-from tensortrace.text import is_installed, shorten
+from tensortrace.text import LONGEST_SOURCE, is_installed, shorten
 
 if TYPE_CHECKING:
     from tensortrace.capture.ops.places import Place
@@ -40,7 +40,6 @@ _TYPED_IN = (
 )  # fmt: skip
 # What `exec` runs has no text. Python 3.13 shows that of ``python -c`` in its place.
 _NAMELESS = "<string>"
-_LONGEST_SOURCE = 100_000
 _LONGEST_DECORATORS = 200
 # A program that makes other functions in each step would fill memory with them.
 _MOST_CODES = 10_000
@@ -331,5 +330,5 @@ def _read_source(code: CodeType, step: int) -> Source | None:
         return None
     if not lines:
         return None
-    text = "".join(lines)[:_LONGEST_SOURCE]
+    text = "".join(lines)[:LONGEST_SOURCE]
     return Source(step=step, file=_file_of(code), name=_name(code), first_line=first, text=text)

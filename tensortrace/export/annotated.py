@@ -23,12 +23,10 @@ from tensortrace.export.lines import Listing
 from tensortrace.export.margins import margin
 from tensortrace.export.steps import range_text
 from tensortrace.records import Source
-from tensortrace.text import carries, escape, is_installed, shorten
+from tensortrace.text import LONGEST_SOURCE, carries, escape, is_installed, shorten
 
 # A comment is no longer, and names no more groups.
 LONGEST_COMMENT, MOST_GROUPS, MOST_NAMES = 200, 3, 3
-# What a log keeps of the text of one function.
-LONGEST_SOURCE = 100_000
 _SIGNED = "by `tensortrace lines --write`"
 _LARGEST = 1 << 24
 _LINE_ENDS = re.compile(r"(\r\n|\r|\n)")

@@ -13,15 +13,12 @@ import torch
 
 from tensortrace.capture.compiled import is_packed
 from tensortrace.capture.stats.cuda.rows import MOST_NUMBERS, CapturingError, Reducer
-from tensortrace.capture.stats.exponents import LEAST, count_exponents
+from tensortrace.capture.stats.exponents import HALF, LEAST, count_exponents
 from tensortrace.capture.stats.kernels import Row, device_row, host_row, lean_device_row, lean_of
 from tensortrace.capture.unwrap import blocks, plain
 from tensortrace.records import BUCKETS
 
 __all__ = ["CapturingError", "Devices", "OnDevice", "first_bad_of"]
-
-# The floats whose range is narrow enough to ask where in it a tensor lies.
-_HALF = frozenset({torch.float16, torch.bfloat16})
 
 
 class OnDevice:
@@ -103,7 +100,7 @@ class Devices:
             result.lengths.append(block.numel())
         if found.is_cuda:
             result.stream = torch.cuda.current_stream(found.device)
-        if counts and found is tensor and tensor.dtype in _HALF:
+        if counts and found is tensor and tensor.dtype in HALF:
             result.counts = _counts_of(tensor)
         if locates:
             result.first = first_bad_of(tensor)

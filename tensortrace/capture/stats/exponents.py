@@ -10,8 +10,10 @@ import torch
 from tensortrace.capture.compiled import is_packed
 from tensortrace.records import BUCKETS, LOWEST, WIDTH
 
-__all__ = ["LEAST", "RUN", "SAMPLE", "count_exponents"]
+__all__ = ["HALF", "LEAST", "RUN", "SAMPLE", "count_exponents"]
 
+# The floats whose range is narrow enough to ask where in it a tensor lies.
+HALF = frozenset({torch.float16, torch.bfloat16})
 # Elements read of a tensor, at most, and how many of them lie side by side: a line of the cache.
 # Measured on one core: 3 us an f32 tensor of any size, where 16,384 in runs of 64 take 10.
 SAMPLE, RUN = 4096, 16

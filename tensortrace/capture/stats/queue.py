@@ -18,7 +18,7 @@ import torch
 from tensortrace.capture import compiled
 from tensortrace.capture.stats import kernels
 from tensortrace.capture.stats.devices import CapturingError, Devices, OnDevice, first_bad_of
-from tensortrace.capture.stats.exponents import LEAST, RUN, SAMPLE, count_exponents
+from tensortrace.capture.stats.exponents import HALF, LEAST, RUN, SAMPLE, count_exponents
 from tensortrace.capture.stats.gather import Gathered, Ticket
 from tensortrace.capture.stats.kernels import BOUNDS, FULL, LEAN, NUMPY, Kernels, Row
 from tensortrace.capture.unwrap import (
@@ -74,9 +74,6 @@ _OFF = Stats(unmeasured="off")
 _HUGE = sys.float_info.max
 _make = tuple.__new__
 _number = ctypes.c_float.from_address
-
-# The floats whose range is narrow enough to ask where in it a tensor lies.
-_HALF = frozenset({torch.float16, torch.bfloat16})
 
 # Larger CPU tensors are read in blocks: what a pass leaves in cache serves the next one.
 _BLOCK = 1 << 20
@@ -283,7 +280,7 @@ class StatsQueue:
                     return ticket
                 counts = self.counts and ways is FULL
                 result = _measure(tensor, ways) or self._begin(tensor, light, counts)
-                if counts and tensor.dtype in _HALF and isinstance(result, Stats):
+                if counts and tensor.dtype in HALF and isinstance(result, Stats):
                     result = _with_exponents(result, tensor)
                 return self._put(result)
         except Exception as err:
