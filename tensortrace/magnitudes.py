@@ -10,7 +10,10 @@ from collections.abc import Sequence
 
 from tensortrace.records import BUCKETS, LOWEST, WIDTH, Tensor
 
-__all__ = ["counts_of", "lower_end", "share_from"]
+__all__ = ["LARGEST", "counts_of", "lower_end", "share_from"]
+
+# The largest finite number of the floats that training may reach the end of, as torch.finfo has it.
+LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
 
 
 def counts_of(tensor: Tensor) -> tuple[int, ...] | None:

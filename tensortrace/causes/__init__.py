@@ -22,8 +22,8 @@ __all__ = [
     "values_text", "zero",
 ]  # fmt: skip
 
-# The largest finite number of a dtype, rounded down: 1.8e308 is infinite.
-_LIMITS = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4e38, "float64": 1.79e308,
+# The largest finite number of a dtype as one tells it, rounded down: 1.8e308 is infinite.
+_LIMITS = {"float16": 65504.0, "bfloat16": 3.38e38, "float32": 3.4e38, "float64": 1.79e308,
            "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}  # fmt: skip
 # What each part of a complex number is.
 _PARTS = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}

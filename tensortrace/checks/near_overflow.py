@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
-from tensortrace.magnitudes import counts_of, share_from
+from tensortrace.magnitudes import LARGEST, counts_of, share_from
 from tensortrace.records import Call, Location, Step, Tensor
 from tensortrace.text import module_text, number_text, short_dtype
 
-# The largest finite number, as torch.finfo has it.
-_LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
 # Masks are made of the smallest number of the dtype, to which scores may have been added.
 _MASK = 0.95
 # A range of exponents: so far below the largest number a crowd begins.
@@ -132,7 +130,7 @@ def _judge(tensor: Tensor, share: float, crowd: float) -> tuple[float, float, st
 
 def _coming_near(step: StepView, share: float) -> dict[int, Tensor]:
     """Pick the few tensors, masks too, of which anything below can be out. Hot."""
-    least = {dtype: min(share * _NEAR, 1 / _FACTOR) * top for dtype, top in _LARGEST.items()}
+    least = {dtype: min(share * _NEAR, 1 / _FACTOR) * top for dtype, top in LARGEST.items()}
     return {
         id: tensor
         for id, tensor in step.tensors.items()
@@ -143,7 +141,7 @@ def _coming_near(step: StepView, share: float) -> dict[int, Tensor]:
 
 def _reach(tensor: Tensor) -> float:
     """How much of the range of its dtype a tensor takes, masks aside."""
-    largest = _LARGEST.get(tensor.dtype)
+    largest = LARGEST.get(tensor.dtype)
     if largest is None or tensor.max is None or tensor.min is None:
         return 0.0
     above = tensor.max / largest
@@ -154,7 +152,7 @@ def _reach(tensor: Tensor) -> float:
 
 def _crowded(tensor: Tensor) -> float:
     """What share of it is certainly within a factor of 16 of the largest number of its dtype."""
-    largest, counts = _LARGEST.get(tensor.dtype), counts_of(tensor)
+    largest, counts = LARGEST.get(tensor.dtype), counts_of(tensor)
     if largest is None or counts is None or _is_masked(tensor, largest):
         return 0.0
     return share_from(counts, largest / _FACTOR)[0]
@@ -207,7 +205,7 @@ def _between(
         recent = high.setdefault(path, deque(maxlen=window))
         recent.append(rms * per_rms > share)
         if recent[-1] and sum(recent) >= sustain:
-            times = per_rms * _LARGEST[dtype]
+            times = per_rms * LARGEST[dtype]
             yield Draft(
                 message=f"what {module_text(path)} returns has rms {number_text(rms)} in "
                 f"{short_dtype(dtype)}, and its largest element was {number_text(times)} times that"

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensortrace import trace
-from tensortrace.causes import Facts, backward, forward
+from tensortrace.causes import Facts, backward, forward, limit_of
+from tensortrace.magnitudes import LARGEST
 from tensortrace.records import Finding
 from tensortrace.records import Tensor as Told
 from tests.capture import Recorded
@@ -41,6 +42,13 @@ def told(x: Tensor, *, requires_grad: bool = False) -> Told:
 def facts(word: str, *inputs: Tensor, out: Tensor | None = None, **arguments: float) -> Facts:
     outputs = [told(inputs[0] if out is None else out)]
     return Facts(word, [told(x) for x in inputs], outputs, arguments)
+
+
+@pytest.mark.parametrize("name", [*LARGEST, "float64", "float8_e4m3fn", "float8_e5m2"])
+def test_the_largest_number_of_a_dtype_is_that_of_torch(name: str) -> None:
+    exact = torch.finfo(getattr(torch, name)).max
+    assert LARGEST.get(name, exact) == exact
+    assert 0.995 * exact < limit_of(name) <= exact  # three digits, rounded down
 
 
 def advised(fix: str | None) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from tensortrace.magnitudes import LARGEST
 from tensortrace.records import (
     Action,
     Call,
@@ -32,8 +33,6 @@ from tensortrace.text import (
 )
 from tensortrace.tui.step.row import Lookup, Row
 
-# The largest finite numbers of the narrow floats: half of it is worth a word (TT501 decides).
-FLOAT_MAX = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4e38}
 # The health of a call that did not return.
 RAISED = ("x raised", "error")
 
@@ -82,13 +81,15 @@ def health(tensor: Tensor | None) -> tuple[str, str]:
     if tensor is None:
         return "", ""
     top = max(abs(tensor.max or 0.0), abs(tensor.min or 0.0))
+    # Half of what its dtype can hold is worth a word; TT501 decides.
+    large = LARGEST.get(tensor.dtype, float("inf")) / 2
     words = (
         (tensor.nan, "x nan", "error"),
         (tensor.posinf or tensor.neginf, "x inf", "error"),
         (tensor.unmeasured is not None, "? none", "faint"),
         (not tensor.numel, "? empty", "faint"),
         (tensor.max is None, "? none", "faint"),
-        (top > FLOAT_MAX.get(tensor.dtype, float("inf")) / 2, "! big", "warning"),
+        (top > large, "! big", "warning"),
         (tensor.zeros == tensor.numel, "0 zero", "ok"),
     )
     return next(((word, style) for holds, word, style in words if holds), (". ok", "ok"))
