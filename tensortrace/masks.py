@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TypeGuard
 
+from tensortrace.kinds import DISTANCE_OPS
 from tensortrace.records import Call, Module, Tensor
 
 # What has no use for a mask among its first inputs, and makes one value of many.
 _TAKES_DATA = frozenset((
     "linear", "bilinear", "matmul", "__matmul__", "mm", "bmm", "addmm", "einsum",
     "conv1d", "conv2d", "conv3d", "layer_norm", "batch_norm", "group_norm", "instance_norm",
-    "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
+    *DISTANCE_OPS,
 ))  # fmt: skip
 _PRODUCTS = re.compile(
     r"(NonDynamicallyQuantizable)?Linear|Bilinear|Conv(Transpose)?\dd|(Sync)?(Batch|Layer|Group|Instance|RMS)Norm(\dd)?|"

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
+from tensortrace.kinds import BATCH_NORMS
 from tensortrace.records import Severity, Tensor
 from tensortrace.text import module_text, shape_text
-
-_CLASSES = ("BatchNorm", "SyncBatchNorm", "LazyBatchNorm")
 
 
 @check("TT707", "batch-norm-of-one", when="full")
@@ -43,7 +42,7 @@ def batch_norm_of_one(
         module = step.module_of(call)
         if module is None or not call.training or call.module in met:
             continue
-        if not module.cls.startswith(_CLASSES) or not call.inputs:
+        if not module.cls.startswith(BATCH_NORMS) or not call.inputs:
             continue
         given, path = step.tensors.get(call.inputs[0][1]), call.module or ""
         if given is None or not (call.seq in reached or call.exception):

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
+from tensortrace.kinds import DISTANCE_MODULES, DISTANCE_OPS
 from tensortrace.records import Call, Severity, Tensor
 from tensortrace.text import location_text, shape_text
-
-_OPS = frozenset(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"))
-_MODULES = frozenset(("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss"))
 
 
 @check("TT604", "broadcast-in-loss", severity="error", of=("calls",))
@@ -65,7 +63,7 @@ def broadcast_in_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]
 
 
 def _is_loss(step: StepView, call: Call) -> bool:
-    return step.kind_of(call) in (_MODULES if call.op is None else _OPS)
+    return step.kind_of(call) in (DISTANCE_MODULES if call.op is None else DISTANCE_OPS)
 
 
 def _dims(tensor: Tensor) -> int:

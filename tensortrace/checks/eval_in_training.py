@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
+from tensortrace.kinds import BATCH_NORMS, DROPOUTS
 from tensortrace.records import Call, Location, Optimizer
 from tensortrace.text import module_text
 
-# Classes that do something else in eval mode, by the beginning of their name.
-_SENSITIVE = ("BatchNorm", "SyncBatchNorm", "LazyBatchNorm", "Dropout", "AlphaDropout",
-              "FeatureAlphaDropout")  # fmt: skip
+_SENSITIVE = BATCH_NORMS + DROPOUTS
 
 
 @dataclass(slots=True)

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
+from tensortrace.kinds import BINARY_LOSSES, CLASS_LOSSES
 from tensortrace.records import Call, Tensor
 from tensortrace.text import location_text
 
-_BINARY = frozenset(("binary_cross_entropy_with_logits", "binary_cross_entropy",
-                     "BCEWithLogitsLoss", "BCELoss"))  # fmt: skip
-_CLASSES = frozenset(("cross_entropy", "nll_loss", "CrossEntropyLoss", "NLLLoss"))
-_KINDS = _BINARY | _CLASSES | {"Embedding"}
+_KINDS = BINARY_LOSSES | CLASS_LOSSES | {"Embedding"}
 
 
 @check("TT603", "label-out-of-range", severity="error", of=("calls",))
@@ -50,9 +48,9 @@ def label_out_of_range(
             continue
         module, given = step.module_of(call), [step.tensors.get(id) for _, id in call.inputs]
         outside = None
-        if kind in _BINARY:
+        if kind in BINARY_LOSSES:
             outside = _binary(step, call, given, beyond)
-        elif kind in _CLASSES:
+        elif kind in CLASS_LOSSES:
             outside = _class(call, given)
         elif kind == "Embedding" and module is not None and call.exception and module.parameters:
             outside = _outside(given[0], module.parameters[0].shape[0], None)
@@ -69,7 +67,7 @@ def label_out_of_range(
 
 def _ignoring(kind: str, value: float) -> str | None:
     """What to write where a class index is one that marks what has no label, in most data sets."""
-    if kind not in _CLASSES or value not in (255, -1):
+    if kind not in CLASS_LOSSES or value not in (255, -1):
         return None
     return f"{kind}(..., ignore_index={value:g}) if it marks what to leave out"
 

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
+from tensortrace.kinds import CLASS_MODULES, CLASS_OPS
 from tensortrace.records import Call
-
-_OPS = frozenset(("cross_entropy", "nll_loss"))
-_MODULES = frozenset(("CrossEntropyLoss", "NLLLoss"))
 
 
 @check("TT613", "all-labels-ignored")
@@ -59,7 +57,7 @@ def _ignored(step: StepView, call: Call) -> int:
     """Count the labels of a call if it ignores all of them, else 0."""
     if len(call.inputs) < 2:
         return 0
-    if step.kind_of(call) not in (_MODULES if call.op is None else _OPS):
+    if step.kind_of(call) not in (CLASS_MODULES if call.op is None else CLASS_OPS):
         return 0
     given, labels = (step.tensors.get(id) for _, id in call.inputs[:2])
     if given is None or labels is None or not given.shape or labels.min != labels.max:

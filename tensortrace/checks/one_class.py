@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
+from tensortrace.kinds import BINARY_LOSSES, CLASS_LOSSES
 from tensortrace.records import Call, Tensor
 from tensortrace.text import location_text
 
-_LOSSES = frozenset(("cross_entropy", "CrossEntropyLoss", "nll_loss", "NLLLoss",
-                     "binary_cross_entropy", "BCELoss", "binary_cross_entropy_with_logits",
-                     "BCEWithLogitsLoss", "multi_margin_loss", "MultiMarginLoss"))  # fmt: skip
+_LOSSES = CLASS_LOSSES | BINARY_LOSSES | {"multi_margin_loss", "MultiMarginLoss"}
 # What a label goes through between the loader and its loss.
 _THROUGH = frozenset(("to", "long", "int", "float", "type", "cuda", "view", "reshape", "flatten",
                       "squeeze", "unsqueeze", "contiguous", "clone", "getitem",

@@ -6,19 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
+from tensortrace.kinds import BATCH_NORMS, BINARY_OPS, CLASS_OPS, DISTANCE_OPS, DROPOUTS
 from tensortrace.records import Call, Location
 from tensortrace.text import location_text, module_text
 
-_NORMS = ("BatchNorm", "SyncBatchNorm", "LazyBatchNorm")
-_DROPOUTS = ("Dropout", "AlphaDropout", "FeatureAlphaDropout")
 _DROPOUT_OPS = frozenset(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
                           "feature_alpha_dropout"))  # fmt: skip
 # What makes a class of a score.
 _GUESSES = frozenset(("argmax", "max", "gt", "ge", "round"))
-_LOSSES = frozenset((
-    "cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
-    "binary_cross_entropy", "binary_cross_entropy_with_logits",
-))  # fmt: skip
+_LOSSES = CLASS_OPS | DISTANCE_OPS | BINARY_OPS
 
 
 @check("TT702", "train-mode-in-evaluation")
@@ -139,7 +135,7 @@ def _functional(step: StepView, call: Call, op: str, location: Location | None) 
 
 def _made_in_forward(step: StepView, call: Call) -> Iterator[Draft]:
     """Tell of a Dropout that eval() does not reach: one of the model's own is on by intention."""
-    dropout = step.cls_of(call.module).startswith(_DROPOUTS)
+    dropout = step.cls_of(call.module).startswith(DROPOUTS)
     if call.grad_enabled or not dropout or not _acts(step, call):
         return
     around = next((c for c in step.calls if c.seq == call.parent), None)
@@ -196,9 +192,9 @@ def _acts(step: StepView, call: Call) -> bool:
     """Tell whether a call is of a BatchNorm in train mode, or of a Dropout that dropped."""
     if not call.training:
         return False
-    if step.cls_of(call.module).startswith(_NORMS):
+    if step.cls_of(call.module).startswith(BATCH_NORMS):
         return True
-    if not step.cls_of(call.module).startswith(_DROPOUTS) or not call.inputs or not call.outputs:
+    if not step.cls_of(call.module).startswith(DROPOUTS) or not call.inputs or not call.outputs:
         return False
     given, made = (step.tensors.get(names[0][1]) for names in (call.inputs, call.outputs))
     return given is not None and made is not None and made.zeros > given.zeros
@@ -206,7 +202,7 @@ def _acts(step: StepView, call: Call) -> bool:
 
 def _is_frozen_norm(step: StepView, call: Call, held: set[str]) -> bool:
     module = step.module_of(call)
-    if module is None or not call.training or not module.cls.startswith(_NORMS):
+    if module is None or not call.training or not module.cls.startswith(BATCH_NORMS):
         return False
     names = {f"{module.path}.{p.name}" for p in module.parameters}
     return bool(names) and not any(p.requires_grad for p in module.parameters) and not names & held

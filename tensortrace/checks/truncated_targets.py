@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
+from tensortrace.kinds import BINARY_LOSSES, CLASS_LOSSES, DISTANCE_MODULES, DISTANCE_OPS
 from tensortrace.records import Call, Tensor
 from tensortrace.text import location_text, number_text, short_dtype
 
@@ -13,10 +14,7 @@ _CASTS = frozenset(("to", "type", "long", "int", "short", "char", "byte"))
 # A target may go through these, a cast back included, on its way to the loss.
 _THROUGH = _CASTS | {"float", "half", "double", "bfloat16", "view", "reshape", "flatten", "squeeze",
                      "unsqueeze", "contiguous", "cuda", "cpu", "getitem"}  # fmt: skip
-_REGRESSION = frozenset(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "MSELoss", "L1Loss",
-                         "SmoothL1Loss", "HuberLoss", "binary_cross_entropy", "BCELoss",
-                         "binary_cross_entropy_with_logits", "BCEWithLogitsLoss"))  # fmt: skip
-_CLASSES = frozenset(("cross_entropy", "nll_loss", "CrossEntropyLoss", "NLLLoss"))
+_REGRESSION = DISTANCE_OPS | DISTANCE_MODULES | BINARY_LOSSES
 
 
 @check("TT508", "truncated-targets", of=("calls",))
@@ -55,13 +53,13 @@ def truncated_targets(
                 cut[made] = cut[given]
             elif kind in _CASTS and (pair := _truncated(step, given, made, lost)):
                 cut[made] = (call, *pair)
-        elif kind in _REGRESSION or kind in _CLASSES:
+        elif kind in _REGRESSION or kind in CLASS_LOSSES:
             found = next((cut[id] for _, id in call.inputs[1:2] if id in cut), None)
             if found is None:
                 continue
             cast, before, after = found
             inside = (before.min or 0.0) >= 0 and (before.max or 0.0) <= 1
-            if kind in _CLASSES and not inside:
+            if kind in CLASS_LOSSES and not inside:
                 continue
             yield Draft(
                 message=f"{cast.op} makes {short_dtype(after.dtype)} of targets with a fraction: "

@@ -15,13 +15,13 @@ from msgspec import structs
 
 from tensortrace.capture.lines.drafts import LineDraft
 from tensortrace.checks import FILLS, plain_op
+from tensortrace.kinds import DISTANCE_OPS
 from tensortrace.records import Call, Line, Record, Tensor
 
 if TYPE_CHECKING:
     from tensortrace.capture.drafts import Draft
 
-_LOSSES = frozenset(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"))
-_ELEMENTWISE = _LOSSES | {
+_ELEMENTWISE = DISTANCE_OPS | {
     "add", "sub", "mul", "div", "pow", "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge",
 }  # fmt: skip
 _MOST = 100_000
@@ -111,7 +111,7 @@ class Marks:
         narrow, wide = self._shapes.get(low), self._shapes.get(high)
         if narrow is None or wide != (*narrow, 1) or math.prod(narrow) < 2 or narrow[-1] < 2:
             return False
-        return call.op in _LOSSES or high not in self._shaped
+        return call.op in DISTANCE_OPS or high not in self._shaped
 
     def _flags(self, line: Line, draft: LineDraft) -> list[Any]:
         fresh = {tensor.id for tensor in line.tensors if tensor.nonfinite}
