@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tensortrace.errors import TensortraceError, UsageError
-from tensortrace.text import carries, escape
+from tensortrace.text import carries, escape, nbytes_text
 from tensortrace.version import __version__
 
 if TYPE_CHECKING:
@@ -365,12 +365,8 @@ def export(arguments: argparse.Namespace) -> int:
         wanted = Wanted(steps, arguments.module, arguments.what, progress.tick)
         nbytes = save(runs, exporter, target, wanted, force=arguments.force)
     if nbytes:
-        _write(f"{escape(target)}: {_size(nbytes)}\n")
+        _write(f"{escape(target)}: {nbytes_text(nbytes)}\n")
     return 0
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e6 else f"{max(nbytes / 1e3, 0.1):.1f} kB"
 
 
 def _explain_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,6 +33,9 @@ LONGEST_NAME = 1000
 # What a log keeps of the text of one function.
 LONGEST_SOURCE = 100_000
 
+# What three digits make 1000 of is one of the next unit, and no 1e+03 of this one.
+_ROUNDED = 0.9995
+
 # Before a finding, on every screen.
 SEVERITY_SIGN: dict[Severity, str] = {"error": "x", "warning": "!", "note": "i"}
 
@@ -119,6 +122,22 @@ def number_text(x: Scalar | None) -> str:
     if 0.001 <= abs(value) < 10_000:
         return f"{value:.4g}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:.2g}" if abs(value) < 0.001 else f"{value:.1e}"
+
+
+def duration_text(ns: float) -> str:
+    """Write a time: ``12 µs``, ``3.1 ms``, ``1.2 s``."""
+    for unit, scale in (("s", 1e9), ("ms", 1e6)):
+        if ns >= _ROUNDED * scale:
+            return f"{ns / scale:.3g} {unit}"
+    return f"{ns / 1e3:.0f} µs"
+
+
+def nbytes_text(nbytes: float) -> str:
+    """Write a number of bytes: ``3.1 GB``, ``12 kB``, ``96 bytes``."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= _ROUNDED * scale:
+            return f"{nbytes / scale:.3g} {unit}"
+    return f"{nbytes:g} bytes"
 
 
 def module_text(path: str | None, cls: str | None = None) -> str:

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from tensortrace.records import Location
 from tensortrace.text import (
     carries,
+    duration_text,
     escape,
     finding_text,
     location_text,
     module_text,
+    nbytes_text,
     number_text,
     pasted,
     shape_text,
@@ -155,3 +157,25 @@ def test_what_is_pasted_into_a_terminal_is_no_command_to_it_and_the_same_json():
 def test_where_an_object_lies_in_memory_is_left_out():
     assert without_address("<Net object at 0x7f3a2b1c>") == "<Net object>"
     assert without_address("look at 0x12, a register") == "look at 0x12, a register"
+
+
+@pytest.mark.parametrize(
+    ("ns", "told"),
+    [
+        (900, "1 µs"), (12_345, "12 µs"), (3_100_000, "3.1 ms"), (2e9, "2 s"),
+        (999_400, "999 µs"), (999_700, "1 ms"), (999_400_000, "999 ms"), (999_700_000, "1 s"),
+    ],
+)  # fmt: skip
+def test_times_carry_their_unit(ns, told):
+    assert duration_text(ns) == told
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "told"),
+    [
+        (0, "0 bytes"), (96, "96 bytes"), (999, "999 bytes"), (1000, "1 kB"), (12_345, "12.3 kB"),
+        (999_400, "999 kB"), (999_700, "1 MB"), (3.1e9, "3.1 GB"),
+    ],
+)  # fmt: skip
+def test_bytes_carry_their_unit(nbytes, told):
+    assert nbytes_text(nbytes) == told

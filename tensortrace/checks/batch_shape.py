@@ -10,7 +10,7 @@ from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
 from tensortrace.records import Tensor
-from tensortrace.text import module_text, shape_text
+from tensortrace.text import module_text, nbytes_text, shape_text
 
 
 @check("TT610", "batch-shape-outlier", when="full", severity="note")
@@ -56,7 +56,8 @@ def batch_shape_outlier(
         if len(seen) >= least:
             usual, usual_nbytes = median(n for n, _ in seen), median(b for _, b in seen)
             if data.numel > times * usual and data.numel > beyond * max(n for n, _ in seen):
-                took = f"; what its calls return takes {_text(nbytes)}, not {_text(usual_nbytes)}"
+                now, then = nbytes_text(nbytes), nbytes_text(usual_nbytes)
+                took = f"; what its calls return takes {now}, not {then}"
                 yield Draft(
                     message=f"{module_text(call.module)} gets {shape_text(data.shape)}: "
                     f"{data.numel / usual:.3g} times the usual number of elements (limit "
@@ -79,10 +80,3 @@ def _nbytes(tensors: Iterable[Tensor | None]) -> int:
         bits = re.search(r"^[a-z]+(\d+)", dtype)
         nbytes += numel * (int(bits[1]) // 8 if bits else 1)
     return nbytes
-
-
-def _text(nbytes: float) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:.3g} {unit}"
-    return f"{nbytes:g} bytes"

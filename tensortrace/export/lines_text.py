@@ -20,7 +20,7 @@ from tensortrace.export.lines import Listing
 from tensortrace.export.margins import margin
 from tensortrace.export.steps import range_text
 from tensortrace.records import Location, Severity
-from tensortrace.text import SEVERITY_SIGN, escape, shorten
+from tensortrace.text import SEVERITY_SIGN, duration_text, escape, shorten
 
 # A piece of a line: escaped text and the name of a style.
 Piece = tuple[str, str]
@@ -301,10 +301,7 @@ def _numbers(line: LineFlow, total: int, columns: _Columns) -> str:
 
 def time_text(host_ns: int) -> str:
     """Write a time on the host in ASCII: ``12 us``, ``3.1 ms``, ``1.2 s``."""
-    for unit, scale in (("s", 1e9), ("ms", 1e6)):
-        if host_ns >= scale:
-            return f"{host_ns / scale:.3g} {unit}"
-    return f"{host_ns / 1e3:.0f} us"
+    return duration_text(host_ns).replace("µ", "u")
 
 
 def _notes(line: LineFlow, look: Look, width: int) -> Iterator[list[Piece]]:

@@ -61,6 +61,7 @@ def out_of_memory(facts: Facts, found: Match) -> Told:
 
 
 def _bytes(n: int) -> str:
+    # As torch counts in the message that stands beside it.
     value, units = float(n), ["B", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]

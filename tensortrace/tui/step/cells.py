@@ -25,6 +25,7 @@ from tensortrace.records import (
 )
 from tensortrace.text import (
     SEVERITY_SIGN,
+    duration_text,
     escape,
     module_text,
     number_text,
@@ -249,11 +250,3 @@ def _step_text(step: Step) -> str:
     told += ["skipped"] if step.skipped else []
     told += [f"{count} more of {escape(name)}" for name, count in step.repeats.items()]
     return ", ".join(told)
-
-
-def duration_text(ns: int) -> str:
-    """Write a time: ``12 µs``, ``3.1 ms``, ``1.2 s``."""
-    for unit, scale in (("s", 1e9), ("ms", 1e6)):
-        if ns >= scale:
-            return f"{ns / scale:.3g} {unit}"
-    return f"{ns / 1e3:.0f} µs"

@@ -24,6 +24,7 @@ from tensortrace.records import (
 )
 from tensortrace.text import (
     SEVERITY_SIGN,
+    duration_text,
     escape,
     location_text,
     module_text,
@@ -31,7 +32,7 @@ from tensortrace.text import (
     shape_text,
     short_dtype,
 )
-from tensortrace.tui.step.cells import duration_text, health, name_of, short_place
+from tensortrace.tui.step.cells import health, name_of, short_place
 from tensortrace.tui.step.distribution import distribution_lines
 from tensortrace.tui.step.profile import profile_lines
 from tensortrace.tui.step.row import Row

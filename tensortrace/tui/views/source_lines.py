@@ -13,8 +13,16 @@ from rich.cells import cell_len
 
 from tensortrace.export.flows import UNTOLD
 from tensortrace.records import Finding, Line, Location, Source, Tensor
-from tensortrace.text import SEVERITY_SIGN, escape, number_text, shape_text, short_dtype, shorten
-from tensortrace.tui.step.cells import duration_text, health
+from tensortrace.text import (
+    SEVERITY_SIGN,
+    duration_text,
+    escape,
+    number_text,
+    shape_text,
+    short_dtype,
+    shorten,
+)
+from tensortrace.tui.step.cells import health
 from tensortrace.tui.step.findings import in_order
 from tensortrace.tui.step.row import worst
 from tensortrace.tui.terminal.styled import (

@@ -24,7 +24,7 @@ from tensortrace.records import (
 from tensortrace.run import open_run
 from tensortrace.tui.search import places_of
 from tensortrace.tui.step.calls import columns, head_line, row_line
-from tensortrace.tui.step.cells import cells, duration_text, health, worst_health
+from tensortrace.tui.step.cells import cells, health, worst_health
 from tensortrace.tui.step.detail import detail_lines, finding_lines, snippet, wrap
 from tensortrace.tui.step.findings import finding_line
 from tensortrace.tui.step.rows import StepRows
@@ -341,13 +341,6 @@ def test_a_row_without_room_for_a_number_leaves_it_out(tmp_path: Path) -> None:
     for width in range(20, 120):
         shown = text(row_line(rows, at, {}, width))
         assert "update 0.002 " in shown or "update 0" not in shown
-
-
-@pytest.mark.parametrize(
-    ("host_ns", "told"), [(900, "1 µs"), (12_345, "12 µs"), (3_100_000, "3.1 ms"), (2e9, "2 s")]
-)
-def test_times_carry_their_unit(host_ns: int, told: str) -> None:
-    assert duration_text(host_ns) == told
 
 
 @pytest.mark.parametrize("width", [30, 40, 79, 120])
