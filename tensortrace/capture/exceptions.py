@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from tensortrace.capture.gradients import own_parameters
+from tensortrace.capture.lines.events import message_of
 from tensortrace.capture.source import line_text, with_code
 from tensortrace.capture.stats.queue import summarize
 from tensortrace.capture.tensors import describe
@@ -126,11 +127,7 @@ def _names(error: BaseException) -> set[str]:
 
 
 def _message(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception as err:
-        let_through(err)
-        return "(its message cannot be read)"
+    text = message_of(error)
     if len(text) <= _MESSAGE:
         return text
     return f"{text[: _MESSAGE - 1000]} ... {text[-1000:]}"

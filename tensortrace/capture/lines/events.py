@@ -46,12 +46,17 @@ def ends_a_loop(frame: FrameType, kind: Any) -> bool:
 def exception_text(kind: Any, error: Any) -> str:
     """The class of an exception and its message."""
     name = getattr(kind, "__name__", str(kind))
+    text = message_of(error)
+    return f"{name}: {text}" if text else name
+
+
+def message_of(error: Any) -> str:
+    """The message of an exception, or that the user's own `__str__` has failed."""
     try:
-        text = str(error)
+        return str(error)
     except Exception as err:
         let_through(err)
-        text = "(its message cannot be read)"
-    return f"{name}: {text}" if text else name
+        return "(its message cannot be read)"
 
 
 def _last_of(frame: FrameType) -> str:
