@@ -125,11 +125,15 @@ def _parser() -> argparse.ArgumentParser:
 def _log_argument(parser: argparse.ArgumentParser) -> None:
     told = "the log, or all ranks of a run, or their folder; by default the newest here"
     parser.add_argument("log", nargs="*", type=Path, help=told)
+
+
+def _log_and_step_arguments(parser: argparse.ArgumentParser) -> None:
+    _log_argument(parser)
     parser.add_argument("--step", type=int, metavar="N", help="the step to show")
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    _log_argument(parser)
+    _log_and_step_arguments(parser)
     add = parser.add_argument
     add("--json", action="store_true", help="one JSON document instead of text")
     add("--notes", action="store_true", help="notes in full; by default they are counted")
@@ -233,8 +237,7 @@ class Progress:
 
 def _lines_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    told = "the log, or all ranks of a run, or their folder; by default the newest here"
-    add("log", nargs="*", type=Path, help=told)
+    _log_argument(parser)
     add("--rank", type=int, metavar="N", help="which rank's lines; by default the lowest")
     add("--step", metavar="N", help="only step N, or steps N:M; by default all")
     add("--function", metavar="NAME", help="only functions of this name: `forward`, `Net.forward`")
@@ -324,12 +327,7 @@ def _steps(text: str, option: str = "--step") -> range:
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "log",
-        nargs="*",
-        type=Path,
-        help="the log, all ranks of a run, or their folder; by default the newest here",
-    )
+    _log_argument(parser)
     add("--out", "-o", metavar="FILE",
         help="in a folder that is there; its suffix says the format: .html, .csv, .txt, .json; "
         "- writes CSV to stdout; "
@@ -393,7 +391,7 @@ def explain(arguments: argparse.Namespace) -> int:
 
 
 def _view_arguments(parser: argparse.ArgumentParser) -> None:
-    _log_argument(parser)
+    _log_and_step_arguments(parser)
     parser.add_argument("--finding", metavar="ID", help="open at a finding: its id, or a code")
     parser.add_argument("--module", metavar="PATH", help="open at the first call of a module")
     parser.add_argument("--follow", action="store_true", help="stay at the end while it is written")

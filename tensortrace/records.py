@@ -445,6 +445,10 @@ class ModuleColumns(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     flags: list[str] = []
 
 
+# The columns beside the paths; `flags`, the only one of texts, is the last.
+COLUMNS = ModuleColumns.__struct_fields__[1:]
+
+
 class Step(Record, frozen=True, kw_only=True, tag="step"):
     """Closes a step. `full` says that its calls and parameters are in the log.
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tensortrace.export.contents import matches, read_to_the_end, step_lines
 from tensortrace.export.exporter import Exporter, Wanted, collect
 from tensortrace.log import MAX_STEP
-from tensortrace.records import Call, Param, Tensor
+from tensortrace.records import COLUMNS, Call, Param, Tensor
 from tensortrace.text import escape
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ if TYPE_CHECKING:
 Row = Sequence[object]
 
 _OF_STEP = ("loss", "grad_norm", "lr")
-_OF_MODULE = (
-    "output_rms", "zero_frac", "grad_rms", "param_grad_rms", "update_ratio", "flags",
-)  # fmt: skip
-_NOTHING = (None,) * len(_OF_MODULE)
+_NOTHING = (None,) * len(COLUMNS)
 _OF_TENSOR = (
     "id", "shape", "dtype", "device", "requires_grad", "numel", "nan", "posinf", "neginf", "zeros",
     "min", "max", "mean", "std", "norm",
@@ -44,7 +41,7 @@ _OF_FINDING = (
     "message", "value", "limit",
 )  # fmt: skip
 NAMES: dict[str, tuple[str, ...]] = {
-    "layers": ("rank", "step", "module", "class", *_OF_MODULE, *_OF_STEP),
+    "layers": ("rank", "step", "module", "class", *COLUMNS, *_OF_STEP),
     "steps": ("rank", "step", "update", "full", "time_ns", "host_ns", *_OF_STEP, "skipped",
               "records", "dropped", "findings_again"),
     "tensors": ("rank", "step", "seq", "phase", "module", "class", "op", "nth", "role", "name",
@@ -94,7 +91,7 @@ def _layers(runs: Sequence[Run], wanted: Wanted) -> Iterator[Row]:
             of_step = _of_step(line)
             table = line.modules
             # An array may be shorter than `path` in a log that another program wrote.
-            columns = zip_longest(*(getattr(table, name) for name in _OF_MODULE))
+            columns = zip_longest(*(getattr(table, name) for name in COLUMNS))
             for path, values in zip(table.path, chain(columns, repeat(_NOTHING))):  # noqa: B905
                 if path not in named:
                     known = modules.get(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tensortrace.records import COLUMNS
 from tensortrace.run.run import Run
 
 if TYPE_CHECKING:
@@ -85,13 +86,12 @@ def series(
     stride = max(1, -(-(last - first) // limit))
     if stride > LOOKED_AT[0]:
         stride += -stride % LOOKED_AT[last > LATE]
-    columns = ("output_rms", "zero_frac", "grad_rms", "param_grad_rms", "update_ratio", "flags")
-    found: dict[str, list[tuple[int, float | str | None]]] = {name: [] for name in columns}
+    found: dict[str, list[tuple[int, float | str | None]]] = {name: [] for name in COLUMNS}
     for number in range(first, last, stride):
         for summary in run.summaries(number, number + 1):
             if path in summary.modules.path:
                 row = summary.modules.path.index(path)
-                for name in columns:
+                for name in COLUMNS:
                     values = getattr(summary.modules, name)
                     found[name].append((number, values[row] if row < len(values) else None))
     return found
