@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 _no_functions = torch._C.DisableTorchFunction
 _is_functorch = torch._C._functorch.is_functorch_wrapped_tensor
-_sequence_nr = torch._C._autograd._get_sequence_nr
 _ACCUMULATE = 2**63  # AccumulateGrad nodes count from here
 
 
@@ -210,11 +209,6 @@ def watch_nodes(recorder: Recorder, result: torch.Tensor, since: int, site: Node
         node.register_hook(NodeProbe(site, node.name()))
         for parent, _ in node.next_functions:
             todo.append(parent)
-
-
-def next_sequence_nr() -> int:
-    """The sequence number that the next autograd node of this thread gets."""
-    return int(_sequence_nr())
 
 
 class _Watched:
