@@ -324,8 +324,8 @@ def test_a_killed_writer_leaves_whole_lines_and_at_most_one_cut(tmp_path):
 def test_a_sink_takes_a_file_or_a_callable(tmp_path):
     file, taken = io.BytesIO(), []
     for sink in (open_sink(file), open_sink(taken.append)):
-        sink.write(make_header())
-        sink.write_raw(encode(make_call(1)) + encode(make_call(2)))
+        for record in (make_header(), make_call(1), make_call(2)):
+            sink.write(record)
         sink.flush()
         sink.close()
     assert taken == [make_header(), make_call(1), make_call(2)]

@@ -338,11 +338,12 @@ class Journal:
     def _write_all(self, made: Sequence[Record | Unfinished]) -> None:
         """Write a few records at once, or one by one where a limit is near. Hot."""
         records = [each.record() if isinstance(each, Unfinished) else each for each in made]
-        if self.writable and self.sink.keeps_lines:
+        write_raw = self.sink.write_raw
+        if self.writable and write_raw is not None:
             lines = encode_all(records)
             if self.sink.nbytes + len(lines) <= self._full_limit - _LARGE_RECORD:
                 self.written += len(records)
-                self._try(lambda: self.sink.write_raw(lines))
+                self._try(lambda: write_raw(lines))
                 return
         for record in records:
             self._write(record)

@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol, cast
 from tensortrace.errors import LogError, UsageError
 from tensortrace.handlers import is_of_handler
 from tensortrace.log.claim import above_standard, claim, ranks_of_environment, split_name
-from tensortrace.log.codec import decode, encode
+from tensortrace.log.codec import encode
 from tensortrace.records import Record
 from tensortrace.text import escape
 
@@ -25,20 +25,17 @@ _LOGS = 10_000
 class Sink(Protocol):
     """Where records go. Every method raises only `LogError`; after one, the sink is dead.
 
-    `nbytes` counts what was written so far, buffered bytes included (0 for a callable); `path` is
-    None where there is no file of ours. `keeps_lines` says whether records end as lines, so that
-    they may as well come as those.
+    `nbytes` counts what was written so far, buffered bytes included (0 for a callable).
     """
 
     nbytes: int
-    path: Path | None
-    keeps_lines: bool
 
     def write(self, record: Record) -> None:
         """Take one record, in log order."""
 
-    def write_raw(self, lines: bytes) -> None:
-        """Take whole lines that `encode` made earlier."""
+    @property
+    def write_raw(self) -> Callable[[bytes], None] | None:
+        """Take whole lines that `encode` made earlier; None where records do not end as lines."""
 
     def flush(self) -> None:
         """Hand everything taken so far to the system."""
@@ -52,8 +49,6 @@ class _Buffered:
 
     The buffer is ours because a child that inherits a Python file flushes it a second time.
     """
-
-    keeps_lines = True
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -278,10 +273,9 @@ class _FileSink(_Buffered):
 class _CallableSink:
     """Hands every record to a callable of the user's."""
 
-    keeps_lines = False
+    write_raw = None
 
     def __init__(self, take: Callable[[Record], object]) -> None:
-        self.path: Path | None = None
         self.nbytes = 0
         self._take = take
         self._pid = os.getpid()
@@ -297,12 +291,6 @@ class _CallableSink:
             name = escape(getattr(self._take, "__qualname__", type(self._take).__name__))
             text = escape(f"{type(err).__name__}: {err}")
             raise LogError(f"{name}, which receives the records, raised {text}") from err
-
-    def write_raw(self, lines: bytes) -> None:
-        for line in lines.splitlines():
-            record = decode(line)
-            if isinstance(record, Record):
-                self.write(record)
 
     def flush(self) -> None:
         pass
