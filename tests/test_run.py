@@ -14,12 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tensortrace.engine import LATE, RARELY, SELDOM
+from tensortrace.engine import RARELY, SELDOM
 from tensortrace.errors import LogError
 from tensortrace.log import encode
 from tensortrace.records import Line, Module, ModuleColumns, Record, Source, Step, Variable
-from tensortrace.run import Run, looked_at, newest_log, open_run, series
-from tensortrace.run.series import LATE as LATE_IN_LOGS
+from tensortrace.run import Run, looked_at, newest_log, open_run
 from tensortrace.run.series import LOOKED_AT
 from tests.builders import (
     HERE,
@@ -61,7 +60,6 @@ def visit(run: Run) -> None:
             step.call(id), step.children(id), step.backward_of(id)
         step.children(None), step.tensors, step.summary
     run.summaries(first, first + 50)
-    series(run, "fc1", limit=10)
     list(run.records())
     for name in ("findings", "modules", "sources", "live", "lost_bytes", "steps"):
         getattr(run, name)
@@ -267,32 +265,13 @@ def test_of_a_huge_step_the_calls_are_cut_and_nothing_else(tmp_path, monkeypatch
 
 
 def test_steps_that_are_looked_at_are_those_of_the_engine():
-    assert (*LOOKED_AT, LATE_IN_LOGS) == (SELDOM, RARELY, LATE)
+    assert LOOKED_AT == (SELDOM, RARELY)
     assert [looked_at(range(*ends)) for ends in ((0, 9), (1, 11), (11, 20), (11, 21))] == [
         0, 10, 11, 20,
     ]  # fmt: skip
     assert [looked_at(range(*ends)) for ends in ((1010, 1099), (1010, 1040), (1013, 1019))] == [
         1050, 1010, 1013,
     ]  # fmt: skip
-
-
-def test_a_series_of_many_steps_asks_for_those_that_are_looked_at(tmp_path):
-    run = open_run(write_log(tmp_path / "log.jsonl", make_run(make_steps(400))))
-    assert [n for n, _ in series(run, "fc2", limit=30)["flags"]] == list(range(0, 400, 20))
-
-
-def test_a_series_of_a_long_run_asks_for_steps_that_are_looked_at_late_too(tmp_path):
-    run = open_run(write_log(tmp_path / "log.jsonl", make_run(make_steps(1100))))
-    assert [n for n, _ in series(run, "fc2", limit=30)["flags"]] == list(range(0, 1100, 50))
-
-
-def test_a_series_follows_one_module_in_at_most_so_many_steps(forty):
-    found = series(forty, "fc2")
-    assert found["output_rms"] == [(n, 1.0 + n) for n in range(40)]
-    assert found["update_ratio"][0] == (0, 0.01)
-    assert [n for n, _ in series(forty, "fc2", limit=8)["flags"]] == list(range(0, 40, 5))
-    assert [n for n, _ in series(forty, "fc2", 3, 6)["grad_rms"]] == [3, 4, 5]
-    assert not any(series(forty, "nobody").values())
 
 
 # -- damage

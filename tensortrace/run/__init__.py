@@ -10,7 +10,7 @@ from __future__ import annotations
 from tensortrace.run.folder import newest_log, open_run, start_run
 from tensortrace.run.ranks import Ranks, named_logs, start_ranks
 from tensortrace.run.run import Run
-from tensortrace.run.series import held_over, looked_at, nonfinite_letter, series
+from tensortrace.run.series import held_over, looked_at, nonfinite_letter
 from tensortrace.run.step import StepRecords
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "newest_log",
     "nonfinite_letter",
     "open_run",
-    "series",
     "start_ranks",
     "start_run",
 ]

@@ -10,7 +10,7 @@ from tensortrace.errors import LogError
 from tensortrace.export.report_json import report_json
 from tensortrace.export.text import render_report
 from tensortrace.records import Record
-from tensortrace.run import Run, open_run, series
+from tensortrace.run import Run, open_run
 from tensortrace.tui.header import state_of
 from tensortrace.tui.search import seen_text
 from tensortrace.tui.step.calls import row_line
@@ -42,8 +42,6 @@ def read_records(run: Run) -> list[Record]:
             step.backward_of(call.seq)
         for number_of in list(step.tensors)[:MANY]:
             step.tensor(number_of)
-    for path in list(run.modules)[:8]:
-        series(run, path, limit=8)
     return found
 
 
