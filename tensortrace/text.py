@@ -178,11 +178,11 @@ def step_text(finding: Finding) -> str:
     return f"step {finding.step}" + ("" if each else f" (update {finding.update})")
 
 
-def finding_text(finding: Finding, cls: str | None = None) -> str:
+def finding_text(finding: Finding) -> str:
     """Tell a finding in a few plain lines: headline, place, line of code, reason, repair."""
     place = [step_text(finding)]
     if finding.module is not None:
-        place.append(module_text(finding.module, cls))
+        place.append(module_text(finding.module))
     if finding.op:
         place.append(escape(finding.op))
     if finding.param:

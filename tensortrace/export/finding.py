@@ -32,9 +32,9 @@ def labelled(rows: Iterable[tuple[str, RenderableType]], indent: int = 2) -> Tab
     return grid
 
 
-def harmless(text: str, style: str = "") -> Text:
+def harmless(text: str) -> Text:
     """Make harmless text of what the log says, line by line."""
-    return Text(words.harmless_lines(text), style)
+    return Text(words.harmless_lines(text))
 
 
 def show_finding(one: Shown, *, ranks: bool) -> RenderableType:

@@ -29,7 +29,7 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--
 h3 { font-size: 1rem; font-weight: 600; margin: 0 0 .4rem; overflow-wrap: anywhere; }
 p { margin: .3rem 0; } small, .dim { color: var(--dim); font-weight: 400; font-size: .86em; }
 a { color: var(--accent); }
-code, pre, .mono, table { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+code, pre, table { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .8rem 0; }
 dl { display: grid; grid-template-columns: 5.5rem minmax(0, 1fr); gap: .2rem .8rem; margin: 0; }
 dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
@@ -95,8 +95,6 @@ svg { display: block; width: 100%; }
 .legend .key { margin-right: .35rem; } .legend .zero { background: var(--zero); }
 .legend .blank { background: var(--blank); }
 .legend .bad { background: linear-gradient(#d55e00 40%, #fff 40% 60%, #d55e00 60%); }
-.legend .dot { width: .8rem; border-radius: 50%; background: #000; border: 2px solid #fff;
-  outline: 1px solid var(--line); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .8rem; }
 th, td { padding: .12rem .6rem; text-align: right; white-space: nowrap; }

@@ -165,10 +165,6 @@ class Timeline(Drawn):
             self._lines = lines
             self.refresh()
 
-    def column_of(self, number: int) -> int:
-        """The first column of the cell of a step."""
-        return 1 + (number - self.shown.start) * self.wide
-
     def render_line(self, y: int) -> Strip:
         """Draw one of the two lines."""
         width = self.size.width
