@@ -8,6 +8,7 @@ attribute that lies in a `__dict__`, or a constant subscript of a builtin contai
 from __future__ import annotations
 
 import ast
+import inspect
 import itertools
 import opcode
 import re
@@ -359,7 +360,7 @@ def _locals_of(frame: FrameType) -> dict[str, Any]:
     """
     given = frame.f_locals
     names = dict(given)
-    optimized = frame.f_code.co_flags & 1
+    optimized = frame.f_code.co_flags & inspect.CO_OPTIMIZED
     if optimized and type(given) is dict and sys.getrefcount(given) <= 3:
         given.clear()
     return names

@@ -156,11 +156,11 @@ def _stopper(stop_on: str | Callable[[Finding], object] | None) -> Callable[[Fin
     if stop_on in SEVERITIES:
         severe = SEVERITIES[: SEVERITIES.index(stop_on) + 1]
         return lambda finding: finding.severity in severe
+    takes = 'stop_on= takes "error", "warning", "note", a code or a callable'
     if not isinstance(stop_on, str):
-        raise UsageError(f'stop_on= takes "error", "warning", a code or a callable: {stop_on!r}')
+        raise UsageError(f"{takes}: {stop_on!r}")
     try:
         codes = {check.code for check in select((stop_on,))}
     except UsageError as error:
-        takes = 'stop_on= takes "error", "warning", "note", a code or a callable'
         raise UsageError(f"{takes}; {error}") from error
     return lambda finding: finding.code in codes

@@ -31,7 +31,7 @@ from tests.capture.lifecycle import X, called, make_net, of, process_state, read
         ({"checks": ["nonfinite-forwrad"]}, ["nonfinite-forwrad", "nonfinite-forward"]),
         ({"checks": [7]}, ["checks=", "7"]),
         ({"stop_on": "eror"}, ["stop_on=", "eror", '"error"', '"warning"', "a code"]),
-        ({"stop_on": 3}, ["stop_on=", "3"]),
+        ({"stop_on": 3}, ["stop_on=", '"note"', "a code", "3"]),
         ({"compiled": "yes"}, ["compiled=", "'yes'"]),
         ({"max_bytes": 5}, ["max_bytes=", "5"]),
         ({"max_bytes": 1e9}, ["max_bytes=", "1000000000.0"]),

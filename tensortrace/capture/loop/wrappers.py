@@ -43,7 +43,7 @@ from tensortrace.text import shorten
 if TYPE_CHECKING:
     from tensortrace.capture.recorder import Recorder
 
-# So many names are enough to look for a prefix with.
+# So many names of each side are told, and are enough to look for a prefix with.
 _EXAMPLES = 5
 # Those whose length is arithmetic.
 _SAMPLERS = frozenset({SequentialSampler, RandomSampler, SubsetRandomSampler, DistributedSampler,
@@ -59,7 +59,7 @@ _COLLECTIVES = (
 _SCHEDULES = ("PipelineScheduleSingle", "PipelineScheduleMulti")
 _Call = Callable[[], Any]
 _Original = Callable[..., Any]
-# Reports a call: gets the recorder, the arguments, the frame's depth and the call itself.
+# Reports a call: gets the recorder, the positional and the named arguments, and the call itself.
 _Report = Callable[["Recorder", tuple[Any, ...], dict[str, Any], _Call], Any]
 
 
@@ -324,7 +324,7 @@ def _load_state_dict(recorder: Recorder, args: Any, kwargs: Any, call: _Call) ->
                 "matched": given - len(unexpected),
                 "missing": len(missing),
                 "unexpected": len(unexpected),
-                "examples": [*missing[:5], *unexpected[:5]],
+                "examples": [*missing[:_EXAMPLES], *unexpected[:_EXAMPLES]],
                 **apart,
             },
         )

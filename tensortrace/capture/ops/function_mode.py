@@ -1,9 +1,9 @@
-"""Ops outside modules: losses, metrics, data preparation, seen op by op.
+"""Ops one by one: losses, metrics, data preparation, and at op level those inside modules.
 
-One stateless function mode, which is off the stack from the entry of the outermost module to its
-exit and while an optimizer steps: inside it would cost a microsecond a call and turn the fused
-transformer paths off. It goes to the bottom of the stack, so that a mode of the user's that spans
-a module call still pops itself.
+One stateless function mode. It is off the stack while an optimizer steps, and at module level from
+the entry of the outermost module to its exit: there it would cost a microsecond a call and turn the
+fused transformer paths off. At op level it is off inside modules that may take such a path. It goes
+to the bottom of the stack, so that a mode of the user's that spans a module call still pops itself.
 
 Hot: loops of tensor ops come through here 100,000 times a second. Of those that are passed over
 (`passed`) nothing is done before that is known, and Python's trace function rests throughout.
@@ -67,7 +67,7 @@ _SYNCS_PER_STEP = 20
 
 
 class OutsideMode(TorchFunctionMode):
-    """Shows every torch function called outside modules. No attributes: Dynamo guards on them."""
+    """Shows every torch function called where it is on. No attributes: Dynamo guards on them."""
 
     @leave_to_python
     def __torch_function__(

@@ -264,13 +264,13 @@ def _stand_in_dict(
 
 def _hooks_of_torch(stage: Stage, module: nn.Module, hooks: Any) -> Any:
     """Only hooks that torch itself implements run again: pruning, old weight and spectral norm."""
-    ours = type(hooks)()
+    kept = type(hooks)()
     for key, hook in hooks.items():
         if is_of_torch(hook):
-            ours[key] = hook
-    if len(ours) != len(hooks):
+            kept[key] = hook
+    if len(kept) != len(hooks):
         stage.notes.append(f"hooks of the user's on {type(module).__name__} do not run again")
-    return ours
+    return kept
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def divide(n: int) -> tuple[int, int]:
 
 
 class Launcher:
-    """The kernels of `cuda_kernel`, while they work.
+    """The kernels of `kernel`, while they work.
 
     Attributes:
         trouble: why they do not, where that is news: Triton is there and failed.
