@@ -232,10 +232,10 @@ class ActionDraft:
 
 
 class ParamDraft(Unfinished, gc=False):
-    """One parameter at an optimizer step; the tickets of its update come after the step.
+    """One parameter at an optimizer step; the tickets of its change come after the step.
 
     `moved` are the norms of the sampled change and of the sampled value: themselves, or else their
-    tickets in `update` and `weight`.
+    tickets in `change` and `weight`.
     """
 
     fields: dict[str, Any]
@@ -244,28 +244,28 @@ class ParamDraft(Unfinished, gc=False):
     changed: bool = True
     numel: int = 0
     moved: tuple[float, float] | None = None
-    update: Ticket | None = None
+    change: Ticket | None = None
     weight: Ticket | None = None
 
     def is_quiet(self) -> bool:
         """Whether value, gradient and update are finite."""
         if not (self.value.is_finite() and self.grad.is_finite()):
             return False
-        change, weight = self.change()
+        change, weight = self.norms()
         return (change is None or math.isfinite(change)) and (
             weight is None or math.isfinite(weight)
         )
 
-    def change(self) -> tuple[float | None, float | None]:
+    def norms(self) -> tuple[float | None, float | None]:
         """Norms of the sampled change and of the sampled value; None where they are not known."""
-        if self.update is not None and self.weight is not None:
-            return _value(stats_of(self.update)), _value(stats_of(self.weight))
+        if self.change is not None and self.weight is not None:
+            return _value(stats_of(self.change)), _value(stats_of(self.weight))
         return self.moved or (None, None)
 
     def record(self) -> Param:
         """The finished parameter; the update norm is scaled from the sample to all elements."""
         norm = ratio = None
-        change, weight = self.change()
+        change, weight = self.norms()
         if change is not None and weight is not None:
             sampled = max(1, int(self.fields.get("sampled", 1)))
             norm = to_scalar(change * math.sqrt(self.numel / sampled))

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 # A step is handed on in parts of this many records, so that nothing is held without bound: as many
 # as the checks hold.
-PART = HELD
+RECORDS_PER_PART = HELD
 _MODULE_CALL = nn.Module._call_impl.__code__
 PARTS = (
     "modules", "gradients", "ops", "optimizers", "loop", "gate", "narrow", "exceptions", "lines",
@@ -186,7 +186,7 @@ class Recorder:
             self._pending.append(draft)
         if type(draft) in CALLS:
             self._undecided = True
-        if len(self._pending) >= PART:
+        if len(self._pending) >= RECORDS_PER_PART:
             self.hand_on()
             self.journal.part()
 

@@ -117,7 +117,7 @@ class StepSummary:
         elif isinstance(draft, GradientDraft):
             self._add_gradient(self._row(draft.module), self._tensors.get(draft.tensor))
         elif isinstance(draft, ParamDraft):
-            change, weight = draft.change()
+            change, weight = draft.norms()
             if change is not None and weight:
                 self._add_param(draft.fields.get("module"), draft.value.shape, change / weight)
         elif isinstance(draft, CallDraft):

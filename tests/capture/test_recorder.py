@@ -442,7 +442,7 @@ def test_records_count_steps_and_updates() -> None:
 
 
 def test_very_long_step_is_handed_on_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tensortrace.capture.recorder.PART", 50)
+    monkeypatch.setattr("tensortrace.capture.recorder.RECORDS_PER_PART", 50)
     records: list[Any] = []
     held = 0
     net = make_net()

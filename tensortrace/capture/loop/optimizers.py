@@ -397,8 +397,8 @@ def finish_step(recorder: Recorder, running: StepInFlight) -> None:
             afters.append(after)
         norms = _norms([*_differences(afters, befores), *befores]) if drafts else ()
     tickets = recorder.queue.add_scalars(norms) if drafts else []
-    for draft, update, weight in zip(drafts, tickets, tickets[len(drafts) :], strict=False):
-        draft.update, draft.weight = update, weight
+    for draft, change, weight in zip(drafts, tickets, tickets[len(drafts) :], strict=False):
+        draft.change, draft.weight = change, weight
     for _, draft, _, _ in running.samples:
         draft.step, draft.seq = recorder.step, recorder.next_seq()
         recorder.pend(draft)
