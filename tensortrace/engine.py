@@ -25,7 +25,6 @@ from msgspec import structs
 
 from tensortrace.checks import Check, Draft, Rule, When, all_checks, closest
 from tensortrace.errors import UsageError
-from tensortrace.handlers import is_of_handler
 from tensortrace.records import (
     SEVERITIES,
     Action,
@@ -43,6 +42,7 @@ from tensortrace.records import (
     Step,
     Tensor,
 )
+from tensortrace.signal_handlers import is_of_handler
 from tensortrace.step_view import UPDATED, StepView, finite, is_damage
 from tensortrace.text import is_installed
 

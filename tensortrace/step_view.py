@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tensortrace.exception_text import Said, said_by
 from tensortrace.masks import bad_data
 from tensortrace.records import (
     Action,
@@ -21,7 +22,6 @@ from tensortrace.records import (
     Step,
     Tensor,
 )
-from tensortrace.said import Said, said_by
 from tensortrace.text import is_installed
 
 # What a replay says that was given up because the weights are others by now.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tensortrace.handlers import let_through
+from tensortrace.signal_handlers import let_through
 
 __all__ = ["DeviceTimes"]
 

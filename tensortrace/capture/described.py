@@ -9,9 +9,9 @@ from torch import nn
 from tensortrace.capture.dropouts import dropout_line
 from tensortrace.capture.gradients import is_training, own_parameters
 from tensortrace.capture.names import ModuleNames, unwrapped
-from tensortrace.capture.norms import is_untrained
 from tensortrace.capture.source import SourceLines
 from tensortrace.capture.tensors import dtype_name
+from tensortrace.capture.untrained_norms import is_untrained
 from tensortrace.records import Module, ParameterInfo
 from tensortrace.text import shorten
 

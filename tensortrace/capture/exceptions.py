@@ -29,9 +29,9 @@ from tensortrace.capture.stats.queue import summarize
 from tensortrace.capture.tensors import describe
 from tensortrace.capture.unwrap import quiet
 from tensortrace.errors import TraceStoppedError
-from tensortrace.handlers import let_through
+from tensortrace.exception_text import said
 from tensortrace.records import Location
-from tensortrace.said import said
+from tensortrace.signal_handlers import let_through
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:

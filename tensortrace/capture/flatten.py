@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tensortrace.handlers import is_of_handler
+from tensortrace.signal_handlers import is_of_handler
 from tensortrace.text import shorten
 
 _DEEPEST = 8

@@ -24,12 +24,12 @@ from tensortrace.capture.cuda_time import DeviceTimes
 from tensortrace.capture.described import Descriptions, count_compiled
 from tensortrace.capture.drafts import CALLS, ActionDraft, Draft, ParamDraft, Ready, StepMark
 from tensortrace.capture.gradients import Parameters
-from tensortrace.capture.graph import LossGraphs
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.loop.carried import Carried
 from tensortrace.capture.loop.losses import record_losses
 from tensortrace.capture.loop.optimizers import Optimizers, StepInFlight
 from tensortrace.capture.loop.steps import StepRules
+from tensortrace.capture.loss_graph import LossGraphs
 from tensortrace.capture.names import ModuleNames
 from tensortrace.capture.ops import function_mode
 from tensortrace.capture.ops.function_mode import leave_module
@@ -46,7 +46,6 @@ from tensortrace.capture.wanted import Wanted
 from tensortrace.checks import StepView
 from tensortrace.engine import HELD
 from tensortrace.errors import TraceStoppedError
-from tensortrace.handlers import is_of_handler
 from tensortrace.records import (
     Action,
     ActionName,
@@ -55,12 +54,13 @@ from tensortrace.records import (
     Location,
     Module,
 )
+from tensortrace.signal_handlers import is_of_handler
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
     from tensortrace.capture.lines.tracer import LineTracer
     from tensortrace.capture.modules import OpenCall
-    from tensortrace.said import Said
+    from tensortrace.exception_text import Said
 
 # A step is handed on in parts of this many records, so that nothing is held without bound: as many
 # as the checks hold.

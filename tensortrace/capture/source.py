@@ -16,8 +16,8 @@ import executing
 import torch
 from msgspec import structs
 
-from tensortrace.handlers import let_through
 from tensortrace.records import Location, Source
+from tensortrace.signal_handlers import let_through
 from tensortrace.text import LONGEST_SOURCE, is_installed, shorten
 
 if TYPE_CHECKING:

@@ -47,9 +47,9 @@ from tensortrace.capture.source import SourceLines, with_code
 from tensortrace.capture.stats.queue import Level, StatsQueue
 from tensortrace.engine import Engine
 from tensortrace.errors import LogError, UsageError
-from tensortrace.handlers import let_through
 from tensortrace.log import LogWriter, open_sink
 from tensortrace.records import Failure, Finding
+from tensortrace.signal_handlers import let_through
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from tensortrace.errors import LogError, UsageError
-from tensortrace.handlers import is_of_handler
 from tensortrace.log.claim import above_standard, claim, ranks_of_environment, split_name
 from tensortrace.log.codec import encode
 from tensortrace.records import Record
+from tensortrace.signal_handlers import is_of_handler
 from tensortrace.text import escape
 
 BUFFER = 1 << 18

@@ -8,7 +8,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from tensortrace.handlers import let_through
+from tensortrace.signal_handlers import let_through
 
 _ASYNCHRONOUS = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
 # After a return event with the value None, the instruction tells whether there was a return.

@@ -20,7 +20,7 @@ from pysnooper import pycompat
 from pysnooper.tracer import Tracer, get_path_and_source_from_frame, get_write_function
 
 from tensortrace.capture.lines.options import Lines, is_on_terminal
-from tensortrace.handlers import let_through
+from tensortrace.signal_handlers import let_through
 from tensortrace.text import escape
 
 if TYPE_CHECKING:

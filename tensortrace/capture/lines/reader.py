@@ -28,7 +28,7 @@ from tensortrace.capture.lines.values import (
     string_text,
 )
 from tensortrace.capture.tensors import TensorDraft, version_of
-from tensortrace.handlers import let_through
+from tensortrace.signal_handlers import let_through
 from tensortrace.text import without_address
 
 _OWN_REPR = {list.__repr__, tuple.__repr__, dict.__repr__, set.__repr__, frozenset.__repr__}

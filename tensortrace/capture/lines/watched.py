@@ -10,7 +10,7 @@ from pysnooper.utils import get_shortish_repr
 from pysnooper.variables import Attrs, BaseVariable, CommonVariable, Exploding, Indices, Keys
 from torch import nn
 
-from tensortrace.handlers import let_through
+from tensortrace.signal_handlers import let_through
 
 # Of an exploded value so many parts are followed.
 _MOST = 200

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from tensortrace.capture.graph import leaves_near
+from tensortrace.capture.loss_graph import leaves_near
 from tensortrace.capture.tensors import version_of
 from tensortrace.capture.unwrap import is_backed, is_dense_cpu, quiet
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from tensortrace.capture.active import slot
 from tensortrace.capture.gradients import pointer_of
-from tensortrace.capture.graph import leaves_near
 from tensortrace.capture.loop.by_hand import ByHand
+from tensortrace.capture.loss_graph import leaves_near
 
 if TYPE_CHECKING:
     from tensortrace.capture.gradients import Parameters

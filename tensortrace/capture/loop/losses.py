@@ -10,7 +10,7 @@ import torch
 
 from tensortrace.capture.active import here
 from tensortrace.capture.autograd_functions import watch_function
-from tensortrace.capture.graph import dim_beside_classes
+from tensortrace.capture.loss_graph import dim_beside_classes
 from tensortrace.capture.stats.queue import is_known_bad
 from tensortrace.capture.tensors import dtype_name
 from tensortrace.capture.unwrap import quiet

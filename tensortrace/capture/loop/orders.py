@@ -19,7 +19,7 @@ from torch.utils.data import (
 
 from tensortrace.capture.generators import state_of
 from tensortrace.capture.unwrap import quiet
-from tensortrace.handlers import let_through
+from tensortrace.signal_handlers import let_through
 
 # Those that draw from a generator. A class derived from one may seed it otherwise.
 _DRAWING = frozenset({RandomSampler, SubsetRandomSampler, WeightedRandomSampler})

@@ -44,7 +44,7 @@ from tensortrace.capture.roots import (
 )
 from tensortrace.capture.tensors import version_of
 from tensortrace.capture.user_hooks import is_of_torch
-from tensortrace.handlers import let_through
+from tensortrace.signal_handlers import let_through
 from tensortrace.text import shorten
 
 _HOOK_TABLES = {name for name in nn.Module().__dict__ if "hook" in name}

@@ -23,7 +23,7 @@ from tensortrace.capture.replay.aside import Stage, as_it_was, swapped
 from tensortrace.capture.roots import Root, UnkeptError
 from tensortrace.capture.stats.queue import StatsQueue
 from tensortrace.capture.tensors import TensorDraft, TensorTable
-from tensortrace.handlers import is_of_handler
+from tensortrace.signal_handlers import is_of_handler
 
 # What a replay may take of the log.
 _MOST_RECORDS = 20_000

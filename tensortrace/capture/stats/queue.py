@@ -30,7 +30,7 @@ from tensortrace.capture.unwrap import (
     plain,
     quiet,
 )
-from tensortrace.handlers import is_of_handler, let_through
+from tensortrace.signal_handlers import is_of_handler, let_through
 
 if TYPE_CHECKING:
     from tensortrace.capture.tensors import TensorTable

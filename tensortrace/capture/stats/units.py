@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from tensortrace.capture import compiled
-from tensortrace.capture.graph import LEAF
+from tensortrace.capture.loss_graph import LEAF
 from tensortrace.capture.unwrap import is_backed, is_dense_cpu, plain, quiet
 from tensortrace.engine import CLOSELY, SELDOM
 

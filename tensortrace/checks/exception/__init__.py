@@ -13,7 +13,7 @@ from typing import Any
 from tensortrace.checks import Draft, StepView, check, is_damage
 from tensortrace.checks.exception import backward, numbers, other, shapes, values
 from tensortrace.checks.exception.facts import Facts, Match, Told, quoted
-from tensortrace.said import said_by
+from tensortrace.exception_text import said_by
 from tensortrace.text import location_text
 
 

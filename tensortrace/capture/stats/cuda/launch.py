@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tensortrace.capture.stats.exponents import RUN, SAMPLE
-from tensortrace.handlers import let_through
+from tensortrace.signal_handlers import let_through
 
 __all__ = ["ROW", "Launcher", "divide"]
 

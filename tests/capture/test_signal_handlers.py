@@ -28,9 +28,9 @@ from tensortrace.capture.replay.aside import Stage
 from tensortrace.capture.summary import StepSummary
 from tensortrace.capture.tensors import TensorTable
 from tensortrace.capture.unwrap import quiet
-from tensortrace.handlers import is_of_handler
 from tensortrace.log import LogWriter
 from tensortrace.records import Action, Call, Step
+from tensortrace.signal_handlers import is_of_handler
 from tensortrace.step_view import StepView
 from tests.capture.lifecycle import make_net, of, process_state, read, train
 
