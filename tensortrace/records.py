@@ -47,23 +47,44 @@ class Location(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class Tensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What one tensor was at one moment.
 
-    `id` is unique within its step. The counts are exact. `min`, `max`, `mean`, `std` (population)
-    and `norm` (L2) are over the finite elements, None if there are none; a complex tensor is
-    measured by its modulus. `unmeasured` says why there are no statistics ("meta", "fake", ...).
-    `first_bad` counts, row by row, up to the first element that is not finite, where that is known.
-    `stride` is None for a contiguous tensor, `shape` None where the tensor has none (nested).
-    `grad_of` is the id of the tensor whose gradient this is, `previous` the id before an in-place
-    change, `view_of` the id of the tensor it is a view of or was detached from, `from_step` the
-    earlier step in which it, or what it was detached from, was met last.
-    What a ReLU made of a layer's `units` says how many are `dead`: not above 0 for any input of the
-    last eight steps looked at, and of 300 rows at least; `dead_since` is the step since which none
-    of them has been. None where too little was seen.
-    `row_spread` says how far the rows (along the first dim) are from their mean, as a share of
-    their norm, in a sample: 0 if all are equal. Given for what an outermost module returns, and for
-    parameters and gradients when an optimizer first steps.
-    `exponents` counts elements of a sample (at most 4096) by magnitude: 0 < |x| < 2**-32, then
-    2**-32 <= |x| < 2**-28 and so on by factors of 16, at last 2**24 <= |x| < inf; zeros and what is
-    not finite are in none. Given in full steps, for floats of 64 elements and more.
+    Numbers are over the finite elements, of a complex tensor over their moduli; None if there are
+    none, and where they were not measured: of large tensors in thin steps, and with `stats=`.
+
+    Attributes:
+        id: unique within its step, from 0.
+        shape: None where it has no plain one (nested, symbolic).
+        stride: in elements; None if it is contiguous or not strided.
+        dtype: as torch names it: "float32".
+        device: "cpu", "cuda:0".
+        requires_grad, is_leaf: as torch says.
+        grad_fn: the node that made it, "AddmmBackward0"; None without one or if torch refuses.
+        numel: how many elements it has; 0 where torch does not say.
+        nan, posinf, neginf: how many elements are that; exact, 0 if `unmeasured`.
+        zeros: how many are 0; 0 with `stats="minmax"` too.
+        min, max, mean: in its own units.
+        std: the population's, ``correction=0``.
+        norm: L2.
+        unmeasured: why there are no statistics ("meta", "fake", "off", ...); None if there are.
+        first_bad: where, row by row, the first element is that is not finite; None if all are, or
+            it was not looked for.
+        exponents: how many elements of a sample (at most 4096) have a magnitude below 2**-32, from
+            there below 2**-28 and so on by factors of 16, at last from 2**24 on; zeros and what is
+            not finite are in none. None but in full steps, of floats of 64 elements and more, off
+            the CPU of float16 and bfloat16 only.
+        grad_of: the id of the tensor whose gradient it is; None of others, and if not known.
+        previous: its id before it was changed in place; None if it was not.
+        view_of: the id of the tensor that it is a view of or was detached from; None of others, and
+            if that was not met in the step.
+        from_step: the earlier step in which it, or what it was detached from, was met last; None
+            if it is new.
+        units: how many units the layer has whose ReLU it is; None of other tensors, and until
+            enough was seen.
+        dead: how many of them were above 0 for no input of the last eight steps looked at, and of
+            300 rows at least; None as `units`.
+        dead_since: the step since which none of those was; None if none is dead.
+        row_spread: how far the rows, along the first dim, are from their mean, as a share of their
+            norm, in a sample: 0 if all are alike. Of what an outermost module returns, and of
+            parameters and gradients at their first optimizer steps; else None.
     """
 
     id: int
@@ -193,17 +214,42 @@ class Source(Record, frozen=True, kw_only=True, tag="source"):
 class Call(Record, frozen=True, kw_only=True, tag="call", gc=False):
     """One call of a module or an op, forward or backward.
 
-    `parent` is the seq of the call it ran inside, `forward` the seq of the forward call that a
-    backward (or recomputed) call belongs to. `module` is a path, None outside every module; `op` is
-    set for ops, with the `arguments` that are no tensors. A module's own call has no `op`. `inputs`
-    and `outputs` name tensors by id; `tensors` describes those that no earlier line of the step
-    described. `host_ns` is the time on the host, children included; `device_ns` that between the
-    beginning and the end on a GPU, our statistics of the calls inside included. A backward call has
-    the gradients that arrived as `inputs` (named "output[0]" after the output they belong to) and
-    those it made as `outputs` (named after the input or parameter they belong to); `node` is the
-    autograd node, for ops. An op of a loop that was passed over, but whose output something else
-    took, has no `inputs`. `drew` is True of an outermost call in eval mode that has moved torch's
-    random state, where a module of the run has `drops`.
+    Attributes:
+        seq: its place among what happened in the step.
+        update: how many optimizer steps came before, but for skipped ones.
+        parent: the seq of the module call that it ran inside; None outside every one, and of a
+            backward call that is no replay.
+        phase: "forward" or "backward".
+        forward: the seq of the forward call that a backward or recomputed one belongs to; None of
+            others, of a parameter's gradient, and if it is not known or was in an earlier step.
+        module: the path of the module, of an op of the one it ran inside; None outside them all.
+        op: the name of the op; None of a module's own call.
+        arguments: of an op, those that are no tensors, by name.
+        node: of the backward of an op, the autograd node, "AddmmBackward0"; else None.
+        nth: how many calls of the module came before in the step, of a backward or recomputed one
+            before its forward; 0 of an op.
+        recompute: whether a checkpoint ran it again, for the backward.
+        replay: whether we ran it again, to find the op to blame.
+        thread: 0 for the one that entered the trace, from 1 for others; 0 of a backward call.
+        training: the mode of its module; None of an op outside modules, and of a backward call.
+        grad_enabled: whether gradients were on, as it began; not looked at in the backward.
+        autocast: where autocast was on, "cuda:bfloat16"; None if nowhere, or in the backward.
+        location: the user's line that called it, of the backward of an op the op; None of the
+            backward of a module, and if it is not known.
+        inputs: name and id of each tensor that it took, "input[0]", "mask"; of a backward call the
+            gradients that arrived, "output[0]" after the output they are of. Empty of an op of a
+            loop that was passed over, but whose output something else took.
+        outputs: the same of what it returned; of a backward call the gradients that it made, named
+            after the input or parameter that they are of.
+        tensors: describes those of both that no earlier line of the step described.
+        host_ns: ns on the host, calls inside included; 0 where it was not measured, as in the
+            backward.
+        device_ns: ns between its beginning and end on a GPU, our statistics of the calls inside
+            included; None but of module calls there.
+        allocated: bytes that tensors have on the GPU, as a module call ended; None without one.
+        exception: the class of what it raised; None if it returned.
+        drew: whether it is an outermost call in eval mode that has moved torch's random state,
+            where a module of the run has `drops`.
     """
 
     seq: int
@@ -258,19 +304,31 @@ class Param(Record, frozen=True, kw_only=True, tag="param"):
 class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     """One optimizer step, written when it begins: this line is a gate.
 
-    `lr` has one number per parameter group, as a scalar, and None for one on a device, which is not
-    waited for. `grad_norm` is the L2 norm over all gradients that it holds. `parameters` lists the
-    names it holds, at its first step and when they change.
-    With them, `unowned` has the shapes of those that no module has, or has any more: their names
-    are made up ("group0.3"), and `eps` is what each group adds to a denominator, None if nothing.
-    `stray` has what is NaN or infinite of the weight decay, momentum and betas of a group, as
-    "0.weight_decay"; a learning rate that is stays in `lr`.
-    `no_grad` counts parameters without a gradient. `skipped` is True if a GradScaler skipped it.
-    `added` says whether a backward has added to the first gradient that its step before has left;
-    None if it has left none. `moved` names, in full steps, parameters that got a gradient and
-    that no optimizer holds, and that are others, or hold other values, than at the last such step,
-    or have kept no gradient. `anew` is True at the first step of one that takes the number of
-    another, which is gone, and holds other parameters.
+    Attributes:
+        seq: its place among what happened in the step.
+        update: how many optimizer steps came before, but for skipped ones.
+        index: which optimizer of the run, from 0.
+        cls: its class, "AdamW".
+        lr: of each parameter group; None of one on a device, which is not waited for.
+        grad_norm: L2 over all gradients that it holds; None if there are none, or one of them was
+            not measured.
+        skipped: whether a GradScaler has skipped it.
+        no_grad: how many of its parameters have no gradient.
+        parameters: the names it holds, at its first step and when they change; else None.
+        unowned: with `parameters`: the shapes of those that no module has, or has any more, whose
+            names are made up ("group0.3").
+        eps: with `parameters`: what each group adds to a denominator, None of one that does not;
+            empty if none does.
+        stray: what is NaN or infinite of the weight decay, momentum and betas of a group, as
+            "0.weight_decay"; a learning rate that is stays in `lr`.
+        added: whether a backward has added to the first gradient that its step before has left;
+            None if it has left none.
+        moved: in full steps: parameters that got a gradient and that no optimizer holds, and that
+            are others, or hold other values, than at the last such step, or have kept no gradient;
+            and tied ones that it holds by another name.
+        anew: whether it is the first step of one that takes the number of another, which is gone,
+            and holds other parameters.
+        location: the user's line that called it; None if not known.
     """
 
     seq: int
@@ -317,22 +375,35 @@ class Variable(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class Line(Record, frozen=True, kw_only=True, tag="line"):
     """One executed source line of the user's, and the variables that it changed.
 
-    `what` is "call" where a function or block is entered or goes on (`changed` has its arguments or
-    variables), "line", "return" and "exception"; the last two have a `value`, whose name is
-    "return", "yield" or "exception". A frame that is left by an exception has no "return". Where a
-    step begins within a frame there is a "call" too; what is carried over has a `was` equal to its
-    text there, and no tensors. `frame` is the seq of the frame's first record in the step, and
-    `depth` counts frames from the outermost traced one. `parent` is the seq of the module call that
-    it ran inside. The calls that a line made have a `seq` between its own and that of the next line
-    of its frame; the line itself is written when it has ended. `nth` counts its executions in the
-    frame and step, from 0, and `passed_over` those since its last record, the first of which began
-    at the seq `since`. A statement over several lines may have a line twice in one execution: they
-    have the same `nth`, which is -1 if the first of them was in the step before. Of a "call",
-    `passed_over` counts calls of the function that were not followed; if the last of a step was not
-    either, its record is the only one of its frame. `host_ns` is the time it took, calls included.
-    `flags`: "nonfinite" where it made the first NaN or infinity of its step, "broadcast" where
-    shapes met that were hardly meant to. `tensors` describes those that no earlier line of the step
-    described.
+    It is written when it has ended; the calls that it made have a `seq` between its own and that of
+    the next line of its frame. A frame that an exception leaves has no "return". Where a step
+    begins within a frame there is a "call" too: what is carried over has a `was` equal to its text
+    there, and no tensors.
+
+    Attributes:
+        seq: its place among what happened in the step.
+        update: how many optimizer steps came before, but for skipped ones.
+        what: "call" where a function or block is entered or goes on, "line", "return", "exception".
+        frame: the seq of the first record of its frame in the step.
+        depth: how many traced frames are around it.
+        parent: the seq of the module call that it ran inside; None outside every one.
+        thread: 0 for the one that entered the trace, from 1 for others.
+        location: where it is.
+        changed: the variables that it changed; of a "call" the arguments or variables.
+        value: of "return" and "exception", what it is, named "return", "yield" or "exception"; else
+            None.
+        tensors: describes those that no earlier line of the step described.
+        nth: how many executions in its frame and step came before. A statement over several lines
+            may have a line twice in one execution: both have the same, which is -1 if the first of
+            them was in the step before.
+        passed_over: how many executions since its last record have none; of a "call" how many
+            calls of the function were not followed. If the last of a step was not either, its
+            record is the only one of its frame.
+        since: the seq at which the first of those executions began; None without any, and of a
+            "call".
+        host_ns: ns that it took, calls included; 0 but of a "line".
+        flags: "nonfinite" if it made the first NaN or infinity of its step, "broadcast" if shapes
+            met that were hardly meant to.
     """
 
     seq: int

@@ -41,21 +41,42 @@ _LAST = 3
 class StepView:
     """A step as far as it has come: what a check may look at.
 
-    `fresh` indexes the first call that no earlier gate of this step has shown. `replayed` are the
-    ops of calls that were run again to find the one to blame. `tensors` are those
-    of this step by id, `bad` the ids of those with a NaN or infinite element, in log order;
-    `modules` and `findings` are of the whole run so far. `causes` are the findings made or met
-    again in this step; `poisoned` is the id of the finding after which an optimizer wrote
-    non-finite parameters, so that all that is non-finite since then follows from it. `summary` is
-    the step line, None until the step closes, and `before` that of the step before. `losses` are
-    the actions that are one, `taken` the optimizers that no scaler has skipped. `trained` are the
-    last earlier steps with an update by an optimizer; `skipped` and `healthy` the last with one
-    that a scaler left out, and with a finite loss, -1 if there was none. `world_size` is how many
-    ranks the run has. `raised` is what the exception says that ends the run, while its action is
-    still to come; `spoilt` whether an optimizer is about to take a non-finite gradient of a tensor
-    that no module has. `evaluated` are the modules that ran in eval mode after training mode. `has`
-    is what `Check.of` may ask for, `shared` what checks keep of the run together, by name. Of a
-    step with more than 20,000 calls the older ones are dropped after a gate.
+    Lists are in log order. Of a step that is not looked at closely (`Engine.looks_at`), `calls` and
+    `params` are empty while all in it is finite. If a gate has shown more than 20,000 calls, they
+    are dropped, and of a longer list than that the oldest.
+
+    Attributes:
+        number: which step, from 0.
+        update: how many optimizer steps came before its latest record, but for skipped ones.
+        calls: of modules and ops, forward and backward, but no replayed ones.
+        fresh: the place in `calls` of the first that no earlier gate of the step has shown.
+        replayed: the ops of calls that were run again, to find the one to blame.
+        params: parameters as their optimizers stepped, one record for each and step.
+        actions: what the loop did that is no call.
+        optimizers: the optimizer steps, skipped ones too.
+        tensors: of the step, by id; those of replayed ops too.
+        bad: ids of those with a NaN or infinite element, but for replayed ops.
+        summary: the step line; None until the step closes.
+        modules: of the whole run so far, by path: the last record of each.
+        findings: of the whole run so far.
+        causes: the findings made, or met again, in this step.
+        poisoned: the id of the finding after which an optimizer wrote parameters that are not
+            finite, so that all that is not since then follows from it; None if there is none.
+        losses: those of `actions` that are one.
+        taken: those of `optimizers` that no scaler has skipped.
+        before: the line of the step before; None in the first.
+        trained: the numbers of the last earlier steps with an update by an optimizer, nine at most.
+        skipped: the number of the last earlier step of which a scaler left one out; -1 if there is
+            none.
+        healthy: that of the last earlier one whose losses are finite; -1 if there is none.
+        world_size: how many ranks the run has.
+        raised: what the exception says that ends the run, while its action is still to come; None
+            otherwise, and over a saved log.
+        spoilt: whether an optimizer is about to take a gradient that is not finite, of a tensor
+            that no module has; False over a saved log.
+        has: what `Check.of` may ask for.
+        evaluated: paths of the modules that in this step went from training to eval mode.
+        shared: what checks keep of the run together, by name.
     """
 
     number: int
