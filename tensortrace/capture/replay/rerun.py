@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,6 +24,9 @@ from tensortrace.capture.roots import Root, UnkeptError
 from tensortrace.capture.stats.queue import StatsQueue
 from tensortrace.capture.tensors import TensorDraft, TensorTable
 from tensortrace.signal_handlers import is_of_handler
+
+if TYPE_CHECKING:
+    from tensortrace.capture.modules import OpenCall
 
 # What a replay may take of the log.
 _MOST_RECORDS = 20_000
@@ -147,6 +150,8 @@ class ReplayRecorder(Recorder):
         self.full = True
         self.sampling = False
         self.device_times = None
+        self.places, self.thins_ops, self.may_drop = live.places, False, False
+        self.shows_compiled = live.shows_compiled
         self.replaying = True
         self.stage: Stage | None = None
         self.taken: list[Draft] = []
@@ -185,6 +190,17 @@ class ReplayRecorder(Recorder):
         """A replay runs where it is asked for."""
         return True
 
+    def thread_number(self) -> int:
+        """As `owns_thread`."""
+        return 0
+
+    def note_threads(self) -> None:
+        """A replay trains nothing."""
+
+    def passes_over(self, module: nn.Module, around: OpenCall) -> bool:
+        """As `turn_of`."""
+        return False
+
     def live_of(self, serial: int) -> Recorder | None:
         """Other threads go on meanwhile, in calls that the run in flight knows."""
         return super().live_of(serial) or self.live.live_of(serial)
@@ -197,6 +213,9 @@ class ReplayRecorder(Recorder):
         """No gate and no step begins in a replay."""
 
     def op_called(self) -> None:
+        """As `outermost_call`."""
+
+    def graph_begins(self) -> None:
         """As `outermost_call`."""
 
     def module_called(self, module: nn.Module, path: str) -> None:
