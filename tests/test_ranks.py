@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tensortrace.cli import main
-from tensortrace.errors import LogError
+from tensortrace.errors import LogError, UsageError
+from tensortrace.export.contents import gather
 from tensortrace.records import Step
 from tensortrace.run import Ranks, named_logs, open_run, start_ranks
 from tensortrace.tui.app import Viewer
@@ -43,6 +44,35 @@ def test_findings_are_merged_by_step_and_rank_and_say_their_rank(tmp_path):
     assert ranks.of(make_finding(evidence={"rank": 9})) is None
     assert ranks.findings is found  # nothing new, nothing merged
     ranks.close()
+
+
+def test_logs_of_runs_of_other_sizes_are_refused(tmp_path):
+    write_ranks(tmp_path, 4)
+    write_ranks(tmp_path, 2)
+    with pytest.raises(LogError, match=r"rank1.jsonl is of a run of 2 ranks, .*rank2.* of 4 ranks"):
+        start_ranks([tmp_path])
+
+
+def test_the_cause_on_one_rank_comes_before_what_it_did_on_another(tmp_path):
+    """Each rank counts seqs of its own: that of the cause may be the larger."""
+    spread = make_finding("f1", step=1, code="TT102", phase="backward", seq=37, update=2)
+    cause = make_finding("f1", step=1, code="TT101", seq=44, update=1)
+    for rank, finding in enumerate((spread, cause)):
+        steps = [*make_steps(2), finding]
+        header = make_header(rank=rank, world_size=2)
+        write_log(tmp_path / f"log.rank{rank}.jsonl", [header, *steps, make_end(1)])
+    ranks = start_ranks([tmp_path])
+    contents = gather(ranks.runs)
+    assert [one.finding.code for one in contents.shown] == ["TT101", "TT102"]
+    assert contents.table_run is ranks.runs[1]
+
+
+def test_a_step_that_one_rank_alone_has_come_to_is_its_own(tmp_path):
+    ranks = start_ranks(write_ranks(tmp_path))  # of 6, 7 and 8 steps
+    assert gather(ranks.runs, step=6).table_run is ranks.runs[1]
+    assert gather(ranks.runs, step=3).table_run is ranks.runs[0]
+    with pytest.raises(UsageError, match="no step 9"):
+        gather(ranks.runs, step=9)
 
 
 def test_one_rank_alone_is_left_as_it_is(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tensortrace.checks import Check
@@ -94,7 +95,11 @@ def gather(
     """
     found = [logged(run) for run in runs] if found is None else list(found)
     shown = _merge(runs, found, modules)
-    table_run, number = (runs[0], step) if step is not None else _choose_step(runs, shown)
+    if step is None:
+        table_run, number = _choose_step(runs, shown)
+    else:  # of ranks that are not of one length, the first that came so far
+        reached = (run for run in runs if run.steps and step <= run.last_step())
+        table_run, number = next(reached, runs[0]), step
     if number is None:
         return Contents(list(runs), list(found), shown, table_run, None, "", [])
     worst = _worst_codes([one.finding for one in shown if one.run is table_run], number)
@@ -162,11 +167,17 @@ def found_again(
     return Found(findings, later, list(engine.problems), again=True)
 
 
-def order_of_cause(finding: Finding) -> tuple[int, int, int]:
-    """Sort key: what first made a value non-finite, then the worst, then the earliest."""
+def order_of_cause(finding: Finding, *, several: bool = False) -> tuple[int, ...]:
+    """Sort key: what first made a value non-finite, then the worst, then the earliest.
+
+    Of `several` ranks each counts seqs of its own, but all step their optimizers together, and what
+    a forward of one has spoilt comes to the others in backward.
+    """
     severity = SEVERITIES.index(finding.severity)
     nonfinite = finding.code.startswith("TT1") and finding.severity != "note"
-    return (-1 if nonfinite else severity, finding.step, -1 if finding.seq is None else finding.seq)
+    first = -1 if nonfinite else severity
+    together = (finding.update, int(finding.phase == "backward")) if several else ()
+    return (first, finding.step, *together, -1 if finding.seq is None else finding.seq)
 
 
 # What ends in an overflow: one of these before a non-finite value is likelier its cause than the op
@@ -174,13 +185,13 @@ def order_of_cause(finding: Finding) -> tuple[int, int, int]:
 _LEADING_UP = ("TT201", "TT206", "TT303", "TT402", "TT403", "TT404", "TT501", "TT601")
 
 
-def in_order_of_cause(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings so that the cause comes first, and notes last.
+def in_order_of_cause(findings: Iterable[Finding], *, several: bool = False) -> list[Finding]:
+    """Sort findings, of one rank or `several`, so that the cause comes first, and notes last.
 
     That is what first made a value non-finite, then the worst. Where values or gradients had grown
     in an earlier step, it is what was found first, then what came of it.
     """
-    ordered = sorted(findings, key=order_of_cause)
+    ordered = sorted(findings, key=partial(order_of_cause, several=several))
     told = [finding for finding in ordered if finding.severity != "note"]
     if not told or not told[0].code.startswith("TT1"):
         return ordered
@@ -274,7 +285,8 @@ def _merge(runs: Sequence[Run], found: Sequence[Found], globs: Sequence[str]) ->
         for group in groups.values()
     ]  # fmt: skip
     by_id = {id(one.finding): one for one in merged}
-    return [by_id[id(f)] for f in in_order_of_cause(one.finding for one in merged)]
+    causes = in_order_of_cause((one.finding for one in merged), several=len(runs) > 1)
+    return [by_id[id(finding)] for finding in causes]
 
 
 def _choose_step(runs: Sequence[Run], shown: Sequence[Shown]) -> tuple[Run, int | None]:

@@ -32,7 +32,8 @@ class Ranks:
         runs: one or more, of different ranks.
 
     Raises:
-        LogError: two of them are of the same rank, so not of one run.
+        LogError: two of them are of the same rank, or of as many ranks as the others are not, so
+            not of one run.
     """
 
     def __init__(self, runs: Iterable[Run]) -> None:
@@ -42,6 +43,11 @@ class Ranks:
                 names = f"{escape(str(one.path))} and {escape(str(other.path))}"
                 raise LogError(
                     f"{names} are both of rank {one.header.rank}, so not of one run: open one"
+                )
+            if one.header.world_size != other.header.world_size:
+                raise LogError(
+                    f"{_of_how_many(one)}, {_of_how_many(other)}: open those of one run by their "
+                    "names, or move the others away"
                 )
         self._merged: tuple[list[list[Finding]], list[Finding]] = ([], [])
 
@@ -91,6 +97,10 @@ class Ranks:
         """Close all of them."""
         for run in self.runs:
             run.close()
+
+
+def _of_how_many(run: Run) -> str:
+    return f"{escape(str(run.path))} is of a run of {run.header.world_size} ranks"
 
 
 def _same(held: list[list[Finding]], before: list[list[Finding]]) -> bool:

@@ -8,6 +8,7 @@ import msgspec
 from textual.worker import get_current_worker
 
 from tensortrace.errors import LogError
+from tensortrace.export.contents import in_order_of_cause
 from tensortrace.records import Finding, ModuleColumns, Step
 from tensortrace.run import Ranks, Run, start_run
 from tensortrace.tui.frame import Frame
@@ -76,13 +77,18 @@ class Reader(Frame):
         if self.at_finding in held:
             self.pane("findings").cursor = held.index(self.at_finding)
         # A warning only once all is read: an error may come later in the log.
-        first = findings.first_error(held) or (
-            findings.first_of(held, "warning") if self.ranks.indexed >= 1 else None
+        causes = held if len(self.ranks.runs) == 1 else self.in_order_of_cause()
+        first = findings.first_error(causes) or (
+            findings.first_of(causes, "warning") if self.ranks.indexed >= 1 else None
         )
         if not self.touched and first is not None and first != self.at_finding:
             self.go_to_finding(first)
         self.draw_findings()
         self.draw_top()
+
+    def in_order_of_cause(self) -> list[Finding]:
+        """All findings, the cause first."""
+        return in_order_of_cause(self.found, several=len(self.ranks.runs) > 1)
 
     # ---- growth
 

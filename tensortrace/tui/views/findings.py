@@ -10,7 +10,6 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.geometry import Size
 
-from tensortrace.export.contents import in_order_of_cause
 from tensortrace.records import Finding, Severity
 from tensortrace.text import finding_text
 from tensortrace.tui.bindings import bindings_of
@@ -70,7 +69,7 @@ class FindingsView(View):
         """Show the list; the cursor is on the finding that one came to last."""
         viewer = self.viewer
         if self.ordered[0] is not viewer.found:
-            self.ordered = (viewer.found, in_order_of_cause(viewer.found))
+            self.ordered = (viewer.found, viewer.in_order_of_cause())
             self.held = self.filtered(self.ordered[1])
         if viewer.at_finding is not None and viewer.at_finding is not self.led:
             self.at = self.led = viewer.at_finding
