@@ -66,6 +66,13 @@ async def test_follow_stays_at_the_end_of_a_live_run_and_says_where_one_has_ende
     async with app.run_test(size=(120, 40), notifications=True) as pilot:
         await settle(app, pilot)
         assert (app.number, app.following) == (5, True)
+        await pilot.press("slash", *"blocks.0.mlp", "enter")
+        await settle(app, pilot)
+        at = app.number, app.pane("calls").cursor
+        app.grow()
+        await settle(app, pilot)
+        assert not app.following
+        assert (app.number, app.pane("calls").cursor) == at
     app, text = await opened_at(tmp_path, Opening(follow=True))
     assert "this run has ended" in text
     assert not app.following
