@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,7 +36,7 @@ _WORDS = (
 )  # fmt: skip
 # A part of a word this short is in too many of them.
 _SHORTEST = 3
-# Source lines that are looked for one by one; of more, all that have a place are decoded.
+# Source lines and modules that are looked for one by one; of more, all that have one are decoded.
 _MOST_LINES = 8
 
 
@@ -52,32 +52,43 @@ class Hit:
 class Sought:
     """A term, as lines of a log may have it.
 
-    `places` are the source lines whose code has it: a record that was made there shows it.
+    `places` are the source lines whose code has it: a record that was made there shows it. A call
+    shows the class of its module, which only `modules` have.
     """
 
     term: str
     needles: tuple[bytes, ...]
     places: frozenset[tuple[str, int]]
+    modules: Mapping[str, Module]
 
 
-def sought(term: str, sources: Sequence[Source] = ()) -> Sought:
+def sought(
+    term: str, sources: Sequence[Source] = (), modules: Mapping[str, Module] | None = None
+) -> Sought:
     """Say what to look for: the term itself, and what is shown as it.
 
     Args:
         term: as it was typed.
         sources: the functions that the log has the text of.
+        modules: those of the log, by path.
     """
+    modules = modules or {}
     places = places_of(term, sources)
     needles = [_in_json(term), *_as_written(term)]
     if len(places) > _MOST_LINES:
         needles += {_in_json(file) + b'","line":' for file, _ in places}
     else:
         needles += [_in_json(file) + b'","line":%d,' % line for file, line in places]
+    of_class = [path for path, module in modules.items() if term.lower() in module.cls.lower()]
+    if len(of_class) > _MOST_LINES:
+        needles.append(b'"module":"')
+    else:
+        needles += [b'"module":"%s"' % _in_json(path) for path in of_class]
     low = f"{term.lower()} "
     for word, kind in _WORDS:
         if word in low or (len(term) >= _SHORTEST and term.lower() in word):
             needles.append(kind)
-    return Sought(term, tuple(dict.fromkeys(needles)), places)
+    return Sought(term, tuple(dict.fromkeys(needles)), places, modules)
 
 
 def places_of(term: str, sources: Sequence[Source]) -> frozenset[tuple[str, int]]:
@@ -189,13 +200,13 @@ def confirmed(line: bytes, what: Sought) -> Record | None:
     if location is not None and (location.file, location.line) in what.places:
         return record
     low = what.term.lower()
-    if low in seen_text(record).lower():
+    if low in seen_text(record, what.modules).lower():
         return record
     # Written for what may be a shape only: it is more than all the other text of a record.
     return record if re.search(r"\[\d|\d, \d|\d\]", low) and low in shapes_text(record) else None
 
 
-def seen_text(record: Record) -> str:
+def seen_text(record: Record, modules: Mapping[str, Module]) -> str:
     """All that a person may look for in a record but shapes: names, class, code, message."""
     match record:
         case Module():
@@ -207,7 +218,7 @@ def seen_text(record: Record) -> str:
             told += [record.param, record.explanation, record.fix]
             texts = [escape(text) for text in told if text]
         case _:
-            texts = list(name_of(Row(record, ""), {}))
+            texts = list(name_of(Row(record, ""), modules))
     if isinstance(record, Call):
         texts.append(escape(record.module or ""))
     location = getattr(record, "location", None)

@@ -84,7 +84,8 @@ class Seeker(Reader):
             return worker.is_cancelled
 
         for at, (held, low, high) in enumerate(pieces):
-            hit = look(held.file, search.sought(term, held.sources), low, high, cancelled)
+            what = search.sought(term, held.sources, held.modules)
+            hit = look(held.file, what, low, high, cancelled)
             if worker.is_cancelled:
                 return
             if hit is not None:

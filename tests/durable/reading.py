@@ -33,7 +33,7 @@ def read_records(run: Run) -> list[Record]:
         step = run.step(number)
         found += step.records
         for record in step.records:
-            seen_text(record)
+            seen_text(record, run.modules)
         for call in step.calls[:MANY]:
             step.producer(next((id for _, id in call.inputs), None))
             step.consumers(next((id for _, id in call.outputs), None))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tensortrace.log import LogFile, encode, open_log
-from tensortrace.records import Action, Location, Optimizer, Param, Record, Source, Step
+from tensortrace.records import Action, Location, Module, Optimizer, Param, Record, Source, Step
+from tensortrace.run import open_run
 from tensortrace.tui import search
 from tensortrace.tui.bindings import KEYS, bindings, bindings_of, in_view
 from tensortrace.tui.header import headline
@@ -206,6 +207,21 @@ def test_a_search_finds_what_a_row_writes_otherwise_than_the_log(tmp_path: Path,
         after = hit.offset + len(encode(wanted))
         assert search.find_next(file, what, after, size, lambda: False) is None
         assert search.find_previous(file, what, 0, hit.offset, lambda: False) is None
+
+
+@pytest.mark.parametrize("of_class", [2, 20])
+def test_a_search_for_a_class_finds_the_calls_of_its_modules(tmp_path: Path, of_class: int) -> None:
+    paths = [f"act.{n}" for n in range(of_class)]
+    modules = [Module(step=0, path=path, cls="ReLU") for path in paths]
+    others = [Module(step=0, path="fc", cls="Linear"), make_call(1, "fc"), make_call(2, "fc")]
+    calls = [make_call(3 + n, path) for n, path in enumerate(paths)]
+    run = open_run(write_log(tmp_path / "log.jsonl", [*modules, *others, *calls]))
+    file, _ = open_log(tmp_path / "log.jsonl")
+    what, found, at = search.sought("relu", run.sources, run.modules), [], 0
+    while hit := search.find_next(file, what, at, file.size(), lambda: False):
+        found.append(hit.record)
+        at = hit.offset + len(encode(hit.record))
+    assert found == [*modules, *calls]
 
 
 def test_a_search_finds_a_text_that_many_source_lines_have(tmp_path: Path) -> None:
