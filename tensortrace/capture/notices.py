@@ -58,10 +58,11 @@ class Notices:
         _say(line)
 
 
-def tell(finding: Finding) -> None:
-    """Say what was found, unless it is a note."""
+def tell(finding: Finding, ranks: tuple[int, int] = (0, 1)) -> None:
+    """Say what was found, unless it is a note; and which rank has, if there are several."""
     if finding.severity != "note":
-        _say(finding_text(finding))
+        rank, count = ranks
+        _say(f"rank {rank}: " * (count > 1) + finding_text(finding))
 
 
 def _say(text: str) -> None:

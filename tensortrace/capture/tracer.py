@@ -22,6 +22,7 @@ from collections.abc import (
     Mapping,
 )
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, overload
@@ -401,13 +402,14 @@ class Trace:
         # Once its names are given, nothing of ours keeps the user's model alive.
         options = self._options = replace(self._options, model=None)
         engine = Engine(options.checks, options.settings)
-        sink = open_sink(options.out, ranks())
+        mine = ranks()
+        sink = open_sink(options.out, mine)
         journal = Journal(
             sink,
             engine,
             full=lambda step: is_full(step, options.every, options.steps, engine.brings_update),
             max_bytes=options.max_bytes,
-            on_finding=tell,
+            on_finding=partial(tell, ranks=mine),
             warn=self._notices.warn,
         )
         journal.write(make_header(options.as_json()))

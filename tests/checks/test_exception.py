@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tensortrace.records import Action, Location
-from tests.builders import HERE, make_call, make_tensor
+from tests.builders import HERE, make_call, make_header, make_tensor
 from tests.checks import closing, find, loss, module, op, optimizer
 
 # One message of torch's for each kind of mistake, with nothing else known.
@@ -81,6 +81,20 @@ def test_tensors_without_dims_are_told_without_failing(message: str) -> None:
     for function in ("cross_entropy", "embedding", "forward"):
         (finding,) = find([raised(message, **{**detail, "function": function})], "TT801")
         assert finding.message
+
+
+@pytest.mark.parametrize("message", [
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:32145",
+    "[../gloo/transport/tcp/unbound_buffer.cc:84] Timed out waiting 1800000ms for recv operation",
+    "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=12) ran for 600000 ms",
+])  # fmt: skip
+def test_what_a_rank_meets_that_waits_leads_to_the_others(message: str) -> None:
+    ranks = [make_header(rank=1, world_size=2), raised(message)]
+    (finding,) = find(ranks, "TT801")
+    assert finding.message.startswith("another rank has gone, or waits elsewhere")
+    assert "the logs of the other ranks" in finding.fix
+    (alone,) = find([raised(message)], "TT801")
+    assert "another rank" not in alone.message
 
 
 def test_a_run_without_an_exception_is_silent() -> None:

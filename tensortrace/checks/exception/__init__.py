@@ -173,6 +173,11 @@ _CASES: list[tuple[re.Pattern[str], Callable[[Facts, Match], Told | None]]] = [
         ),
         (r"does not require grad and does not have a grad_fn", backward.no_grad),
         (r"zip argument #1 must support iteration", other.python_number),
+        (
+            r"Connection (?:closed|reset) by|[Tt]imed? ?out (?:waiting|after)|[Ww]atchdog caught|"
+            r"communicator was aborted",
+            other.lost_rank,
+        ),
         (r"NoneType", backward.no_leaf),
     )
 ]

@@ -60,6 +60,18 @@ def out_of_memory(facts: Facts, found: Match) -> Told:
     )  # fmt: skip
 
 
+def lost_rank(facts: Facts, found: Match) -> Told | None:
+    """A collective that the other ranks do not finish."""
+    if facts.step.world_size < 2:
+        return None
+    return Told(
+        f"another rank has gone, or waits elsewhere: {first_line(facts.text)}",
+        "all ranks take part in each collective, in the same order",
+        "read the logs of the other ranks first: tensortrace report FOLDER shows all. The cause is "
+        "an exception there, a rank that was killed, or one that calls backward() once less",
+    )
+
+
 def _bytes(n: int) -> str:
     # As torch counts in the message that stands beside it.
     value, units = float(n), ["B", "KiB", "MiB", "GiB", "TiB"]

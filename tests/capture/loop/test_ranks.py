@@ -112,14 +112,17 @@ def test_a_turn_of_a_schedule_of_micro_batches_is_one_step(schedule: str) -> Non
     assert sum(call.step == 2 for call in records.of(Call, module="", phase="forward")) == 4
 
 
-def test_the_process_group_says_the_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_process_group_says_the_rank(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A program may tell it to nobody else."""
     assert header.ranks() == (0, 1)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_rank", lambda: 2)
     monkeypatch.setattr(dist, "get_world_size", lambda: 4)
     with trace(tmp_path / "log.jsonl") as t:
-        pass
+        nn.Identity()(torch.full((2, 3), float("nan"), requires_grad=True)).sum().backward()
+    assert capsys.readouterr().err.startswith("rank 2: error TT1")
     assert t.path == tmp_path / "log.rank2.jsonl"
     head = record(lambda t: None).of(Header)[0]
     assert (head.rank, head.world_size) == (2, 4)
