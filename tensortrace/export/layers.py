@@ -119,11 +119,18 @@ def _device_ns(calls: Sequence[Call]) -> int | None:
 
 
 def _forward_calls(records: StepRecords) -> dict[str, list[Call]]:
-    """Group the forward calls of modules by path, in order of first call."""
+    """Group the forward calls of modules by path, in order of first call.
+
+    A wrapper (DDP, a compiled module) shares the path of what it wraps: both are one call.
+    """
     calls: dict[str, list[Call]] = {}
+    paths: dict[int, str] = {}
     for call in records.calls:
         again = call.replay or call.recompute
-        if call.module is not None and call.op is None and call.phase == "forward" and not again:
+        if call.module is None or call.op is not None or call.phase != "forward" or again:
+            continue
+        paths[call.seq] = call.module
+        if call.parent is None or paths.get(call.parent) != call.module:
             calls.setdefault(call.module, []).append(call)
     return calls
 

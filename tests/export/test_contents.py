@@ -216,6 +216,15 @@ def test_the_canonical_run_has_one_row_for_each_module_in_order_of_call(tmp_path
     assert [row.flag for row in rows] == ["TT101", "", "", "", "NaN"]
 
 
+def test_a_wrapper_and_what_it_wraps_are_one_call(tmp_path: Path) -> None:
+    calls = [
+        make_call(1, "", host_ns=9), make_call(2, "", parent=1, host_ns=7),
+        make_call(3, "fc", parent=2), make_call(4, "fc", parent=2, nth=1),
+    ]  # fmt: skip
+    rows = gather([make(tmp_path, *calls)]).rows
+    assert [(row.path, row.calls, row.host_ns) for row in rows] == [("", 1, 9), ("fc", 2, 0)]
+
+
 def test_rms_and_gradient_norm_stand_in_where_the_step_has_no_line_yet(tmp_path: Path) -> None:
     run = make(tmp_path, *make_calls(0))
     rows = {row.path: row for row in gather([run]).rows}
