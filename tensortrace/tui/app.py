@@ -100,19 +100,27 @@ class Viewer(Asker):
 
     def action_move(self, lines: int) -> None:
         """Move the cursor or scroll by lines."""
+        self.leave_end(lines < 0)
         self.active.move_by(lines)
 
     def action_page(self, pages: float) -> None:
         """Move by pages."""
+        self.leave_end(pages < 0)
         self.active.move_page(pages)
 
     def action_top(self) -> None:
         """Go to the first line."""
+        self.leave_end(True)
         self.active.move_end(False)
 
     def action_bottom(self) -> None:
         """Go to the last line."""
         self.active.move_end(True)
+
+    def leave_end(self, up: bool) -> None:
+        """Whoever goes up in the table wants to look at it: what comes is followed no more."""
+        if up and self.active is self.pane("calls"):
+            self.following = False
 
     # ---- walk
 

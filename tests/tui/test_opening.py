@@ -66,6 +66,11 @@ async def test_follow_stays_at_the_end_of_a_live_run_and_says_where_one_has_ende
     async with app.run_test(size=(120, 40), notifications=True) as pilot:
         await settle(app, pilot)
         assert (app.number, app.following) == (5, True)
+        for key in ("k", "ctrl+u", "g"):
+            app.following = True
+            await pilot.press("G", key)
+            assert not app.following
+        app.following = True
         await pilot.press("slash", *"blocks.0.mlp", "enter")
         await settle(app, pilot)
         at = app.number, app.pane("calls").cursor
