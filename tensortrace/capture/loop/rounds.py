@@ -103,9 +103,15 @@ class Rounds:
         return read.ahead[then, now]
 
     def is_head(self, code: CodeType, at: int) -> bool:
-        """Whether an instruction is the head of a `for`."""
+        """Whether an instruction is the head of a `for`.
+
+        Python 3.10 says of one whose loop is long where its EXTENDED_ARGs begin.
+        """
         read = self._of(code)
-        return read.names[bisect.bisect(read.starts, at) - 1] == "FOR_ITER"
+        i = bisect.bisect(read.starts, at) - 1
+        while read.names[i] == "EXTENDED_ARG":
+            i += 1
+        return read.names[i] == "FOR_ITER"
 
     def call(self, code: CodeType, at: int) -> int:
         """Which call a frame is in. Python 3.11 has two instructions for one, and runs either."""
