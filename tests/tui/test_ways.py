@@ -199,7 +199,8 @@ def test_the_first_line_tells_findings_of_other_ranks_apart() -> None:
 
 async def test_a_search_opens_the_call_around_an_op(opened: Any) -> None:
     async with opened(step=0, bad=None) as (app, press):
-        assert await press("slash", *"linear", "enter") == (0, 3)
+        assert await press("slash", *"linear", "enter") == (0, 2)  # of the class Linear
+        assert await press("n") == (0, 3)
         assert "▾ enc" in text_of(app)
 
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -214,14 +215,17 @@ class StepRules:
     def _has_left(self, frame: FrameType) -> bool:
         """Whether the innermost loop round the first call was left, or there was none.
 
-        It is the program's own loop, or without one that of the package which trains for it.
+        It is the program's own loop, or without one that of a package which its code has called;
+        not that of one which has called its code.
         """
-        first = list((self._first or {}).items())
-        for own in True, False:
-            for number, (code, at) in first:
-                if self._is_own(code) is own and (around := self._rounds.of(code, at)) is not None:
-                    now = _on_stack(frame, number, code)
-                    return now is None or now.f_lasti not in around
+        first = (self._first or {}).items()
+        own = [place for place in first if self._is_own(place[1][0])]
+        called = itertools.takewhile(lambda place: not self._is_own(place[1][0]), first)
+        for number, (code, at) in (*own, *called):
+            around = self._rounds.of(code, at)
+            if around is not None:
+                now = _on_stack(frame, number, code)
+                return now is None or now.f_lasti not in around
         return True
 
     def _is_own(self, code: CodeType) -> bool:

@@ -56,6 +56,10 @@ class Agent:
                 for _ in range(2):
                     self.policy(torch.rand(2, 4))
 
+    def run(self, jobs):
+        for job in jobs:
+            job()
+
     def act(self, states):
         with torch.no_grad():
             return self.policy(states)
@@ -86,6 +90,22 @@ def test_several_optimizers_in_a_turn_of_a_package_are_one_step(agent: Any) -> N
 
 def test_batches_that_a_package_trains_and_judges_on_are_steps(agent: Any) -> None:
     assert updates(lambda t: agent.fit(2)) == [1, 2, 3, 3, 3, 4, 5, 6, 6, 6]
+
+
+def test_a_package_that_runs_the_program_in_a_loop_of_its_own_trains_nothing(agent: Any) -> None:
+    """As what parses a command line does, or runs the cells of a notebook."""
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def train() -> None:
+        model(torch.rand(2, 4)).sum().backward()
+        optimizer.step()
+
+    def job() -> None:
+        train()
+        train()
+
+    assert updates(lambda t: agent.run([job])) == [1, 2]
 
 
 def test_calls_that_a_package_makes_for_turns_of_the_program_are_steps(agent: Any) -> None:
