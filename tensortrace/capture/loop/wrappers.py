@@ -283,6 +283,8 @@ def _receive(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
 
 
 def _schedule(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    if not recorder.owns_thread():
+        return call()
     with Ours(recorder, "loop"):
         recorder.closure_given()
     with recorder.rules.one_turn():
