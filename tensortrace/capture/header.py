@@ -33,9 +33,8 @@ def ranks() -> tuple[int, int]:
     return ranks_of_environment()
 
 
-def make_header(options: dict[str, Any]) -> Header:
-    """Describe the process as it is now; changes nothing and starts no device."""
-    rank, count = ranks()
+def make_header(options: dict[str, Any], rank: int, count: int) -> Header:
+    """Describe the process, one of `count`, as it is now; changes nothing and starts no device."""
     return Header(
         step=0,
         format=FORMAT,

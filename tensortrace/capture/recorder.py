@@ -329,7 +329,14 @@ class Recorder:
 
     def closure_given(self) -> None:
         """An optimizer is about to step with a closure: all of a turn may happen inside it."""
-        if self.rules.ends_at_closure():
+        self._turn_begins(self.rules.ends_at_closure())
+
+    def schedule_begins(self) -> None:
+        """A schedule of micro-batches is about to go through a turn, with a backward or without."""
+        self._turn_begins(self.rules.ends_at_schedule())
+
+    def _turn_begins(self, ends: bool) -> None:
+        if ends:
             self.close_step()
         self.rules.begins_turn()
         self.rules.holds_call = True

@@ -412,7 +412,7 @@ class Trace:
             on_finding=partial(tell, ranks=mine),
             warn=self._notices.warn,
         )
-        journal.write(make_header(options.as_json()))
+        journal.write(make_header(options.as_json(), *mine))
         journal.flush()
         recorder = Recorder(
             journal,

@@ -102,6 +102,10 @@ class StepRules:
         """Whether it is where an optimizer steps with a closure: a whole turn may be in that."""
         return self.stepped and not self.manual and self._is_next_turn()
 
+    def ends_at_schedule(self) -> bool:
+        """Whether it is where a schedule begins, which goes through a whole turn by itself."""
+        return self.holds_call and not self.manual and self._is_next_turn()
+
     @contextmanager
     def one_turn(self) -> Iterator[None]:
         """All that is called inside is of one turn: the micro-batches of a pipeline's schedule."""

@@ -286,7 +286,7 @@ def _schedule(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     if not recorder.owns_thread():
         return call()
     with Ours(recorder, "loop"):
-        recorder.closure_given()
+        recorder.schedule_begins()
     with recorder.rules.one_turn():
         return call()
 

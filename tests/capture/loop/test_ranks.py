@@ -112,6 +112,20 @@ def test_a_turn_of_a_schedule_of_micro_batches_is_one_step(schedule: str) -> Non
     assert sum(call.step == 2 for call in records.of(Call, module="", phase="forward")) == 4
 
 
+@pytest.mark.usefixtures("group")
+def test_a_schedule_that_only_evaluates_has_a_step_for_each_turn() -> None:
+    pipelining = pytest.importorskip("torch.distributed.pipelining")
+    stage = pipelining.PipelineStage(nn.Linear(4, 2), 0, 1, torch.device("cpu"))
+    turns = pipelining.ScheduleGPipe(stage, 4)
+
+    @torch.no_grad()
+    def program(t: Any) -> None:
+        for _ in range(5):
+            turns.step(torch.rand(8, 4))
+
+    assert len(record(program).steps()) == 5
+
+
 def test_the_process_group_says_the_rank(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
