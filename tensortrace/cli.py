@@ -476,18 +476,20 @@ def open_logs(path: Path | Sequence[Path] | None, opened: ExitStack) -> list[Run
             folder.
         opened: closes them in the end.
     Raises:
-        LogError: there is no log, or a file is not one.
+        LogError: there is no log, or a file that was named is not one.
     """
-    from tensortrace.run import Ranks, named_logs, open_run
+    from tensortrace.run import open_ranks, open_run
 
     paths = [] if path is None else [path] if isinstance(path, Path) else path
     progress = Progress(100, "unpacking", "{doing} {step} %")
-    runs = []
-    for one in named_logs(paths):
-        runs.append(open_run(one, lambda part: progress.tick(round(part * 100))))
-        opened.callback(runs[-1].close)
+    ranks = open_ranks(
+        paths, lambda one: open_run(one, lambda part: progress.tick(round(part * 100)))
+    )
+    opened.callback(ranks.close)
     progress.close()
-    return Ranks(runs).runs
+    for sentence in ranks.unread:
+        _complain(sentence)
+    return ranks.runs
 
 
 def _write(text: str) -> None:

@@ -53,6 +53,44 @@ def test_logs_of_runs_of_other_sizes_are_refused(tmp_path):
         start_ranks([tmp_path])
 
 
+def test_a_rank_that_left_no_log_keeps_nobody_from_the_others(tmp_path, capsys):
+    """It was killed before its first line."""
+    paths = write_ranks(tmp_path)
+    paths[0].write_bytes(b"")
+    told = f"{paths[0]} is empty: nothing was recorded in it yet; the other ranks are shown"
+    ranks = start_ranks([tmp_path])
+    assert [run.header.rank for run in ranks.runs] == [1, 2]
+    assert ranks.unread == [told]
+    ranks.close()
+    assert main(["report", str(tmp_path)]) == 1  # for what was found on the others
+    out, err = capsys.readouterr()
+    assert err == f"tensortrace: {told}\n"
+    assert "found on 1" in out
+    assert "found on 2" in out
+
+
+def test_a_log_that_cannot_be_read_is_an_error_where_it_was_named(tmp_path, capsys):
+    paths = write_ranks(tmp_path)
+    paths[0].write_bytes(b"")
+    with pytest.raises(LogError, match=r"rank0\.jsonl is empty"):
+        start_ranks(paths)
+    for path in paths:
+        path.write_bytes(b"")
+    assert main(["report", str(tmp_path / "log.jsonl")]) == 2
+    assert capsys.readouterr().err.count("is empty") == 1
+
+
+async def test_the_viewer_says_which_rank_cannot_be_read(tmp_path):
+    paths = write_ranks(tmp_path)
+    paths[2].write_text("no log at all\n")
+    app = Viewer(start_ranks([tmp_path]))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.pause()
+        assert "log.rank2.jsonl" in told(app)
+        assert "the other ranks are shown" in told(app)
+        assert "lies beside" not in told(app)
+
+
 def test_the_cause_on_one_rank_comes_before_what_it_did_on_another(tmp_path):
     """Each rank counts seqs of its own: that of the cause may be the larger."""
     spread = make_finding("f1", step=1, code="TT102", phase="backward", seq=37, update=2)

@@ -8,7 +8,7 @@ Lines of the log that are damaged or unknown are counted and left out, never an 
 from __future__ import annotations
 
 from tensortrace.run.folder import newest_log, open_run, start_run
-from tensortrace.run.ranks import Ranks, named_logs, start_ranks
+from tensortrace.run.ranks import Ranks, named_logs, open_ranks, start_ranks
 from tensortrace.run.run import Run
 from tensortrace.run.series import held_over, looked_at, nonfinite_letter
 from tensortrace.run.step import StepRecords
@@ -22,6 +22,7 @@ __all__ = [
     "named_logs",
     "newest_log",
     "nonfinite_letter",
+    "open_ranks",
     "open_run",
     "start_ranks",
     "start_run",

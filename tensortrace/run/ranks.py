@@ -16,7 +16,7 @@ import msgspec
 
 from tensortrace.errors import LogError
 from tensortrace.records import Finding
-from tensortrace.run.folder import newest_log, rank_files, start_run
+from tensortrace.run.folder import newest_log, open_run, rank_files, start_run
 from tensortrace.run.run import Run
 from tensortrace.text import escape
 
@@ -30,14 +30,16 @@ class Ranks:
 
     Args:
         runs: one or more, of different ranks.
+        unread: a sentence for each log of another rank that cannot be read.
 
     Raises:
         LogError: two of them are of the same rank, or of as many ranks as the others are not, so
             not of one run.
     """
 
-    def __init__(self, runs: Iterable[Run]) -> None:
+    def __init__(self, runs: Iterable[Run], unread: Sequence[str] = ()) -> None:
         self.runs = sorted(runs, key=lambda run: run.header.rank)
+        self.unread = unread
         for one, other in zip(self.runs, self.runs[1:], strict=False):
             if one.header.rank == other.header.rank:
                 names = f"{escape(str(one.path))} and {escape(str(other.path))}"
@@ -139,17 +141,37 @@ def named_logs(paths: Sequence[Path]) -> list[Path]:
     return [found for _, found in sorted(ranks.items())] or [path]
 
 
-def start_ranks(paths: Sequence[Path]) -> Ranks:
-    """Open all logs of a run for a screen; see `named_logs` and `start_run`.
+def open_ranks(paths: Sequence[Path], open_one: Callable[[Path], Run] = open_run) -> Ranks:
+    """Open all logs of a run; see `named_logs`.
+
+    A rank that has died before its log began leaves a file that is none. Unless it was named, it
+    does not keep anybody from the others: `Ranks.unread` says what became of it.
+
+    Args:
+        paths: as in `named_logs`.
+        open_one: opens one log.
 
     Raises:
-        LogError: a file is no log, or two are of the same rank.
+        LogError: a file that was named is no log, or none of them is, or two are of the same rank.
     """
+    found = named_logs(paths)
+    unread: list[LogError] = []
     with ExitStack() as opened:
         runs = []
-        for path in named_logs(paths):
-            runs.append(start_run(path))
-            opened.callback(runs[-1].close)
-        ranks = Ranks(runs)
+        for path in found:
+            try:
+                runs.append(open_one(path))
+            except LogError as error:
+                if len(paths) > 1 or len(unread) + 1 == len(found):
+                    raise
+                unread.append(error)
+            else:
+                opened.callback(runs[-1].close)
+        ranks = Ranks(runs, [f"{error}; the other ranks are shown" for error in unread])
         opened.pop_all()
         return ranks
+
+
+def start_ranks(paths: Sequence[Path]) -> Ranks:
+    """Open all logs of a run for a screen; see `open_ranks` and `start_run`."""
+    return open_ranks(paths, start_run)

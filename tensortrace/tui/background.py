@@ -201,9 +201,11 @@ class Reader(Frame):
         self.run_worker(self.read_all, thread=True, exclusive=True, group="index")
 
     def offer_ranks(self) -> None:
-        """Say that there are logs of other ranks."""
-        count = len(self.ranks.beside)
-        if count:
+        """Say that there are logs of other ranks, and why one of them is not open."""
+        for sentence in self.ranks.unread:
+            self.tell(sentence, "warning")
+        count = len(self.ranks.beside) - len(self.ranks.unread)
+        if count > 0:
             more = "another rank lies" if count == 1 else f"{count} more ranks lie"
             self.tell(f"{more} beside this log: press ) to go there")
 
