@@ -35,6 +35,7 @@ from tensortrace.capture.active import Alone, Ours, here, slot
 from tensortrace.capture.driven import Turns, driven, is_ours
 from tensortrace.capture.header import make_header, ranks
 from tensortrace.capture.journal import Journal, is_full
+from tensortrace.capture.lines.events import message_of
 from tensortrace.capture.loop.optimizers import OptimizerHooks
 from tensortrace.capture.loop.wrappers import Patches
 from tensortrace.capture.modules import ModuleHooks
@@ -50,7 +51,6 @@ from tensortrace.engine import Engine
 from tensortrace.errors import LogError, UsageError
 from tensortrace.log import LogWriter, open_sink
 from tensortrace.records import Failure, Finding
-from tensortrace.signal_handlers import let_through
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
@@ -486,14 +486,9 @@ class Trace:
         recorder = self._recorder
         if error is None or recorder is None or isinstance(error, (GeneratorExit, SystemExit)):
             return None
-        try:
-            message = str(error)[:2000]
-        except Exception as err:
-            let_through(err)
-            message = "(its message cannot be read)"
         return Failure(
             type=shorten(type(error).__name__),
-            message=message,
+            message=message_of(error)[:2000],
             module=recorder.failed_module(traceback),
             location=with_code(recorder.sources.locate_traceback(traceback)),
         )
@@ -543,8 +538,9 @@ def trace(*positional: Any, **options: Any) -> Any:
         stats: "full"; "light" keeps the counts and the norm alone of larger tensors; "minmax"
             leaves out zeros, mean, std and norm; "none" measures nothing.
         checks: codes, prefixes or names to run, or {"TT201.ratio": 50} to set thresholds.
-        stop_on: "error", "warning", a code, or a callable that gets each finding and returns
-            true to stop: `TraceStoppedError` is raised before the optimizer moves the weights.
+        stop_on: "error", "warning", "note", a code, or a callable that gets each finding and
+            returns true to stop: `TraceStoppedError` is raised before the optimizer moves the
+            weights.
         narrow: whether a module call that makes NaN or inf is run again, once and on stand-ins, to
             name the op and the line; it changes no result.
         compiled: "boundary" leaves compiled modules compiled and sees only their outside;

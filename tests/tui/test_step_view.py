@@ -6,8 +6,9 @@ import math
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from tensortrace.records import ModuleColumns, Step
+from tensortrace.records import Call, ModuleColumns, Step
 from tensortrace.run import open_run
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.grid import Grid
@@ -17,7 +18,7 @@ from tensortrace.tui.step.cells import cells
 from tensortrace.tui.step.row import Row
 from tensortrace.tui.terminal.styled import ASCII
 from tensortrace.tui.trend import sample, trend_span, trend_text
-from tests.builders import make_call, make_late_run, write_log
+from tests.builders import make_call, make_end, make_header, make_late_run, make_steps, write_log
 from tests.tui.samples import BAD_STEP, make_open_run
 from tests.tui.screen import settle, text_of, told
 from tests.tui.views.test_layers import make_layered_run
@@ -162,6 +163,17 @@ def test_the_time_on_a_gpu_is_a_column_of_its_own() -> None:
     assert (held.time, held.device) == ("2 ms", "130 µs")
     assert "device" in head_line(100, chosen=frozenset({"device"}))[0][0]
     assert "device" not in head_line(200)[0][0]
+
+
+async def test_the_detail_says_what_a_call_took_on_the_gpu(tmp_path: Path) -> None:
+    steps = make_steps(1)
+    at = next(i for i, record in enumerate(steps) if isinstance(record, Call))
+    steps[at] = replace(steps[at], device_ns=130_000, allocated=3_100_000_000)
+    path = write_log(tmp_path / "log.jsonl", [make_header(), *steps, make_end(0)])
+    app = Viewer(open_run(path), step=0)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(app, pilot)
+        assert "forward, 130 µs on the GPU, GPU memory 3.1 GB" in text_of(app)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from tensortrace.text import (
     escape,
     location_text,
     module_text,
+    nbytes_text,
     number_text,
     shape_text,
     short_dtype,
@@ -177,6 +178,8 @@ def _headline(row: Row, modules: Mapping[str, Module]) -> Styled:
         told += [duration_text(record.host_ns)] if record.host_ns else []
         if record.device_ns is not None:
             told.append(f"{duration_text(record.device_ns)} on the GPU")
+        if record.allocated is not None:
+            told.append(f"GPU memory {nbytes_text(record.allocated)}")
         told += ["training" if record.training else "eval"] if record.training is not None else []
         told += [] if record.grad_enabled else ["no grad"]
         told += [f"autocast {escape(record.autocast)}"] if record.autocast else []
