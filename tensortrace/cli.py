@@ -18,16 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from tensortrace.errors import TensortraceError, UsageError
+from tensortrace.errors import NoLogYetError, TensortraceError, UsageError
 from tensortrace.text import carries, escape, nbytes_text
 from tensortrace.version import __version__
 
 if TYPE_CHECKING:
     from tensortrace.export.contents import Found
     from tensortrace.export.lines import Listing
-    from tensortrace.run import Run
+    from tensortrace.run import Ranks, Run
 
 WIDTH = 100
+# How often one who waits for a log looks whether it is there.
+_LOOK_AGAIN_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +396,11 @@ def _view_arguments(parser: argparse.ArgumentParser) -> None:
     _log_and_step_arguments(parser)
     parser.add_argument("--finding", metavar="ID", help="open at a finding: its id, or a code")
     parser.add_argument("--module", metavar="PATH", help="open at the first call of a module")
-    parser.add_argument("--follow", action="store_true", help="stay at the end while it is written")
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="stay at the end while it is written; one to come is waited for",
+    )
     parser.add_argument("--no-mouse", action="store_true", help="leave the mouse to the terminal")
 
 
@@ -418,9 +424,7 @@ def view(arguments: argparse.Namespace) -> int:
             sys.stderr.write("tensortrace: no terminal for the viewer here; this is the report.\n")
             words = [] if arguments.step is None else ["--step", str(arguments.step)]
             return _report(runs, _parser().parse_args(["report", *words]))
-        from tensortrace.run import start_ranks
-
-        ranks = opened.enter_context(closing(start_ranks(arguments.log)))
+        ranks = opened.enter_context(closing(_start(arguments.log, waits=arguments.follow)))
         check(ranks.runs)
         if keys:  # the log is read through a copy of the pipe by now
             os.dup2(keys, 0)
@@ -434,6 +438,32 @@ def view(arguments: argparse.Namespace) -> int:
 
         asked = Opening(arguments.step, arguments.finding, arguments.module, arguments.follow)
         return open_viewer(ranks, mouse=not arguments.no_mouse, opening=asked)
+
+
+def _start(log: Sequence[Path], *, waits: bool) -> Ranks:
+    """Open all logs of a run for the viewer.
+
+    Args:
+        log: as in `named_logs`.
+        waits: whether to wait for a log of a run that is about to begin.
+    Raises:
+        LogError: there is no log, and none is waited for, or a file is not one.
+    """
+    from tensortrace.run import start_ranks
+
+    waits = waits and log != [Path("-")]
+    told = False
+    while True:
+        try:
+            return start_ranks(log)
+        except NoLogYetError:
+            if not waits:
+                raise
+        if not told:
+            where = " ".join(map(str, log)) or "this folder"
+            _complain(f"no log in {where} yet: waiting for the run to begin; ctrl+c ends.")
+            told = True
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def _keys(log: Path | Sequence[Path] | None) -> int | None:

@@ -3,6 +3,7 @@
 TensortraceError
 ├── UsageError          an option or argument that makes no sense; the command line exits with 2
 ├── LogError            a file that cannot be read as a log
+│   └── NoLogYetError   it may be one soon: it is not there, or nothing was written to it
 └── TraceStoppedError   ``stop_on`` met what it was told to stop on
 """
 
@@ -24,6 +25,10 @@ class UsageError(TensortraceError):
 
 class LogError(TensortraceError):
     """A file that is not a log, or not one that this version reads; says what it is."""
+
+
+class NoLogYetError(LogError):
+    """A place where nothing was recorded so far: whoever follows a run waits for it."""
 
 
 class TraceStoppedError(TensortraceError):

@@ -333,6 +333,41 @@ def test_the_viewer_gets_the_run_the_step_and_the_mouse(
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "first", "where"),
+    [
+        (["late.jsonl"], None, "late.jsonl"),
+        (["late.jsonl"], b"", "late.jsonl"),
+        (["late.jsonl"], b'{"kind":"header",', "late.jsonl"),
+        ([], None, "this folder"),
+    ],
+)
+def test_a_run_that_is_about_to_begin_is_waited_for_if_it_is_to_be_followed(
+    words: list[str], first: bytes | None, where: str, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, slept = Path("late.jsonl"), []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            write_log(late, make_canonical())
+
+    if first is not None:
+        late.write_bytes(first)
+    app = types.ModuleType("tensortrace.tui.app")
+    app.view = lambda run, mouse, opening: 0  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensortrace.tui.app", app)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setenv("TERM", "xterm")
+    assert run("view", *words)[0] == 2
+    assert not slept
+    told = f"tensortrace: no log in {where} yet: waiting for the run to begin; ctrl+c ends.\n"
+    assert run("view", *words, "--follow") == (0, "", told)
+    assert len(slept) == 3
+
+
 def test_the_demo_is_told_where_the_log_goes_and_the_log_is_viewed_on_request(
     run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tensortrace.export.contents import gather
 from tensortrace.records import Step
 from tensortrace.run import Ranks, named_logs, open_run, start_ranks
 from tensortrace.tui.app import Viewer
+from tensortrace.tui.opening import Opening
 from tensortrace.tui.seek import around
 from tests.builders import make_end, make_finding, make_header, make_steps, write_log
 from tests.tui.screen import settle, text_of, told, until
@@ -209,6 +212,20 @@ async def test_a_key_goes_to_the_same_place_on_the_next_rank(tmp_path):
         assert app.log_.header.rank == 2
         assert app.log_.last_step() == 7
     app.ranks.close()
+
+
+async def test_the_end_is_followed_from_rank_to_rank(tmp_path):
+    for path in write_ranks(tmp_path, pid=os.getpid(), hostname=socket.gethostname()):
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[:-1]))  # it has not ended
+    app = Viewer(start_ranks([tmp_path]), opening=Opening(follow=True))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause()
+        assert (app.number, app.following) == (5, True)
+        await pilot.press("right_parenthesis")
+        assert (app.number, app.following) == (6, True)
+        await pilot.press("left_square_bracket", "right_parenthesis")
+        assert (app.number, app.following) == (5, False)
 
 
 async def test_walking_the_findings_changes_the_rank(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from tensortrace.errors import LogError
+from tensortrace.errors import LogError, NoLogYetError
 from tensortrace.log.codec import HEADER_PREFIX, decode, is_ours
 from tensortrace.log.files import CHUNK, LogFile, check_platform
 from tensortrace.log.unpacking import GZIP, Unpacked
@@ -47,7 +47,7 @@ def start_log(path: str | Path) -> tuple[LogFile, Header]:
     except IsADirectoryError as err:
         raise LogError(f"{name} is a folder, not a log") from err
     except FileNotFoundError as err:
-        raise LogError(f"there is no file {name}") from err
+        raise NoLogYetError(f"there is no file {name}") from err
     except (OSError, ValueError) as err:
         reason = getattr(err, "strerror", None) or str(err)
         raise LogError(f"cannot read {name}: {escape(reason)}") from err
@@ -76,7 +76,7 @@ def _begun(file: Unpacked) -> Unpacked:
 def _read_header(file: LogFile, name: str) -> Header:
     start = file.read(0, 1 << 16)
     if not start:
-        raise LogError(f"{name} is empty: nothing was recorded in it yet")
+        raise NoLogYetError(f"{name} is empty: nothing was recorded in it yet")
     if b"\n" not in start and start.startswith(b"{"):
         start = file.read(0, CHUNK)
     line, newline, _ = start.partition(b"\n")
@@ -86,7 +86,7 @@ def _read_header(file: LogFile, name: str) -> Header:
             what = "an editor has put a byte order mark before it; save it as UTF-8 without one"
         raise LogError(f"{name} is not a tensortrace log: {what}")
     if not newline and HEADER_PREFIX.startswith(line[:16]):
-        raise LogError(f"{name} has no complete first line yet: nothing was recorded in it")
+        raise NoLogYetError(f"{name} has no complete first line yet: nothing was recorded in it")
     _check_version(line, name)
     record = decode(line)
     if not isinstance(record, Header) or record.format != FORMAT:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from tensortrace.errors import LogError
+from tensortrace.errors import LogError, NoLogYetError
 from tensortrace.log import LogFile, open_log, start_log, starts_like_a_log
 from tensortrace.records import Header
 from tensortrace.run.run import Run
@@ -81,4 +81,4 @@ def newest_log(folder: str | Path = ".") -> Path:
         if starts_like_a_log(path):
             ranks = rank_files(path) if _RANK.fullmatch(path.name) else {}
             return ranks[min(ranks)] if ranks else path
-    raise LogError(f"there is no tensortrace log in {name}: give its path")
+    raise NoLogYetError(f"there is no tensortrace log in {name}: give its path")

@@ -233,10 +233,10 @@ class Viewer(Asker):
         if not self.log_.live:
             self.tell("this run has ended: there is nothing to follow")
             return
-        self.following = not self.following
         if self.following:
-            self.go_to(self.log_.last_step())
-            self.pane("calls").move_end(True)
+            self.following = False
+        else:
+            self.stay_at_end()
         self.draw_top()
 
     def action_help(self) -> None:

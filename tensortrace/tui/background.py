@@ -116,12 +116,15 @@ class Reader(Frame):
 
     def grow(self) -> None:
         """Show what came: the last step if the run is followed, else the same place."""
-        last = self.log_.last_step()
         if self.following:
-            self.go_to(last)
-            self.pane("calls").move_end(True)
-        elif self.number >= last or self.rows.step.summary is None:
+            self.stay_at_end()
+        elif self.number >= self.log_.last_step() or self.rows.step.summary is None:
             self.go_to(self.number)
+
+    def stay_at_end(self) -> None:
+        """Show the end of the last step from now on."""
+        self.following = True
+        self.go_to(self.log_.last_step(), lambda rows: max(0, len(rows) - 1))
 
     def tell_notice(self) -> None:
         """Say once that a log was truncated, replaced or damaged."""
@@ -179,8 +182,12 @@ class Reader(Frame):
         if len(runs) == 1:
             self.tell("this run has one rank only, or the logs of others are elsewhere")
             return
+        following = self.following
         self.stand_at(runs[(runs.index(self.log_) + direction) % len(runs)])
-        self.go_to(self.number)
+        if following and self.log_.live:
+            self.stay_at_end()
+        else:
+            self.go_to(self.number)
         self.tell(f"rank {self.log_.header.rank} of {self.log_.header.world_size}")
 
     def open_beside(self) -> None:

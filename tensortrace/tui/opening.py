@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tensortrace.records import Finding
@@ -52,6 +52,7 @@ class Opener(Switcher):
         asked = opening or Opening(step)
         super().__init__(log, asked.step, glyphs)
         self.opening, self.memory = asked, memory
+        self.follows_anew = asked.follow
         self.wanted_finding = asked.finding
         self.touched = asked != Opening()
         look = LOOKS.get(places.recall_theme(memory)) if memory is not None else None
@@ -61,16 +62,17 @@ class Opener(Switcher):
     def open_at_place(self) -> None:
         """Go to the place that was asked for, or where one was; else to the first step."""
         asked = self.opening
+        if asked.follow and not self.log_.live:
+            self.tell("this run has ended: there is nothing to follow")
+            asked = self.opening = replace(asked, follow=False)
+            self.touched = asked != Opening()
         first, last = self.log_.first_step(), self.log_.last_step()
         place = None
         if asked == Opening() and self.memory is not None:
             place = places.recall(self.log_, self.memory)
-        if asked.follow and self.log_.live:
-            self.following = True
-            self.go_to(last, lambda rows: max(0, len(rows) - 1))
-            return
         if asked.follow:
-            self.tell("this run has ended: there is nothing to follow")
+            self.stay_at_end()
+            return
         if place is not None:
             self.return_to_place(place)
             return
@@ -84,10 +86,12 @@ class Opener(Switcher):
             self.tell(f"step {self.number} has no call of {path}{known}", "warning")
 
     def begin_anew(self) -> None:
-        """Go to the first error of another run, unless a place was asked for."""
+        """Follow another run if that was asked for; else go to its first error, or stay."""
         super().begin_anew()
         self.stops.clear()
         self.touched = self.opening != Opening()
+        if self.follows_anew and self.log_.live:
+            self.stay_at_end()
 
     def return_to_place(self, place: Place) -> None:
         """Show where one was last time."""

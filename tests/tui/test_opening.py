@@ -17,7 +17,7 @@ from tensortrace.tui.opening import Opening
 from tensortrace.tui.places import Place
 from tests.builders import make_header, write_log
 from tests.tui.samples import BAD_STEP, make_log, make_open_run, records
-from tests.tui.screen import settle, text_of, told
+from tests.tui.screen import settle, text_of, told, until
 
 
 async def opened_at(folder: Path, opening: Opening, **sample: Any) -> tuple[Viewer, str]:
@@ -80,7 +80,21 @@ async def test_follow_stays_at_the_end_of_a_live_run_and_says_where_one_has_ende
         assert (app.number, app.pane("calls").cursor) == at
     app, text = await opened_at(tmp_path, Opening(follow=True))
     assert "this run has ended" in text
-    assert not app.following
+    assert (app.number, app.following) == (BAD_STEP, False)
+
+
+async def test_a_run_that_takes_the_place_of_an_ended_one_is_followed_if_that_was_asked(
+    tmp_path: Path,
+) -> None:
+    log = make_log(tmp_path)
+    app = Viewer(open_run(log), opening=Opening(follow=True))
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await settle(app, pilot)
+        await pilot.press("colon", "5", "enter")
+        mine = make_header(run_id="next", pid=os.getpid(), hostname=socket.gethostname())
+        write_log(tmp_path / "new.jsonl", [mine, *[*records(3, None)][1:]]).replace(log)
+        await until(pilot, lambda: app.number == 2)
+        assert app.following
 
 
 async def test_the_place_is_remembered_until_the_log_is_another(tmp_path: Path) -> None:
