@@ -228,6 +228,20 @@ async def test_the_end_is_followed_from_rank_to_rank(tmp_path):
         assert (app.number, app.following) == (5, False)
 
 
+async def test_a_rank_that_begins_later_is_found_while_the_run_lives(tmp_path):
+    paths = write_ranks(tmp_path, 2, pid=os.getpid(), hostname=socket.gethostname())
+    late = paths[1].read_bytes()
+    paths[1].unlink()
+    paths[0].write_bytes(b"".join(paths[0].read_bytes().splitlines(keepends=True)[:-1]))
+    app = Viewer(start_ranks([tmp_path]))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("right_parenthesis")
+        assert "one rank only" in told(app)
+        paths[1].write_bytes(late)
+        await pilot.press("right_parenthesis")
+        assert app.log_.header.rank == 1
+
+
 async def test_walking_the_findings_changes_the_rank(tmp_path):
     app = Viewer(start_ranks(write_ranks(tmp_path)))
     async with app.run_test(size=(120, 40)) as pilot:

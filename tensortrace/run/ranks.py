@@ -60,6 +60,13 @@ class Ranks:
         found = {path for run in self.runs for path in run.ranks.values()} - mine
         return sorted(found)
 
+    def look_beside(self) -> None:
+        """Look again which logs lie beside those that are open."""
+        for run in self.runs:
+            found = rank_files(run.path)
+            if run.path in found.values():
+                run.ranks = found
+
     @property
     def findings(self) -> list[Finding]:
         """Findings of all ranks by (step, rank); where there are several, evidence says `rank`."""

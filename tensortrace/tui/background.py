@@ -176,6 +176,8 @@ class Reader(Frame):
 
     def action_rank(self, direction: int) -> None:
         """Go to the same place on the next rank; those that lie beside the log are opened first."""
+        if self.log_.live:
+            self.ranks.look_beside()  # another may have begun since
         if self.ranks.beside:
             self.open_beside()
         runs = self.ranks.runs
