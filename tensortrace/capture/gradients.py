@@ -85,7 +85,7 @@ class OutputProbe(msgspec.Struct, gc=False, eq=False):
                 )
             )  # fmt: skip
             described = None
-        recorder.backward_seen = True
+        recorder.now.backward_seen = True
 
 
 class ParameterProbe:
@@ -112,7 +112,7 @@ class ParameterProbe:
                 )
                 recorder.pend(call)
                 recorder.parameters.saw_gradient(self.key, grad, draft)
-                recorder.backward_seen = True
+                recorder.now.backward_seen = True
                 if slot.called and slot.note_gradient():
                     recorder.note_threads()  # at once: it may have ended when an optimizer steps
             except Exception as error:
@@ -146,7 +146,7 @@ class NodeProbe(msgspec.Struct, gc=False, eq=False):
                 step, seq, update = recorder.step, recorder.next_seq(), recorder.update
                 grads = recorder.tensors.gradients(arrived, made)
                 recorder.pend(NodeDraft(step, seq, update, site, self.node, len(arrived), grads))
-                recorder.backward_seen = True
+                recorder.now.backward_seen = True
             except Exception as error:
                 recorder.fault("gradients", error)
             finally:

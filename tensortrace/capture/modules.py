@@ -307,8 +307,8 @@ def _is_fused(module: nn.Module) -> bool:
 def _link(recorder: Recorder, call: OpenCall, around: OpenCall | None) -> None:
     """Number the call, or find the forward call that a checkpoint recomputes."""
     key = (call.path, type(call.module))
-    seqs = recorder.calls_of_step.setdefault(key, [])
-    todo = recorder.to_recompute.setdefault(key, [])
+    seqs = recorder.now.calls.setdefault(key, [])
+    todo = recorder.now.to_recompute.setdefault(key, [])
     if _in_backward() == -1 or not seqs:
         call.nth = recorder.turn_of(call.module, len(seqs))
         seqs.append(call.seq)

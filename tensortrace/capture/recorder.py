@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,32 @@ _MODULE_CALL = nn.Module._call_impl.__code__
 PARTS = (
     "modules", "gradients", "ops", "optimizers", "loop", "gate", "narrow", "exceptions", "lines",
 )  # fmt: skip
+
+
+@dataclass(slots=True)
+class ThisStep:
+    """What hooks remember of the step in flight, and of no other.
+
+    Attributes:
+        backward_seen: whether a gradient came, or a backward has ended, since the last gate.
+        clipped: whether gradients were clipped by their norm.
+        clip_spoilt: whether one of those norms is known not to be finite.
+        loss_scaled: whether the next loss is a multiple of the one that entered a scaler.
+        calls: the seqs of all forward calls, by path and class, since a wrapper shares the path of
+            what it wraps.
+        to_recompute: likewise (seq, nth) of those that no checkpoint has recomputed yet.
+        hooks: where the hooks are defined that were put on tensors.
+        turns: how often each module was called, by id, in a step that passes calls over.
+    """
+
+    backward_seen: bool = False
+    clipped: bool = False
+    clip_spoilt: bool = False
+    loss_scaled: bool = False
+    calls: dict[tuple[str, type], list[int]] = field(default_factory=dict)
+    to_recompute: dict[tuple[str, type], list[tuple[int, int]]] = field(default_factory=dict)
+    hooks: list[Location] = field(default_factory=list)
+    turns: dict[int, int] = field(default_factory=dict)
 
 
 class InFlight(threading.local):
@@ -155,18 +182,9 @@ class Recorder:
         # Of the step in flight:
         self.full = True
         self.sampling = self.resting = False
-        self._turns: dict[int, int] = {}
         self.passed_over = 0
         self.device_times: DeviceTimes | None = None
-        # `clip_spoilt`: by a norm that is known not to be finite.
-        self.clipped = self.clip_spoilt = False
-        self.loss_scaled = self.backward_seen = self.on_cuda = False
-        # By path and class, since a wrapper shares the path of what it wraps: the seqs of all
-        # forward calls, and (seq, nth) of those that no checkpoint has recomputed yet.
-        self.calls_of_step: dict[tuple[str, type], list[int]] = {}
-        self.to_recompute: dict[tuple[str, type], list[tuple[int, int]]] = {}
-        # Where the hooks are defined that were put on tensors in this step.
-        self.hooks: list[Location] = []
+        self.on_cuda = False
         self._begin_step()
 
     def next_seq(self) -> int:
@@ -257,8 +275,9 @@ class Recorder:
             if id(module) in inside:
                 self.passed_over += 1
                 return True
-        turn = self._turns.get(id(module), 0)
-        self._turns[id(module)] = turn + 1
+        turns = self.now.turns
+        turn = turns.get(id(module), 0)
+        turns[id(module)] = turn + 1
         if is_taken(turn):
             return False
         # Of a module that calls itself every call is seen: its exits could not be told apart.
@@ -273,7 +292,7 @@ class Recorder:
 
     def turn_of(self, module: nn.Module, seen: int) -> int:
         """How many calls of a module came before this one, of which some may be passed over."""
-        return self._turns.get(id(module), seen + 1) - 1
+        return self.now.turns.get(id(module), seen + 1) - 1
 
     def optimizer_running(self) -> bool:
         """Whether an optimizer is inside its step; one that raised there is not any more."""
@@ -307,7 +326,7 @@ class Recorder:
         if not owns and torch.is_grad_enabled():
             slot.called.add(threading.get_ident())
         if owns and not self.optimizer_running():
-            if self.backward_seen:
+            if self.now.backward_seen:
                 self.gate()
             if self.rules.ends_at_call(module):
                 self.close_step()
@@ -396,16 +415,17 @@ class Recorder:
 
     def loss_seen(self, losses: list[tuple[str, torch.Tensor]], location: Location | None) -> None:
         """Backward is about to run on these tensors."""
-        if self.loss_scaled:
-            self.loss_scaled = False  # what entered the scaler is the loss; this is a multiple
+        if self.now.loss_scaled:
+            self.now.loss_scaled = False  # what entered the scaler is the loss; this is a multiple
             return
         record_losses(self, losses, location)
 
     def hook_given(self, tensor: Any, hook: Any) -> None:
         """A hook of the user's is about to be put on a tensor; a parameter is asked for its own."""
-        if len(self.hooks) < MOST and not isinstance(tensor, torch.nn.Parameter):
+        hooks = self.now.hooks
+        if len(hooks) < MOST and not isinstance(tensor, torch.nn.Parameter):
             met = where_defined(changing([hook]), self.sources)
-            self.hooks += [location for location in met if location not in self.hooks]
+            hooks += [location for location in met if location not in hooks]
 
     def backward_finished(self, freed: bool, derivative: bool) -> None:
         """A call of backward() has returned, and has freed its graph unless that is still used.
@@ -414,7 +434,7 @@ class Recorder:
             freed: whether it has.
             derivative: whether it was torch.autograd.grad.
         """
-        self.backward_seen = True
+        self.now.backward_seen = True
         self.rules.backward_finished(derivative, self.update)
         if not derivative and self.carried.awaits_end():
             with Ours(self, "gradients"):
@@ -424,7 +444,7 @@ class Recorder:
 
     def scaler_begins(self) -> None:
         """A GradScaler is about to decide whether its optimizer steps."""
-        if self.backward_seen:
+        if self.now.backward_seen:
             self.gate()
 
     def failed_module(self, traceback: TracebackType | None) -> str | None:
@@ -468,7 +488,7 @@ class Recorder:
         self.queue.counts = not self.queue.lean
         self.sampling = not self.full and not self.op_level
         self.resting = self.sampling and is_at_rest(self)
-        self._turns.clear()
+        self.now = ThisStep()
         self.passed_over = 0
         self.on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self.device_times = self._times if self.on_cuda and self.full else None
@@ -479,12 +499,7 @@ class Recorder:
         self._undecided = self._gated = False
         if self.roots is not None:
             self.roots.release()
-        self.calls_of_step.clear()
-        self.to_recompute.clear()
-        self.hooks = []
         self.rules.begin_step()
-        self.clipped = self.clip_spoilt = False
-        self.loss_scaled = self.backward_seen = False
         if self.lines is not None:
             self.lines.step_began()
 
@@ -552,7 +567,7 @@ class Recorder:
 
     def decide(self) -> None:
         """Hand on all that is known; the checks decide at the optimizer or gate record in it."""
-        self.backward_seen = self._undecided = False
+        self.now.backward_seen = self._undecided = False
         self._gated = True
         if self.on["gate"] and not self._can_wait():
             self.hand_on()

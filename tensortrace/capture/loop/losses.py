@@ -78,7 +78,7 @@ def record_scale(
 ) -> None:
     """Record the losses that a GradScaler is about to scale, and by how much."""
     record_losses(recorder, losses, recorder.sources.locate_frame(frame))
-    recorder.loss_scaled = True
+    recorder.now.loss_scaled = True
     scale = recorder.action("scale", frame=frame)
     if isinstance(scaler._scale, torch.Tensor):
         scale.scalars["scale"] = recorder.queue.add_scalars([scaler._scale])[0]
@@ -101,5 +101,5 @@ def record_clip(
     clip = recorder.action("clip", frame=frame, optimizer=owner, detail=detail)
     if total_norm is not None and total_norm.numel() == 1:
         ticket = clip.scalars["total_norm"] = recorder.queue.add_scalars([total_norm])[0]
-        recorder.clip_spoilt = recorder.clip_spoilt or is_known_bad(ticket)
-    recorder.clipped = True
+        recorder.now.clip_spoilt = recorder.now.clip_spoilt or is_known_bad(ticket)
+    recorder.now.clipped = True

@@ -253,7 +253,7 @@ def _before(
                 if callable(closure):
                     recorder.closure_given()
                     changed = _gate_closure(recorder, closure, args, kwargs)
-                if changed is None or recorder.backward_seen:
+                if changed is None or recorder.now.backward_seen:
                     begin_step(recorder, optimizer, sys._getframe(1))
                 else:  # there are no gradients yet, and at first not even names
                     index = recorder.optimizers.index_of(optimizer)
@@ -418,7 +418,7 @@ def _draft_parameter(
     if seen is None:
         # Of what no module has nobody saw the gradient before it was clipped. Where the norm was
         # not finite, a hook has made it so, or another rank: in the backward pass all was well.
-        measured = recorder.clipped and not recorder.clip_spoilt and "module" in fields
+        measured = recorder.now.clipped and not recorder.now.clip_spoilt and "module" in fields
         measure = full or not measured
         _, seen = table.gradient(grad, None, measure=measure)
     if full and recorder.optimizers.is_new(fields["optimizer"], fields["name"]):

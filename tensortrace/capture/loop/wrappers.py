@@ -369,7 +369,7 @@ def _clip_value(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
             value = frame.f_locals.get("clip_value")
             owner = recorder.carried.owner(args[0][0])
             recorder.action("clip", frame=frame, optimizer=owner, detail={"value": value})
-            recorder.clipped = True
+            recorder.now.clipped = True
     return _quietly(call)
 
 

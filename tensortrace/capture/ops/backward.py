@@ -46,7 +46,7 @@ def run_backward(
         finally:
             here.busy -= 1
             here.go_on()
-    seen, started_ns = recorder.backward_seen, _clock()
+    seen, started_ns = recorder.now.backward_seen, _clock()
     try:
         result = func(*args, **kwargs)
     except Exception as error:
@@ -63,7 +63,7 @@ def run_backward(
             else:
                 # A gradient with a graph of its own is a part of the loss that is still to come:
                 # what the checks decide when that has run, they decide of this, too.
-                recorder.backward_seen = seen
+                recorder.now.backward_seen = seen
     if draft is not None:
         draft.fields["host_ns"] = _clock() - started_ns
         with Ours(recorder, "ops"):

@@ -329,7 +329,8 @@ class Narrower:
                 if first is None or not step.nonfinite(first.inputs):  # it was a parameter's
                     theirs += parameter_hooks_of(root.tree)
                 known = where_defined(changing(theirs), recorder.sources)
-                hooks = [*dict.fromkeys([*recorder.hooks, *replay.recorder.hooks, *known])][:MOST]
+                put = [*recorder.now.hooks, *replay.recorder.now.hooks]
+                hooks = [*dict.fromkeys([*put, *known])][:MOST]
         buffers = self._buffers_met(root, replay, tensors)
         more: dict[str, Any] = {"hooks": msgspec.to_builtins(hooks), "buffers": buffers}
         more["forward_hooks"] = forward_hooks_of(root.tree, recorder.names, recorder.sources)

@@ -18,7 +18,7 @@ from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.loop.steps import StepRules
 from tensortrace.capture.names import unwrapped
 from tensortrace.capture.ops import function_mode
-from tensortrace.capture.recorder import InFlight, Recorder
+from tensortrace.capture.recorder import InFlight, Recorder, ThisStep
 from tensortrace.capture.replay.aside import Stage, as_it_was, swapped
 from tensortrace.capture.roots import Root, UnkeptError
 from tensortrace.capture.stats.queue import StatsQueue
@@ -142,11 +142,9 @@ class ReplayRecorder(Recorder):
         self.op_level = True
         self.roots = None
         self._in_flight = InFlight()
-        self.calls_of_step = {}
-        self.to_recompute = {}
-        self.hooks = []
+        self.now = ThisStep()
         self.rules = StepRules(live.optimizers, live.sources)
-        self.on_cuda = self.clipped = self.backward_seen = False
+        self.on_cuda = False
         self.full = True
         self.sampling = False
         self.device_times = None
