@@ -98,6 +98,7 @@ class Loss(TypedDict, total=False):
     `graph`: name of an autograd node, places of its inputs in this list; nearest first, views out.
     `beside_classes`: of the log-probabilities that nll_loss takes, of `classes_shape`, the dim that
     their softmax was taken over, and that of the classes, where it is another.
+    `single`: place in `graph` and shape of each softmax over one element, whose result is constant.
     `left` parameters of no module that ran and of no optimizer have a gradient already: one of them
     has `left_shape`, and its gradient, at most `left_absmax`, has grown over `left_updates`.
     `by_hand` is given in full steps before an optimizer was met.
@@ -110,6 +111,7 @@ class Loss(TypedDict, total=False):
     graph: list[tuple[str, list[Count]]]
     beside_classes: list[Count]
     classes_shape: list[Count]
+    single: list[tuple[Count, list[Count]]]
     left: Count
     left_shape: list[Count]
     left_updates: Count

@@ -7,6 +7,7 @@ read, and only the first times that a line calls backward.
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ _MOST_SKIPPED = 16
 _VIEWS = frozenset(("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"))
 # They take logarithms of probabilities of classes, along dim 1.
 _NLL = frozenset(("NllLossBackward0", "NllLoss2DBackward0"))
+_SOFTMAX = frozenset(("SoftmaxBackward0", "LogSoftmaxBackward0"))
 # What a node is called that adds to the gradient of a leaf, its `variable`.
 LEAF = "torch::autograd::AccumulateGrad"
 # They pass values on and change none: views, copies, casts, and bounds on probabilities.
@@ -71,12 +73,16 @@ class LossGraphs:
     def __init__(self) -> None:
         self._read: dict[tuple[str, int], int] = {}
 
-    def nodes(self, loss: torch.Tensor, location: Location | None) -> list[list[Any]] | None:
+    def nodes(
+        self, loss: torch.Tensor, location: Location | None
+    ) -> tuple[list[list[Any]], list[tuple[int, list[int]]]] | None:
         """List the nodes above a loss, nearest first, views and casts left out.
 
         Returns:
-            [name, places in this list of the nodes that it takes its inputs from]; None where this
-            line's graph has been read, or cannot be read without building a node.
+            [name, places in this list of the nodes that it takes its inputs from]; and place and
+            shape of each softmax or log_softmax among them that has one element alone to divide by,
+            in several rows. None where this line's graph has been read, or cannot be read without
+            building a node.
         """
         place = (location.file, location.line) if location is not None else ("", 0)
         times = self._read.get(place, 0)
@@ -84,7 +90,11 @@ class LossGraphs:
             return None
         self._read[place] = times + 1
         root = root_of(loss)
-        return _walk(root) if root is not None else None
+        if root is None:
+            return None
+        nodes, found = _walk(root)
+        shapes = ((i, _shape_if_single(node)) for i, node in enumerate(nodes))
+        return found, [(i, shape) for i, shape in shapes if shape]
 
 
 def dim_beside_classes(loss: torch.Tensor) -> tuple[list[int], list[int]] | None:
@@ -123,17 +133,32 @@ def _beside(node: Node | None) -> tuple[list[int], list[int]] | None:
         node, wanted = node.next_functions[0][0], "SoftmaxBackward0"
     if node is None or node.name() != wanted:
         return None
-    shape = _shape_of(node)
+    shape, dim = _shape_of(node), _dim_of(node)
     classes = min(1, len(shape) - 1)
     if flat is not None:
         classes = len(shape) - 1
         if len(flat) != 2 or classes < 1 or flat[1] != shape[-1]:
             return None
-    # A dim that was given as -1 is kept as a number without a sign.
+    return None if dim == classes else ([dim, classes], shape)
+
+
+def _shape_if_single(node: Node) -> list[int]:
+    """The shape of a softmax over a dim of one element, of which it has several; else nothing."""
+    if node.name() not in _SOFTMAX:
+        return []
+    try:
+        shape = _shape_of(node)
+        return shape if shape and shape[_dim_of(node)] == 1 < math.prod(shape) else []
+    except (AttributeError, IndexError, RuntimeError):  # a shape that is not one of numbers
+        return []
+
+
+def _dim_of(node: Node) -> int:
+    """The dim that a softmax was taken over, counted from the first."""
+    # One that was given as -1 is kept as a number without a sign.
     dim: int = node._saved_dim  # type: ignore[attr-defined]
     dim = dim - 2**64 if dim >= 2**63 else dim
-    dim = dim + len(shape) if dim < 0 else dim
-    return None if dim == classes else ([dim, classes], shape)
+    return dim + len(_shape_of(node)) if dim < 0 else dim
 
 
 def _shape_of(node: Node) -> list[int]:
@@ -144,7 +169,7 @@ def _shape_of(node: Node) -> list[int]:
     return list(shape)
 
 
-def _walk(root: Node) -> list[list[Any]]:
+def _walk(root: Node) -> tuple[list[Node], list[list[Any]]]:
     found: list[list[Any]] = []
     todo = [root]
     places = {root: 0}
@@ -161,7 +186,7 @@ def _walk(root: Node) -> list[list[Any]]:
             if place is not None:
                 above.append(place)
         found.append([sys.intern(node.name()), above])
-    return found
+    return todo, found
 
 
 def _past_views(node: Node | None) -> Node | None:

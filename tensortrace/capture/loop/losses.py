@@ -33,8 +33,10 @@ def record_losses(
         if gradients:
             detail["gradients"] = gradients
         graph = recorder.graphs.nodes(tensor, location)
-        if graph:
-            detail["graph"] = graph
+        if graph is not None:
+            detail["graph"], single = graph
+            if single:
+                detail["single"] = single
             beside = dim_beside_classes(tensor)
             if beside is not None:
                 detail["beside_classes"], detail["classes_shape"] = beside
