@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from tensortrace.exception_text import Said, said_by
@@ -418,22 +419,29 @@ class StepView:
             known = self._spans[column] = (min(some), max(some)) if some else (0.0, 0.0)
         return known
 
-    def profile(self, column: Column) -> list[tuple[str, float]]:
+    def profile(
+        self, column: Column, part_of: Mapping[str, int] = MappingProxyType({})
+    ) -> list[tuple[str, float]]:
         """List the layers of the commonest class with their rms in a column of the step line.
 
         In order of first call, so from input to output. One class only, since an embedding, a
         convolution and a norm do not compare; layers without weights of two dims, and those
         without an rms (no gradient) or with none but zeros, are left out.
+
+        Args:
+            column: of the step line.
+            part_of: by path, where the step has several networks; of one part only, too.
         """
         if self.summary is None:
             return []
         if column not in self._profiles:
             columns = self.summary.modules
-            families: dict[str, list[tuple[str, float]]] = {}
+            families: dict[tuple[str, int | None], list[tuple[str, float]]] = {}
             for path, rms in zip(columns.path, getattr(columns, column), strict=False):
                 module = self.modules.get(path) if rms else None
                 if module is not None and has_matrix(module):
-                    families.setdefault(module.cls, []).append((path, rms))
+                    family = module.cls, part_of.get(path)
+                    families.setdefault(family, []).append((path, rms))
             self._profiles[column] = max(families.values(), key=len, default=[])
         return self._profiles[column]
 

@@ -40,6 +40,7 @@ from tensortrace.records import (
 )
 from tensortrace.step_view import (
     MOVED,
+    Column,
     StepView,
     completion_order,
     finite,
@@ -51,9 +52,9 @@ from tensortrace.step_view import (
 
 __all__ = [
     "CODE", "FILLS", "MOVED", "SECTIONS", "Check", "Draft", "Page", "StepView", "all_checks",
-    "check", "clears", "closest", "completion_order", "count_text", "finite", "has_matrix",
-    "held_by", "is_damage", "is_left_by", "is_own_backward", "plain_op", "rates_rise", "select",
-    "steadiness", "unheld",
+    "check", "clears", "closest", "completion_order", "count_text", "depth_profile", "finite",
+    "has_matrix", "held_by", "is_damage", "is_left_by", "is_own_backward", "plain_op", "rates_rise",
+    "select", "steadiness", "unheld",
 ]  # fmt: skip
 
 # Narrowing, section 3 item 7: what fills with a literal is no origin, and memory from `empty` is
@@ -264,6 +265,21 @@ def held_by(step: StepView) -> dict[int, set[str]]:
     """The names of what each optimizer that has stepped holds, after `unheld` of the same step."""
     held: dict[int, set[str]] = step.shared["unheld"].held
     return held
+
+
+def depth_profile(step: StepView, column: Column) -> list[tuple[str, float]]:
+    """List layers from input to output, as `StepView.profile`, of what has one loss.
+
+    Two networks that have an optimizer and a loss each (a GAN) are no chain: the gradients of the
+    one are of another size for its own reasons. The larger of them is listed.
+    """
+    optimizers = {o.index for o in step.taken}
+    if len(optimizers) < 2 or len(step.losses) < 2:
+        return step.profile(column)
+    unheld(step)
+    held = held_by(step)
+    parts = {name.rpartition(".")[0]: i for i in optimizers for name in held.get(i, ())}
+    return step.profile(column, parts)
 
 
 def _count_unheld(step: StepView, known: _Unheld) -> dict[str, tuple[int, list[str]]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check, steadiness
+from tensortrace.checks import Draft, StepView, check, depth_profile, steadiness
 from tensortrace.records import Step, from_scalar
 from tensortrace.text import module_text, number_text
 
@@ -92,7 +92,7 @@ def exploding_gradient(
     low, high = step.span("param_grad_rms")
     if high == 0 or (low > 0 and high / low <= depth_ratio and not memory.get("deep")):
         return
-    layers = step.profile("param_grad_rms")
+    layers = depth_profile(step, "param_grad_rms")
     if len(layers) < 2:
         return
     deep = len(layers) >= depth and layers[0][1] / layers[-1][1] > depth_ratio

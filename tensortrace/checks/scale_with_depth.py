@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check, steadiness
+from tensortrace.checks import Draft, StepView, check, depth_profile, steadiness
 from tensortrace.text import module_text, number_text
 
 
@@ -43,7 +43,7 @@ def scale_with_depth(
     """
     if not step.taken:
         return
-    layers = step.profile("output_rms")
+    layers = depth_profile(step, "output_rms")
     recent = memory.setdefault("recent", deque(maxlen=window))
     shift = layers[-1][1] / layers[0][1] if len(layers) >= depth else 1.0
     grows = shift > 1

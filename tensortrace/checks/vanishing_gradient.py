@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check, steadiness
+from tensortrace.checks import Draft, StepView, check, depth_profile, steadiness
 from tensortrace.text import module_text, number_text
 
 
@@ -35,7 +35,7 @@ def vanishing_gradient(
     Misses:     a recurrent network unrolled over time is one layer; layers of several classes
                 that alternate are seen by the commonest class only; a chain with frozen layers in
                 it, since adapters (LoRA) begin with gradients of zero; parts with no gradient at
-                all are TT203
+                all are TT203; of networks with a loss and an optimizer each the way through both
     Example:    layers = []
                 for _ in range(12):
                     layers += [nn.Linear(64, 64), nn.Sigmoid()]
@@ -50,7 +50,7 @@ def vanishing_gradient(
     # After a whole window without, one more changes nothing.
     if low > 0 and low / high >= ratio and len(recent) == window and True not in recent:
         return
-    layers = step.profile("param_grad_rms")
+    layers = depth_profile(step, "param_grad_rms")
     if not layers:
         return
     first, last = layers[0], layers[-1]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.checks import brief, closing, find, module, row
+from tests.checks import brief, closing, find, loss, module, optimizer, row
 
 
 def profile(values, steps=range(6), cls="Linear", shape=(4, 4)):
@@ -74,3 +74,30 @@ def test_few_layers_and_norms_are_not_looked_at():
 def test_frozen_and_zero_layers_are_left_out():
     zero_init = [0.0, None, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert find(profile(zero_init), "TT202") == []
+
+
+def two_networks(critic, generator, *, losses=2, optimizers=2):
+    """A turn of a GAN: each network has its backward, and an optimizer that holds it."""
+    paths = {f"{net}.{i}": 0 if net == "critic" else optimizers - 1
+             for net, rms in (("generator", generator), ("critic", critic))
+             for i in range(len(rms))}  # fmt: skip
+    for path in paths:
+        yield module(path, "weight")
+    for step in range(6):
+        for n in range(losses):
+            yield loss(n, 1.0, step=step)
+        for n in range(optimizers):
+            held = [f"{path}.weight" for path, i in paths.items() if i == n] if step == 0 else None
+            yield optimizer(10 + n, step=step, index=n, parameters=held)
+        rms = dict(zip(paths, [*generator, *critic], strict=True))
+        yield closing(step, grad_norm=1.0, loss=1.0, modules=row(param_grad_rms=rms))
+
+
+def test_networks_with_a_loss_and_an_optimizer_each_are_no_chain():
+    small, large = [1e-4, 1e-3], [1e-2, 1e-1, 1.0]
+    assert find(two_networks(large, small), "TT202") == []
+    # One loss goes through both, or one optimizer steps both.
+    assert len(find(two_networks(large, small, losses=1), "TT202")) == 1
+    assert len(find(two_networks(large, small, optimizers=1), "TT202")) == 1
+    (found,) = find(two_networks(geometric(1e-6), small), "TT202")
+    assert found.module == "critic.0"
