@@ -181,6 +181,8 @@ class Engine:
         if before is not None and before.training and not module.training:
             self._view(module.step).evaluated.add(module.path)
         self._modules[module.path] = module
+        if module.frozen:
+            self._meet(self._view(module.step), "frozen")
 
     def _view(self, number: int) -> StepView:
         step = self._step

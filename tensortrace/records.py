@@ -178,7 +178,8 @@ class Module(Record, frozen=True, kw_only=True, tag="module"):
     module that does not hold it, directly or further in; what it holds itself is registered in it.
     `untrained` is True of a norm that is in eval mode and still has the statistics it was made with
     (BatchNorm, spectral norm; known on the CPU only). `drops` is the line of its forward that calls
-    F.dropout without `training=`, of a module in eval mode.
+    F.dropout without `training=`, of a module in eval mode. `frozen` are attributes that are False
+    and freeze nothing: `requires_grad` of the module, "weight.require_grad" of a parameter.
     """
 
     path: str
@@ -190,6 +191,7 @@ class Module(Record, frozen=True, kw_only=True, tag="module"):
     registered: bool = True
     untrained: bool = False
     drops: Location | None = None
+    frozen: list[str] = []
 
 
 class Source(Record, frozen=True, kw_only=True, tag="source"):

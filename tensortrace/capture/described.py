@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from tensortrace.capture.dropouts import dropout_line
+from tensortrace.capture.frozen_in_vain import frozen_in_vain
 from tensortrace.capture.gradients import is_training, own_parameters
 from tensortrace.capture.names import ModuleNames, unwrapped
 from tensortrace.capture.source import SourceLines
@@ -36,7 +37,8 @@ class Descriptions:
         own, training = own_parameters(module), is_training(module)
         grads = [p is not None and p.requires_grad for p in own.values()] if own else ()
         # A parameter may get another name while it is trained: pruning makes weight weight_orig.
-        state = (id(module), training, *grads, *own)
+        frozen = vars(module).get("requires_grad") is False
+        state = (id(module), training, frozen, *grads, *own)
         cls = type(module)
         if self._seen.get((path, cls)) == state:
             return None, False
@@ -63,11 +65,12 @@ class Descriptions:
                 for name, p in own.items()
                 if p is not None and not nn.parameter.is_lazy(p)
             ],
+            frozen=[shorten(name) for name in frozen_in_vain(module, own)],
             forward=self._sources.locate_code(code) if code is not None else None,
         )
         # Another module in the place of the last one (a criterion or a replica made anew in each
         # step) is worth a line only if it differs.
-        said = hash((record.training, *record.parameters))
+        said = hash((record.training, *record.frozen, *record.parameters))
         if self._said.get((path, cls)) == said:
             return None, first
         self._said[path, cls] = said
