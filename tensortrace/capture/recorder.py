@@ -26,6 +26,7 @@ from tensortrace.capture.described import Descriptions, count_compiled
 from tensortrace.capture.drafts import CALLS, ActionDraft, Draft, ParamDraft, Ready, StepMark
 from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.journal import Journal
+from tensortrace.capture.lines.drafts import LineDraft
 from tensortrace.capture.loop.carried import Carried
 from tensortrace.capture.loop.losses import record_losses
 from tensortrace.capture.loop.optimizers import Optimizers, StepInFlight
@@ -663,6 +664,15 @@ class Recorder:
         if self.rules.holds_call or (self.step == 0 and self.seq):
             self.close_step()
         self.hand_on()
+
+    def holds_more_than_lines(self) -> bool:
+        """Whether anything happened in the step in flight but that lines were executed."""
+        if self.lines is None or self.rules.holds_call or self._gated:
+            return bool(self.seq)
+        return any(
+            item.step == self.step and not isinstance(item, (LineDraft, StepMark))
+            for item in self._pending
+        )
 
     def last_step(self) -> int:
         """The last step that has a record: what comes after a closed step may be a few ops."""

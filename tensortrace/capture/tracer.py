@@ -348,7 +348,7 @@ class Trace:
         recorder = self._run._recorder
         if recorder is None:
             return
-        if recorder.rules.holds_call or recorder.last_step() == recorder.step:
+        if recorder.holds_more_than_lines():
             self._turn_over()
 
     def _blocks_here(self) -> int:

@@ -329,18 +329,24 @@ def test_a_decorated_function_of_plain_ops_makes_a_step_for_each_call(lines: boo
     assert [r.step for r in seen.records if isinstance(r, Step)] == [0, 1, 2]
 
 
-def test_a_generator_has_no_step_for_the_end_after_its_last_item() -> None:
+@pytest.mark.parametrize("lines", [False, True])
+@pytest.mark.parametrize("more", [False, True])
+def test_a_generator_has_no_step_for_the_end_after_its_last_item(lines: bool, more: bool) -> None:
     seen = Seen()
-    t = trace(out=seen.take, every=1)
+    t = trace(out=seen.take, every=1, lines=lines)
 
     @t
     def items() -> Iterator[int]:
         yield 1
+        torch.ones(2).sum()
         yield 2
+        if more:
+            torch.ones(2).sum()
 
     list(items())
     t.close()
-    assert [r.step for r in seen.records if isinstance(r, Step)] == [0, 1]
+    steps = [r.step for r in seen.records if isinstance(r, Step)]
+    assert steps == ([0, 1, 2] if more else [0, 1])
 
 
 def test_live_text_says_when_it_falls_silent_and_of_which_step_it_tells_again() -> None:
