@@ -6,11 +6,12 @@ import functools
 import inspect
 import linecache
 import os
+import sys
 import sysconfig
 import warnings
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import executing
 import torch
@@ -256,13 +257,31 @@ def with_code(location: Location | None) -> Location | None:
 
 def line_text(file: str, line: int) -> str:
     """A line of a file as it is written, with its end; empty where there is none to read."""
-    return linecache.getline(file, line) if file != _NAMELESS else ""
+    return linecache.getline(_cells.get(file, file), line) if file != _NAMELESS else ""
+
+
+# By what a notebook calls them: the names under which cells were compiled.
+_cells: dict[str, str] = {}
 
 
 def _file_of(code: CodeType) -> str:
-    """The file of some code, as one would write it."""
+    """The file of some code, as one would write it; the cell of a notebook."""
     name = code.co_filename
+    if "ipykernel_" in name or name.startswith("<ipython-input"):
+        return _cell_of(name)
     return _plain(name) if "/../" in name or "/./" in name else name
+
+
+def _cell_of(name: str) -> str:
+    """What IPython's own tracebacks call a cell: ``Cell In[4]``."""
+    ipython: Any = sys.modules.get("IPython")
+    try:
+        cell = " ".join(ipython.get_ipython().compile.format_code_name(name))
+    except Exception as error:  # older, or not at work, or no cell
+        let_through(error)
+        return name
+    _cells[cell] = name
+    return cell
 
 
 @functools.lru_cache(1000)

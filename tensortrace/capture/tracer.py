@@ -267,7 +267,9 @@ class Trace:
             if error is not None:
                 self._explain(error, traceback)
             if not self._decorates or error is not None:
-                failure = self._failure(error, traceback)
+                failure = None
+                with Ours(self._recorder, "exceptions"):
+                    failure = self._failure(error, traceback)
                 self._settle(error)
                 self._finish(_reason(error), failure)
             if not self._decorates:

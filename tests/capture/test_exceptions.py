@@ -909,6 +909,22 @@ def test_our_own_failure_is_a_line_in_the_log_and_never_the_users(
     assert fault.detail["where"] == "exceptions"
 
 
+def test_what_fails_at_the_end_of_a_run_is_not_the_users_either(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def broken(*args: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tensortrace.capture.source.SourceLines.locate_traceback", broken)
+    records = Recorded()
+    with pytest.raises(ValueError, match="mine"), trace(out=records.append, every=1):
+        raise ValueError("mine")
+    faults = records.actions("tracer_error")
+    assert {fault.detail["where"] for fault in faults} == {"exceptions"}
+    (end,) = records.of(End)
+    assert (end.why, end.failure) == ("exception", None)
+
+
 @pytest.mark.parametrize("every", [1, 1000])
 def test_the_saved_log_gives_the_same_finding(tmp_path: Path, every: int) -> None:
     model = Net()

@@ -8,6 +8,7 @@ import linecache
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from tensortrace import trace
-from tensortrace.records import Call, End, Location, Source
+from tensortrace.records import Call, End, Finding, Location, Source
 from tensortrace.run import open_run
 from tests.capture import Net, Recorded, record
 
@@ -176,6 +177,36 @@ def test_top_of_a_cell_is_stored_as_a_whole() -> None:
     assert records.module("").location == Location(name, 3, "<module>")
     (source,) = [source for source in records.of(Source) if source.file == name]
     assert (source.name, source.first_line, source.text) == ("<module>", 1, code)
+    linecache.cache.pop(name)
+
+
+class _Compiler:
+    """What IPython has for the names of cells."""
+
+    def __init__(self, cells: dict[str, int]) -> None:
+        self.cells = cells
+
+    def format_code_name(self, name: str) -> tuple[str, str] | None:
+        return ("Cell", f"In[{self.cells[name]}]") if name in self.cells else None
+
+
+@pytest.mark.parametrize("name", ["/tmp/ipykernel_1/3.py", "<ipython-input-4-abc>"])
+def test_a_cell_is_called_what_ipython_calls_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = _Compiler({name: 4})
+    shell = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(compile=compiler))
+    monkeypatch.setitem(sys.modules, "IPython", shell)
+    code = "def run(t):\n    return (torch.zeros(2, requires_grad=True) - 1).log()\n"
+    names = typed_in(code, name)
+    records = record(names["run"])
+    (finding,) = records.of(Finding)
+    assert finding.location is not None
+    assert (finding.location.file, finding.location.line) == ("Cell In[4]", 2)
+    assert finding.location.code == code.splitlines()[1].strip()
+    assert {source.file for source in records.of(Source) if source.name == "run"} == {"Cell In[4]"}
+    compiler.cells = {}  # run by another shell
+    (finding,) = record(names["run"]).of(Finding)
+    assert finding.location is not None
+    assert finding.location.file == name
     linecache.cache.pop(name)
 
 
