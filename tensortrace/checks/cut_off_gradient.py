@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import compress
 from typing import Any
 
@@ -23,6 +23,11 @@ _ZERO = (
     "all dead, a weight or factor of 0, a difference or ratio of something with itself (the old "
     "of the two wants detach())"
 )
+_BLOCKED = (
+    "if it is a checkpoint: model.enable_input_require_grads(), or requires_grad_(True) on the "
+    "input of the first one, or use_reentrant=False; if not, take the call out of torch.no_grad(), "
+    "or set requires_grad to False for what is not to learn"
+)
 
 
 @check("TT203", "cut-off-gradient")
@@ -35,19 +40,26 @@ def cut_off_gradient(
     Threshold:  in `sustain` optimizer steps running, and in none before, a module that runs in
                 training with gradients enabled, and whose parameters require them and are held by
                 an optimizer that steps, has the gradient None or exactly 0, while another
-                module has one. Or: in `idle` optimizer steps whose loss is finite and not 0, and in
-                none before, all gradients there are of all modules are exactly 0
-    Source:     definition (autograd leaves None where no path leads to the loss); `sustain` chosen
-                here: zero-initialised residual branches and LoRA matrices get theirs in the second
-                step, alternating losses within a few; `idle` so that it takes far longer than the
-                first reward of a sparse one, before which the loss is 0 besides
+                module has one. The same of one that runs in training under no_grad, inside a call
+                with gradients enabled or on the way to one of a module that learns, and not again
+                in the backward. Or: in `idle` optimizer steps whose loss is finite and not 0, and
+                in none before, all gradients there are of all modules are exactly 0
+    Source:     definition (autograd leaves None where no path leads to the loss);
+                torch.utils.checkpoint (a reentrant one runs its block under no_grad, and again in
+                the backward if an input of it requires a gradient); `sustain` chosen here:
+                zero-initialised residual branches and LoRA matrices get theirs in the second step,
+                alternating losses within a few; `idle` so that it takes far longer than the first
+                reward of a sparse one, before which the loss is 0 besides
     Fix:        look for detach(), .item(), .data, numpy(), argmax or torch.no_grad between the
                 named module and the loss, or for an output that the loss does not use; where the
                 gradient is exactly 0, for round, floor or sign (w + (q - w).detach() lets it past),
-                a clamp that always cuts off, dead ReLUs, a factor of 0, a ratio with itself
-    Misses:     a branch that is used less than once in `sustain` optimizer steps is reported; one
-                parameter of a module that has others with a gradient is not; gradients that are all
-                0 only later on
+                a clamp that always cuts off, dead ReLUs, a factor of 0, a ratio with itself; behind
+                a frozen embedding with reentrant checkpoints model.enable_input_require_grads(), or
+                use_reentrant=False
+    Misses:     a branch that is used less than once in `sustain` optimizer steps is reported, and a
+                part that the optimizer holds and that runs under no_grad until it may learn, or is
+                moved by hand; one parameter of a module that has others with a gradient is not;
+                gradients that are all 0 only later on
     Example:    def forward(self, x):
                     features = self.encoder(x).detach()
                     return self.decoder(features)
@@ -84,31 +96,106 @@ def cut_off_gradient(
     cut = [path for path in _without(step, rows, held) if path not in reached]
     for path in cut:
         streaks[path] = streaks.get(path, 0) + 1
-    cut = [path for path in cut if streaks[path] >= sustain]
     told: set[str] = memory.setdefault("told", set())
-    if told.issuperset(cut):
-        return
+    fresh = {path: streaks[path] for path in cut if streaks[path] >= sustain and path not in told}
+    if fresh:
+        yield from _tell(step, rows, fresh, told, sustain)
+
+
+def _tell(
+    step: StepView,
+    rows: list[tuple[str, float | None]],
+    fresh: dict[str, int],
+    told: set[str],
+    sustain: int,
+) -> Iterator[Draft]:
     # Whether gradients were enabled, whether an expert got any rows at all, and whether a call that
     # raised was caught by the program, is known from the calls alone, which only full steps write.
-    enabled = {c.module for c in step.calls if c.phase == "forward" and c.op is None
-               and c.grad_enabled and c.training is not False and not c.exception
-               and not _empty(step, c)}  # fmt: skip
-    new = [path for path in cut if path not in told and path in enabled]
-    if not new:
-        return
-    told.update(new)
+    ran = [c for c in step.forward() if c.op is None and c.training is not False
+           and not c.exception and not _empty(step, c)]  # fmt: skip
+    enabled = {c.module for c in ran if c.grad_enabled}
+    new = [path for path in fresh if path in enabled]
+    off = set(fresh) - enabled
+    blocked = _blocked(step, [c for c in ran if c.module in off])
+    told.update(new, blocked)
+    if new:
+        yield _cut_draft(step, new, rows, fresh[new[-1]], sustain)
+    if blocked:
+        yield _blocked_draft(blocked, rows, fresh[next(reversed(blocked))], sustain)
+
+
+def _cut_draft(
+    step: StepView, new: list[str], rows: list[tuple[str, float | None]], streak: int, sustain: int
+) -> Draft:
     values = {path: rms for path, rms in rows if path in new}
     what = "exactly 0" if all(rms == 0 for rms in values.values()) else "None"
-    names = ", ".join(module_text(path) for path in new[:4]) + (", ..." if len(new) > 4 else "")
-    yield Draft(
-        message=f"gradient {what} in {streaks[new[-1]]} optimizer steps running (limit {sustain}) "
-        f"for {len(new)} of {len(rows)} modules: {names}",
+    return Draft(
+        message=f"gradient {what} in {streak} optimizer steps running (limit {sustain}) "
+        f"for {len(new)} of {len(rows)} modules: {_names(new)}",
         # The last in order of call is the one next to the cut.
-        cause=new[-1], phase="backward", module=new[-1], value=streaks[new[-1]], limit=sustain,
+        cause=new[-1], phase="backward", module=new[-1], value=streak, limit=sustain,
         location=next((c.location for c in step.calls if c.module == new[-1]), None),
         evidence={"modules": new, "profile": [[path, rms] for path, rms in rows]},
         fix=_ZERO if what == "exactly 0" else _NONE,
     )  # fmt: skip
+
+
+def _blocked_draft(
+    blocked: dict[str, Call], rows: list[tuple[str, float | None]], streak: int, sustain: int
+) -> Draft:
+    new = list(blocked)
+    borders = list(dict.fromkeys(call.module or "" for call in blocked.values()))
+    call = blocked[new[-1]]
+    return Draft(
+        message=f"gradient None in {streak} optimizer steps running (limit {sustain}) for "
+        f"{len(new)} of {len(rows)} modules: {_names(new)}; {_names(borders)} ran under no_grad, "
+        "with gradients enabled around, and not again in the backward",
+        cause=f"no_grad {new[-1]}", phase="backward", module=call.module, seq=call.seq,
+        value=streak, limit=sustain, location=call.location,
+        explanation="what runs under no_grad does not learn; a reentrant checkpoint runs its block "
+        "so, and again in the backward only if an input of it requires a gradient",
+        evidence={"modules": new, "no_grad": borders,
+                  "profile": [[path, rms] for path, rms in rows]},
+        fix=_BLOCKED,
+    )  # fmt: skip
+
+
+def _names(paths: list[str]) -> str:
+    return ", ".join(module_text(path) for path in paths[:4]) + (", ..." if len(paths) > 4 else "")
+
+
+def _blocked(step: StepView, calls: list[Call]) -> dict[str, Call]:
+    """Map modules that ran under no_grad where gradients are wanted to the outermost such call.
+
+    The output of a teacher or a target network goes to the loss, and to no module that learns.
+    """
+    by_seq = step.by_seq()
+    wanted: dict[int, bool] = {}
+    found: dict[str, Call] = {}
+    for call in calls:
+        path, outer, around = call.module or "", call, _around(by_seq, call)
+        while around is not None and not around.grad_enabled:
+            outer, around = around, _around(by_seq, around)
+        if outer.seq not in wanted:
+            wanted[outer.seq] = around is not None or _goes_on(step, outer)
+        if wanted[outer.seq]:
+            found.setdefault(path, outer)
+    return found
+
+
+def _around(by_seq: Mapping[int, Call], call: Call) -> Call | None:
+    return by_seq.get(call.parent) if call.parent is not None else None
+
+
+def _goes_on(step: StepView, call: Call) -> bool:
+    """Whether what a call made reaches a module that learns, through calls that were seen."""
+    made = {id for _, id in call.outputs}
+    for later in step.forward():
+        if later.seq > call.seq and not made.isdisjoint(id for _, id in later.inputs):
+            if later.op is None and later.grad_enabled and step.learns(later.module or ""):
+                return True
+            made.update(id for _, id in later.outputs)
+    return False
 
 
 def _all_zero(

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from tests.checks import brief, call, closing, find, module, optimizer, row
+from tests.checks import brief, call, closing, find, module, ok, optimizer, row
 from tests.checks.traced import find_live
 
 HELD = ["a.weight", "b.weight", "c.weight"]
@@ -123,6 +124,135 @@ def test_a_module_of_another_optimizer_waits_for_its_own_steps():
             yield closing(step, modules=row(param_grad_rms=rms))
 
     assert find(gan(), "TT203") == []
+
+
+class Tuned(nn.Module):
+    """A frozen embedding, blocks that `run` calls, and a head."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.embed = nn.Embedding(20, 8).requires_grad_(False)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(2))
+        self.head, self.run = nn.Linear(8, 20), run
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = x + self.run(block, x)
+        return self.head(x)
+
+
+def reentrant(block, x):
+    return checkpoint(block, x, use_reentrant=True)
+
+
+def of_an_input_with_gradient(block, x):
+    return checkpoint(block, x if x.requires_grad else x.requires_grad_(), use_reentrant=True)
+
+
+def not_reentrant(block, x):
+    return checkpoint(block, x, use_reentrant=False)
+
+
+def no_grad(block, x):
+    with torch.no_grad():
+        return block(x)
+
+
+def tuning(run, count=8):
+    def program():
+        model = Tuned(run)
+        adam = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for _ in range(count):
+            ids = torch.randint(20, (16,))
+            adam.zero_grad()
+            F.cross_entropy(model(ids), (ids + 1) % 20).backward()
+            adam.step()
+
+    return program
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("run", [reentrant, no_grad])
+def test_blocks_that_run_under_no_grad_in_a_forward_with_gradients_are_told(run, level):
+    (found,) = find_live(tuning(run), "TT203", level=level)
+    assert (found.step, found.severity, found.module, found.value) == (7, "warning", "blocks.1", 8)
+    assert "for 2 of 9 modules: blocks.0.0, blocks.1.0; blocks.0, blocks.1 ran" in found.message
+    assert "ran under no_grad, with gradients enabled around, and not again" in found.message
+    line = "checkpoint(block, x, use_reentrant=True)" if run is reentrant else "block(x)"
+    assert found.location.code == f"return {line}"
+    assert "enable_input_require_grads()" in found.fix and "use_reentrant=False" in found.fix
+    assert find_live(tuning(run, 7), "TT203", level=level) == []
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("run", [of_an_input_with_gradient, not_reentrant])
+def test_checkpoints_that_the_backward_runs_again_are_silent(run, level):
+    assert find_live(tuning(run, 20), "TT203", level=level) == []
+
+
+class Beside(nn.Module):
+    """A part that runs under no_grad and one that learns; the loop calls both."""
+
+    def __init__(self, target):
+        super().__init__()
+        self.embed, self.part = nn.Embedding(20, 8).requires_grad_(False), nn.Linear(8, 8)
+        self.head, self.target = nn.Linear(8, 8), target
+
+    def run(self, ids):
+        with torch.no_grad():
+            seen = self.part(self.embed(ids))
+        if self.target:
+            return self.head(self.embed(ids)) - seen
+        return self.head(seen.tanh())
+
+
+@pytest.mark.parametrize(
+    ("target", "held", "told"),
+    [(False, "all", 1), (False, "head", 0), (False, "frozen", 0), (True, "all", 0)],
+    ids=["goes on", "features that nobody trains", "frozen", "target network"],
+)
+def test_a_part_under_no_grad_counts_where_its_output_goes_on_to_one_that_learns(
+    target, held, told
+):
+    def program():
+        model = Beside(target)
+        model.part.requires_grad_(held != "frozen")
+        sgd = torch.optim.SGD((model.head if held == "head" else model).parameters(), lr=0.1)
+        for _ in range(20):
+            sgd.zero_grad()
+            model.run(torch.randint(20, (16,))).square().mean().backward()
+            sgd.step()
+
+    found = find_live(program, "TT203")
+    assert [f.location.code for f in found] == told * ["seen = self.part(self.embed(ids))"]
+
+
+def nested_steps(count, *, outer=True, learns=True):
+    """`b` runs in `a` under no_grad, around which "" may be; `c` takes what it makes."""
+    yield from (module(path, "weight", grad=path != "c" or learns) for path in ("", "b", "c"))
+    yield module("a")
+    rms = {"": 1.0, "a": None, "b": None, "c": 1.0 if learns else None}
+    for step in range(count):
+        parent = 0 if outer else None
+        if outer:
+            yield call(0, "", [1], [4], [ok(1), ok(4)], step=step, training=True)
+        yield call(1, "a", [1], [2], [ok(2)], step=step, parent=parent, grad_enabled=False)
+        yield call(2, "b", [1], [3], [ok(3)], step=step, parent=1, grad_enabled=False)
+        yield call(3, "c", [2], [5], [ok(5)], step=step, parent=parent)
+        held = ["weight", "b.weight", "c.weight"] if not step else None
+        yield optimizer(step=step, parameters=held, no_grad=1)
+        yield closing(step, grad_norm=1.0, modules=row(param_grad_rms=rms))
+
+
+def test_the_outermost_call_under_no_grad_is_the_place():
+    (found,) = find(nested_steps(9), "TT203")
+    assert (found.step, found.module, found.seq) == (7, "a", 1)
+    assert found.evidence["modules"] == ["b"] and found.evidence["no_grad"] == ["a"]
+    assert find(nested_steps(7), "TT203") == []
+    assert [f.module for f in find(nested_steps(9, outer=False), "TT203")] == ["a"]
+    assert find(nested_steps(9, outer=False, learns=False), "TT203") == []
 
 
 def idle_steps(count, rms=0.0, loss=1.0):
