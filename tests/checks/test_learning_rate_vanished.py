@@ -87,6 +87,41 @@ def test_steps_that_a_scaler_skips_do_not_count():
     assert find(steps(400, each_batch, skipped=True), CODE) == []
 
 
+def stopped(step, *, at=200, least=1e-8):
+    """What ReduceLROnPlateau(factor=0.1) makes of 1e-3 in the first `at` steps, and keeps."""
+    return max(1e-3 * 0.1 ** (step * 5 // at), least) if step < at else least
+
+
+def test_a_rate_that_has_stopped_for_half_of_the_run_is_told():
+    (found,) = find(steps(400, stopped), CODE)
+    assert (found.step, found.value) == (399, 1e-8)
+    assert found.limit == pytest.approx(2e-8)
+    assert "to 1e-08: in 200 of its 400 steps it is 2e-05 times that" in found.message
+    assert find(steps(399, stopped), CODE) == []
+    assert [f.step for f in find(steps(400, stopped), CODE, most=0.4)] == [333]
+    assert find(steps(400, stopped), CODE, sustain=201) == []
+    assert find(steps(400, stopped), CODE, halted=1e-6) == []
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [
+        lambda step: stopped(step, at=600),  # after it has followed the loss for half of the run
+        lambda step: stopped(step, least=2.1e-8),
+        lambda step: stopped(step) * (1 + step / 1e9),  # goes on changing
+        lambda step: stopped(step % 300),
+    ],
+    ids=["late", "not as far", "moving", "restarts"],
+)
+def test_a_rate_that_has_stopped_later_or_higher_is_silent(rate):
+    assert find(steps(1000, rate), CODE) == []
+
+
+def test_a_rate_that_has_stopped_and_moves_weights_is_silent():
+    assert len(find(steps(600, stopped, ratio=5e-7), CODE)) == 1
+    assert find(steps(600, stopped, ratio=5.1e-7), CODE) == []
+
+
 def train(schedule, *, epochs=10, batches=40, each_batch=False):
     def program():
         torch.manual_seed(0)
@@ -150,3 +185,24 @@ def test_each_of_many_optimizers_has_a_height_of_its_own():
 
     assert find(trials(), CODE) == []
     assert len(find(steps(500, lambda step: 10.0 ** (2 - step // 20)), CODE)) == 1
+
+
+@pytest.mark.parametrize(("mode", "told"), [("min", 1), ("max", 0)])
+def test_a_plateau_of_what_is_to_rise_takes_the_mode_max(mode, told):
+    def program():
+        model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 5))
+        adam = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        scheduler = schedules.ReduceLROnPlateau(adam, mode, patience=2)
+        x = torch.randn(64, 10)
+        y = (x @ torch.randn(10, 5)).argmax(1)
+        for step in range(400):
+            adam.zero_grad()
+            logits = model(x)
+            F.cross_entropy(logits, y).backward()
+            adam.step()
+            if step % 10 == 9:
+                scheduler.step((logits.argmax(1) == y).float().mean().item())
+
+    found = find_live(program, CODE)
+    assert [f.location.code for f in found] == told * ["adam.step()"]
+    assert all('mode="max"' in f.fix for f in found)
