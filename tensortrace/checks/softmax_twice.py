@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, plain_op
-from tensortrace.records import Action, Severity
+from tensortrace.records import Action, Call, Severity
 from tensortrace.text import location_text, module_text, shape_text
 
 _NLL = frozenset(("nllloss", "nllloss2d", "nlllossnd"))
@@ -62,15 +62,16 @@ def softmax_before_cross_entropy(step: StepView, memory: dict[str, Any]) -> Iter
         graph = action.detail.get("graph", ()) if action.action == "loss" else ()
         yield from _beside(action)
         names = [_word(name) for name, _ in graph]
-        under_nll = {i for name, (_, above) in zip(names, graph, strict=True) if name == "nll"
-                     for i in above}  # fmt: skip
+        under_nll = {i: node for name, (node, above) in zip(names, graph, strict=True)
+                     if name == "nll" for i in above}  # fmt: skip
         for i, (_, above) in enumerate(graph):
             for j in above:
                 known = _PAIRS.get((names[i], names[j]))
                 if known is None or (names[j] == "sigmoid" and i not in under_nll):
                     continue
                 pair = graph[i][0], graph[j][0]
-                yield _draft(step, action, pair, known, sure=i in under_nll)
+                loss = pair[0] if names[i] == "nll" else under_nll.get(i)
+                yield _draft(step, action, pair, known, loss=loss)
 
 
 def _beside(action: Action) -> Iterator[Draft]:
@@ -99,18 +100,30 @@ def _word(name: str) -> str:
 
 def _draft(
     step: StepView, action: Action, pair: tuple[str, str], known: tuple[Severity, str, str],
-    *, sure: bool,
+    *, loss: str | None,
 ) -> Draft:  # fmt: skip
     severity, what, fix = known
-    if severity == "error" and not sure:
+    if severity == "error" and loss is None:
         severity = "warning"
     made = step.made_by(pair[1])
     path = made.module if made is not None else None
     by = f" (made in {module_text(path)})" if path is not None else ""
+    place = made or _taker(step, loss)
     return Draft(
-        message=f"{what}{by}", severity=severity, fix=fix, phase="forward", module=path,
+        message=f"{what}{by}", severity=severity, fix=fix, phase="forward",
+        module=place.module if place is not None else None,
         cause=f"{pair} {location_text(action.location)}", tensor=action.tensor,
-        seq=made.seq if made is not None else None,
-        location=made.location if made is not None else action.location,
+        seq=place.seq if place is not None else None,
+        location=place.location if place is not None else action.location,
         evidence={"placed": "close", "nodes": pair, "loss": location_text(action.location)},
     )  # fmt: skip
+
+
+def _taker(step: StepView, loss: str | None) -> Call | None:
+    """The innermost call that returned the loss; None if none did, or those of several lines."""
+    ids = {id for id, tensor in step.tensors.items() if loss is not None and tensor.grad_fn == loss}
+    calls = [c for c in step.forward() if any(id in ids for _, id in c.outputs)]
+    around = {c.parent for c in calls}
+    inner = [c for c in calls if c.seq not in around]
+    lines = {(c.location.file, c.location.line) for c in inner if c.location is not None}
+    return inner[-1] if len(lines) == 1 else None

@@ -67,6 +67,55 @@ def test_a_convnet_gives_its_loss_what_it_does_not_expect(place, name):
     assert found.location.file == __file__
 
 
+class Scores(nn.Module):
+    """Scores through `squash`, which no call shows, and a loss of them; or two, on two lines."""
+
+    def __init__(self, squash, loss, *, beside=False):
+        super().__init__()
+        self.body, self.squash, self.loss = convnet(), squash, loss
+        self.other = nn.CrossEntropyLoss() if beside else None
+
+    def forward(self, x, y):
+        scores = self.body(x)
+        loss = self.loss(self.squash(scores), y)
+        if self.other is None:
+            return 0.5 * loss
+        return loss + self.other(scores, y)
+
+
+def scored(squash, loss, **changes):
+    def run():
+        model = Scores(squash, loss, **changes)
+        adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for _ in range(2):
+            adam.zero_grad()
+            model(*images(8)).backward()
+            adam.step()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("squash", "loss"),
+    [
+        (torch.sigmoid, nn.CrossEntropyLoss()),
+        (lambda scores: scores.softmax(1), nn.CrossEntropyLoss()),
+        (lambda scores: scores.softmax(1), nn.NLLLoss()),
+    ],
+)
+def test_where_no_call_made_the_probabilities_that_of_the_loss_has_the_line(squash, loss):
+    (found,) = find_live(scored(squash, loss), "TT605")
+    assert found.location.code == "loss = self.loss(self.squash(scores), y)"
+    assert found.module == "loss"
+    assert find_live(scored(lambda scores: scores, nn.CrossEntropyLoss()), "TT605") == []
+
+
+def test_of_losses_on_two_lines_it_is_not_known_which():
+    (found,) = find_live(scored(torch.sigmoid, nn.CrossEntropyLoss(), beside=True), "TT605")
+    assert found.location.code == "model(*images(8)).backward()"
+    assert (found.module, found.seq) == (None, None)
+
+
 def test_op_level_and_a_scaler_make_no_difference():
     fault = program(inside, nn.Softmax(1), F.cross_entropy, scaled=True)
     (found,) = find_live(fault, "TT605", level="op")
