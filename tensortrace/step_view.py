@@ -269,6 +269,15 @@ class StepView:
                 found = call
         return found
 
+    def loss_by(self, node: str | None) -> Call | None:
+        """The innermost call that returned the loss that a node made; None if several lines did."""
+        ids = {id for id, tensor in self.tensors.items() if node and tensor.grad_fn == node}
+        calls = [c for c in self.forward() if any(id in ids for _, id in c.outputs)]
+        around = {c.parent for c in calls}
+        inner = [c for c in calls if c.seq not in around]
+        lines = {(c.location.file, c.location.line) for c in inner if c.location is not None}
+        return inner[-1] if len(lines) == 1 else None
+
     def scaled(self) -> bool:
         """Tell whether a GradScaler watches the gradients of this step and skips if it must."""
         return any(a.action in ("scale", "unscale") for a in self.actions)

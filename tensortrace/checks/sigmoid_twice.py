@@ -42,13 +42,15 @@ def sigmoid_before_bce_with_logits(step: StepView, memory: dict[str, Any]) -> It
                 made = step.made_by(node)
                 path = made.module if made is not None else None
                 by = f" (made in {module_text(path)})" if path is not None else ""
+                place = made or step.loss_by(name)
                 yield Draft(
                     message=f"binary_cross_entropy_with_logits gets what {word} returned{by}: its "
                     "logits lie between 0 and 1",
                     cause=f"{word} {location_text(action.location)}", phase="forward",
-                    severity="error" if word == "sigmoid" else "warning", module=path,
-                    seq=made.seq if made is not None else None, tensor=action.tensor,
-                    location=made.location if made is not None else action.location,
+                    severity="error" if word == "sigmoid" else "warning",
+                    module=place.module if place is not None else None, tensor=action.tensor,
+                    seq=place.seq if place is not None else None,
+                    location=place.location if place is not None else action.location,
                     evidence={"placed": "close", "nodes": [name, node],
                               "loss": location_text(action.location)},
                 )  # fmt: skip

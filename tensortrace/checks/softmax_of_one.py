@@ -65,13 +65,14 @@ def _known(node: str, users: list[str], nothing: bool) -> tuple[Severity, str] |
 def _draft(
     step: StepView, action: Action, nodes: list[str], said: str, severity: Severity
 ) -> Draft:
-    made = next((call for node in nodes if (call := step.made_by(node)) is not None), None)
+    node, *users = nodes
+    made = step.made_by(node) or next(filter(None, map(step.loss_by, users)), None)
     path = made.module if made is not None else None
     by = f" (in {module_text(path)})" if path is not None else ""
     return Draft(
         message=said + by, severity=severity, phase="forward", module=path,
         op=made.op if made is not None else None,
-        cause=f"{nodes[0]} {location_text(action.location)}", tensor=action.tensor,
+        cause=f"{node} {location_text(action.location)}", tensor=action.tensor,
         seq=made.seq if made is not None else None,
         location=made.location if made is not None else action.location,
         evidence={"placed": "close", "nodes": nodes, "loss": location_text(action.location)},

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensortrace.checks import Draft, StepView, check, plain_op
-from tensortrace.records import Action, Call, Severity
+from tensortrace.records import Action, Severity
 from tensortrace.text import location_text, module_text, shape_text
 
 _NLL = frozenset(("nllloss", "nllloss2d", "nlllossnd"))
@@ -108,7 +108,7 @@ def _draft(
     made = step.made_by(pair[1])
     path = made.module if made is not None else None
     by = f" (made in {module_text(path)})" if path is not None else ""
-    place = made or _taker(step, loss)
+    place = made or step.loss_by(loss)
     return Draft(
         message=f"{what}{by}", severity=severity, fix=fix, phase="forward",
         module=place.module if place is not None else None,
@@ -117,13 +117,3 @@ def _draft(
         location=place.location if place is not None else action.location,
         evidence={"placed": "close", "nodes": pair, "loss": location_text(action.location)},
     )  # fmt: skip
-
-
-def _taker(step: StepView, loss: str | None) -> Call | None:
-    """The innermost call that returned the loss; None if none did, or those of several lines."""
-    ids = {id for id, tensor in step.tensors.items() if loss is not None and tensor.grad_fn == loss}
-    calls = [c for c in step.forward() if any(id in ids for _, id in c.outputs)]
-    around = {c.parent for c in calls}
-    inner = [c for c in calls if c.seq not in around]
-    lines = {(c.location.file, c.location.line) for c in inner if c.location is not None}
-    return inner[-1] if len(lines) == 1 else None

@@ -57,6 +57,28 @@ def tagging(squash):
     return run
 
 
+def test_where_no_call_made_the_probabilities_that_of_the_loss_has_the_line():
+    class Scores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.loss = nn.Linear(8, 1), nn.BCEWithLogitsLoss()
+
+        def forward(self, x):
+            return self.loss(torch.sigmoid(self.last(x)), (x[:, :1] > 0).float())
+
+    def run():
+        model = Scores()
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            sgd.zero_grad()
+            model(torch.randn(16, 8)).backward()
+            sgd.step()
+
+    (found,) = find_live(run, "TT606")
+    assert found.module == "loss"
+    assert found.location.code.startswith("return self.loss(torch.sigmoid(")
+
+
 def test_a_discriminator_that_ends_in_a_sigmoid():
     found = find_live(gan(nn.Sigmoid(), nn.BCEWithLogitsLoss()), "TT606")
     assert [f.severity for f in found] == ["error", "error"]  # one for each loss
