@@ -174,10 +174,16 @@ class Kernel(TypedDict, total=False):
 class LoadStateDict(TypedDict, total=False):
     """Which names matched; a prefix that most names of one side have in front of the other's.
 
-    `optimizers` are those that hold a parameter of the module.
+    `optimizers` are those that hold a parameter of the module. Of the tensors given `own` are the
+    very ones that the module holds by their names. Where state_dict() was seen to return them,
+    `updates` counts the steps of those optimizers since, and `reloaded` says whether another state
+    was loaded since; neither is there if the loop itself has written them meanwhile.
     """
 
     optimizers: list[Count]
+    own: Count
+    updates: Count
+    reloaded: bool
     matched: Count
     missing: Count
     unexpected: Count

@@ -100,6 +100,17 @@ def a_checkpoint_that_does_not_fit() -> None:
     network().load_state_dict({"0.weight": torch.zeros(8, 41), "what": torch.zeros(1)})
 
 
+def a_state_that_is_no_copy() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        state = model.state_dict()
+        model(torch.ones(4, 40)).sum().backward()
+        optimizer.step()
+        model.load_state_dict(state)
+        model.load_state_dict(model.state_dict())
+
+
 def a_loop_in_two_threads() -> None:
     def job() -> None:
         model, barrier = network(), meeting
@@ -119,7 +130,7 @@ def a_loop_in_two_threads() -> None:
 PROGRAMS = [
     a_loop, a_scaled_loop, a_replay, hooks_that_a_replay_leaves_out, an_optimizer_that_waits,
     a_loop_in_two_threads, shapes_that_do_not_fit, a_layer_that_does_not_fit,
-    an_index_out_of_range, a_checkpoint_that_does_not_fit,
+    an_index_out_of_range, a_checkpoint_that_does_not_fit, a_state_that_is_no_copy,
 ]  # fmt: skip
 
 

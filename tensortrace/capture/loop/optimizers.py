@@ -165,6 +165,10 @@ class Optimizers:
         """Count a step of an optimizer that has moved what it holds."""
         self._met[index].stepped()
 
+    def steps(self) -> list[int]:
+        """How often each optimizer has moved what it holds, by number."""
+        return [met.steps for met in self._met]
+
     def has_stepped(self, index: int) -> bool:
         """Whether an optimizer has moved what it holds."""
         return self._met[index].steps > 0

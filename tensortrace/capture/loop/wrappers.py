@@ -36,6 +36,7 @@ from tensortrace.capture.loop import optimizers
 from tensortrace.capture.loop.batches import Batches
 from tensortrace.capture.loop.losses import record_clip, record_scale
 from tensortrace.capture.loop.orders import Orders
+from tensortrace.capture.loop.states import States
 from tensortrace.capture.ops import function_mode
 from tensortrace.capture.tensors import let_go
 from tensortrace.text import shorten
@@ -91,6 +92,7 @@ def _targets() -> list[tuple[Any, str, _Report]]:
     scaler = grad_scaler.GradScaler
     group = torch.distributed.ProcessGroup if torch.distributed.is_available() else None
     schedules = sys.modules.get("torch.distributed.pipelining.schedules")
+    states = States()
     return [
         *((group, name, _receive) for name in _COLLECTIVES if group is not None),
         *((getattr(schedules, name), "step", _schedule) for name in _SCHEDULES if schedules),
@@ -99,7 +101,8 @@ def _targets() -> list[tuple[Any, str, _Report]]:
         (torch.optim.Optimizer, "zero_grad", _zero_grad),
         (nn.Module, "zero_grad", _zero_grad),
         (nn.Module, "train", _train),
-        (nn.Module, "load_state_dict", _load_state_dict),
+        (nn.Module, "state_dict", functools.partial(_state_dict, states)),
+        (nn.Module, "load_state_dict", functools.partial(_load_state_dict, states)),
         (clip_grad, "_get_total_norm", _silently),
         (clip_grad, "_clip_grads_with_norm_", _clip_norm),
         (nn.utils, "get_total_norm", _silently),
@@ -307,10 +310,26 @@ def _train(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
     return result
 
 
-def _load_state_dict(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+def _state_dict(states: States, recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+    result = call()
+    # The children's own calls are part of this one; with keep_vars it holds what is no view.
+    if len(args) == 1 and kwargs.get("destination") is None and not kwargs.get("keep_vars"):
+        with Ours(recorder, "loop"):
+            states.taken(recorder, args[0], result)
+    return result
+
+
+def _load_state_dict(
+    states: States, recorder: Recorder, args: Any, kwargs: Any, call: _Call
+) -> Any:
+    module, state = args[0], args[1] if len(args) > 1 else kwargs.get("state_dict", ())
+    own: dict[str, Any] = {}
+    with Ours(recorder, "loop"):
+        # Before the call: with assign=True what is given becomes the module's own.
+        own = states.own(recorder, module, state)
     result = _quietly(call)
     with Ours(recorder, "loop"):
-        given = len(args[1]) if len(args) > 1 else len(kwargs.get("state_dict", ()))
+        given = len(state)
         missing = list(getattr(result, "missing_keys", ()))
         unexpected = list(getattr(result, "unexpected_keys", ()))
         prefix = _common_prefix(unexpected, missing)
@@ -319,14 +338,15 @@ def _load_state_dict(recorder: Recorder, args: Any, kwargs: Any, call: _Call) ->
             apart = {"prefix_wanted": prefix}
         recorder.action(
             "load_state_dict",
-            of=recorder.names.known(args[0]) or shorten(type(args[0]).__name__),
+            of=recorder.names.known(module) or shorten(type(module).__name__),
             frame=sys._getframe(2),
             detail={
-                "optimizers": recorder.carried.reached(list(args[0].parameters())),
+                "optimizers": recorder.carried.reached(list(module.parameters())),
                 "matched": given - len(unexpected),
                 "missing": len(missing),
                 "unexpected": len(unexpected),
                 "examples": [*missing[:_EXAMPLES], *unexpected[:_EXAMPLES]],
+                **own,
                 **apart,
             },
         )

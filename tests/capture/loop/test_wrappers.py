@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -68,6 +70,89 @@ def test_state_dict_counts_what_matched() -> None:
     detail = one(records, "load_state_dict").detail
     assert (detail["matched"], detail["missing"], detail["unexpected"]) == (3, 1, 1)
     assert detail["examples"] == ["0.bias", "extra.weight"]
+
+
+def test_state_dict_counts_what_is_the_modules_own_and_what_happened_to_it_since() -> None:
+    records: list[Any] = []
+    net, other = make_net(), make_net()
+    optimizer = make_optimizer(net)
+    early = net.state_dict()
+    with trace(out=records.append):
+        kept = net.state_dict()
+        net.load_state_dict(net.state_dict())
+        train(net, 2, optimizer)
+        net.load_state_dict(kept)
+        net.load_state_dict({**kept, "0.bias": kept["0.bias"].clone()})
+        net.load_state_dict(kept, assign=True)
+        net.load_state_dict(early)
+        net.load_state_dict({name: value[:] for name, value in net.state_dict().items()})
+        net.load_state_dict(other.state_dict())
+    loads = [a.detail for a in of(Action, records) if a.action == "load_state_dict"]
+    found = [{key: d[key] for key in ("own", "updates", "reloaded") if key in d} for d in loads]
+    assert found == [
+        {"own": 4, "updates": 0, "reloaded": False},
+        {"own": 4, "updates": 2, "reloaded": False},
+        {"own": 3, "updates": 2, "reloaded": True},
+        {"own": 4, "updates": 2, "reloaded": True},
+        {"own": 4},  # taken before the trace
+        {"own": 4},  # other tensors over the same memory
+        {},
+    ]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_updates_of_a_state_are_those_that_have_written_it(fused: bool) -> None:
+    records: list[Any] = []
+    net, rest = make_net(), make_net()
+    optimizer = torch.optim.SGD([*net.parameters(), *rest.parameters()], lr=0.1, fused=fused)
+    with trace(out=records.append):
+        states = [module.state_dict() for module in (net, rest)]
+        train(net, 2, optimizer)
+        net.load_state_dict(states[0])
+        if not fused:  # a step of its does not tell what it has left out
+            rest.load_state_dict(states[1])
+    loads = [a.detail for a in of(Action, records) if a.action == "load_state_dict"]
+    assert [d["updates"] for d in loads] == ([2] if fused else [2, 0])
+
+
+def test_states_of_the_module_that_hold_no_memory_are_not_its_own() -> None:
+    records: list[Any] = []
+    bare, lazy = nn.Linear(2, 2, device="meta"), nn.LazyLinear(2)
+    extra = Extra()
+    with trace(out=records.append):
+        bare.load_state_dict(bare.state_dict())
+        lazy.load_state_dict(lazy.state_dict())
+        extra.load_state_dict(extra.state_dict())
+        with pytest.raises(TypeError):
+            bare.load_state_dict(None)  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError):
+            nn.Linear(2, 2).load_state_dict({"weight": None, "bias": 1})
+    loads = [a.detail for a in of(Action, records) if a.action == "load_state_dict"]
+    assert [(d.get("own", 0), d["matched"]) for d in loads[:3]] == [(0, 2), (0, 2), (1, 2)]
+    assert "tracer_error" not in actions(records)
+
+
+def test_no_tensor_of_a_state_is_kept_alive() -> None:
+    net = make_net()
+    with trace(out=lambda record: None):
+        state = net.state_dict()
+        kept = [weakref.ref(value) for value in state.values()]
+        net.load_state_dict(state)
+        del state
+        gc.collect()
+        assert [ref() for ref in kept] == [None] * 4
+
+
+class Extra(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def get_extra_state(self) -> Any:
+        return {"count": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
 
 
 def test_clipping_by_norm_has_both_norms_from_before() -> None:
