@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tensortrace.causes import Reason
+from tensortrace.causes import Reason, largest
 from tensortrace.causes.derivatives import parameter_shapes
 from tensortrace.records import Call, Tensor
 from tensortrace.step_view import MOVED, StepView
-from tensortrace.text import location_text
+from tensortrace.text import location_text, number_text
 
 WEIGHTS = Reason(
     "what went into this module is finite, its weights are not, and no optimizer step that was "
@@ -25,6 +25,31 @@ HELD = Reason(
     "what another part of the program left there",
     "find where that tensor is set: a running mean of nothing, a state dict, 0 / 0 in NumPy",
 )
+
+
+def weights_reason(step: StepView, call: Call) -> Reason:
+    """Say of weights that were not finite before a module call who wrote them so."""
+    # The number of updates goes up when a step ends: of one that began before and goes on, this
+    # call is in a further evaluation of its closure, and the weights were moved in between.
+    inside = (o for o in step.taken if o.seq < call.seq and o.update == call.update)
+    running = next(inside, None)
+    if running is None:
+        return WEIGHTS
+    losses = [largest(step.tensors[a.tensor]) for a in step.losses
+              if a.seq < call.seq and a.tensor in step.tensors]  # fmt: skip
+    grads = [largest(step.tensors[id]) for c in step.calls
+             if c.phase == "backward" and c.op is None and c.seq < call.seq
+             for _, id in c.outputs if id in step.tensors]  # fmt: skip
+    seen = {"losses": max(losses, default=0.0), "gradients": max(grads, default=0.0)}
+    met = [f"{what} up to {number_text(most)}" for what, most in seen.items() if most]
+    searches = ', line_search_fn=None if it is "strong_wolfe"' if running.cls == "LBFGS" else ""
+    return Reason(
+        f"{running.cls}.step() at {location_text(running.location)} wrote its weights between two "
+        "evaluations of its closure, unless the closure itself did"
+        + (f"; it had met {' and '.join(met)}" if met else ""),
+        f"a smaller lr{searches}; bound what the model makes of its parameters (softplus, clamp), "
+        "so that the loss stays in range wherever the optimizer tries; or float64",
+    )
 
 
 def spoilt_weights(step: StepView, call: Call) -> tuple[str, Tensor] | None:

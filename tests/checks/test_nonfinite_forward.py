@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from itertools import chain
 
@@ -646,3 +647,52 @@ def test_masks_do_not_make_each_call_walk_over_all_others(monkeypatch):
         made.append(call(2 * i + 1, f"m{i}", [2 * i], [2 * i + 1], tensors))
     find([*made, optimizer()], "TT101")
     assert 1 <= Walked.walks <= 2
+
+
+def test_weights_that_an_optimizer_spoils_while_it_evaluates_its_closure_are_its_own_doing():
+    """strong_wolfe: the loss and the gradients are finite, and what it makes of them is NaN."""
+
+    class Decay(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Parameter(torch.tensor(v)) for v in (1.0, 0.5, 0.0))
+
+        def forward(self, x):
+            return self.a * torch.exp(-self.b * x) + self.c
+
+    def program():
+        net, x = Decay(), torch.linspace(0, 30, 100)
+        y = 6 * torch.exp(-0.12 * x) - 1
+        lbfgs = torch.optim.LBFGS(net.parameters(), line_search_fn="strong_wolfe")
+
+        def closure():
+            lbfgs.zero_grad()
+            loss = (net(x) - y).pow(2).mean()
+            loss.backward()
+            return loss
+
+        lbfgs.step(closure)
+
+    (found,) = find_live(program, "TT101", "TT104")
+    assert found.message == "a holds 1 NaN of 1: Decay made 100 NaN of 100"
+    assert re.fullmatch(
+        r"LBFGS.step\(\) at .*test_nonfinite_forward.py:\d+ wrote its weights between two "
+        r"evaluations of its closure, unless the closure itself did; it had met losses up to "
+        r"1.4e\+21 and gradients up to 8.5e\+22",
+        found.explanation,
+    )
+    assert found.fix.startswith('a smaller lr, line_search_fn=None if it is "strong_wolfe"')
+
+
+def test_weights_that_code_spoils_after_a_step_of_the_same_turn_are_not_the_optimizers_doing():
+    def program():
+        first, second = nn.Linear(4, 4), nn.Linear(4, 1)
+        optimizers = [torch.optim.SGD(m.parameters(), 0.1) for m in (first, second)]
+        for each, sgd in zip((first, second), optimizers, strict=True):
+            each(torch.randn(8, 4)).square().mean().backward()
+            sgd.step()
+            with torch.no_grad():
+                second.bias.fill_(math.nan)
+
+    (found,) = find_live(program, "TT101", "TT104")
+    assert "code between the steps did" in found.explanation

@@ -21,12 +21,12 @@ from tensortrace.causes import (
 )
 from tensortrace.causes.held import (
     HELD,
-    WEIGHTS,
     buffer_name,
     buffer_reason,
     calls_around,
     held_by,
     spoilt_weights,
+    weights_reason,
 )
 from tensortrace.causes.hooks import ADVICE, named, ran_between
 from tensortrace.checks import Draft, StepView, completion_order, count_text, plain_op
@@ -72,7 +72,7 @@ def draft_of(step: StepView, origin: Origin, damage: str | None, length: int) ->
     went_in = _NOT_ALL if unknown else _went_in(facts)
     made = f"{where} made {count_text(tensor)} from {went_in}{first_text(tensor)}"
     if weights is not None:
-        reason = WEIGHTS
+        reason = weights_reason(step, call)
         made = f"{weights[0]} holds {count_text(weights[1])}: {where} made {count_text(tensor)}"
     location = call.location
     entered_bad = call.op is None and weights is None and not _took_hooked(step, call)
