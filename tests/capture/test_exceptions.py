@@ -5,6 +5,7 @@ from __future__ import annotations
 import bdb
 import gc
 import math
+import re
 import sys
 import traceback
 import unittest
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from hypothesis.errors import UnsatisfiedAssumption
 from torch import nn
 from torch.nn.parallel.scatter_gather import gather
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from tensortrace import trace
@@ -523,6 +525,77 @@ def test_a_loss_without_a_graph_says_where_it_was_lost() -> None:
     assert "`argmax` at" in explained(rounded).message
     assert "none of the 2 parameters" in explained(frozen).message
     assert "torch.tensor(...)" in explained(remade).message
+
+
+class Checkpointed(nn.Module):
+    """A body that is trained, on a frozen embedding."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4).requires_grad_(False)
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2).requires_grad_(False)
+        self.how = how
+
+    def forward(self, ids):
+        x = self.table(ids)
+        if self.how:
+            x = x + checkpoint(self.body, x, **self.how)
+        else:
+            with torch.no_grad():
+                x = x + self.body(x)
+        return self.head(x)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+@pytest.mark.parametrize("how", [{"use_reentrant": True}, {}])
+def test_a_module_inside_another_that_ran_with_gradients_off_is_named(how: Any) -> None:
+    model = Checkpointed(**how)
+    found = explained(lambda: model(torch.arange(9)).sum().backward())
+    assert re.fullmatch(
+        r"the loss does not require grad: `body` ran with gradients off at .*\.py:\d+",
+        found.message,
+    )
+    assert found.fix.startswith("call it outside torch.no_grad() and inference_mode(); if torch")
+    assert "use_reentrant=False, or an input that requires grad" in found.fix
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+def test_a_line_that_calls_a_reentrant_checkpoint_is_told_what_that_wants() -> None:
+    def program() -> None:
+        x = checkpoint(nn.Linear(4, 2), torch.ones(2, 4), use_reentrant=True)
+        x.sum().backward()
+
+    found = explained(program)
+    assert "ran with gradients off at test_exceptions.py" in found.message
+    assert found.explanation.startswith("a reentrant checkpoint runs what it is given")
+    assert found.fix.startswith("checkpoint(..., use_reentrant=False), or an input that requires")
+
+
+def test_gradients_that_are_off_are_no_checkpoint_where_an_input_requires_grad() -> None:
+    model, x = Net(), torch.ones(2, 4, requires_grad=True)
+
+    def program() -> None:
+        with torch.no_grad():
+            out = model(x)
+        out.sum().backward()
+
+    assert explained(program).fix == "call it outside torch.no_grad() and inference_mode()"
+
+
+def test_a_teacher_without_gradients_is_not_to_blame_for_a_loss_that_is_detached() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student, self.teacher = nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            with torch.no_grad():
+                wanted = self.teacher(x)
+            return (self.student(x) - wanted).square().mean().detach()
+
+    model = Pair()
+    found = explained(lambda: model(torch.ones(2, 4)).backward())
+    assert "cut off by detach()" in found.message
 
 
 # ---- the rest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Iterable, Iterator
 
 from tensortrace.checks import StepView, plain_op
@@ -72,6 +73,8 @@ _KEEP_INPUT = frozenset(
 )
 
 
+_CHECKPOINT = re.compile(r"\bcheckpoint(?:_sequential)?\((?!.*use_reentrant=False)")
+_INPUT = "an input that requires grad (transformers: model.enable_input_require_grads())"
 _IN_PLACE: dict[type, tuple[str, str]] = {ast.Sub: ("-=", "sub"), ast.Add: ("+=", "add")}
 
 
@@ -357,13 +360,7 @@ def no_grad(facts: Facts, found: Match) -> Told:
     for call in _behind(step, [a.tensor for a in _losses(facts)[-1:] if a.tensor is not None]):
         name = call.op or call.module or "the model"
         if not call.grad_enabled:
-            return Told(
-                f"the loss does not require grad: {quoted(name)} ran with gradients off at "
-                f"{line_text(call.location)}",
-                why, "call it outside torch.no_grad() and inference_mode()"
-                + ("; if it is an update by hand, write it in place: w -= ..."
-                   if _may_update(facts, call) else ""), (_call_link(call),),
-            )  # fmt: skip
+            return _ran_without(facts, call)
         if call.op == DERIVATIVE and not call.arguments.get("create_graph"):
             return Told(
                 "the loss does not require grad: it is made of what torch.autograd.grad returned "
@@ -378,6 +375,9 @@ def no_grad(facts: Facts, found: Match) -> Told:
                 why, f"leave {name} out of the loss, or use a form that can be differentiated",
                 (_call_link(call),),
             )  # fmt: skip
+        off = _off_inside(step, call)
+        if off is not None:
+            return _ran_without(facts, off)
     given = [p for m in step.modules.values() for p in m.parameters]
     if given and not any(p.requires_grad for p in given):
         return Told(
@@ -390,6 +390,54 @@ def no_grad(facts: Facts, found: Match) -> Told:
         ".data, .item() or torch.tensor(...)",
         why, "compute the loss from what the model returned, with torch functions only",
     )  # fmt: skip
+
+
+def _ran_without(facts: Facts, call: Call) -> Told:
+    """A call with gradients off: under no_grad, or in a reentrant checkpoint without a gradient."""
+    step, name = facts.step, call.op or call.module or "the model"
+    told = f"the loss does not require grad: {quoted(name)} ran with gradients off at "
+    told += line_text(call.location)
+    why = "backward() follows grad_fn from the loss to the parameters, and there is none"
+    fix = "call it outside torch.no_grad() and inference_mode()"
+    if _may_update(facts, call):
+        fix += "; if it is an update by hand, write it in place: w -= ..."
+    given = any(step.tensors[id].requires_grad for _, id in call.inputs if id in step.tensors)
+    could = call.op is None and not given and bool(_trained(step, call))
+    if _CHECKPOINT.search(_line_of(facts, call)):
+        why = "a reentrant checkpoint runs what it is given with gradients off, and its result has "
+        why += "a graph only if one of its inputs requires grad: here none does"
+        fix = f"checkpoint(..., use_reentrant=False), or {_INPUT}"
+    elif could:
+        fix += "; if torch.utils.checkpoint calls it, none of its inputs requires grad: then "
+        fix += f"use_reentrant=False, or {_INPUT}"
+    return Told(told, why, fix, (_call_link(call),))
+
+
+def _line_of(facts: Facts, call: Call) -> str:
+    """The text of the line of a call where it is near the one that raised; else nothing."""
+    at, raised = call.location, facts.action.location
+    if at is None or raised is None or at.file != raised.file:
+        return ""
+    lines: dict[int, str] = dict(facts.action.detail.get("lines", ()))
+    return lines.get(at.line, "")
+
+
+def _trained(step: StepView, root: Call) -> list[Call]:
+    """The calls inside one of modules with parameters of their own that require grad."""
+    own = {m.path for m in step.modules.values() if any(p.requires_grad for p in m.parameters)}
+    return [c for c in step.inside(root) if c.module in own]
+
+
+def _off_inside(step: StepView, root: Call) -> Call | None:
+    """Where gradients went off inside a call, if all that could be trained in it ran without."""
+    trained = _trained(step, root)
+    if not trained or any(c.grad_enabled for c in trained):
+        return None
+    inside = step.inside(root)
+    on = {c.seq for c in inside if c.grad_enabled}
+    began = [c for c in inside
+             if not c.grad_enabled and c.parent in on and c.seq <= trained[0].seq]  # fmt: skip
+    return began[-1] if began else None
 
 
 def _may_update(facts: Facts, call: Call) -> bool:
