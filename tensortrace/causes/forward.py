@@ -28,7 +28,7 @@ from tensortrace.causes import (
     zero,
 )
 from tensortrace.records import Tensor
-from tensortrace.text import number_text, short_dtype
+from tensortrace.text import number_text, shape_text, short_dtype
 
 _FLOAT32 = "compute this in float32: x.float(), inside torch.autocast(..., enabled=False)"
 _MASK = (
@@ -366,13 +366,19 @@ def _softmax(f: Facts) -> Reason:
 
 
 def _attention(f: Facts) -> Reason:
-    """The mask is the last input, if there are more than query, key and value."""
-    mask = f.inputs[-1] if len(f.inputs) > 3 else None
-    if mask is not None and (mask.neginf or (mask.dtype == "bool" and mask.zeros)):
-        hidden = mask.neginf or mask.zeros
-        why = ("a row of the mask that hides every position gives 0 / 0; it hides "
-               f"{hidden} of {mask.numel} ({values_text(mask)})")  # fmt: skip
-        return Reason(why, _MASK, mask, masked if mask.neginf else zero)
+    """The masks come after query, key and value: one, or one of the padding and one more."""
+    hidden = [(t, n) for t in f.inputs[3:] if (n := _hidden(f, t))]
+    hides = [f"{n} of {t.numel} ({short_dtype(t.dtype)} {shape_text(t.shape)})" for t, n in hidden]
+    if hidden:
+        mask = hidden[-1][0]
+        why = f"a row of the mask that hides every position gives 0 / 0; it hides {hides[0]}"
+        fix = _MASK
+        if len(hidden) > 1:
+            why = ("a row that the masks hide every position of, all of them together, gives 0 / "
+                   f"0; they hide {' and '.join(hides)}")  # fmt: skip
+            fix = ("let every row keep one position that no mask hides, or fill each with -1e4 "
+                   "instead of -inf (twice torch.finfo(x.dtype).min is -inf again)")  # fmt: skip
+        return Reason(why, fix, mask, masked if mask.neginf else zero)
     told = ", ".join(values_text(t) for t in f.inputs[:2])
     query, key = (f.inputs * 2)[:2] if f.inputs else (f.first, f.first)
     products = query.shape[-1] * largest(query) * largest(key) if query.shape else math.inf
@@ -381,6 +387,14 @@ def _attention(f: Facts) -> Reason:
     why = f"query times key is over the range of {short_dtype(f.dtype)}; it got {told}"
     return Reason(why, "normalise query and key (layer_norm) or scale them down before", f.first,
                   large)  # fmt: skip
+
+
+def _hidden(f: Facts, mask: Tensor) -> int:
+    """How many positions a mask hides: those of -inf, of booleans what the op takes for that."""
+    if mask.dtype != "bool":
+        return mask.neginf
+    # What is True takes part in scaled_dot_product_attention, and does not in the other.
+    return mask.zeros if f.word.startswith("scaled") else mask.numel - mask.zeros
 
 
 def _loss(f: Facts) -> Reason:

@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensortrace import trace
+from tensortrace.causes import Facts
+from tensortrace.causes.forward import explain
 from tensortrace.records import Finding
+from tests.builders import make_tensor
 from tests.capture import Recorded
 from tests.checks.traced import find_live
 
@@ -535,3 +538,42 @@ def test_a_spoilt_running_mean_is_not_taken_for_the_weight_of_the_same_shape() -
     (finding,) = [f for f in find_live(program, "TT101") if f.severity != "note"]
     assert (finding.module, finding.param) == ("1", None)
     assert "of the buffer 1.running_mean: f32 [4] with 1 NaN of 4" in finding.message
+
+
+PADDED = torch.tensor([[False] * 6, [False] * 3 + [True] * 3])
+FAR = (torch.arange(6)[:, None] - torch.arange(6)).abs() > 1
+
+
+@pytest.mark.parametrize(("mask", "padding", "why", "fix"), [
+    (FAR, PADDED, "a row that the masks hide every position of, all of them together, gives 0 / 0; "
+     "they hide 3 of 12 (f32 [2, 6]) and 20 of 36 (f32 [6, 6])", "fill each with -1e4"),
+    (FAR | (torch.arange(6) == 0)[:, None], None, "a row of the mask that hides every position "
+     "gives 0 / 0; it hides 22 of 36 (f32 [6, 6])", "fill with torch.finfo(x.dtype).min"),
+    (None, PADDED | PADDED.flip(1), "a row of the mask that hides every position gives 0 / 0; "
+     "it hides 6 of 12 (f32 [2, 6])", "fill with torch.finfo(x.dtype).min"),
+])  # fmt: skip
+def test_what_two_masks_hide_is_told_of_both(
+    mask: Tensor | None, padding: Tensor | None, why: str, fix: str
+) -> None:
+    def program() -> None:
+        attention = nn.MultiheadAttention(8, 1, batch_first=True)
+        optimizer = torch.optim.SGD(attention.parameters(), lr=0.1)
+        x = torch.randn(2, 6, 8)
+        out, _ = attention(x, x, x, attn_mask=mask, key_padding_mask=padding)
+        out.square().mean().backward()
+        optimizer.step()
+
+    (found,) = find_live(program, "TT101")
+    assert (found.op, found.explanation) == ("multi_head_attention_forward", why)
+    assert fix in (found.fix or "")
+
+
+def test_what_is_true_in_a_mask_takes_part_or_not_as_the_op_has_it() -> None:
+    mask = make_tensor(4, 4, 4, dtype="bool", zeros=12)
+    given = [make_tensor(id, 4, 1, 4) for id in range(3)]
+
+    def told(word: str) -> str:
+        return explain(Facts(word, [*given, mask], [make_tensor(5, 4, 1, 4, nan=4)])).why
+
+    assert "it hides 12 of 16 (b8 [4, 4])" in told("scaleddotproductattention")
+    assert "it hides 4 of 16 (b8 [4, 4])" in told("multiheadattentionforward")
