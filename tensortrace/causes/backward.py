@@ -14,6 +14,7 @@ from tensortrace.causes import (
     jitter_text,
     large,
     limit_of,
+    may_be_zero,
     negative,
     power_eps,
     range_text,
@@ -44,6 +45,9 @@ def explain(facts: Facts, selected_by: Call | None = None) -> Reason:
     spoilt = _spoilt(facts)
     if spoilt is not None:
         return spoilt
+    target = _target_of_kl(facts)
+    if target is not None:
+        return target
     slope = steepest(facts)
     if slope is not None and slope * slope < limit_of(facts.dtype):
         return _elsewhere(facts)
@@ -322,6 +326,19 @@ def _xlogy(f: Facts) -> Reason:
     why = "the gradient of x * log(y) holds log(y) and x / y: infinite at y = 0; y is "
     why += values_text(y) + rounding_text(y, "1e-8")
     return Reason(why, f"torch.xlogy(x, y.clamp_min({safe_eps(y, '1e-8', '1e-4')}))", y, zero)
+
+
+def _target_of_kl(f: Facts) -> Reason | None:
+    """The target of kl_div gets a gradient of its own, which has its logarithm."""
+    y = f.inputs[1] if f.word == "kldiv" and len(f.inputs) > 1 else None
+    if y is None or not y.requires_grad or f.arguments.get("log_target") or not may_be_zero(y):
+        return None
+    zeros = f"{counted(y.zeros, 'zero')} of {y.numel} " if y.zeros else ""
+    why = ("the target y gets a gradient too, log(y) + 1 - x, and where y is 0 that is NaN; "
+           f"the target has {zeros}({values_text(y)})")  # fmt: skip
+    fix = ("y.detach() as the target, if it is not to be trained; else the logarithms of it: "
+           "F.kl_div(x, z.log_softmax(-1), log_target=True)")  # fmt: skip
+    return Reason(why, fix, y, zero)
 
 
 def _general(f: Facts) -> Reason:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensortrace import trace
-from tensortrace.causes import Facts
+from tensortrace.causes import Facts, backward
 from tensortrace.causes.forward import explain
 from tensortrace.records import Finding
 from tests.builders import make_tensor
@@ -294,6 +294,13 @@ FORWARD = {
 }  # fmt: skip
 
 BACKWARD = {
+    "kl_div of a target that is trained": Case(
+        "kl_div",
+        lambda x: F.kl_div(x.log_softmax(1), (x * 1e3).softmax(1), reduction="none").sum(1),
+        lambda x: F.kl_div(
+            x.log_softmax(1), (x * 1e3).log_softmax(1), reduction="none", log_target=True).sum(1),
+        ("the target y gets a gradient too, log(y) + 1 - x, and where y is 0 that is NaN",
+         "zeros of 12 (f32 [3, 4] from 0 to 1)")),
     "sqrt": Case(
         "sqrt", lambda x: unit(x).sqrt(), lambda x: (unit(x) + 1e-3).sqrt(),
         ("the slope of sqrt is 1 / (2 sqrt(x)): infinite at 0", "4 zeros of 12")),
@@ -577,3 +584,16 @@ def test_what_is_true_in_a_mask_takes_part_or_not_as_the_op_has_it() -> None:
 
     assert "it hides 12 of 16 (b8 [4, 4])" in told("scaleddotproductattention")
     assert "it hides 4 of 16 (b8 [4, 4])" in told("multiheadattentionforward")
+
+
+@pytest.mark.parametrize(("zeros", "trained", "arguments", "told"), [
+    (2, True, {}, True), (0, True, {}, False), (2, False, {}, False),
+    (2, True, {"log_target": True}, False),
+])  # fmt: skip
+def test_the_target_of_kl_div_is_blamed_for_zeros_that_need_a_gradient(
+    zeros: int, trained: bool, arguments: dict[str, bool], told: bool
+) -> None:
+    x = make_tensor(1, 4, requires_grad=True)
+    target = make_tensor(2, 4, min=0.0, zeros=zeros, requires_grad=trained)
+    reason = backward.explain(Facts("kldiv", [x, target], [make_tensor(3)], arguments))
+    assert reason.why.startswith("the target y gets a gradient too") == told
