@@ -462,6 +462,88 @@ def test_a_value_written_over_inside_a_module_is_bracketed() -> None:
     assert "changed in place by something before `head`" in finding.message
 
 
+class Weighted(nn.Module):
+    """Weights its inputs by what ReLUs make of parameters, the first of which it divides."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.rand(count, 2, 3))
+        self.relus = nn.ModuleList(nn.ReLU() for _ in range(count))
+        self.same = nn.Identity()
+
+    def forward(self, x):
+        made = [self.relus[0](self.w[0])]
+        for relu, w in zip(list(self.relus)[1:], self.w[1:], strict=True):
+            made.append(self.same(relu(w)))
+        made[0] /= made[0].sum()
+        for w in made:
+            x = x * w
+        return x
+
+
+def lines_of(words: str) -> list[int]:
+    """The numbers of the lines of this file that have these words, but for this test's."""
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    return [i for i, line in enumerate(lines, 1) if words in line and '"' not in line]
+
+
+def test_a_value_written_over_that_no_other_call_took_names_what_made_it() -> None:
+    model, x = Weighted(1), torch.ones(2, 3)
+    found = explained(lambda: model(x).sum().backward())
+    (line,) = lines_of("made = [self.relus[0]")
+    assert f"made by `relus.0` at test_exceptions.py:{line} was changed in place" in found.message
+    assert [link.op for link in found.chain] == ["relus.0"]
+    assert 'With level="op" the line is named' in (found.fix or "")
+    (writer,) = lines_of("made[0] /= made")
+    named = explained(lambda: model(x).sum().backward(), level="op").message
+    assert f"by `div_` at test_exceptions.py:{writer}" in named
+
+
+def test_what_was_differentiated_to_the_end_was_not_written_over() -> None:
+    found = explained(lambda: Weighted(2)(torch.ones(2, 3)).sum().backward())
+    (line,) = lines_of("made = [self.relus[0]")
+    assert f"made by `relus.0` at test_exceptions.py:{line} was changed" in found.message
+
+
+def test_a_value_that_another_op_has_kept_is_told_without_what_made_it() -> None:
+    """Torch names the node that wrote over it, which is no call here; another has that node."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.relu = nn.Parameter(torch.ones(2, 3)), nn.ReLU()
+
+        def forward(self):
+            a, b = self.w * 1, self.relu(self.w * 2)
+            out = a * b
+            a.relu_()
+            return out
+
+    message = explained(lambda: Model()().sum().backward()).message
+    assert message == "a tensor [2, 3] made by relu was changed in place before this backward()"
+
+
+def test_a_parameter_that_is_transposed_in_a_module_is_still_the_optimizers() -> None:
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3, 3))
+
+        def forward(self):
+            return self.w.t()
+
+    first, second = Transposed(), nn.Linear(3, 3)
+    optimizer = torch.optim.SGD([*first.parameters(), *second.parameters()], lr=0.1)
+
+    def program() -> None:
+        loss = (second(torch.ones(2, 3)) @ first()).square().sum()
+        loss.backward(retain_graph=True)
+        optimizer.step()
+        loss.backward()
+
+    assert "changed by SGD.step()" in explained(program).message
+
+
 def test_op_level_names_the_op_that_wrote_over_a_value_inside_a_module() -> None:
     class Model(nn.Module):
         def forward(self, x):

@@ -279,6 +279,16 @@ def modified_in_place(facts: Facts, found: Match) -> Told:
     why = "backward needs the values that forward had, and they are gone"
     moved = step.optimizers[-1] if step.optimizers else None
     change = _changed(step, shape, node)
+    maker = _maker(step, shape, node) if change is None else None
+    if maker is not None:
+        return Told(
+            f"a tensor {text} made by {quoted(maker.op or maker.module or 'the model')} at "
+            f"{line_text(maker.location)} was changed in place before this backward()",
+            why, "look below that line for `+=`, `/=`, an op whose name ends with `_`, "
+            "relu_(inplace=True) or an index assignment on its result; write x = x + 1 instead of "
+            'x += 1. With level="op" the line is named',
+            (_call_link(maker),),
+        )  # fmt: skip
     if change is None and moved is not None:
         return Told(
             f"a parameter {text} was changed by {moved.cls}.step() at "
@@ -337,6 +347,18 @@ def _changed(
     if needed is None and made is not None and plain_op(made.op or old.grad_fn) in _KEEP_RESULT:
         needed = made
     return old, new, writer, made, needed
+
+
+def _maker(step: StepView, shape: tuple[int, ...], node: str) -> Call | None:
+    """The call that was differentiated last, if its own result is what torch names.
+
+    Of what another op has kept torch names the node that wrote over it, not the one that made it.
+    """
+    backward = [c for c in step.calls if c.phase == "backward"]
+    last = max(backward, key=lambda c: c.seq).forward if backward else None
+    maker = step.by_seq().get(last) if last is not None and node in _KEEP_RESULT else None
+    made = (step.tensors[id] for _, id in maker.outputs if id in step.tensors) if maker else ()
+    return maker if any((t.shape, plain_op(t.grad_fn)) == (shape, node) for t in made) else None
 
 
 def _writer(step: StepView, new: int) -> Call | None:
