@@ -1183,3 +1183,78 @@ def test_a_decomposition_of_nan_is_blamed_on_what_made_it() -> None:
     records, _ = raised(program)
     (found,) = [f for f in records.of(Finding) if f.code == "TT801"]
     assert "torch.eye" not in (found.fix or "")
+
+
+def test_a_mask_over_the_range_of_float16_names_the_number_and_the_tensor() -> None:
+    def program() -> None:
+        scores = torch.zeros(2, 2).half()
+        scores.masked_fill(torch.eye(2) > 0, -1e8)
+
+    found = explained(program)
+    limit = "-1.0e+08 does not fit in f16 (largest 65504), and `scores` is [2, 2] of that"
+    assert found.message == limit
+    assert (found.fix or "").startswith("torch.finfo(scores.dtype).min for that number")
+    torch.zeros(2, 2).half().masked_fill(torch.eye(2) > 0, torch.finfo(torch.half).min)
+
+
+@pytest.mark.parametrize(("twice", "when"), [
+    (False, "in an earlier step"), (True, "at test_exceptions.py:"),
+])  # fmt: skip
+def test_a_scaler_that_is_not_updated_is_told_to_be(twice: bool, when: str) -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+
+    def program() -> None:
+        for _ in range(2):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.ones(3, 2)).sum()).backward()
+            scaler.unscale_(optimizer)
+            if twice:
+                scaler.unscale_(optimizer)
+
+    found = explained(program)
+    assert found.message.startswith(f"scaler.unscale_() ran {when}")
+    assert "and scaler.update() has not since" in found.message
+    assert (found.fix or "").startswith("scaler.update() at the end of each turn")
+
+
+@pytest.mark.parametrize(("shape", "first", "words", "fix"), [
+    ((2, 16, 6), True, "that of a batch of 16, and this one is of 3", "zeros(2, x.size(0), 6); if"),
+    ((2, 16, 6), False, "that of a batch of 16, and this one is of 3", "zeros(2, x.size(1), 6); i"),
+    ((1, 3, 6), True, "[1, 3, 6], and has to be [2, 3, 6]", "torch.zeros(2, 3, 6)"),
+    ((2, 3, 5), True, "[2, 3, 5], and has to be [2, 3, 6]", "torch.zeros(2, 3, 6)"),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_a_hidden_state_of_another_shape_is_told_what_to_be(
+    kind: Any, shape: tuple[int, ...], first: bool, words: str, fix: str
+) -> None:
+    def program() -> None:
+        recurrent = kind(4, 6, num_layers=2, batch_first=first)
+        state = torch.zeros(shape)
+        x = torch.ones(3, 7, 4) if first else torch.ones(7, 3, 4)
+        recurrent(x, state if kind is nn.GRU else (state, state))
+
+    found = explained(program)
+    assert words in found.message
+    assert fix in (found.fix or "")
+
+
+@pytest.mark.parametrize(("other", "fix"), [
+    ((1, 4, 4), '.convert("RGB")'), ((3, 5, 4), "resize, crop or pad them"),
+])  # fmt: skip
+def test_samples_of_two_shapes_are_the_datasets(other: tuple[int, ...], fix: str) -> None:
+    data = [torch.zeros(3, 4, 4), torch.zeros(other)]
+
+    def program() -> None:
+        for batch in DataLoader(data, batch_size=2):  # type: ignore[arg-type]
+            print(batch)
+
+    found = explained(program)
+    assert found.message.startswith(
+        "the samples of the dataset differ in shape: [3, 4, 4] at place"
+    )
+    assert fix in (found.fix or "")
+    assert found.evidence["expression"].endswith("batch_size=2):")
+    stacked = explained(lambda: torch.stack(data)).message
+    assert "cannot be joined" in stacked

@@ -48,6 +48,12 @@ MESSAGES = [
     "shape '[4, -1]' is invalid for input of size 6",
     "shape '[0, -1]' is invalid for input of size 6",
     "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call):",
+    "stack expects each tensor to be equal size, but got [3] at entry 0 and [4] at entry 1",
+    "stack expects each tensor to be equal size",
+    "Expected hidden size (2, 4, 24), got [2, 16, 24]",
+    "Expected hidden[0] size (2, 24), got [2, 16, 24]",
+    "unscale_() has already been called on this optimizer since the last update().",
+    "value cannot be converted to type at::Half without overflow",
     "zip argument #1 must support iteration",
     "unsupported operand type(s) for *: 'float' and 'NoneType'",
 ]  # fmt: skip

@@ -105,6 +105,13 @@ _CASES: list[tuple[re.Pattern[str], Callable[[Facts, Match], Told | None]]] = [
         (r"Error\(s\) in loading state_dict", other.state_dict),
         (r"device-side assert|CUDA error: .*assert", values.device_assert),
         (r"out of memory|can't allocate memory|[Tt]ried to allocate", other.out_of_memory),
+        (r"stack expects each tensor to be equal size", shapes.collated),
+        (
+            r"Expected hidden(?:\[\d\])? size \(([\d, ]+)\), got \[([\d, ]+)\]",
+            shapes.hidden_state,
+        ),
+        (r"^unscale_\(\) has already been called", other.unscaled_twice),
+        (r"value cannot be converted to type \S*\bHalf without overflow", values.over_half),
         (r"shape '(\[[\d, -]+\])' is invalid for input of size (\d+)", shapes.viewed),
         (r"Sizes of tensors must match except|expects each tensor to be equal size", shapes.joined),
         (

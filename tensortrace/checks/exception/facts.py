@@ -40,7 +40,8 @@ class Facts:
         phase = d.get("phase")
         self.phase = phase if phase in ("forward", "backward", "optimizer") else None
         self.function: str | None = d.get("function")
-        self.expression: str = d.get("expression", "")
+        # Of a loop or a block its head.
+        self.expression: str = d.get("expression", "").partition("\n")[0]
         self.settings: dict[str, Any] = d.get("settings", {})
         self.options: dict[str, Any] = d.get("options", {})
         self.torch: list[str] = d.get("torch", [])

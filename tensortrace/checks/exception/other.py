@@ -10,6 +10,7 @@ from tensortrace.checks.exception.facts import (
     Match,
     Told,
     first_line,
+    line_text,
     operands_text,
     quoted,
     shape_of,
@@ -134,6 +135,18 @@ def worker(facts: Facts, found: Match) -> Told:
         f"a DataLoader worker raised {found[1]}{where}: {said}",
         "the dataset and collate_fn run in another process, and only the text of an error arrives",
         "num_workers=0 raises it here, with its tensors",
+    )
+
+
+def unscaled_twice(facts: Facts, found: Match) -> Told:
+    """A GradScaler that was not updated since it divided the gradients."""
+    before = [a for a in facts.step.actions if a.action == "unscale" and a.seq < facts.action.seq]
+    when = f"at {line_text(before[-1].location)} in this step" if before else "in an earlier step"
+    return Told(
+        f"scaler.unscale_() ran {when} already, and scaler.update() has not since",
+        "gradients must be divided by the scale once, and update() ends the turn in which they are",
+        "scaler.update() at the end of each turn, also of one that leaves scaler.step() out; and "
+        "scaler.unscale_() once in it for each optimizer, after the last backward()",
     )
 
 

@@ -217,6 +217,43 @@ def joined(facts: Facts, found: Match) -> Told:
     )  # fmt: skip
 
 
+def collated(facts: Facts, found: Match) -> Told | None:
+    """Samples of a dataset that do not make a batch; None of another stack."""
+    two = re.search(r"got \[([\d, ]*)\] at entry (\d+) and \[([\d, ]*)\] at entry (\d+)",
+                    facts.text)  # fmt: skip
+    if two is None or not any("collate" in name for name in facts.torch):
+        return None
+    first, other = dims_in(two[1]), dims_in(two[3])
+    fix = "resize, crop or pad them to one shape in the dataset, or in a collate_fn of your own"
+    if len(first) == len(other) == 3 and first[1:] == other[1:] and {first[0], other[0]} <= {1, 3}:
+        fix = 'open every image as Image.open(path).convert("RGB"): one of 1 channel is grey'
+    return Told(
+        f"the samples of the dataset differ in shape: {shape_text(first)} at place {two[2]} of the "
+        f"batch, {shape_text(other)} at place {two[4]}",
+        "the collate_fn of the DataLoader stacks them to a batch, and all must have one shape",
+        fix,
+    )
+
+
+def hidden_state(facts: Facts, found: Match) -> Told | None:
+    """A hidden state that is not [layers, batch, features]; None where nothing is known of it."""
+    want, got = dims_in(found[1]), dims_in(found[2])
+    if len(want) != 3 or len(got) != 3:
+        return None
+    told = f"the hidden state of {facts.place} is {shape_text(got)}, and has to be "
+    told += shape_text(want)
+    why = "its dims are layers times directions, batch, features"
+    if want[0] != got[0] or want[2] != got[2]:
+        return Told(told, why, f"torch.zeros{want}")
+    first = shape_of(facts.entered[0])[:1] if facts.entered else ()
+    batch = f"x.size({0 if first == want[1:2] else 1})"
+    return Told(
+        f"{told}: it is that of a batch of {got[1]}, and this one is of {want[1]}", why,
+        f"make it from the batch, torch.zeros({want[0]}, {batch}, {want[2]}); if only the last "
+        "batch of the data is smaller, DataLoader(..., drop_last=True)",
+    )  # fmt: skip
+
+
 def target(facts: Facts, found: Match) -> Told | None:
     """A target whose shape the loss does not take."""
     x, y = facts.argument("input"), facts.argument("target")

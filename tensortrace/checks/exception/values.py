@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tensortrace.causes import range_text
 from tensortrace.checks.exception.facts import (
     Facts,
     Match,
@@ -15,7 +16,24 @@ from tensortrace.checks.exception.facts import (
     shape_of,
     stated,
 )
-from tensortrace.text import shape_text, short_dtype
+from tensortrace.text import number_text, shape_text, short_dtype
+
+
+def over_half(facts: Facts, found: Match) -> Told:
+    """A Python number over the range of float16."""
+    half = next((one for one in facts.operands if one.get("dtype") == "float16"), None)
+    numbers = [one["value"] for one in facts.operands if isinstance(one.get("value"), int | float)]
+    value = max(numbers, key=abs, default=None)
+    name = code_name(half, "x")
+    told = "a number" if value is None else number_text(value)
+    told += f" does not fit in {range_text('float16')}"
+    told += f", and {stated(half)} of that" if half is not None else ""
+    bound = "max" if value is not None and value > 0 else "min"
+    return Told(
+        told, "autocast and half() turn what a model computes to float16, and a number that it is "
+        "filled with goes with it",
+        f"torch.finfo({name}.dtype).{bound} for that number; or compute it in float32",
+    )  # fmt: skip
 
 
 def device(facts: Facts, found: Match) -> Told:
