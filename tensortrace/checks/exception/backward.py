@@ -285,7 +285,7 @@ def modified_in_place(facts: Facts, found: Match) -> Told:
             f"a tensor {text} made by {quoted(maker.op or maker.module or 'the model')} at "
             f"{line_text(maker.location)} was changed in place before this backward()",
             why, "look below that line for `+=`, `/=`, an op whose name ends with `_`, "
-            "relu_(inplace=True) or an index assignment on its result; write x = x + 1 instead of "
+            "ReLU(inplace=True) or an index assignment on its result; write x = x + 1 instead of "
             'x += 1. With level="op" the line is named',
             (_call_link(maker),),
         )  # fmt: skip
