@@ -303,7 +303,7 @@ def modified_in_place(facts: Facts, found: Match) -> Told:
         return Told(
             f"a tensor {text} made by {node or 'the program'} was changed in place before this "
             "backward()", why,
-            f"look for `+=`, `{node}_`, relu_(inplace=True) or an index assignment on it; write "
+            f"look for `+=`, `{node}_`, ReLU(inplace=True) or an index assignment on it; write "
             "x = x + 1 instead of x += 1",
         )  # fmt: skip
     old, new, writer, made, needed = change
