@@ -352,6 +352,9 @@ class Trace:
             return
         if recorder.holds_more_than_lines():
             self._turn_over()
+        elif slot.recorder is recorder and recorder.owns_thread():
+            with Ours(recorder, "gate"):
+                recorder.hand_on()  # its last lines: it may be long until the next step ends
 
     def _blocks_here(self) -> int:
         return self._blocks.get(threading.get_ident(), 0)
