@@ -36,8 +36,8 @@ class Descriptions:
         """The record of a module that is called, if there is news; whether it is the first. Hot."""
         own, training = own_parameters(module), is_training(module)
         grads = [p is not None and p.requires_grad for p in own.values()] if own else ()
-        # A parameter may get another name while it is trained: pruning makes weight weight_orig.
         frozen = vars(module).get("requires_grad") is False
+        # A parameter may get another name while it is trained: pruning makes weight weight_orig.
         state = (id(module), training, frozen, *grads, *own)
         cls = type(module)
         if self._seen.get((path, cls)) == state:

@@ -55,7 +55,7 @@ class States:
         held = {name: tensor for name, tensor in _held_by(module) if name in state}
         own = sum(_place(state[name]) == _place(held[name]) is not None for name in held)
         if own < len(held):
-            for taken in self._taken.values():  # type: ignore[no-untyped-call]
+            for taken in list(self._taken.data.values()):  # other threads take theirs meanwhile
                 taken.reloaded = taken.reloaded or taken.module() is module
         if not own:
             return {}
