@@ -21,7 +21,8 @@ def frozen_in_vain(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     Fix:        module.requires_grad_(False), or parameter.requires_grad = False for each of
                 module.parameters()
     Misses:     attributes with other names, such as `trainable`; those of a parameter that are set
-                after its module was first called; a module that keeps the word for something of its
+                after its module was first called; a module in which something is frozen besides, on
+                purpose or as far as that went; one that keeps the word for something of its
                 own, and is trained on purpose, is told of
     Example:    model.backbone.requires_grad = False
                 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -41,8 +42,10 @@ def frozen_in_vain(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
                 names = [f"{path}.{parameter}" if path else parameter] if path in moved else []
                 names = [full for full in names if full in step.trainable(path)]
             else:
-                inside = (p for p in moved if not path or f"{p}.".startswith(f"{path}."))
-                names = [full for p in inside for full in step.trainable(p)]
+                inside = [p for p in step.modules if not path or f"{p}.".startswith(f"{path}.")]
+                own = [info for p in inside for info in step.modules[p].parameters]
+                names = [full for p in moved if p in inside for full in step.trainable(p)]
+                names = names if all(info.requires_grad for info in own) else []
             if names:
                 owners, told = found.setdefault((attribute, bool(parameter)), ([], []))
                 owners += names if parameter else [path]

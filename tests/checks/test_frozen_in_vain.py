@@ -73,12 +73,20 @@ def twice(model, i):
     model[0].requires_grad = False
 
 
+def but_for_its_end(model, i):
+    """It says what it is, and its last layer is tuned."""
+    model[0].requires_grad = False
+    model[0][0].requires_grad_(False)
+
+
 def otherwise(model, i):
     model[0].requires_grad = True
     model[0].requires_graph = model[0].trainable = False
 
 
-@pytest.mark.parametrize("freeze", [properly, twice, otherwise, lambda model, i: None])
+@pytest.mark.parametrize(
+    "freeze", [properly, twice, but_for_its_end, otherwise, lambda model, i: None]
+)
 def test_what_is_frozen_or_was_not_to_be_is_silent(freeze):
     assert find_live(tuning(freeze), "TT411") == []
 
