@@ -14,7 +14,8 @@ Round: TypeAlias = frozenset[int]
 # No frame is kept alive; an id that is used again is hardly ever of the same code.
 Frames: TypeAlias = dict[int, tuple[CodeType, int]]
 
-_ENDS = frozenset({"RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"})
+_RETURNS = frozenset({"RETURN_VALUE", "RETURN_CONST"})
+_ENDS = _RETURNS | {"RAISE_VARARGS", "RERAISE"}
 # What waits in `await` and `yield from` goes round by itself.
 _WAITS = frozenset({"JUMP_BACKWARD_NO_INTERRUPT"})
 _ALWAYS = frozenset({"JUMP_FORWARD", "JUMP_ABSOLUTE", "JUMP_BACKWARD"}) | _WAITS
@@ -102,6 +103,16 @@ class Rounds:
             read.ahead[then, now] = _leads(read, self.call(code, then), self.call(code, now))
         return read.ahead[then, now]
 
+    def comes_to(self, code: CodeType, now: int, later: int) -> bool:
+        """Whether a frame comes to a later call whatever it does, but for raising an exception.
+
+        In the same turn of the innermost loop round both; without one, before it returns.
+        """
+        read = self._of(code)
+        if (now, later) not in read.sure:
+            read.sure[now, later] = _comes_to(read, self.call(code, now), self.call(code, later))
+        return read.sure[now, later]
+
     def is_head(self, code: CodeType, at: int) -> bool:
         """Whether an instruction is the head of a `for`.
 
@@ -135,6 +146,7 @@ class _Read(NamedTuple):
     rounds: list[Round]
     after: dict[int, list[int]]
     ahead: dict[tuple[int, int], bool]
+    sure: dict[tuple[int, int], bool]
 
 
 def _read(code: CodeType) -> _Read:
@@ -160,16 +172,29 @@ def _read(code: CodeType) -> _Read:
     # With what an instruction keeps behind it, where a frame may be while it calls.
     whole = [frozenset(i for s in body for i in range(s, ends[s], 2)) for body in rounds]
     names = [each.opname for each in made]
-    return _Read(code, starts, names, sorted(whole, key=len), after, {})
+    return _Read(code, starts, names, sorted(whole, key=len), after, {}, {})
 
 
 def _leads(read: _Read, then: int, now: int) -> bool:
     """Whether one instruction leads to another without the head of the innermost loop of both."""
-    head = next((min(each) for each in read.rounds if then in each and now in each), None)
+    head = _head(read, then, now)
     if now in _reach(read.after[then], read.after, end=head):
         return True
     # No jump leads to what handles an exception: it stands behind what it guards.
     return now > then and now not in _reach([head or 0], read.after)
+
+
+def _comes_to(read: _Read, now: int, later: int) -> bool:
+    """Whether nothing leads from one instruction to its loop's head or a return but by a later."""
+    reached = _reach(read.after[now], read.after, end=later)
+    names = dict(zip(read.starts, read.names, strict=True))
+    returns = any(names[at] in _RETURNS for at in reached)
+    return now != later and not returns and _head(read, now, later) not in reached
+
+
+def _head(read: _Read, one: int, other: int) -> int | None:
+    """The head of the innermost loop round two instructions."""
+    return next((min(each) for each in read.rounds if one in each and other in each), None)
 
 
 def _edges(made: list[dis.Instruction]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:

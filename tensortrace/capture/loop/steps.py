@@ -5,7 +5,7 @@
 3. Elsewhere the next outermost call after an optimizer step, a scaler's skip or a finished
    backward, with grad off after one of the same module, with grad on after an evaluation; if it
    begins another turn of the loop, for a generator and its discriminator have several updates in
-   one.
+   one, and a fixed point or a game has many calls without grad before its backward.
 4. Without modules, the next op after an optimizer step; where updates are written by hand, the next
    graph that is begun after a write.
 """
@@ -21,6 +21,7 @@ from types import CodeType, FrameType
 import torch
 from torch import nn
 
+from tensortrace.capture.gradients import is_training
 from tensortrace.capture.loop.loaders import Loaders
 from tensortrace.capture.loop.optimizers import Optimizers
 from tensortrace.capture.loop.rounds import Frames, Rounds
@@ -58,6 +59,8 @@ class StepRules:
         self._updates = 0
         self._has_graph = self.holds_call = self.stepped = False
         self._backward_done = self._loader_done = False
+        # Where the last backward was called, in whatever step.
+        self._backward: Frames = {}
         # Of updates by hand: whether a write is awaited, and whether the next graph ends the step.
         self.awaits_write = self.ends_at_graph = False
 
@@ -83,8 +86,55 @@ class StepRules:
         if self.stepped or self._backward_done:
             return self._is_next_turn()
         if not torch.is_grad_enabled():
-            return id(module) in self._without_grad and self._is_next_turn()
+            again = id(module) in self._without_grad and self._is_next_turn()
+            return again and not self._is_yet_to_train(module)
         return self._has_judged()
+
+    def _is_yet_to_train(self, module: nn.Module) -> bool:
+        """Whether the backward of this turn is still to come, as that of the last turn tells.
+
+        What goes round before it without grad is a loop inside the turn: it looks for a fixed
+        point, plays a game, generates what is trained on. In eval mode it judges.
+        """
+        if not self._has_graph and not is_training(module):
+            return False
+        frame, at, inside = self._parting(sys._getframe(2))
+        if frame is None:
+            return False
+        code, rounds = frame.f_code, self._rounds
+        around = rounds.of(code, frame.f_lasti)
+        goes_round = around is not None and at not in around
+        goes_round = goes_round or any(rounds.of(f.f_code, f.f_lasti) is not None for f in inside)
+        return goes_round and rounds.comes_to(code, frame.f_lasti, at)
+
+    def _parting(self, frame: FrameType | None) -> tuple[FrameType | None, int, list[FrameType]]:
+        """Where the way to what is called now parts from the one to the last backward.
+
+        Returns:
+            The innermost frame of both, None unless the innermost loop round that backward goes
+            round this call, too; where in it the backward was called; the frames inside it.
+        """
+        places, inside = list(self._backward.items()), []
+        below = list(itertools.takewhile(lambda place: not self._goes_round(*place[1]), places))
+        if len(below) == len(places):
+            return None, 0, []
+        number, (code, at) = places[len(below)]
+        while frame is not None and (id(frame) != number or frame.f_code is not code):
+            if self._sources.is_user(frame.f_code):
+                inside.append(frame)
+            frame = frame.f_back
+        if frame is None or frame.f_lasti not in (self._rounds.of(code, at) or ()):
+            return None, 0, []
+        call = self._rounds.call
+        while below and inside and call(code, frame.f_lasti) == call(code, at):
+            code, at = below.pop()[1]
+            frame = inside.pop()
+            if frame.f_code is not code:
+                return None, 0, []
+        return frame, at, inside
+
+    def _goes_round(self, code: CodeType, at: int) -> bool:
+        return self._is_own(code) and self._rounds.of(code, at) is not None
 
     def _has_judged(self) -> bool:
         """Whether the step holds an evaluation alone, and the loop has turned since.
@@ -164,6 +214,8 @@ class StepRules:
         self.holds_call = True
         is_part = derivative and self._optimizers.count_derivative(update)
         self._backward_done = self._backward_done or not is_part
+        if not is_part:
+            self._backward = self._rounds.frames(sys._getframe(1), self._sources.is_user)
 
     def graph_freed(self) -> None:
         """A backward has freed its graph: if weights are written now, that is an update by hand."""

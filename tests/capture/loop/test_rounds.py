@@ -105,6 +105,40 @@ def test_a_loop_is_round_the_lines_that_run_again(name: str) -> None:
             assert found is None or all(found <= other for other in around)
 
 
+SURE = {
+    "it follows": ("now()\nlater()", True),
+    # Python 3.12 has a short end of a function once for each branch.
+    "on both branches": ("now()\nif xs:\n    a()\nelse:\n    b()\nlater()\na()\nb()", True),
+    "after a loop": ("for x in xs:\n    now()\nlater()", True),
+    "in the same turn": ("while True:\n    now()\n    a()\n    later()", True),
+    "unless something is raised": ("now()\nif xs:\n    raise KeyError\nlater()", True),
+    "behind what is handled": ("try:\n    now()\nexcept KeyError:\n    a()\nlater()", True),
+    "only sometimes": ("now()\nif xs:\n    later()", False),
+    "in a loop that may be empty": ("now()\nfor x in xs:\n    later()", False),
+    "in the next turn": ("for x in xs:\n    later()\n    now()", False),
+    "not after a return": ("now()\nif xs:\n    return\nlater()", False),
+    "not after a continue": ("for x in xs:\n    now()\n    if x: continue\n    later()", False),
+    "not after a break": ("for x in xs:\n    now()\n    if x: break\n    later()", False),
+    "it is over": ("later()\nnow()", False),
+    "it is this very call": ("later(now())", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SURE)
+def test_a_later_call_is_come_to_for_sure(name: str) -> None:
+    text, sure = SURE[name]
+    code, rounds = code_of(text), Rounds(lambda code: True)
+    calls: dict[str, int] = {}
+    names: list[str] = []
+    for each in dis.get_instructions(code):
+        if each.opname.startswith("LOAD_") and each.argval in ("now", "later", "a", "b"):
+            names.append(each.argval)
+        if each.opname.startswith("CALL") and names:
+            calls.setdefault(names.pop(), each.offset)
+    assert rounds.comes_to(code, calls["now"], calls["later"]) == sure
+    assert not rounds.comes_to(code, calls["now"], calls["now"])
+
+
 def test_the_head_of_a_for_is_known_from_a_call() -> None:
     code, rounds = code_of("for x in xs:\n    a()\nnext(xs)\n"), Rounds(lambda code: True)
     heads = [each.offset for each in dis.get_instructions(code) if each.opname == "FOR_ITER"]

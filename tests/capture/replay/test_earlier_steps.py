@@ -23,23 +23,24 @@ def error(program: Any) -> Any:
 
 
 def rollout(bad_at: int) -> None:
-    """Each call of the policy without grad is a step; the reward is used many steps later."""
+    """Each call of the policy without grad is a step; the reward is used some steps later."""
     policy = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))
     optimizer = torch.optim.Adam(policy.parameters())
-    for turn in range(bad_at + 2):
-        states, rewards = [], []
+    states, rewards = [], []
+    for turn in range((bad_at + 2) * 8):
         with torch.no_grad():
-            for k in range(8):
-                action = policy(torch.randn(1, 2))
-                state = torch.zeros(1, 2) if (turn, k) == (bad_at, 2) else torch.rand(1, 2) + 0.1
-                reward = (state * action).sum(1) / state.norm(dim=1)  # the cause
-                states.append(state)
-                rewards.append(reward)
-        advantage = torch.cat(rewards) - torch.cat(rewards).mean()
-        loss = (policy(torch.cat(states)).sum(1) * advantage).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+            action = policy(torch.randn(1, 2))
+            state = torch.zeros(1, 2) if turn == bad_at * 8 + 2 else torch.rand(1, 2) + 0.1
+            reward = (state * action).sum(1) / state.norm(dim=1)  # the cause
+            states.append(state)
+            rewards.append(reward)
+        if turn % 8 == 7:
+            advantage = torch.cat(rewards) - torch.cat(rewards).mean()
+            loss = (policy(torch.cat(states)).sum(1) * advantage).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            states, rewards = [], []
 
 
 def replay_buffer(bad_at: int) -> None:
