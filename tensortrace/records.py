@@ -330,6 +330,8 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
             and tied ones that it holds by another name.
         anew: whether it is the first step of one that takes the number of another, which is gone,
             and holds other parameters.
+        lost_state: at the first step of one that takes the number and the parameters of another,
+            which is gone, and begins without its state: how many steps that had taken; else 0.
         location: the user's line that called it; None if not known.
     """
 
@@ -348,6 +350,7 @@ class Optimizer(Record, frozen=True, kw_only=True, tag="optimizer"):
     added: bool | None = None
     moved: list[str] = []
     anew: bool = False
+    lost_state: int = 0
     location: Location | None = None
 
     @property

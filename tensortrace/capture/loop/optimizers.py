@@ -86,10 +86,13 @@ class OptimizerHooks:
 class _Met:
     """What is known of an optimizer when it is gone; no parameter can be held, not even weakly."""
 
-    __slots__ = ("anew", "hooks", "keys", "likeness", "ref", "steps", "told")
+    __slots__ = (
+        "anew", "hooks", "keeps_state", "keys", "likeness", "lost_state", "ref", "steps", "told",
+    )  # fmt: skip
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.anew = self.told = False
+        self.anew = self.told = self.keeps_state = False
+        self.lost_state = 0
         self.ref = weakref.ref(optimizer)
         self.likeness = _likeness(optimizer)
         self.keys = hash(tuple(map(id, _parameters(optimizer))))
@@ -102,6 +105,7 @@ class _Met:
         self.steps += 1
         optimizer = self.ref() if self.hooks is None else None
         if optimizer is not None:
+            self.keeps_state = bool(optimizer.state)
             tables = (p._backward_hooks for p in _parameters(optimizer))
             self.hooks = next((weakref.ref(table) for table in tables if table is not None), None)
 
@@ -150,6 +154,8 @@ class Optimizers:
             alike = full and met.ref() is None and met.likeness == new.likeness
             if alike or met.leaves_to(new, optimizer):
                 new.anew = not met.goes_on_in(new, optimizer)
+                if met.keeps_state and not new.anew and not optimizer.state:
+                    new.lost_state = met.steps
                 self._met[i] = new
                 return i
         self._met.append(new)
@@ -160,6 +166,12 @@ class Optimizers:
         met = self._met[index]
         anew, met.anew = met.anew, False
         return anew
+
+    def tell_lost_state(self, index: int) -> int:
+        """How many steps the one before had taken whose place it takes without its state, once."""
+        met = self._met[index]
+        lost, met.lost_state = met.lost_state, 0
+        return lost
 
     def stepped(self, index: int) -> None:
         """Count a step of an optimizer that has moved what it holds."""
@@ -355,6 +367,7 @@ def begin_step(
         "added": recorder.carried.added_to(index),
         "moved": moved,
         "anew": recorder.optimizers.tell_anew(index),
+        "lost_state": recorder.optimizers.tell_lost_state(index),
         "location": recorder.sources.locate_frame(frame),
     }
     # Replayed calls come before the record that makes the checks decide.
