@@ -13,6 +13,80 @@ from tensortrace.records import DERIVATIVE, Call, Tensor
 from tensortrace.step_view import StepView, finite
 
 
+class Trails:
+    """Which bad tensors each tensor of a step was made of, gathered once for many questions.
+
+    Args:
+        step: the step.
+        calls: those that a trail goes through; by default all of the step that are no replay.
+        past: ids of tensors that it goes on through although nobody knows whether they are bad.
+    """
+
+    def __init__(
+        self,
+        step: StepView,
+        calls: Iterable[Call] | None = None,
+        *,
+        past: Container[int] = (),
+    ) -> None:
+        self._step, self._past = step, past
+        self._makers: dict[int, list[Call]] = {}
+        # By seq of a module call: what its children touched.
+        self._inside: dict[int | None, list[int]] = {}
+        for call in step.calls if calls is None else calls:
+            if call.phase == "forward":
+                touched = [*call.inputs, *call.outputs]
+                inside = self._inside.setdefault(call.parent, [])
+                inside.extend(t.id for t in step.hurt(touched))
+                inside += [id for _, id in touched if id in past]
+                for _, id in call.outputs:
+                    self._makers.setdefault(id, []).append(call)
+        self._after: dict[int, list[int]] | None = None
+
+    def behind(self, id: int) -> list[int]:
+        """What one tensor was made of."""
+        tensor = self._step.tensors.get(id)
+        links = (tensor.previous, tensor.view_of) if tensor else ()
+        behind = [i for i in links if i is not None]
+        for call in self._makers.get(id, []):
+            behind += [*(i for _, i in call.inputs), *self._inside.get(call.seq, ())]
+        return [i for i in behind if i in self._past or self._is_bad(i)]
+
+    def upstream(self, bad: Iterable[int]) -> tuple[set[int], bool]:
+        """Collect what is behind some, and whether a trail ended at one that nobody made."""
+        reached: set[int] = set()
+        stack = list(bad)
+        lost = not stack
+        while stack:
+            id = stack.pop()
+            if id in reached:
+                continue
+            reached.add(id)
+            spoilt = self.behind(id)
+            stack += spoilt
+            lost = lost or (not spoilt and not any(c.op for c in self._makers.get(id, [])))
+        return reached, lost
+
+    def downstream(self, id: int) -> set[int]:
+        """Collect the bad tensors that one is behind, and it."""
+        if self._after is None:
+            self._after = {}
+            for each in self._step.tensors:
+                for i in self.behind(each) if self._is_bad(each) else ():
+                    self._after.setdefault(i, []).append(each)
+        reached: set[int] = set()
+        stack = [id]
+        while stack:
+            id = stack.pop()
+            if id not in reached:
+                reached.add(id)
+                stack += self._after.get(id, ())
+        return reached
+
+    def _is_bad(self, id: int) -> bool:
+        return id in self._step.tensors and self._step.tensors[id].nonfinite > 0
+
+
 def upstream(
     step: StepView,
     bad: Iterable[int],
@@ -20,40 +94,8 @@ def upstream(
     *,
     past: Container[int] = (),
 ) -> tuple[set[int], bool]:
-    """Collect the bad tensors behind these, and whether a trail ended at one that nobody made.
-
-    Args:
-        bad: ids of tensors.
-        calls: those that the trail goes through; by default all of the step that are no replay.
-        past: ids of tensors that it goes on through although nobody knows whether they are bad.
-    """
-    makers: dict[int, list[Call]] = {}
-    inside: dict[int | None, list[int]] = {}  # by seq of a module call: what its children touched
-    for call in step.calls if calls is None else calls:
-        if call.phase == "forward":
-            touched = [*call.inputs, *call.outputs]
-            inside.setdefault(call.parent, []).extend(t.id for t in step.hurt(touched))
-            inside[call.parent] += [id for _, id in touched if id in past]
-            for _, id in call.outputs:
-                makers.setdefault(id, []).append(call)
-    reached: set[int] = set()
-    stack = list(bad)
-    lost = not stack
-    while stack:
-        id = stack.pop()
-        if id in reached:
-            continue
-        reached.add(id)
-        tensor = step.tensors.get(id)
-        links = (tensor.previous, tensor.view_of) if tensor else ()
-        behind = [i for i in links if i is not None]
-        for call in makers.get(id, []):
-            behind += [*(i for _, i in call.inputs), *inside.get(call.seq, ())]
-        spoilt = [i for i in behind if i in past or (
-                  i in step.tensors and step.tensors[i].nonfinite)]  # fmt: skip
-        stack += spoilt
-        lost = lost or (not spoilt and not any(c.op for c in makers.get(id, [])))
-    return reached, lost
+    """Collect the bad tensors behind these, as `Trails` does."""
+    return Trails(step, calls, past=past).upstream(bad)
 
 
 def leaked(step: StepView) -> list[tuple[Call, Tensor]]:

@@ -14,6 +14,7 @@ from torch import nn
 from tensortrace import trace
 from tensortrace.checks.nonfinite_forward.origins import origins_of
 from tensortrace.records import Action, Call, Finding, Location, Tensor
+from tensortrace.step_view import StepView
 from tests.checks import brief, call, closing, find, loss, module, nan, ok, op, optimizer
 from tests.checks.traced import find_live
 
@@ -52,6 +53,32 @@ def test_is_told_at_the_gate_and_once():
 def test_the_same_cause_in_a_later_step_is_only_counted():
     steps = [[bad_log(step=s), loss(2, "NaN", 2, step=s), closing(s)] for s in range(3)]
     assert [f.step for f in find(chain.from_iterable(steps), "TT101")] == [0]
+
+
+def test_a_long_trail_of_harmless_values_is_gone_over_once(monkeypatch):
+    """A loop that goes on with a NaN for hundreds of turns had every pair of its ops compared."""
+
+    def asked(turns):
+        count = 0
+
+        def nonfinite(step, names, look=StepView.nonfinite):
+            nonlocal count
+            count += 1
+            return look(step, names)
+
+        def program():
+            state = torch.ones(3)
+            for i in range(turns):
+                state.mul_(0.5).add_(torch.full((3,), 3.5 - i).sqrt())
+            nn.Linear(3, 1)(torch.ones(3)).sum().backward()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StepView, "nonfinite", nonfinite)
+            (found,) = find_live(program, "TT101", level="op")
+        assert (found.severity, found.op) == ("note", "sqrt")
+        return count
+
+    assert asked(160) < 5 * asked(40)
 
 
 def test_a_clean_step_is_silent():

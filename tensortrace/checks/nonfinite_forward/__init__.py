@@ -13,12 +13,11 @@ from tensortrace.checks.nonfinite_forward.earlier import (
     from_before,
     from_earlier,
     grown_from,
-    keep_note,
     left_mask,
     looks_of,
     made_earlier,
     moved_by_hand,
-    note_of,
+    notes_of,
     written_by,
 )
 from tensortrace.checks.nonfinite_forward.origins import Origin, guilty_of, origins_of, weights_from
@@ -96,10 +95,9 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
     elif step.summary is not None and not step.poisoned and step.blamed() is None:
         # 0 * -inf of a value that is a note already is no second one.
         own = [origin for origin in origins if not step.nonfinite(origin.call.inputs)]
-        notes = [note_of(step, origin, chain) for origin in own]
-        memory["notes"] = [keep_note(step, note, o) for note, o in zip(notes, own, strict=True)]
-        yield from (note for note, o in zip(notes, own, strict=True)
-                    if not _is_backward(step, o.call))  # fmt: skip
+        memory["notes"] = notes = notes_of(step, own, chain)
+        yield from (noted.note for noted, origin in zip(notes, own, strict=True)
+                    if not _is_backward(step, origin.call))  # fmt: skip
 
 
 def _raised(step: StepView) -> Origin | None:

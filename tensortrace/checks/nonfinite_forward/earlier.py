@@ -6,7 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tensortrace.causes.derivatives import derivative_to_blame, parameter_shapes, upstream
+from tensortrace.causes.derivatives import (
+    Trails,
+    derivative_to_blame,
+    parameter_shapes,
+    upstream,
+)
 from tensortrace.causes.held import fit_as_weights, spoilt_weights, taken_inside, unhealed
 from tensortrace.checks import MOVED, Draft, StepView, is_damage, is_left_by
 from tensortrace.checks.nonfinite_forward.origins import (
@@ -42,19 +47,21 @@ def looks_of(tensors: Iterable[Tensor]) -> set[tuple[Any, ...]]:
     return {(t.shape, t.nan, t.posinf, t.neginf) for t in tensors}
 
 
-def keep_note(step: StepView, note: Draft, origin: Origin) -> Noted:
-    """Keep what the next step may have to know of a note."""
-    outside = (c for c in step.forward() if c.parent is None)
-    left = [t for t in unhealed(step, outside) if origin.tensor.id in upstream(step, [t.id])[0]]
-    return Noted(note, origin.tensor, left)
-
-
-def note_of(step: StepView, origin: Origin, length: int) -> Draft:
-    """Tell of harmless values, and of the shapes of what they were written to in place."""
-    note = draft_of(step, origin, None, length)
-    changed = (t for c in step.forward() for t in step.hurt(c.outputs) if t.previous is not None)
-    wrote = {t.shape for t in changed if origin.tensor.id in upstream(step, [t.id])[0]}
-    return replace(note, evidence={**note.evidence, "wrote": sorted(wrote)}) if wrote else note
+def notes_of(step: StepView, origins: list[Origin], length: int) -> list[Noted]:
+    """Tell of harmless values, and keep what the next step may have to know of them."""
+    trails = Trails(step)
+    forward = step.forward()
+    left = unhealed(step, (c for c in forward if c.parent is None))
+    changed = [t for c in forward for t in step.hurt(c.outputs) if t.previous is not None]
+    notes = []
+    for origin in origins:
+        note = draft_of(step, origin, None, length)
+        reached = trails.downstream(origin.tensor.id)
+        # The shapes of what they were written to in place.
+        wrote = sorted({t.shape for t in changed if t.id in reached and t.shape is not None})
+        note = replace(note, evidence={**note.evidence, "wrote": wrote}) if wrote else note
+        notes.append(Noted(note, origin.tensor, [t for t in left if t.id in reached]))
+    return notes
 
 
 def written_by(step: StepView, call: Call, before: list[Noted]) -> Draft | None:
