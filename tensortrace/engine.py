@@ -183,6 +183,8 @@ class Engine:
         self._modules[module.path] = module
         if module.frozen:
             self._meet(self._view(module.step), "frozen")
+        if module.places:
+            self._meet(self._view(module.step), "repeated")
 
     def _view(self, number: int) -> StepView:
         step = self._step

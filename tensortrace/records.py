@@ -180,6 +180,7 @@ class Module(Record, frozen=True, kw_only=True, tag="module"):
     (BatchNorm, spectral norm; known on the CPU only). `drops` is the line of its forward that calls
     F.dropout without `training=`, of a module in eval mode. `frozen` are attributes that are False
     and freeze nothing: `requires_grad` of the module, "weight.require_grad" of a parameter.
+    `places` is how often running its container holds it, if nothing else does; 0 if it is once.
     """
 
     path: str
@@ -192,6 +193,7 @@ class Module(Record, frozen=True, kw_only=True, tag="module"):
     untrained: bool = False
     drops: Location | None = None
     frozen: list[str] = []
+    places: int = 0
 
 
 class Source(Record, frozen=True, kw_only=True, tag="source"):

@@ -77,7 +77,7 @@ def test_a_check_is_asked_of_steps_that_have_what_it_is_about():
 
 def test_checks_ask_for_actions_that_there_are():
     asked = {tag for one in EVERY for tag in one.of + one.since + one.until}
-    kinds = asked - {"calls", "full", "inner", "holds", "frozen"}
+    kinds = asked - {"calls", "full", "inner", "holds", "frozen", "repeated"}
     assert kinds
     assert {kind.partition(".")[0] for kind in kinds} <= set(get_args(ActionName))
     keys = [kind.split(".") for kind in kinds if "." in kind]

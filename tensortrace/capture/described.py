@@ -66,11 +66,12 @@ class Descriptions:
                 if p is not None and not nn.parameter.is_lazy(p)
             ],
             frozen=[shorten(name) for name in frozen_in_vain(module, own)],
+            places=self._names.places.get(path, 0),
             forward=self._sources.locate_code(code) if code is not None else None,
         )
         # Another module in the place of the last one (a criterion or a replica made anew in each
         # step) is worth a line only if it differs.
-        said = hash((record.training, *record.frozen, *record.parameters))
+        said = hash((record.training, record.places, *record.frozen, *record.parameters))
         if self._said.get((path, cls)) == said:
             return None, first
         self._said[path, cls] = said

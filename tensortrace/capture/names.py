@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tensortrace.capture.gradients import own_parameters
+from tensortrace.capture.repeated import repeated
 from tensortrace.text import shorten
 
 # Attributes by which wrappers hold what they wrap (DataParallel and DDP, compile, FSDP1,
@@ -32,6 +33,8 @@ class ModuleNames:
         self._walked: dict[int, int] = {}
         # Paths of modules that ran inside another and that its root does not hold.
         self.unregistered: set[str] = set()
+        # By the path of what its container holds several times running: how often.
+        self.places: dict[str, int] = {}
         self._aliases: dict[str, str] = {}
         self._fresh_aliases: list[tuple[str, str]] = []
         # Owners of parameters by identity, as of when so many modules were known.
@@ -145,6 +148,8 @@ class ModuleNames:
             known = self.known(module)
             if known is None:
                 self._paths[id(module)] = (weakref.ref(module, self._dropper(id(module))), path)
+                for name, times in repeated(module, root):
+                    self.places[shorten(f"{path}.{name}" if path else name)] = times
             elif known != path and known not in self._aliases:
                 self._aliases[known] = path
                 self._fresh_aliases.append((known, path))

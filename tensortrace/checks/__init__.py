@@ -129,11 +129,11 @@ class Check:
     `of` names what a step must have to be worth a question, any of: an action ("clip"), an action
     with a key in its detail ("loss.graph"), "calls", which all steps have but those that the engine
     puts aside, "full" and "inner", which are full and which have not rested, "holds", with an
-    optimizer that tells what it holds or its eps, and "frozen", with a module that was frozen in
-    vain. Of what `since` names the check is asked in the first step that has it and in all after
-    that. A check without both is asked of each: there may be a hundred thousand of them, and it is
-    met with empty caches, so its quiet way is short. Once a step has had what `until` names, the
-    check is asked no more.
+    optimizer that tells what it holds or its eps, "frozen", with a module that was frozen in vain,
+    and "repeated", with one that its container holds several times. Of what `since` names the check
+    is asked in the first step that has it and in all after that. A check without both is asked of
+    each: there may be a hundred thousand of them, and it is met with empty caches, so its quiet way
+    is short. Once a step has had what `until` names, the check is asked no more.
     """
 
     code: str
