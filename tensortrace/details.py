@@ -99,6 +99,9 @@ class Loss(TypedDict, total=False):
     `beside_classes`: of the log-probabilities that nll_loss takes, of `classes_shape`, the dim that
     their softmax was taken over, and that of the classes, where it is another.
     `single`: place in `graph` and shape of each softmax over one element, whose result is constant.
+    `copied` is 1 where the targets of a cross entropy are the tokens that an embedding was given,
+    each at its place, 0 where they are others; given where a path leads from one to the other. Then
+    `causal` is 1 where an attention sees what came before alone, 0 where it sees more.
     `left` parameters of no module that ran and of no optimizer have a gradient already: one of them
     has `left_shape`, and its gradient, at most `left_absmax`, has grown over `left_updates`.
     `by_hand` is given in full steps before an optimizer was met.
@@ -112,6 +115,8 @@ class Loss(TypedDict, total=False):
     beside_classes: list[Count]
     classes_shape: list[Count]
     single: list[tuple[Count, list[Count]]]
+    copied: Scalar
+    causal: Scalar
     left: Count
     left_shape: list[Count]
     left_updates: Count

@@ -10,6 +10,7 @@ import torch
 
 from tensortrace.capture.active import here
 from tensortrace.capture.autograd_functions import watch_function
+from tensortrace.capture.copied import copied
 from tensortrace.capture.loss_graph import dim_beside_classes
 from tensortrace.capture.stats.queue import is_known_bad
 from tensortrace.capture.tensors import dtype_name
@@ -33,7 +34,9 @@ def record_losses(
         if gradients:
             detail["gradients"] = gradients
         graph = recorder.graphs.nodes(tensor, location)
+        found: dict[str, torch.Tensor] = {}
         if graph is not None:
+            found = copied(tensor)
             detail["graph"], single = graph
             if single:
                 detail["single"] = single
@@ -46,6 +49,8 @@ def record_losses(
         action = recorder.action("loss", location=location, tensor=known, detail=detail)
         if tensor.numel() == 1:
             action.scalars["value"] = recorder.queue.add_scalars([tensor])[0]
+        for name, value in found.items():
+            action.scalars[name] = recorder.queue.add_scalars([value])[0]
         if recorder.full:
             _record_lone(recorder, tensor, action)
             _record_by_hand(recorder, tensor, detail)
