@@ -211,7 +211,7 @@ async def test_a_key_goes_to_the_same_place_on_the_next_rank(tmp_path):
         await pilot.press("left_parenthesis")
         assert app.log_.header.rank == 2
         assert app.log_.last_step() == 7
-    app.ranks.close()
+    app.stand.ranks.close()
 
 
 async def test_the_end_is_followed_from_rank_to_rank(tmp_path):
@@ -221,11 +221,11 @@ async def test_the_end_is_followed_from_rank_to_rank(tmp_path):
     app = Viewer(start_ranks([tmp_path]), opening=Opening(follow=True))
     async with app.run_test(size=(120, 40)) as pilot:
         await pilot.pause()
-        assert (app.number, app.following) == (5, True)
+        assert (app.number, app.stand.following) == (5, True)
         await pilot.press("right_parenthesis")
-        assert (app.number, app.following) == (6, True)
+        assert (app.number, app.stand.following) == (6, True)
         await pilot.press("left_square_bracket", "right_parenthesis")
-        assert (app.number, app.following) == (5, False)
+        assert (app.number, app.stand.following) == (5, False)
 
 
 async def test_a_rank_that_begins_later_is_found_while_the_run_lives(tmp_path):
@@ -255,7 +255,7 @@ async def test_walking_the_findings_changes_the_rank(tmp_path):
         assert (app.log_.header.rank, app.number) == (2, 4)
         await pilot.press("E")
         assert (app.log_.header.rank, app.number) == (1, 2)
-    app.ranks.close()
+    app.stand.ranks.close()
 
 
 async def test_a_lone_log_offers_the_ranks_beside_it(tmp_path):
@@ -271,7 +271,7 @@ async def test_a_lone_log_offers_the_ranks_beside_it(tmp_path):
         await app.workers.wait_for_complete()
         await pilot.pause()
         assert [f.evidence["rank"] for f in app.found] == [0, 1, 2]
-    app.ranks.close()
+    app.stand.ranks.close()
 
 
 async def test_one_rank_says_that_there_is_no_other(tmp_path):
@@ -290,9 +290,9 @@ async def test_a_rank_that_cannot_be_opened_is_told_and_left_out(tmp_path):
         await pilot.press("right_parenthesis")
         await pilot.pause()
         assert app.log_.header.rank == 1
-        assert len(app.ranks.runs) == 2
+        assert len(app.stand.ranks.runs) == 2
         assert "is not a tensortrace log" in told(app)
-    app.ranks.close()
+    app.stand.ranks.close()
 
 
 async def test_a_search_goes_over_all_ranks_and_says_where_it_found_something(tmp_path):
@@ -327,7 +327,7 @@ async def test_a_search_opens_the_ranks_beside_the_log(tmp_path):
         await settle(app, pilot)
         await pilot.press("slash", *"found on 0", "enter")
         await until(pilot, lambda: app.log_.header.rank == 0)
-        assert len(app.ranks.runs) == 3
+        assert len(app.stand.ranks.runs) == 3
 
 
 def test_a_search_goes_round_from_a_line_of_one_rank_to_the_same_line(tmp_path):

@@ -120,14 +120,14 @@ class Viewer(Asker):
     def leave_end(self, up: bool) -> None:
         """Whoever goes up in the table wants to look at it: what comes is followed no more."""
         if up and self.active is self.pane("calls"):
-            self.following = False
+            self.stand.following = False
 
     # ---- walk
 
     def action_step(self, steps: int) -> None:
         """Go to a step before or after, at the same place in it."""
-        self.following = False
-        self.go_to(self.number + steps)
+        self.stand.following = False
+        self.stand.go_to(self.number + steps)
 
     def action_finding(self, direction: int) -> None:
         """Go to the next or previous finding."""
@@ -139,24 +139,24 @@ class Viewer(Asker):
 
     def walk_findings(self, direction: int, only: Severity | None) -> None:
         """Go to a finding; the one that the cursor came to last counts as here."""
-        current = self.at_finding
+        current = self.stand.at_finding
         row = self.row
         if current is not None and (row is None or current not in row.findings):
             current = None
-        found = findings.neighbour(self.found, current, self.here, direction, only)
+        found = findings.neighbour(self.found, current, self.stand.here, direction, only)
         if found is None:
             what = only or "finding"
             self.tell(f"no {'next' if direction > 0 else 'previous'} {what}")
             return
-        self.following = False
-        self.remember()
+        self.stand.following = False
+        self.stand.remember()
         self.go_to_finding(found)
 
     # ---- panes
 
     def action_open(self) -> None:
         """Open the ops of a call that hides them, else the detail; or go to the finding."""
-        at = self.pane("calls").cursor or 0
+        at = self.stand.cursor()
         if self.view is not None:
             self.view.open(self.active, self.active.cursor or 0)
         elif self.active.id == "findings":
@@ -233,10 +233,10 @@ class Viewer(Asker):
         if not self.log_.live:
             self.tell("this run has ended: there is nothing to follow")
             return
-        if self.following:
-            self.following = False
+        if self.stand.following:
+            self.stand.following = False
         else:
-            self.stay_at_end()
+            self.stand.stay_at_end()
         self.draw_top()
 
     def action_help(self) -> None:
@@ -248,7 +248,7 @@ class Viewer(Asker):
     def on_pane_moved(self, message: Pane.Moved) -> None:
         """Show the detail of the row that the cursor came to."""
         if message.pane.id == "calls":
-            self.anchor = self.row
+            self.stand.anchor = self.row
             self.want_detail()
 
     def on_pane_opened(self, message: Pane.Opened) -> None:
@@ -261,15 +261,15 @@ class Viewer(Asker):
     def open_finding(self, at: int) -> None:
         """Go to a finding of the findings pane."""
         if at < len(self.found):
-            self.remember()
+            self.stand.remember()
             self.go_to_finding(self.found[at])
             self.give_focus(self.pane("calls"))
 
     def on_timeline_picked(self, message: Timeline.Picked) -> None:
         """Go to the step that was clicked."""
-        self.following = False
-        self.remember()
-        self.go_to(message.number)
+        self.stand.following = False
+        self.stand.remember()
+        self.stand.go_to(message.number)
 
 
 def choose_glyphs() -> Glyphs:

@@ -62,13 +62,13 @@ class Asker(Opener):
         if not (text.isascii() and text.isdigit()):
             self.tell(f"{text} is not a step number", "warning")
             return
-        self.following = False
+        self.stand.following = False
         number = int(text[:18])
         first, last = self.log_.first_step(), self.log_.last_step()
         if not first <= number <= last:
             self.tell(f"this log has steps {first} to {last}", "warning")
-        self.remember()
-        self.go_to(number)
+        self.stand.remember()
+        self.stand.go_to(number)
 
     def save_view(self, name: str) -> None:
         """Write what is shown to a new file, and say where it is."""

@@ -34,9 +34,7 @@ class Reader(Frame):
     """The part of the viewer that works beside the screen."""
 
     def __init__(self, log: Run | Ranks, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
-        self.ranks = log if isinstance(log, Ranks) else Ranks([log])
-        # The rank that the screen stands at; what it shows of others are their findings.
-        super().__init__(self.ranks.runs[0], step, glyphs)
+        super().__init__(log, step, glyphs)
         # Steps that the timeline asked for last, and those that have no step line.
         self.wanted: frozenset[int] = frozenset()
         self.absent: set[int] = set()
@@ -44,7 +42,6 @@ class Reader(Frame):
         # Threads wait for the first screen, which they would hold up.
         self.begun = False
         self.told_notices: dict[int, str | None] = {}
-        self.run_id = self.log_.header.run_id
 
     def start_reading(self) -> None:
         """Read the whole log in a thread and look for growth from time to time."""
@@ -57,7 +54,7 @@ class Reader(Frame):
         """Index the log; runs in a thread."""
         worker = get_current_worker()
         told = time.monotonic()
-        for _ in self.ranks.index(self.log_, cancelled=lambda: worker.is_cancelled):
+        for _ in self.stand.ranks.index(self.log_, cancelled=lambda: worker.is_cancelled):
             if time.monotonic() - told > TELL_EVERY_S:
                 told = time.monotonic()
                 self.from_thread(self.take_findings)
@@ -67,28 +64,27 @@ class Reader(Frame):
 
     def take_findings(self) -> None:
         """Show what the reader has found so far."""
-        held = findings.in_order(self.ranks.findings)
-        self.modules = self.log_.modules
+        held = findings.in_order(self.stand.ranks.findings)
+        self.stand.modules = self.log_.modules
         self.title_findings()
-        if held == self.found and self.ranks.indexed < 1:
+        if held == self.found and self.stand.ranks.indexed < 1:
             return
-        self.found = held
-        self.marks = findings.worst_by_step(self.found_here)
-        if self.at_finding in held:
-            self.pane("findings").cursor = held.index(self.at_finding)
+        self.stand.take(held)
+        if self.stand.at_finding in held:
+            self.pane("findings").cursor = held.index(self.stand.at_finding)
         # A warning only once all is read: an error may come later in the log.
-        causes = held if len(self.ranks.runs) == 1 else self.in_order_of_cause()
+        causes = held if len(self.stand.ranks.runs) == 1 else self.in_order_of_cause()
         first = findings.first_error(causes) or (
-            findings.first_of(causes, "warning") if self.ranks.indexed >= 1 else None
+            findings.first_of(causes, "warning") if self.stand.ranks.indexed >= 1 else None
         )
-        if not self.touched and first is not None and first != self.at_finding:
+        if not self.touched and first is not None and first != self.stand.at_finding:
             self.go_to_finding(first)
         self.draw_findings()
         self.draw_top()
 
     def in_order_of_cause(self) -> list[Finding]:
         """All findings, the cause first."""
-        return in_order_of_cause(self.found, several=len(self.ranks.runs) > 1)
+        return in_order_of_cause(self.found, several=len(self.stand.ranks.runs) > 1)
 
     # ---- growth
 
@@ -102,13 +98,13 @@ class Reader(Frame):
         """Show what has come; or how the run stands, if that alone is another."""
         if not self.drawable:
             return
-        if not self.ranks.refresh():
+        if not self.stand.ranks.refresh():
             if self.state != self.state_told:
                 self.draw_top()
             return
         self.changed_at = time.monotonic()
         self.turns.changed()
-        if self.ranks.indexed < 1:
+        if self.stand.ranks.indexed < 1:
             self.run_worker(self.read_all, thread=True, exclusive=True, group="index")
         self.tell_notice()
         self.take_findings()
@@ -116,94 +112,68 @@ class Reader(Frame):
 
     def grow(self) -> None:
         """Show what came: the last step if the run is followed, else the same place."""
-        if self.following:
-            self.stay_at_end()
+        if self.stand.following:
+            self.stand.stay_at_end()
         elif self.number >= self.log_.last_step() or self.rows.step.summary is None:
-            self.go_to(self.number)
-
-    def stay_at_end(self) -> None:
-        """Show the end of the last step from now on."""
-        self.following = True
-        self.go_to(self.log_.last_step(), lambda rows: max(0, len(rows) - 1))
+            self.stand.go_to(self.number)
 
     def tell_notice(self) -> None:
         """Say once that a log was truncated, replaced or damaged."""
-        for run in self.ranks.runs:
+        for run in self.stand.ranks.runs:
             rank = run.header.rank
             if run.notice == self.told_notices.get(rank):
                 continue
             self.told_notices[rank] = run.notice
             if run is self.log_:
                 self.forget()
-                if self.run_id != run.header.run_id:
+                if self.stand.run_id != run.header.run_id:
                     self.begin_anew()
             if run.notice:
                 self.tell(run.notice, "warning")
 
     def begin_anew(self) -> None:
         """Another run is in the log: what led to a place of the one before leads nowhere."""
-        self.run_id = self.log_.header.run_id
-        self.at_finding, self.touched = None, False
-        self.go_to(self.number)
+        self.touched = False
+        self.stand.begin_anew()
 
     def forget(self) -> None:
         """Drop what was read of the steps: they are those of another log now."""
-        self.summaries.clear()
+        super().forget()
         self.absent.clear()
         self.wanted = frozenset()
 
     # ---- ranks
 
-    def go_to_finding(self, finding: Finding) -> None:
-        """Show the step of a finding, on its rank."""
-        run = self.ranks.of(finding)
-        if run is not None:
-            self.stand_at(run)
-        super().go_to_finding(finding)
-
-    @property
-    def found_here(self) -> list[Finding]:
-        """The findings of the rank that is shown."""
-        return [finding for finding in self.found if self.ranks.of(finding) is self.log_]
-
-    def stand_at(self, run: Run) -> None:
-        """Show another rank from now on."""
-        if run is not self.log_:
-            self.log_, self.modules, self.run_id = run, run.modules, run.header.run_id
-            self.marks = findings.worst_by_step(self.found_here)
-            self.following = False
-            self.forget()
-
     def action_rank(self, direction: int) -> None:
         """Go to the same place on the next rank; those that lie beside the log are opened first."""
         if self.log_.live:
-            self.ranks.look_beside()  # another may have begun since
-        if self.ranks.beside:
+            self.stand.ranks.look_beside()  # another may have begun since
+        if self.stand.ranks.beside:
             self.open_beside()
-        runs = self.ranks.runs
+        runs = self.stand.ranks.runs
         if len(runs) == 1:
             self.tell("this run has one rank only, or the logs of others are elsewhere")
             return
-        following = self.following
-        self.stand_at(runs[(runs.index(self.log_) + direction) % len(runs)])
+        following = self.stand.following
+        self.stand.turn_to(runs[(runs.index(self.log_) + direction) % len(runs)])
         if following and self.log_.live:
-            self.stay_at_end()
+            self.stand.stay_at_end()
         else:
-            self.go_to(self.number)
+            self.stand.go_to(self.number)
         self.tell(f"rank {self.log_.header.rank} of {self.log_.header.world_size}")
 
     def open_beside(self) -> None:
         """Open the other ranks, too."""
-        opened = list(self.ranks.runs)
-        for path in self.ranks.beside:
+        opened = list(self.stand.ranks.runs)
+        for path in self.stand.ranks.beside:
             try:
                 opened.append(start_run(path))
             except LogError as err:
                 self.tell(str(err), "warning")
-        for run in self.ranks.runs:
+        for run in self.stand.ranks.runs:
             run.ranks = {run.header.rank: run.path}  # asked for once
         try:
-            self.ranks = Ranks(opened)
+            self.stand.ranks = Ranks(opened)
         except LogError as err:
             self.tell(str(err), "warning")
             return
@@ -211,19 +181,12 @@ class Reader(Frame):
 
     def offer_ranks(self) -> None:
         """Say that there are logs of other ranks, and why one of them is not open."""
-        for sentence in self.ranks.unread:
+        for sentence in self.stand.ranks.unread:
             self.tell(sentence, "warning")
-        count = len(self.ranks.beside) - len(self.ranks.unread)
+        count = len(self.stand.ranks.beside) - len(self.stand.ranks.unread)
         if count > 0:
             more = "another rank lies" if count == 1 else f"{count} more ranks lie"
             self.tell(f"{more} beside this log: press ) to go there")
-
-    @property
-    def rank_told(self) -> str:
-        """Which rank the screen shows, "" in a run of one alone."""
-        header = self.log_.header
-        several = header.world_size > 1 or len(self.ranks.runs) > 1
-        return f"rank {header.rank}" if several else ""
 
     @property
     def state(self) -> tuple[str, str]:

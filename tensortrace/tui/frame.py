@@ -19,7 +19,7 @@ from textual.timer import Timer
 from textual.worker import get_current_worker
 
 from tensortrace.records import Finding, Module, Severity, Step
-from tensortrace.run import Run
+from tensortrace.run import Ranks, Run
 from tensortrace.text import escape, number_text
 from tensortrace.tui.dialogs.screens import Prompt
 from tensortrace.tui.footer import Keys
@@ -27,10 +27,11 @@ from tensortrace.tui.grid import Grid
 from tensortrace.tui.header import Headline, headline, program_of, state_of
 from tensortrace.tui.layout import DETAIL_FROM_HEIGHT, FINDINGS_FROM, PANES, PaneName, arrange
 from tensortrace.tui.panes import Pane
+from tensortrace.tui.stand import Stand
 from tensortrace.tui.step import detail, findings
 from tensortrace.tui.step.calls import head_line, row_line
 from tensortrace.tui.step.cells import full_name
-from tensortrace.tui.step.folds import Folds, Opened
+from tensortrace.tui.step.folds import Folds
 from tensortrace.tui.step.row import Row
 from tensortrace.tui.step.rows import StepRows
 from tensortrace.tui.tabs import Tabs
@@ -84,30 +85,24 @@ class Frame(App[int]):
     VERTICAL_BREAKPOINTS = HEIGHTS
     TITLE = "tensortrace"
 
-    def __init__(self, log: Run, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
+    def __init__(self, log: Run | Ranks, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
         super().__init__()
         for look in LOOKS.values():
             self.register_theme(look.theme)
         self.begin_in(DARK)
-        self.log_, self.glyphs, self.start = log, glyphs, step
-        self.number = log.first_step()
-        self.opened = Opened()
-        self.rows = StepRows(log.step(self.number), self.opened)
-        # The row that the user chose: the cursor stays on its place from step to step.
-        self.anchor: Row | None = None
-        self.modules: dict[str, Module] = log.modules
-        self.found: list[Finding] = []
-        self.marks: dict[int, Severity] = {}
-        self.at_finding: Finding | None = None
+        self.glyphs = glyphs
+        self.stand = Stand(
+            log if isinstance(log, Ranks) else Ranks([log]),
+            cursor=lambda: self.pane("calls").cursor or 0,
+            show=self.show_place,
+            forget=self.forget,
+        )
         self.summaries: dict[int, Step] = {}
-        # The name of the view that is shown; "step" is the main screen itself.
-        self.shown = "step"
         # Columns of the table that the user wants; None leaves it to the width.
         self.columns: frozenset[str] | None = None
         self.trends: Grid | None = None
         self.zoom: PaneName | None = None
         self.source_wanted: bool | None = None
-        self.following = False
         self.detail_timer: Timer | None = None
         self.detail_at, self.detail_width, self.source_width = 0.0, 0, 0
         self.painted = Painted(0, 0)
@@ -261,26 +256,67 @@ class Frame(App[int]):
         stack = self.screen_stack
         return bool(stack) and stack[0].is_running and bool(stack[0].query(Headline))
 
-    # ---- the place in the run
+    # ---- the place in the run, as views ask for it
 
-    def go_to(self, number: int, place: Callable[[StepRows], int] | None = None) -> None:
-        """Show a step; the cursor stays at the same place in it unless `place` tells its slot."""
-        number = max(self.log_.first_step(), min(number, self.log_.last_step()))
-        near = self.pane("calls").cursor or 0
-        self.number = number
-        step = self.log_.step(number)
-        if step is self.rows.step:
-            self.rows.opened = self.opened
-            self.rows.fold()
-        else:
-            self.rows = StepRows(step, self.opened)
+    @property
+    def log_(self) -> Run:
+        """The rank that is shown."""
+        return self.stand.log
+
+    @property
+    def modules(self) -> dict[str, Module]:
+        """The modules of the rank that is shown, by path."""
+        return self.stand.modules
+
+    @property
+    def number(self) -> int:
+        """The step that is shown."""
+        return self.stand.number
+
+    @property
+    def rows(self) -> StepRows:
+        """The rows of the step."""
+        return self.stand.rows
+
+    @property
+    def row(self) -> Row | None:
+        """The row under the cursor."""
+        return self.stand.row
+
+    @property
+    def found(self) -> list[Finding]:
+        """The findings of all ranks."""
+        return self.stand.found
+
+    @property
+    def marks(self) -> dict[int, Severity]:
+        """The worst that was found in each step of the rank that is shown."""
+        return self.stand.marks
+
+    @property
+    def shown(self) -> str:
+        """The name of the view that is shown."""
+        return self.stand.shown
+
+    def go_to_finding(self, finding: Finding) -> None:
+        """Show the step of a finding with the cursor on its row, and on its line of the list."""
+        self.stand.go_to_finding(finding)
+        if finding in self.found:
+            self.pane("findings").place(self.found.index(finding))
+
+    def forget(self) -> None:
+        """Drop what was read of the steps: they are those of another log now."""
+        self.summaries.clear()
+
+    # ---- drawing
+
+    def show_place(self, cursor: int) -> None:
+        """Show the step that one came to, with the cursor on a line of the table."""
         rows = self.rows
         summary = rows.step.summary
         if summary is not None:
-            self.summaries[number] = summary
-        self.draw_calls(rows.find(self.anchor, near) if place is None else rows.reveal(place(rows)))
-        if place is not None:
-            self.anchor = self.row
+            self.summaries[self.number] = summary
+        self.draw_calls(cursor)
         if rows.folds is None:
             self.run_worker(
                 lambda: self.read_folds(rows), thread=True, exclusive=True, group="folds"
@@ -295,32 +331,11 @@ class Frame(App[int]):
 
     def take_folds(self, rows: StepRows, folds: Folds) -> None:
         """Hide the ops inside calls; the row under the cursor stays."""
-        slot = rows.slot(self.pane("calls").cursor or 0)
+        slot = rows.slot(self.stand.cursor())
         rows.fold(folds)
         if rows is self.rows:
             self.draw_calls(rows.reveal(slot))
             self.want_detail()
-
-    def go_to_finding(self, finding: Finding) -> None:
-        """Show the step of a finding with the cursor on its row."""
-        self.at_finding = finding
-        self.go_to(finding.step, lambda rows: rows.find_finding(finding))
-        if finding in self.found:
-            self.pane("findings").place(self.found.index(finding))
-
-    @property
-    def row(self) -> Row | None:
-        """The row under the cursor."""
-        at = self.pane("calls").cursor or 0
-        return self.rows[at] if at < len(self.rows) else None
-
-    @property
-    def here(self) -> tuple[int, int]:
-        """(step, seq) of the cursor; a row without seq is at the end of its step."""
-        row = self.row
-        return self.number, row.seq if row is not None and row.seq is not None else 1 << 62
-
-    # ---- drawing
 
     def redraw(self) -> None:
         """Draw everything around the table again, at the same place."""
@@ -378,17 +393,7 @@ class Frame(App[int]):
     @property
     def state(self) -> tuple[str, str]:
         """How the run stands, or what is being done, in words and their style."""
-        return state_of(self.log_, following=self.following)
-
-    @property
-    def rank_told(self) -> str:
-        """Which rank the screen shows, "" in a run of one alone."""
-        return ""
-
-    @property
-    def found_here(self) -> list[Finding]:
-        """The findings of the rank that is shown."""
-        return self.found
+        return state_of(self.log_, following=self.stand.following)
 
     def draw_top(self) -> None:
         """Draw the first line and the timeline."""
@@ -400,8 +405,8 @@ class Frame(App[int]):
             rank=(self.log_.header.rank, self.log_.header.world_size),
             step=(self.number, last),
             loss=number_text(summary.loss if summary else None),
-            findings=findings.count_by_severity(self.found_here),
-            elsewhere=len(self.found) - len(self.found_here),
+            findings=findings.count_by_severity(self.stand.found_here),
+            elsewhere=len(self.found) - len(self.stand.found_here),
             state=self.state_told,
             width=self.size.width,
         )
@@ -409,7 +414,12 @@ class Frame(App[int]):
         shown = window(self.number, first, last, max(1, self.size.width - 2))
         timeline = self.screen_stack[0].query_one(Timeline)
         timeline.show(
-            self.summaries, self.marks, self.number, shown, self.size.width, rank=self.rank_told
+            self.summaries,
+            self.marks,
+            self.number,
+            shown,
+            self.size.width,
+            rank=self.stand.rank_told,
         )
 
     def want_detail(self) -> None:

@@ -71,7 +71,7 @@ class Opener(Switcher):
         if asked == Opening() and self.memory is not None:
             place = places.recall(self.log_, self.memory)
         if asked.follow:
-            self.stay_at_end()
+            self.stand.stay_at_end()
             return
         if place is not None:
             self.return_to_place(place)
@@ -80,7 +80,7 @@ class Opener(Switcher):
         if not first <= number <= last:
             self.tell(f"this log has steps {first} to {last}", "warning")
         path = asked.module
-        self.go_to(number, lambda rows: 0 if path is None else rows.find_module(path))
+        self.stand.go_to(number, lambda rows: 0 if path is None else rows.find_module(path))
         if path is not None and getattr(self.row and self.row.record, "module", None) != path:
             known = "" if path in self.modules else ", nor has what was read of the log yet"
             self.tell(f"step {self.number} has no call of {path}{known}", "warning")
@@ -88,17 +88,16 @@ class Opener(Switcher):
     def begin_anew(self) -> None:
         """Follow another run if that was asked for; else go to its first error, or stay."""
         super().begin_anew()
-        self.stops.clear()
         self.touched = self.opening != Opening()
         if self.follows_anew and self.log_.live:
-            self.stay_at_end()
+            self.stand.stay_at_end()
 
     def return_to_place(self, place: Place) -> None:
         """Show where one was last time."""
         self.touched = True
         if place.columns is not None:
             self.columns = frozenset(place.columns) & frozenset(MEANINGS)
-        self.go_to(place.step, lambda rows: rows.at_seq(place.seq) or 0)
+        self.stand.go_to(place.step, lambda rows: rows.at_seq(place.seq) or 0)
         self.tell(f"back at step {place.step}, where you were; e goes to the next finding")
         if place.view != "step":
             self.call_after_refresh(self.show_view, place.view)

@@ -44,14 +44,16 @@ class Places(Choices):
     def take(self, choice: Choice) -> object:
         """Go there."""
         viewer, value = self.viewer, choice.value
-        viewer.remember()
-        viewer.following = False
+        viewer.stand.remember()
+        viewer.stand.following = False
         if isinstance(value, Finding):
             return viewer.call_later(viewer.go_to_finding, value)
         if isinstance(value, int):
-            return viewer.call_later(viewer.go_to, value)
+            return viewer.call_later(viewer.stand.go_to, value)
         path = str(value)
-        return viewer.call_later(viewer.go_to, viewer.number, lambda rows: rows.find_module(path))
+        return viewer.call_later(
+            viewer.stand.go_to, viewer.number, lambda rows: rows.find_module(path)
+        )
 
     async def discover(self) -> Hits:
         """Show the first findings before anything is typed."""

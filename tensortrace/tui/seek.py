@@ -55,12 +55,12 @@ class Seeker(Reader):
     def seek(self, direction: int) -> None:
         """Begin a search in a thread."""
         self.cancel_search()
-        if self.ranks.beside:
+        if self.stand.ranks.beside:
             self.open_beside()
         self.tell(f"{SEARCHING} {self.term} (esc cancels)")
         run = self.log_
         start = self.hit.offset if self.hit and self.hit_row is self.row else None
-        start = self.rows.offset(self.pane("calls").cursor or 0) if start is None else start
+        start = self.rows.offset(self.stand.cursor()) if start is None else start
         self.searching = self.run_worker(
             lambda: self.search_from(run, start, direction),
             thread=True, exclusive=True, group="search",
@@ -70,7 +70,7 @@ class Seeker(Reader):
         """Search from a line of a rank round all ranks back to it; runs in a thread."""
         worker, term = get_current_worker(), self.term
         look = search.find_next if direction > 0 else search.find_previous
-        pieces = around(self.ranks.runs, run, here, direction)
+        pieces = around(self.stand.ranks.runs, run, here, direction)
         total = sum(high - low for _, low, high in pieces)
         told, done = time.monotonic(), 0
 
@@ -93,11 +93,6 @@ class Seeker(Reader):
                 return
         self.from_thread(self.take_hit, None, run, False, direction)
 
-    @property
-    def spot(self) -> tuple[Run, int, int]:
-        """What is the same as long as the cursor stays on its row."""
-        return self.log_, self.number, self.rows.slot(self.pane("calls").cursor or 0)
-
     def take_progress(self, worker: Worker[None], done: float) -> None:
         """Say how far a search has come."""
         if worker is self.searching:
@@ -111,37 +106,34 @@ class Seeker(Reader):
             return f"searched {self.searched:.0%}", "bar-live"
         return super().state
 
-    def remember(self) -> None:
-        """Keep the place for the way back; the walker knows how."""
-
     def take_hit(self, hit: search.Hit | None, run: Run, wrapped: bool, direction: int) -> None:
         """Go to what was found, on its rank."""
         self.searching = self.searched = None
         self.hit = hit
         self.untell(SEARCHING)
         if hit is None:
-            count = len(self.ranks.runs)
+            count = len(self.stand.ranks.runs)
             where = "this log" if count == 1 else f"the logs of {count} ranks"
             self.tell(f"{self.term}: nowhere in {where}{self.searched_text()}", "warning")
             return
-        before = self.spot
-        self.following = False
-        self.remember()
+        before = self.stand.spot
+        self.stand.following = False
+        self.stand.remember()
         self.wrapped |= wrapped
         other = run is not self.log_
-        self.stand_at(run)
+        self.stand.turn_to(run)
         record, offset = hit.record, hit.offset
         if isinstance(record, Finding):
             # That of the merged list says its rank.
-            mine = [f for f in self.found if self.ranks.of(f) is run and f.id == record.id]
+            mine = [f for f in self.found if self.stand.ranks.of(f) is run and f.id == record.id]
             self.go_to_finding(mine[0] if mine else record)
         elif isinstance(record, Module):
             path = record.path
-            self.go_to(record.step, lambda rows: rows.find_module(path))
+            self.stand.go_to(record.step, lambda rows: rows.find_module(path))
         else:
-            self.go_to(record.step, lambda rows: rows.at_offset(offset) or 0)
+            self.stand.go_to(record.step, lambda rows: rows.at_offset(offset) or 0)
         self.hit_row = self.row
-        if self.spot == before and not self.again:
+        if self.stand.spot == before and not self.again:
             # A module is shown by its first call, a finding by its row: they have the text too.
             self.again = True
             self.seek(direction)
@@ -152,7 +144,9 @@ class Seeker(Reader):
 
     def searched_text(self) -> str:
         """Say what a search without a hit went through, or that it is in source text alone."""
-        places = {at for run in self.ranks.runs for at in search.places_of(self.term, run.sources)}
+        places = {
+            at for run in self.stand.ranks.runs for at in search.places_of(self.term, run.sources)
+        }
         if not places:
             return " (its names, code, messages and shapes)"
         file, line = min(places)

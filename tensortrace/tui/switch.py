@@ -14,12 +14,13 @@ from tensortrace.tui.dialogs.toggle import Toggle
 from tensortrace.tui.grid import Grid
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.span import read_blocks
+from tensortrace.tui.stand import Stop
 from tensortrace.tui.step.calls import MEANINGS, columns
 from tensortrace.tui.tabs import Tabs
 from tensortrace.tui.terminal.quick import keep_what_is_there
 from tensortrace.tui.trend import sample, trend_span
 from tensortrace.tui.views import NAMES, kind_of
-from tensortrace.tui.walk import Stop, Walker
+from tensortrace.tui.walk import Walker
 
 # Views are made ahead this far apart.
 AHEAD_S = 0.25
@@ -38,7 +39,7 @@ class Switcher(Walker):
             return
         main, left = self.screen_stack[0], self.view
         self.make(name)
-        self.shown = name
+        self.stand.shown = name
         if left is not None:
             left.leave()
         self.arrange()
@@ -61,7 +62,7 @@ class Switcher(Walker):
 
     def make_ahead(self) -> None:
         """Make a view that was not asked for yet while nothing happens: its key is quick then."""
-        if not self.drawable or self.ranks.indexed < 1 or not self.turns.still:
+        if not self.drawable or self.stand.ranks.indexed < 1 or not self.turns.still:
             return
         main = self.screen_stack[0]
         name = next((name for name in NAMES[1:] if not main.query(f"#view-{name}")), None)
@@ -107,15 +108,15 @@ class Switcher(Walker):
 
     def look_at(self, name: str) -> None:
         """Show a view of the place; one key leads back to the first that one looked at it from."""
-        if name != self.shown and not (self.stops and self.stops[-1].at == self.stop.at):
-            self.remember()
+        if name != self.shown:
+            self.stand.remember_once()
         self.show_view(name)
 
     def chart(self, statistic: object) -> None:
         """Draw a statistic over the steps in the timeline."""
         from tensortrace.tui.views.timeline import TimelineView
 
-        self.remember()
+        self.stand.remember()
         self.show_view("timeline")
         view = self.screen_stack[0].query_one("#view-timeline", TimelineView)
         view.take(statistic)
@@ -153,7 +154,7 @@ class Switcher(Walker):
         def done(answer: tuple[frozenset[str] | None] | None) -> None:
             if answer is not None:
                 self.columns = answer[0]
-                self.draw_calls(self.pane("calls").cursor or 0)
+                self.draw_calls(self.stand.cursor())
                 held = columns(self.pane("calls").size.width, self.columns).widths
                 missing = [name for name in MEANINGS if name in (answer[0] or held)]
                 missing = [name for name in missing if name not in held]
@@ -190,4 +191,4 @@ class Switcher(Walker):
         """Draw the trends of the rows."""
         self.trends = grid
         if columns(self.pane("calls").size.width, self.columns)["trend"]:
-            self.draw_calls(self.pane("calls").cursor or 0)
+            self.draw_calls(self.stand.cursor())

@@ -6,9 +6,7 @@ why. Each jump is remembered, so that one key leads back.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from rich.cells import cell_len
@@ -20,38 +18,16 @@ from tensortrace.text import escape, module_text
 from tensortrace.tui.background import SUMMARIES_AT_ONCE
 from tensortrace.tui.dialogs.pick import Pick
 from tensortrace.tui.seek import Seeker
+from tensortrace.tui.stand import Stop
 from tensortrace.tui.step import flow
 from tensortrace.tui.step.cells import full_name, name_of, short_place
 from tensortrace.tui.step.flow import Flow, Link, Way
-from tensortrace.tui.step.folds import Opened
 from tensortrace.tui.step.row import Row
 from tensortrace.tui.step.rows import StepRows
 from tensortrace.tui.terminal.styled import UNICODE, Glyphs, Styled, fit
 
-KEPT_PLACES = 100
 # Earlier steps that are looked through for the same place.
 MOST_STEPS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """A place one has been at: the step, the slot in it, what was open."""
-
-    number: int
-    slot: int
-    opened: Opened
-    view: str = "step"
-    rank: int = 0
-
-    @property
-    def at(self) -> tuple[int, int, int]:
-        """The place in the run, whatever view shows it."""
-        return self.number, self.slot, self.rank
-
-    @property
-    def place(self) -> tuple[int, int, str, int]:
-        """What makes two stops the same."""
-        return self.number, self.slot, self.view, self.rank
 
 
 class Walker(Seeker):
@@ -59,48 +35,29 @@ class Walker(Seeker):
 
     def __init__(self, log: Run | Ranks, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
         super().__init__(log, step, glyphs)
-        self.stops: deque[Stop] = deque(maxlen=KEPT_PLACES)
         # The rows of the list that is shown, as (step, seq).
         self.places: list[tuple[int, int | None]] = []
 
     # ---- there and back
 
-    @property
-    def stop(self) -> Stop:
-        """Where the cursor is."""
-        slot = self.rows.slot(self.pane("calls").cursor or 0)
-        return Stop(self.number, slot, self.opened.copy(), self.shown, self.log_.header.rank)
-
-    def remember(self) -> None:
-        """Keep the place for the way back."""
-        here = self.stop
-        if not self.stops or self.stops[-1].place != here.place:
-            self.stops.append(here)
-
     def return_to(self, stop: Stop) -> None:
         """Show a place as it was left."""
-        for run in self.ranks.runs:
-            if run.header.rank == stop.rank:
-                self.stand_at(run)
-        self.opened = stop.opened.copy()
-        self.go_to(stop.number, lambda rows: stop.slot)
+        self.stand.return_to(stop)
 
     def action_jump_back(self) -> None:
         """Go back to where the last jump began."""
-        here = self.stop
-        while self.stops:
-            stop = self.stops.pop()
-            if stop.place != here.place:
-                self.following = False
-                self.return_to(stop)
-                return
-        self.tell("no earlier place to go back to")
+        stop = self.stand.earlier_stop()
+        if stop is None:
+            self.tell("no earlier place to go back to")
+            return
+        self.stand.following = False
+        self.return_to(stop)
 
     # ---- into a call
 
     def action_unfold(self) -> None:
         """Show the modules inside the call, then its ops; if all show, go to the first."""
-        at = self.pane("calls").cursor or 0
+        at = self.stand.cursor()
         if self.rows.closed(at):
             self.close_tree(at, False)
         elif not self.rows.inside(at) and self.rows.holds(at):
@@ -114,7 +71,7 @@ class Walker(Seeker):
 
     def action_fold(self) -> None:
         """Hide the ops inside the call, then its modules; then go to the call around."""
-        at = self.pane("calls").cursor or 0
+        at = self.stand.cursor()
         closed = self.rows.closed(at)
         if not closed and self.rows.inside(at) and self.rows.opens(at):
             self.put_fold(at, False)
@@ -128,18 +85,18 @@ class Walker(Seeker):
 
     def action_fold_all(self, shown: bool) -> None:
         """Show all modules, then all ops; hide all ops, then all modules but the outermost."""
-        at = self.pane("calls").cursor or 0
+        at = self.stand.cursor()
         slot = self.rows.slot(at)
         if self.rows.folds is not None and slot < len(self.rows.folds.owner) and not shown:
             slot = [slot, *self.rows.folds.around(slot)][-1]
-        ops, before = self.opened.every or bool(self.opened.sites), len(self.rows)
+        ops, before = self.stand.opened.every or bool(self.stand.opened.sites), len(self.rows)
         # One level at a time, or the next one where this step has nothing of the first.
-        if shown and self.opened.closed:
-            self.opened.closed.clear()
+        if shown and self.stand.opened.closed:
+            self.stand.opened.closed.clear()
             self.rows.fold()
         if (ops and not shown) or (shown and len(self.rows) == before):
-            self.opened.every = shown
-            self.opened.sites.clear()
+            self.stand.opened.every = shown
+            self.stand.opened.sites.clear()
             self.rows.fold()
         if not shown and len(self.rows) == before:
             self.rows.close_all()
@@ -169,7 +126,7 @@ class Walker(Seeker):
     def redraw_calls(self, slot: int) -> None:
         """Draw the table again with the cursor on the row of a slot."""
         self.draw_calls(self.rows.position(slot) or 0)
-        self.anchor = self.row
+        self.stand.anchor = self.row
         self.want_detail()
 
     # ---- along the data flow
@@ -217,8 +174,8 @@ class Walker(Seeker):
         if not way.links:
             self.tell(way.why)
         elif len(way.links) == 1:
-            self.remember()
-            self.go_to_seq(self.number, way.links[0].seq)
+            self.stand.remember()
+            self.stand.go_to_seq(self.number, way.links[0].seq)
             if way.why:
                 self.tell(way.why)
         else:
@@ -238,11 +195,6 @@ class Walker(Seeker):
         told.append((f"  {short_place(location)}" if location else "", "faint"))
         return told
 
-    def go_to_seq(self, number: int, seq: int | None) -> None:
-        """Show a record of a step by its seq; the calls around it open."""
-        self.following = False
-        self.go_to(number, lambda rows: rows.at_seq(seq) or 0)
-
     # ---- lists to walk
 
     def ask_which(
@@ -259,7 +211,7 @@ class Walker(Seeker):
         Args:
             last: what is told where one walks on past the last line.
         """
-        begin = self.stop
+        begin = self.stand.stop
         self.places = places
         self.on_pick_walked(Pick.Walked(at))
 
@@ -269,8 +221,8 @@ class Walker(Seeker):
             if pick.past:
                 self.tell(last)
             if chosen is not None and places[chosen][1] is not None:
-                self.remember()
-                self.go_to_seq(*places[chosen])
+                self.stand.remember()
+                self.stand.go_to_seq(*places[chosen])
 
         pick = Pick(title, lines, at, self.glyphs)
         self.push_screen(pick, done)
@@ -278,7 +230,7 @@ class Walker(Seeker):
     def on_pick_walked(self, message: Pick.Walked) -> None:
         """Show the row of the line that the cursor of the list is on."""
         if message.at < len(self.places) and self.places[message.at][1] is not None:
-            self.go_to_seq(*self.places[message.at])
+            self.stand.go_to_seq(*self.places[message.at])
 
     def action_causes(self) -> None:
         """List the causes of the finding at the row, or that the row is a cause of."""
@@ -313,8 +265,8 @@ class Walker(Seeker):
         """The finding whose causes one would walk from the row under the cursor."""
         row = self.row
         held = [*(row.findings if row is not None else ()), *self.rows.step.findings]
-        if self.at_finding is not None:
-            held.insert(len(row.findings) if row is not None else 0, self.at_finding)
+        if self.stand.at_finding is not None:
+            held.insert(len(row.findings) if row is not None else 0, self.stand.at_finding)
         seq = row.seq if row is not None else None
         for finding in held:
             at_it = row is not None and finding in row.findings
@@ -330,7 +282,7 @@ class Walker(Seeker):
         row, number = self.row, self.number
         if row is None:
             return
-        near = self.rows.slot(self.pane("calls").cursor or 0)
+        near = self.stand.slot
         self.run_worker(
             lambda: self.look_before(row, number, near), thread=True, exclusive=True, group="walk"
         )
@@ -357,8 +309,8 @@ class Walker(Seeker):
         """Go to the place that was found, unless the user has gone on."""
         if asked != self.number:
             return
-        self.remember()
-        self.following = False
-        self.go_to(number, lambda rows: slot)
+        self.stand.remember()
+        self.stand.following = False
+        self.stand.go_to(number, lambda rows: slot)
         if number != asked - 1:
             self.tell(f"step {number}: the steps between have no such call")

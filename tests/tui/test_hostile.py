@@ -122,7 +122,7 @@ async def test_no_view_obeys_a_string_of_the_log(tmp_path: Path, view: str) -> N
     seen = []
     async with app.run_test(size=(160, 45), notifications=True) as pilot:
         await settle(app, pilot)
-        app.go_to_seq(0, 1)
+        app.stand.go_to_seq(0, 1)
         for key in (str(TABS.index(view) + 1), "j", "l", "m"):
             await pilot.press(key)
             await settle(app, pilot)

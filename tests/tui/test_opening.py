@@ -32,9 +32,9 @@ async def opened_at(folder: Path, opening: Opening, **sample: Any) -> tuple[View
 
 async def test_it_opens_at_a_finding_by_its_code_or_its_id(tmp_path: Path) -> None:
     app, _ = await opened_at(tmp_path, Opening(finding="tt402"))
-    assert (app.number, app.at_finding.code) == (3, "TT402")
+    assert (app.number, app.stand.at_finding.code) == (3, "TT402")
     app, _ = await opened_at(tmp_path, Opening(finding=f"f{BAD_STEP}-10"))
-    assert (app.number, app.at_finding.code) == (BAD_STEP, "TT101")
+    assert (app.number, app.stand.at_finding.code) == (BAD_STEP, "TT101")
 
 
 async def test_a_finding_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -65,22 +65,22 @@ async def test_follow_stays_at_the_end_of_a_live_run_and_says_where_one_has_ende
     app = Viewer(open_run(live), opening=Opening(follow=True))
     async with app.run_test(size=(120, 40), notifications=True) as pilot:
         await settle(app, pilot)
-        assert (app.number, app.following) == (5, True)
+        assert (app.number, app.stand.following) == (5, True)
         for key in ("k", "ctrl+u", "g"):
-            app.following = True
+            app.stand.following = True
             await pilot.press("G", key)
-            assert not app.following
-        app.following = True
+            assert not app.stand.following
+        app.stand.following = True
         await pilot.press("slash", *"blocks.0.mlp", "enter")
         await settle(app, pilot)
         at = app.number, app.pane("calls").cursor
         app.grow()
         await settle(app, pilot)
-        assert not app.following
+        assert not app.stand.following
         assert (app.number, app.pane("calls").cursor) == at
     app, text = await opened_at(tmp_path, Opening(follow=True))
     assert "this run has ended" in text
-    assert (app.number, app.following) == (BAD_STEP, False)
+    assert (app.number, app.stand.following) == (BAD_STEP, False)
 
 
 async def test_a_run_that_takes_the_place_of_an_ended_one_is_followed_if_that_was_asked(
@@ -94,7 +94,7 @@ async def test_a_run_that_takes_the_place_of_an_ended_one_is_followed_if_that_wa
         mine = make_header(run_id="next", pid=os.getpid(), hostname=socket.gethostname())
         write_log(tmp_path / "new.jsonl", [mine, *[*records(3, None)][1:]]).replace(log)
         await until(pilot, lambda: app.number == 2)
-        assert app.following
+        assert app.stand.following
 
 
 async def test_the_place_is_remembered_until_the_log_is_another(tmp_path: Path) -> None:

@@ -315,7 +315,7 @@ async def test_the_same_place_is_found_in_the_step_before_a_finding(tmp_path: Pa
     app = Viewer(open_run(write_log(tmp_path / "log.jsonl", make_late_run())), step=1)
     async with app.run_test(size=(100, 30), notifications=True) as pilot:
         await settle(app, pilot)
-        app.go_to_seq(1, 4)
+        app.stand.go_to_seq(1, 4)
         await pilot.press("p")
         await settle(app, pilot)
         assert (app.number, app.row.seq) == (0, 4)

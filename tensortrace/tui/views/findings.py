@@ -71,8 +71,8 @@ class FindingsView(View):
         if self.ordered[0] is not viewer.found:
             self.ordered = (viewer.found, viewer.in_order_of_cause())
             self.held = self.filtered(self.ordered[1])
-        if viewer.at_finding is not None and viewer.at_finding is not self.led:
-            self.at = self.led = viewer.at_finding
+        if viewer.stand.at_finding is not None and viewer.stand.at_finding is not self.led:
+            self.at = self.led = viewer.stand.at_finding
         held, modules, glyphs = self.held, viewer.modules, viewer.glyphs
         self.drawn = self.room
         height = findings.lines_each(held, *self.drawn[0])
@@ -162,8 +162,8 @@ class FindingsView(View):
     def open(self, pane: Pane, at: int) -> None:
         """Go to where it was found."""
         if self.finding is not None:
-            self.viewer.remember()
-            self.viewer.following = False
+            self.viewer.stand.remember()
+            self.viewer.stand.following = False
             self.viewer.go_to_finding(self.finding)
             self.viewer.show_view("step")
 

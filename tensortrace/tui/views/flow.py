@@ -158,11 +158,11 @@ class FlowView(View):
         if item is None or seq is None:
             return
         if item.part == "here":
-            self.viewer.remember()
+            self.viewer.stand.remember()
             self.viewer.show_view("step")
             return
-        self.viewer.remember()
-        self.viewer.go_to_seq(self.viewer.number, seq)
+        self.viewer.stand.remember()
+        self.viewer.stand.go_to_seq(self.viewer.number, seq)
 
 
 def shape_and_type(tensor: Tensor) -> str:

@@ -140,9 +140,9 @@ class LayersView(SpanView):
         path, column = grid.paths[row], self.column
         flagged, full = int(grid.at[row, column]), int(grid.full[column])
         number = flagged if flagged >= 0 else full if full >= 0 else self.here
-        viewer.remember()
-        viewer.following = False
-        viewer.go_to(number, lambda rows: rows.find_module(path))
+        viewer.stand.remember()
+        viewer.stand.following = False
+        viewer.stand.go_to(number, lambda rows: rows.find_module(path))
         viewer.show_view("step")
         if not len(viewer.log_.step(number).indices("call")):
             viewer.tell(f"step {number} keeps its step line only: no calls to go to")

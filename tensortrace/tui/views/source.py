@@ -142,9 +142,9 @@ class SourceView(View):
         viewer = self.viewer
         slot = viewer.rows.at_seq(self.executed.lines[self.at].seq)
         if slot is not None:
-            viewer.following = False
+            viewer.stand.following = False
             viewer.pane("calls").place(viewer.rows.reveal(slot))
-            viewer.anchor = viewer.row
+            viewer.stand.anchor = viewer.row
             self.seq = viewer.row.seq if viewer.row is not None else None
 
     def show(self, *, follow: bool = False) -> None:
@@ -338,9 +338,9 @@ class SourceView(View):
         if seq is None:
             viewer.tell(f"no call of this step made {name}")
             return
-        viewer.remember()
+        viewer.stand.remember()
         viewer.show_view("step")
-        viewer.go_to_seq(viewer.number, seq)
+        viewer.stand.go_to_seq(viewer.number, seq)
 
     def copied(self) -> tuple[str, str] | None:
         """The record of the line, as JSON."""

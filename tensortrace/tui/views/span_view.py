@@ -179,7 +179,7 @@ class SpanView(View):
         """Which rank is shown, and how many steps a column holds, for a title."""
         per = 1 if self.held is None else self.held.span.per
         each = "a step a column" if per == 1 else f"{per} steps a column"
-        return ", ".join(filter(None, [self.viewer.rank_told, each]))
+        return ", ".join(filter(None, [self.viewer.stand.rank_told, each]))
 
     @property
     def reading(self) -> str:

@@ -259,7 +259,7 @@ class TensorView(View):
 
     def open(self, pane: Pane, at: int) -> None:
         """Go to the row."""
-        self.viewer.remember()
+        self.viewer.stand.remember()
         self.viewer.show_view("step")
 
     def copied(self) -> tuple[str, str] | None:

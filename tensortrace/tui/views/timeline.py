@@ -185,9 +185,9 @@ class TimelineView(SpanView):
         marked = [step for step in viewer.marks if step in steps and viewer.marks[step] != "note"]
         bad = [step for step in tracks.bad[:, self.column].tolist() if step >= 0]
         held = self.here if tracks.span.per == 1 else min(marked or bad or [self.here])
-        viewer.remember()
-        viewer.following = False
-        viewer.go_to(held)
+        viewer.stand.remember()
+        viewer.stand.following = False
+        viewer.stand.go_to(held)
         viewer.show_view("step")
 
     def clicked(self, pane: Pane, at: int, x: int) -> None:

@@ -2,8 +2,9 @@
 
 A view is a container of panes. It is told to `draw` when it opens, when the place in the run
 changes, when the log has grown and when the screen has another size; it asks the viewer for the
-place (`number`, `row`, `found`, `modules`, `log_`). Its own keys stand in `bindings.KEYS` with its
-name, as methods `action_...` here. Whatever takes long is read in a thread by `work`.
+place (`number`, `row`, `found`, `modules`, `log_`), and goes to another by its `stand`. Its own
+keys stand in `bindings.KEYS` with its name, as methods `action_...` here. Whatever takes long is
+read in a thread by `work`.
 """
 
 from __future__ import annotations

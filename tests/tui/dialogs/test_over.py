@@ -67,7 +67,7 @@ async def test_what_changes_behind_is_seen(tmp_path: Path) -> None:
         await pilot.press("question_mark")
         await until(pilot, lambda: isinstance(app.screen, Help))
         app.tell("not seen through the help")
-        app.go_to(0)
+        app.stand.go_to(0)
         await until(pilot, lambda: " step 0/" in text_of(app))
 
 

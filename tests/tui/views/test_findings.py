@@ -172,7 +172,7 @@ async def test_the_cursor_stays_where_it_was_put_when_the_view_is_drawn_again(
         await pilot.press("7")
         await settle(app, pilot)
         view = app.view
-        assert (app.at_finding.code, view.main.cursor) == ("TT101", 1)
+        assert (app.stand.at_finding.code, view.main.cursor) == ("TT101", 1)
         await pilot.press("g")
         await settle(app, pilot)
         app.take_findings()

@@ -17,7 +17,7 @@ from tests.tui.screen import settle, text_of, told
 
 
 async def at_seq(app: Viewer, pilot: Pilot[Any], seq: int) -> None:
-    app.go_to_seq(app.number, seq)
+    app.stand.go_to_seq(app.number, seq)
     await settle(app, pilot)
     await pilot.press("5")
     await settle(app, pilot)
@@ -158,7 +158,7 @@ async def test_o_leads_from_a_replayed_op_to_what_used_its_module(tmp_path: Path
     app = Viewer(make_op_run(tmp_path, level="module", bad=2), step=2)
     async with app.run_test(size=(100, 30), notifications=True) as pilot:
         await settle(app, pilot)
-        app.go_to_seq(2, 42)
+        app.stand.go_to_seq(2, 42)
         await settle(app, pilot)
         await pilot.press("o")
         await settle(app, pilot)

@@ -105,7 +105,7 @@ async def test_the_page_has_numbers_gradient_series_flow_and_source(tmp_path: Pa
     app = Viewer(open_run(make_log(tmp_path)), step=2)
     async with app.run_test(size=(120, 50), notifications=True) as pilot:
         await settle(app, pilot)
-        app.go_to_seq(2, 8)
+        app.stand.go_to_seq(2, 8)
         await pilot.press("4")
         await settle(app, pilot)
         text = text_of(app)
@@ -142,7 +142,7 @@ async def test_columns_of_several_steps_say_so(tmp_path: Path) -> None:
     app = Viewer(open_run(make_log(tmp_path, steps=100, bad=None)), step=57)
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
         await settle(app, pilot)
-        app.go_to_seq(57, 8)
+        app.stand.go_to_seq(57, 8)
         await pilot.press("4")
         await settle(app, pilot)
         assert "output over steps  50 steps, one of every 2: min to" in text_of(app)

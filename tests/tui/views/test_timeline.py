@@ -174,7 +174,7 @@ async def test_t_charts_a_statistic_of_the_tensor_over_all_full_steps(tmp_path: 
     app = Viewer(make_open_run(tmp_path), step=2)
     async with app.run_test(size=(120, 40), notifications=True) as pilot:
         await settle(app, pilot)
-        app.go_to_seq(2, 2)
+        app.stand.go_to_seq(2, 2)
         await pilot.press("4")
         await settle(app, pilot)
         await pilot.press("t")
