@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import time
 
-import msgspec
 from textual.worker import get_current_worker
 
 from tensortrace.errors import LogError
 from tensortrace.export.contents import in_order_of_cause
-from tensortrace.records import Finding, ModuleColumns, Step
+from tensortrace.records import Finding
 from tensortrace.run import Ranks, Run, start_run
 from tensortrace.tui.frame import Frame
 from tensortrace.tui.step import findings
+from tensortrace.tui.step_lines import TELL_EVERY_S
 from tensortrace.tui.terminal.styled import UNICODE, Glyphs
-from tensortrace.tui.timeline import Timeline
 
 POLL_S, IDLE_POLL_S, IDLE_AFTER_S = 0.2, 1.0, 10.0
-# The screen is told of progress ten times a second at most.
-TELL_EVERY_S = 0.1
-# Until the log is indexed each step line is looked for by bisection, 2 ms.
-SUMMARIES_AT_ONCE, BISECTED_AT_ONCE = 16, 2
-KEPT_SUMMARIES = 4096
-NO_MODULES = ModuleColumns()
-
-
-def bare(step: Step) -> Step:
-    """A step line without its modules, which the first line and the timeline do not show."""
-    return msgspec.structs.replace(step, modules=NO_MODULES) if step.modules.path else step
 
 
 class Reader(Frame):
@@ -35,18 +23,13 @@ class Reader(Frame):
 
     def __init__(self, log: Run | Ranks, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
         super().__init__(log, step, glyphs)
-        # Steps that the timeline asked for last, and those that have no step line.
-        self.wanted: frozenset[int] = frozenset()
-        self.absent: set[int] = set()
         self.changed_at = 0.0
-        # Threads wait for the first screen, which they would hold up.
-        self.begun = False
         self.told_notices: dict[int, str | None] = {}
 
     def start_reading(self) -> None:
         """Read the whole log in a thread and look for growth from time to time."""
         self.changed_at, self.begun = time.monotonic(), True
-        self.run_worker(self.read_all, thread=True, exclusive=True, group="index")
+        self.in_thread("index", self.read_all)
         self.draw_top()
         self.set_timer(POLL_S, self.keep_looking)
 
@@ -105,7 +88,7 @@ class Reader(Frame):
         self.changed_at = time.monotonic()
         self.turns.changed()
         if self.stand.ranks.indexed < 1:
-            self.run_worker(self.read_all, thread=True, exclusive=True, group="index")
+            self.in_thread("index", self.read_all)
         self.tell_notice()
         self.take_findings()
         self.grow()
@@ -135,12 +118,6 @@ class Reader(Frame):
         """Another run is in the log: what led to a place of the one before leads nowhere."""
         self.touched = False
         self.stand.begin_anew()
-
-    def forget(self) -> None:
-        """Drop what was read of the steps: they are those of another log now."""
-        super().forget()
-        self.absent.clear()
-        self.wanted = frozenset()
 
     # ---- ranks
 
@@ -177,7 +154,7 @@ class Reader(Frame):
         except LogError as err:
             self.tell(str(err), "warning")
             return
-        self.run_worker(self.read_all, thread=True, exclusive=True, group="index")
+        self.in_thread("index", self.read_all)
 
     def offer_ranks(self) -> None:
         """Say that there are logs of other ranks, and why one of them is not open."""
@@ -195,62 +172,3 @@ class Reader(Frame):
             share = self.log_.unpacked
             return (f"unpacked {share:.0%}" if share else "reading"), "bar-live"
         return super().state
-
-    # ---- timeline
-
-    def draw_top(self) -> None:
-        """Draw the first line and the timeline, and read what the timeline lacks."""
-        held = self.summaries.get(self.number)
-        if held is not None:
-            self.summaries[self.number] = bare(held)
-        super().draw_top()
-        self.want_summaries(self.screen_stack[0].query_one(Timeline).shown)
-
-    def want_summaries(self, shown: range) -> None:
-        """Read the step lines that the timeline lacks, the nearest first, in a thread."""
-        last = self.log_.last_step()
-        missing = [n for n in shown if n not in self.summaries and (n < last or not self.log_.live)]
-        wanted = frozenset(missing) - self.absent
-        if self.begun and wanted and wanted != self.wanted:
-            self.wanted = wanted
-            blocks = sorted(
-                {n // SUMMARIES_AT_ONCE for n in wanted},
-                key=lambda block: abs(block * SUMMARIES_AT_ONCE - self.number),
-            )
-            self.run_worker(
-                lambda: self.read_summaries(blocks), thread=True, exclusive=True, group="timeline"
-            )
-
-    def read_summaries(self, blocks: list[int]) -> None:
-        """Read step lines block by block, of the rank that is shown now; runs in a thread."""
-        worker, log, told = get_current_worker(), self.log_, 0.0
-        asked: set[int] = set()
-        steps: list[Step] = []
-        for block in blocks:
-            if worker.is_cancelled:
-                return
-            numbers = range(block * SUMMARIES_AT_ONCE, (block + 1) * SUMMARIES_AT_ONCE)
-            if log.indexed >= 1:
-                # Steps that are still open, or to come, are not there yet.
-                over = log.last_step() + (not log.live)
-                asked.update(range(numbers.start, min(numbers.stop, over)))
-            for low in range(numbers.start, numbers.stop, BISECTED_AT_ONCE):
-                steps += map(bare, log.heads(low, low + BISECTED_AT_ONCE))
-                self.turns.breathe()
-            if time.monotonic() - told > TELL_EVERY_S:  # the nearest ones at once
-                told = time.monotonic()
-                self.from_thread(self.take_summaries, log, asked, steps)
-                asked, steps = set(), []
-        self.from_thread(self.take_summaries, log, asked, steps)
-
-    def take_summaries(self, log: Run, asked: set[int], steps: list[Step]) -> None:
-        """Draw step lines that came; those that the log surely lacks are not asked for again."""
-        if log is not self.log_:
-            return
-        self.summaries.update((step.step, step) for step in steps)
-        self.absent |= {n for n in asked if n not in self.summaries}
-        if len(self.summaries) > KEPT_SUMMARIES:
-            near = sorted(self.summaries, key=lambda n: abs(n - self.number))
-            for number in near[KEPT_SUMMARIES // 2 :]:
-                del self.summaries[number]
-        self.draw_top()

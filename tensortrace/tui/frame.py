@@ -16,24 +16,24 @@ from textual.geometry import Size
 from textual.notifications import Notification
 from textual.screen import Screen
 from textual.timer import Timer
-from textual.worker import get_current_worker
+from textual.worker import Worker, get_current_worker
 
-from tensortrace.records import Finding, Module, Severity, Step
+from tensortrace.records import Finding, Module, Severity
 from tensortrace.run import Ranks, Run
 from tensortrace.text import escape, number_text
 from tensortrace.tui.dialogs.screens import Prompt
 from tensortrace.tui.footer import Keys
-from tensortrace.tui.grid import Grid
 from tensortrace.tui.header import Headline, headline, program_of, state_of
 from tensortrace.tui.layout import DETAIL_FROM_HEIGHT, FINDINGS_FROM, PANES, PaneName, arrange
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.stand import Stand
 from tensortrace.tui.step import detail, findings
-from tensortrace.tui.step.calls import head_line, row_line
+from tensortrace.tui.step.calls import columns, head_line, row_line
 from tensortrace.tui.step.cells import full_name
 from tensortrace.tui.step.folds import Folds
 from tensortrace.tui.step.row import Row
 from tensortrace.tui.step.rows import StepRows
+from tensortrace.tui.step_lines import StepLines, Trends
 from tensortrace.tui.tabs import Tabs
 from tensortrace.tui.terminal.looks import DARK, LOOKS, Look
 from tensortrace.tui.terminal.painting import Changes, Painted
@@ -97,10 +97,11 @@ class Frame(App[int]):
             show=self.show_place,
             forget=self.forget,
         )
-        self.summaries: dict[int, Step] = {}
+        self.step_lines, self.trends = StepLines(self), Trends(self)
+        # Threads wait for the first screen, which they would hold up.
+        self.begun = False
         # Columns of the table that the user wants; None leaves it to the width.
         self.columns: frozenset[str] | None = None
-        self.trends: Grid | None = None
         self.zoom: PaneName | None = None
         self.source_wanted: bool | None = None
         self.detail_timer: Timer | None = None
@@ -239,6 +240,10 @@ class Frame(App[int]):
         if stood:
             self.call_later(self.untell_old, stood)
 
+    def in_thread(self, name: str, task: Callable[[], None]) -> Worker[None]:
+        """Run something beside the screen; what of that name ran before is given up."""
+        return self.run_worker(task, thread=True, exclusive=True, group=name)
+
     def from_thread(self, callback: Callable[..., object], *args: object) -> None:
         """Have the screen do something soon, if it is still there; a thread never waits for it.
 
@@ -306,7 +311,7 @@ class Frame(App[int]):
 
     def forget(self) -> None:
         """Drop what was read of the steps: they are those of another log now."""
-        self.summaries.clear()
+        self.step_lines.forget()
 
     # ---- drawing
 
@@ -315,12 +320,10 @@ class Frame(App[int]):
         rows = self.rows
         summary = rows.step.summary
         if summary is not None:
-            self.summaries[self.number] = summary
+            self.step_lines.keep(summary)
         self.draw_calls(cursor)
         if rows.folds is None:
-            self.run_worker(
-                lambda: self.read_folds(rows), thread=True, exclusive=True, group="folds"
-            )
+            self.in_thread("folds", lambda: self.read_folds(rows))
         self.draw_top()
         self.want_detail()
 
@@ -352,7 +355,7 @@ class Frame(App[int]):
                 return head_line(width, self.glyphs, self.columns)
             return row_line(
                 held, at, modules, width, here=here, first=at == table.topmost, glyphs=self.glyphs,
-                chosen=self.columns, trends=self.trends,
+                chosen=self.columns, trends=self.trends.grid,
             )  # fmt: skip
 
         summary = held.step.summary
@@ -398,7 +401,7 @@ class Frame(App[int]):
     def draw_top(self) -> None:
         """Draw the first line and the timeline."""
         first, last = self.log_.first_step(), self.log_.last_step()
-        summary = self.summaries.get(self.number)
+        summary = self.step_lines.held.get(self.number)
         self.state_told = self.state
         line = headline(
             program=program_of(self.log_),
@@ -414,13 +417,16 @@ class Frame(App[int]):
         shown = window(self.number, first, last, max(1, self.size.width - 2))
         timeline = self.screen_stack[0].query_one(Timeline)
         timeline.show(
-            self.summaries,
-            self.marks,
-            self.number,
-            shown,
-            self.size.width,
+            self.step_lines.held, self.marks, self.number, shown, self.size.width,
             rank=self.stand.rank_told,
-        )
+        )  # fmt: skip
+        self.step_lines.want(shown)
+        self.trends.want()
+
+    def draw_trends(self) -> None:
+        """Draw the trends of the rows, if the table has room for them."""
+        if columns(self.pane("calls").size.width, self.columns)["trend"]:
+            self.draw_calls(self.stand.cursor())
 
     def want_detail(self) -> None:
         """Draw the detail soon: after the table, so that a key that is held down stays quick.
@@ -439,7 +445,7 @@ class Frame(App[int]):
             return
         self.draw_detail()
         if self.rows.large:
-            self.run_worker(self.gather, thread=True, exclusive=True, group="detail")
+            self.in_thread("detail", self.gather)
 
     def gather(self) -> None:
         """Look for what belongs to the row in a large step, then draw; runs in a thread."""

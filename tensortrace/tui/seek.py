@@ -12,8 +12,9 @@ from tensortrace.log import CHUNK
 from tensortrace.records import Finding, Module
 from tensortrace.run import Ranks, Run
 from tensortrace.tui import search
-from tensortrace.tui.background import TELL_EVERY_S, Reader
+from tensortrace.tui.background import Reader
 from tensortrace.tui.step.row import Row
+from tensortrace.tui.step_lines import TELL_EVERY_S
 from tensortrace.tui.terminal.styled import UNICODE, Glyphs
 
 SEARCHING = "searching for"
@@ -61,10 +62,7 @@ class Seeker(Reader):
         run = self.log_
         start = self.hit.offset if self.hit and self.hit_row is self.row else None
         start = self.rows.offset(self.stand.cursor()) if start is None else start
-        self.searching = self.run_worker(
-            lambda: self.search_from(run, start, direction),
-            thread=True, exclusive=True, group="search",
-        )  # fmt: skip
+        self.searching = self.in_thread("search", lambda: self.search_from(run, start, direction))
 
     def search_from(self, run: Run, here: int, direction: int) -> None:
         """Search from a line of a rank round all ranks back to it; runs in a thread."""

@@ -6,19 +6,14 @@ from functools import partial
 
 from textual.timer import Timer
 from textual.widgets import Input
-from textual.worker import get_current_worker
 
-from tensortrace.records import Step
 from tensortrace.tui.bindings import in_view
 from tensortrace.tui.dialogs.toggle import Toggle
-from tensortrace.tui.grid import Grid
 from tensortrace.tui.panes import Pane
-from tensortrace.tui.span import read_blocks
 from tensortrace.tui.stand import Stop
 from tensortrace.tui.step.calls import MEANINGS, columns
 from tensortrace.tui.tabs import Tabs
 from tensortrace.tui.terminal.quick import keep_what_is_there
-from tensortrace.tui.trend import sample, trend_span
 from tensortrace.tui.views import NAMES, kind_of
 from tensortrace.tui.walk import Walker
 
@@ -29,8 +24,6 @@ AHEAD_S = 0.25
 class Switcher(Walker):
     """The part of the viewer that knows which view is shown."""
 
-    # The run and how much of it the trends of the rows were read for.
-    trends_of: tuple[str, int, int] | None = None
     ahead: Timer
 
     def show_view(self, name: str) -> None:
@@ -71,7 +64,7 @@ class Switcher(Walker):
             keep_what_is_there()
         else:
             load = partial(self.load_ahead, name)
-            self.run_worker(load, thread=True, exclusive=True, group="ahead")
+            self.in_thread("ahead", load)
 
     def load_ahead(self, name: str) -> None:
         """Load the module of a view, then have it made; runs in a thread."""
@@ -162,33 +155,3 @@ class Switcher(Walker):
                     self.tell(f"no room here for {', '.join(missing)}")
 
         self.push_screen(Toggle(list(MEANINGS.items()), shown, self.glyphs), done)
-
-    def draw_top(self) -> None:
-        """Draw the first line and the timeline; read the trends of the rows where they are new."""
-        super().draw_top()
-        first, last = self.log_.first_step(), self.log_.last_step()
-        header = self.log_.header
-        key = f"{header.run_id} {header.rank}", first, last // max(1, trend_span(first, last).per)
-        if self.begun and key != self.trends_of:
-            self.trends_of = key
-            self.run_worker(self.read_trends, thread=True, exclusive=True, group="trends")
-
-    def read_trends(self) -> None:
-        """Read a few step lines over the whole run; runs in a thread."""
-        worker, log = get_current_worker(), self.log_
-        first, last = log.first_step(), log.last_step()
-        grid = Grid(trend_span(first, last))
-
-        def take(steps: list[Step]) -> None:
-            grid.add(steps)
-            self.turns.breathe()
-
-        read_blocks(log, sample(grid.span, first, last), take, lambda: worker.is_cancelled)
-        if not worker.is_cancelled:
-            self.from_thread(self.take_trends, grid)
-
-    def take_trends(self, grid: Grid) -> None:
-        """Draw the trends of the rows."""
-        self.trends = grid
-        if columns(self.pane("calls").size.width, self.columns)["trend"]:
-            self.draw_calls(self.stand.cursor())

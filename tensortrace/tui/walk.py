@@ -15,7 +15,6 @@ from textual.worker import get_current_worker
 from tensortrace.records import Call, Finding, Record
 from tensortrace.run import Ranks, Run
 from tensortrace.text import escape, module_text
-from tensortrace.tui.background import SUMMARIES_AT_ONCE
 from tensortrace.tui.dialogs.pick import Pick
 from tensortrace.tui.seek import Seeker
 from tensortrace.tui.stand import Stop
@@ -24,6 +23,7 @@ from tensortrace.tui.step.cells import full_name, name_of, short_place
 from tensortrace.tui.step.flow import Flow, Link, Way
 from tensortrace.tui.step.row import Row
 from tensortrace.tui.step.rows import StepRows
+from tensortrace.tui.step_lines import SUMMARIES_AT_ONCE
 from tensortrace.tui.terminal.styled import UNICODE, Glyphs, Styled, fit
 
 # Earlier steps that are looked through for the same place.
@@ -149,10 +149,7 @@ class Walker(Seeker):
         if row is not None:
             name = full_name(row.record, self.modules)
             told = partial(self.take_way, rows, f"{name} {title}")
-            self.run_worker(
-                lambda: self.ask_flow(rows, row, ask, told), thread=True, exclusive=True,
-                group="walk",
-            )  # fmt: skip
+            self.in_thread("walk", lambda: self.ask_flow(rows, row, ask, told))
 
     def ask_flow(
         self,
@@ -283,9 +280,7 @@ class Walker(Seeker):
         if row is None:
             return
         near = self.stand.slot
-        self.run_worker(
-            lambda: self.look_before(row, number, near), thread=True, exclusive=True, group="walk"
-        )
+        self.in_thread("walk", lambda: self.look_before(row, number, near))
 
     def look_before(self, row: Row, number: int, near: int) -> None:
         """Look through the earlier steps whose calls were kept; runs in a thread."""

@@ -361,7 +361,7 @@ async def test_the_line_of_steps_has_every_step_of_a_log_that_grew(tmp_path: Pat
                 file.write(more)
             app.poll()
             await settle(app, pilot)
-        await until(pilot, lambda: set(app.summaries) == set(range(12)))
+        await until(pilot, lambda: set(app.step_lines.held) == set(range(12)))
 
 
 async def test_a_log_that_is_truncated_is_told(tmp_path: Path) -> None:
