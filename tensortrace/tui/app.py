@@ -2,7 +2,7 @@
 
 Each class is what the one before it cannot know: `Frame` draws a place in a run, `Reader` reads the
 log beside it, `Seeker` looks for a text, `Walker` goes from a row to those that belong to it,
-`Switcher` shows other views, `Opener` finds the place to begin at, `Asker` asks for a line of text,
+`Opener` finds the place to begin at, `Asker` asks for a line of text,
 `Viewer` does what the other keys say.
 """
 
@@ -24,14 +24,17 @@ from tensortrace.run import Ranks, Run, start_run
 from tensortrace.text import carries, pasted
 from tensortrace.tui import places
 from tensortrace.tui.asking import Asker
-from tensortrace.tui.bindings import KEYS, Key, bindings
+from tensortrace.tui.bindings import KEYS, Key, bindings, in_view
 from tensortrace.tui.dialogs.choose import Palette
 from tensortrace.tui.dialogs.screens import Help
+from tensortrace.tui.dialogs.toggle import Toggle
 from tensortrace.tui.layout import PANES
 from tensortrace.tui.opening import Opening
 from tensortrace.tui.palette import Places
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.step import findings
+from tensortrace.tui.step.calls import MEANINGS, columns
+from tensortrace.tui.tabs import Tabs
 from tensortrace.tui.terminal.looks import LOOKS
 from tensortrace.tui.terminal.quick import TIDY_EVERY_S, answering_soon, keep_what_is_there
 from tensortrace.tui.terminal.styled import ASCII, UNICODE, Glyphs
@@ -152,6 +155,35 @@ class Viewer(Asker):
         self.stand.remember()
         self.go_to_finding(found)
 
+    # ---- views
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Leave out the keys that do nothing in the view that is shown."""
+        return in_view(action, self.shown)
+
+    def action_view(self, name: str) -> None:
+        """Show a view by its key."""
+        self.look_at(name)
+
+    def look_at(self, name: str) -> None:
+        """Show a view of the place; one key leads back to the first that one looked at it from."""
+        if name != self.shown:
+            self.stand.remember_once()
+        self.show_view(name)
+
+    def chart(self, statistic: object) -> None:
+        """Draw a statistic over the steps in the timeline."""
+        from tensortrace.tui.views.timeline import TimelineView
+
+        self.stand.remember()
+        self.show_view("timeline")
+        view = self.screen_stack[0].query_one("#view-timeline", TimelineView)
+        view.take(statistic)
+
+    def on_tabs_picked(self, message: Tabs.Picked) -> None:
+        """Show the view that was clicked."""
+        self.look_at(message.name)
+
     # ---- panes
 
     def action_open(self) -> None:
@@ -214,6 +246,25 @@ class Viewer(Asker):
         self.zoom = None if self.zoom is not None else active
         self.arrange()
         self.call_after_refresh(self.redraw)
+
+    def action_columns(self) -> None:
+        """Choose the columns of the table."""
+        width = self.pane("calls").size.width
+        shown = self.columns
+        if shown is None:
+            shown = frozenset(columns(width).widths)
+
+        def done(answer: tuple[frozenset[str] | None] | None) -> None:
+            if answer is not None:
+                self.columns = answer[0]
+                self.draw_calls(self.stand.cursor())
+                held = columns(self.pane("calls").size.width, self.columns).widths
+                missing = [name for name in MEANINGS if name in (answer[0] or held)]
+                missing = [name for name in missing if name not in held]
+                if missing:
+                    self.tell(f"no room here for {', '.join(missing)}")
+
+        self.push_screen(Toggle(list(MEANINGS.items()), shown, self.glyphs), done)
 
     # ---- other
 

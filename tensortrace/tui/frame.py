@@ -16,6 +16,7 @@ from textual.geometry import Size
 from textual.notifications import Notification
 from textual.screen import Screen
 from textual.timer import Timer
+from textual.widgets import Input
 from textual.worker import Worker, get_current_worker
 
 from tensortrace.records import Finding, Module, Severity
@@ -42,7 +43,7 @@ from tensortrace.tui.terminal.quick import Turns
 from tensortrace.tui.terminal.strips import Ground
 from tensortrace.tui.terminal.styled import UNICODE, Glyphs, Styled, clip_path
 from tensortrace.tui.timeline import Timeline, window
-from tensortrace.tui.views import NAMES
+from tensortrace.tui.views import NAMES, kind_of
 from tensortrace.tui.views.view import View
 
 # Source lines above and below the marked one in the source pane.
@@ -163,6 +164,52 @@ class Frame(App[int]):
         if self.shown == "step":
             return None
         return self.screen_stack[0].query_one(f"#view-{self.shown}", View)
+
+    # ---- views
+
+    def show_view(self, name: str) -> None:
+        """Show a view and give it the focus; a view is made when it is first asked for."""
+        if name == self.shown or name not in NAMES:
+            return
+        main, left = self.screen_stack[0], self.view
+        self.make_view(name)
+        self.stand.shown = name
+        if left is not None:
+            left.leave()
+        self.arrange()
+        if not isinstance(self.focused, Input):
+            # At once: a pane that is hidden with the focus takes it from whoever has it then.
+            main.set_focus(self.main_pane if self.view is None or self.view.ready else None)
+        main.query_one(Tabs).show(name)
+        self.call_after_refresh(self.focus_view)
+
+    def make_view(self, name: str) -> None:
+        """Make a view, unless it is there."""
+        main = self.screen_stack[0]
+        if name != "step" and not main.query(f"#view-{name}"):
+            main.mount(kind_of(name)(), after="#main")
+
+    def focus_view(self) -> None:
+        """Draw the view that is shown now and give its main pane the focus."""
+        view = self.view
+        if view is not None and not view.ready:
+            self.call_after_refresh(self.focus_view)
+            return
+        self.draw_top()
+        if view is not None:
+            view.draw()
+        else:
+            self.redraw()
+        self.give_focus(self.main_pane)
+        self.refresh_bindings()
+
+    @property
+    def main_pane(self) -> Pane:
+        """The pane that has the focus unless another one was chosen."""
+        view = self.view
+        return self.pane(self.zoom or "calls") if view is None or not view.ready else view.main
+
+    # ---- the room that there is
 
     def arrange(self, size: Size | None = None) -> None:
         """Show the panes that there is room for, on a screen of a size if it is new."""

@@ -10,11 +10,12 @@ from pathlib import Path
 from tensortrace.records import Finding
 from tensortrace.run import Ranks, Run
 from tensortrace.tui import places
+from tensortrace.tui.ahead import Ahead
 from tensortrace.tui.places import Place
 from tensortrace.tui.step.calls import MEANINGS
-from tensortrace.tui.switch import Switcher
 from tensortrace.tui.terminal.looks import LOOKS
 from tensortrace.tui.terminal.styled import UNICODE, Glyphs
+from tensortrace.tui.walk import Walker
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Opening:
     follow: bool = False
 
 
-class Opener(Switcher):
+class Opener(Walker):
     """The part of the viewer that finds the place to open at, and remembers it at the end.
 
     Args:
@@ -51,6 +52,7 @@ class Opener(Switcher):
     ) -> None:
         asked = opening or Opening(step)
         super().__init__(log, asked.step, glyphs)
+        self.ahead = Ahead(self)
         self.opening, self.memory = asked, memory
         self.follows_anew = asked.follow
         self.wanted_finding = asked.finding
@@ -58,6 +60,17 @@ class Opener(Switcher):
         look = LOOKS.get(places.recall_theme(memory)) if memory is not None else None
         if look is not None:
             self.begin_in(look)
+
+    def start_reading(self) -> None:
+        """Make the views ahead, once the log is read."""
+        super().start_reading()
+        self.ahead.begin()
+
+    def grow(self) -> None:
+        """Show what came in the view too."""
+        super().grow()
+        if self.view is not None:
+            self.want_detail()
 
     def open_at_place(self) -> None:
         """Go to the place that was asked for, or where one was; else to the first step."""
@@ -105,6 +118,8 @@ class Opener(Switcher):
     def take_findings(self) -> None:
         """Go to the finding that was asked for, as soon as it is read."""
         super().take_findings()
+        if self.view is not None:
+            self.want_detail()
         wanted = self.wanted_finding
         if wanted is None:
             return

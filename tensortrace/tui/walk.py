@@ -41,8 +41,9 @@ class Walker(Seeker):
     # ---- there and back
 
     def return_to(self, stop: Stop) -> None:
-        """Show a place as it was left."""
+        """Show a place as it was left, in the view it was left in."""
         self.stand.return_to(stop)
+        self.show_view(stop.view)
 
     def action_jump_back(self) -> None:
         """Go back to where the last jump began."""

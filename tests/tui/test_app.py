@@ -16,6 +16,7 @@ from textual.widgets import Input
 from tensortrace.log import encode
 from tensortrace.records import Call, End, Finding, Step
 from tensortrace.run import open_run
+from tensortrace.tui.ahead import Ahead
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.bindings import KEYS
 from tensortrace.tui.dialogs.screens import Prompt
@@ -497,7 +498,7 @@ async def test_a_view_whose_panes_are_still_being_made_is_drawn_when_they_are_th
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a busy machine a second passes without a key, and the next view would be made ahead.
-    monkeypatch.setattr(Viewer, "make_ahead", lambda app: None)
+    monkeypatch.setattr(Ahead, "make", lambda ahead: None)
     app = Viewer(make_open_run(tmp_path))
     async with app.run_test(size=(120, 40)) as pilot:
         await settle(app, pilot)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tensortrace.tui import background, switch
+from tensortrace.tui import ahead, background
 from tensortrace.tui.app import Viewer
 from tensortrace.tui.footer import Keys
 from tensortrace.tui.tabs import TABS
@@ -190,18 +190,18 @@ async def test_what_is_there_once_all_views_are_made_is_no_garbage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[bool] = []
-    monkeypatch.setattr(switch, "keep_what_is_there", lambda: kept.append(True))
+    monkeypatch.setattr(ahead, "keep_what_is_there", lambda: kept.append(True))
     app = Viewer(make_open_run(tmp_path))
     async with app.run_test(size=(120, 40)) as pilot:
         await settle(app, pilot)
-        app.ahead.stop()
+        app.ahead.timer.stop()
         app.turns.asked_at -= quick.STILL_S
         for name in TABS[1:]:
             assert not kept
-            app.make_ahead()
+            app.ahead.make()
             await until(pilot, lambda name=name: app.query(f"#view-{name}"))
             await settle(app, pilot)
-        app.make_ahead()
+        app.ahead.make()
         assert kept == [True]
 
 
@@ -212,10 +212,10 @@ async def test_views_are_made_ahead_and_look_no_different(tmp_path: Path) -> Non
         before = text_of(app)
         app.turns.asked_at -= quick.STILL_S
         for name in TABS[1:]:
-            app.make_ahead()
+            app.ahead.make()
             await until(pilot, lambda name=name: app.query(f"#view-{name}"))
             await settle(app, pilot)
-        app.make_ahead()
+        app.ahead.make()
         assert (app.shown, text_of(app)) == ("step", before)
         assert app.focused is app.pane("calls")
         await pilot.press("7")
@@ -228,7 +228,7 @@ async def test_no_view_is_made_while_keys_are_pressed(tmp_path: Path) -> None:
     async with app.run_test(size=(120, 40)) as pilot:
         await settle(app, pilot)
         app.turns.asked()
-        app.make_ahead()
+        app.ahead.make()
         await settle(app, pilot)
         assert not app.query(".view")
 
