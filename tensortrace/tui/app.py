@@ -2,12 +2,14 @@
 
 Each class is what the one before it cannot know: `Frame` draws a place in a run, `Reader` reads the
 log beside it, `Seeker` looks for a text, `Walker` goes from a row to those that belong to it,
-`Opener` finds the place to begin at, `Asker` asks for a line of text,
+`Asker` asks for a line of text,
 `Viewer` does what the other keys say.
 """
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -23,13 +25,14 @@ from tensortrace.records import Severity
 from tensortrace.run import Ranks, Run, start_run
 from tensortrace.text import carries, pasted
 from tensortrace.tui import places
+from tensortrace.tui.ahead import Ahead
 from tensortrace.tui.asking import Asker
 from tensortrace.tui.bindings import KEYS, Key, bindings, in_view
 from tensortrace.tui.dialogs.choose import Palette
 from tensortrace.tui.dialogs.screens import Help
 from tensortrace.tui.dialogs.toggle import Toggle
 from tensortrace.tui.layout import PANES
-from tensortrace.tui.opening import Opening
+from tensortrace.tui.opening import Opener, Opening
 from tensortrace.tui.palette import Places
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.step import findings
@@ -50,18 +53,65 @@ class Viewer(Asker):
     BINDINGS: ClassVar[list[BindingType]] = bindings()
     COMMANDS = Asker.COMMANDS | {Places}
 
+    def __init__(
+        self,
+        log: Run | Ranks,
+        step: int | None = None,
+        glyphs: Glyphs = UNICODE,
+        *,
+        opening: Opening | None = None,
+        memory: Path | None = None,
+    ) -> None:
+        super().__init__(log, glyphs)
+        self.opener = Opener(self, opening or Opening(step), memory)
+        self.ahead = Ahead(self)
+
+    def on_load(self) -> None:
+        """Leave the terminal as it was, too, where a signal ends the process."""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # nohup has the latter ignored
+                asyncio.get_running_loop().add_signal_handler(number, self.end_by, number)
+
+    def end_by(self, number: int) -> None:
+        """End with the code that a shell gives a signal, and remember the place."""
+        self.exit(return_code=128 + number)
+        self.opener.keep_place()
+
     def on_mount(self) -> None:
         """Open at the first error; what is read in threads begins once the screen stands."""
         self.set_class(self.glyphs is ASCII, "-ascii")
         # Another program had the terminal meanwhile.
         self.app_resume_signal.subscribe(self, lambda _: self.action_paint_anew())
         self.arrange()
-        self.open_at_place()
+        self.opener.open()
         self.take_findings()
         self.tell_notice()
         self.offer_ranks()
         self.give_focus(self.pane("calls"))
         self.screen.call_after_refresh(self.call_after_refresh, self.start_reading)
+
+    def start_reading(self) -> None:
+        """Read the log, and make the views ahead once it is read."""
+        super().start_reading()
+        self.ahead.begin()
+
+    def take_findings(self) -> None:
+        """Show what was found so far, in the view too; go to what was asked for."""
+        super().take_findings()
+        if self.view is not None:
+            self.want_detail()
+        self.opener.look_for_finding()
+
+    def grow(self) -> None:
+        """Show what came in the view too."""
+        super().grow()
+        if self.view is not None:
+            self.want_detail()
+
+    def begin_anew(self) -> None:
+        """Follow another run if that was asked for; else go to its first error, or stay."""
+        super().begin_anew()
+        self.opener.open_anew()
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Offer every key of the table by its name in the palette."""
@@ -293,6 +343,20 @@ class Viewer(Asker):
     def action_help(self) -> None:
         """Show all keys."""
         self.push_screen(Help(self.shown))
+
+    def action_theme(self, name: str) -> None:
+        """Change the colours, and remember them."""
+        self.theme = LOOKS[name].theme.name
+        self.opener.keep_theme(name)
+
+    def action_help_quit(self) -> None:
+        """Say which key ends it: ctrl+c is pressed by mistake too."""
+        self.tell("q quits; the place is kept")
+
+    async def action_quit(self) -> None:
+        """Remember the place and end."""
+        self.opener.keep_place()
+        await super().action_quit()
 
     # ---- what the panes tell
 

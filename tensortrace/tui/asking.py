@@ -8,14 +8,14 @@ from textual.widgets import Input
 from tensortrace.tui import save
 from tensortrace.tui.dialogs.screens import Prompt
 from tensortrace.tui.header import program_of
-from tensortrace.tui.opening import Opener
 from tensortrace.tui.panes import Pane
+from tensortrace.tui.walk import Walker
 
 # Over a picture of the screen.
 TITLE = "tensortrace"
 
 
-class Asker(Opener):
+class Asker(Walker):
     """The part of the viewer that asks something and does what was answered."""
 
     def action_ask_step(self) -> None:

@@ -21,8 +21,8 @@ POLL_S, IDLE_POLL_S, IDLE_AFTER_S = 0.2, 1.0, 10.0
 class Reader(Frame):
     """The part of the viewer that works beside the screen."""
 
-    def __init__(self, log: Run | Ranks, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
-        super().__init__(log, step, glyphs)
+    def __init__(self, log: Run | Ranks, glyphs: Glyphs = UNICODE) -> None:
+        super().__init__(log, glyphs)
         self.changed_at = 0.0
         self.told_notices: dict[int, str | None] = {}
 

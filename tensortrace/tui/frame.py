@@ -76,7 +76,6 @@ class Frame(App[int]):
 
     Args:
         log: what is read; nothing is ever written to it.
-        step: where to open; None means at the first error, warning or step.
         glyphs: the signs to draw with.
     """
 
@@ -86,7 +85,7 @@ class Frame(App[int]):
     VERTICAL_BREAKPOINTS = HEIGHTS
     TITLE = "tensortrace"
 
-    def __init__(self, log: Run | Ranks, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
+    def __init__(self, log: Run | Ranks, glyphs: Glyphs = UNICODE) -> None:
         super().__init__()
         for look in LOOKS.values():
             self.register_theme(look.theme)
@@ -112,7 +111,7 @@ class Frame(App[int]):
         # As the first line says it.
         self.state_told = ("", "")
         # Until the user does something, the screen goes to the first error as soon as it is read.
-        self.touched = step is not None
+        self.touched = False
 
     def begin_in(self, look: Look) -> None:
         """Take a theme before there is a screen.

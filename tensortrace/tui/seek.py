@@ -37,8 +37,8 @@ def around(runs: Sequence[Run], run: Run, here: int, direction: int) -> list[tup
 class Seeker(Reader):
     """The part of the viewer that looks for a text."""
 
-    def __init__(self, log: Run | Ranks, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
-        super().__init__(log, step, glyphs)
+    def __init__(self, log: Run | Ranks, glyphs: Glyphs = UNICODE) -> None:
+        super().__init__(log, glyphs)
         self.term = ""
         self.hit: search.Hit | None = None
         self.hit_row: Row | None = None

@@ -33,8 +33,8 @@ MOST_STEPS = 100
 class Walker(Seeker):
     """The part of the viewer that goes from a row to those that belong to it."""
 
-    def __init__(self, log: Run | Ranks, step: int | None = None, glyphs: Glyphs = UNICODE) -> None:
-        super().__init__(log, step, glyphs)
+    def __init__(self, log: Run | Ranks, glyphs: Glyphs = UNICODE) -> None:
+        super().__init__(log, glyphs)
         # The rows of the list that is shown, as (step, seq).
         self.places: list[tuple[int, int | None]] = []
 
