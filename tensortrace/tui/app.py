@@ -2,7 +2,6 @@
 
 Each class is what the one before it cannot know: `Frame` draws a place in a run, `Reader` reads the
 log beside it, `Seeker` looks for a text, `Walker` goes from a row to those that belong to it,
-`Asker` asks for a line of text,
 `Viewer` does what the other keys say.
 """
 
@@ -29,7 +28,7 @@ from tensortrace.tui.ahead import Ahead
 from tensortrace.tui.asking import Asker
 from tensortrace.tui.bindings import KEYS, Key, bindings, in_view
 from tensortrace.tui.dialogs.choose import Palette
-from tensortrace.tui.dialogs.screens import Help
+from tensortrace.tui.dialogs.screens import Help, Prompt
 from tensortrace.tui.dialogs.toggle import Toggle
 from tensortrace.tui.layout import PANES
 from tensortrace.tui.opening import Opener, Opening
@@ -42,16 +41,17 @@ from tensortrace.tui.terminal.looks import LOOKS
 from tensortrace.tui.terminal.quick import TIDY_EVERY_S, answering_soon, keep_what_is_there
 from tensortrace.tui.terminal.styled import ASCII, UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
+from tensortrace.tui.walk import Walker
 
 # What some call the same as writing a view to a file.
 EXPORT_TITLE = "Export, save"
 
 
-class Viewer(Asker):
+class Viewer(Walker):
     """The program: one method for each action of the table in `bindings`."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings()
-    COMMANDS = Asker.COMMANDS | {Places}
+    COMMANDS = Walker.COMMANDS | {Places}
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Viewer(Asker):
     ) -> None:
         super().__init__(log, glyphs)
         self.opener = Opener(self, opening or Opening(step), memory)
-        self.ahead = Ahead(self)
+        self.asker, self.ahead = Asker(self), Ahead(self)
 
     def on_load(self) -> None:
         """Leave the terminal as it was, too, where a signal ends the process."""
@@ -315,6 +315,40 @@ class Viewer(Asker):
                     self.tell(f"no room here for {', '.join(missing)}")
 
         self.push_screen(Toggle(list(MEANINGS.items()), shown, self.glyphs), done)
+
+    # ---- questions
+
+    def action_ask_step(self) -> None:
+        """Ask for a step number."""
+        self.asker.ask(":")
+
+    def action_ask_search(self) -> None:
+        """Ask for a text to search."""
+        self.asker.ask("/")
+
+    def action_ask_save(self) -> None:
+        """Ask for the name of a file to write the view to."""
+        self.asker.ask_save()
+
+    def action_hit(self, direction: int) -> None:
+        """Go to the next or previous hit of the search."""
+        if self.term:
+            self.find(direction)
+        else:
+            self.action_ask_search()
+
+    def on_prompt_answered(self, message: Prompt.Answered) -> None:
+        """Do what was answered, with the focus back."""
+        self.active_or_table()
+        self.asker.take(message.sign, message.text)
+
+    def on_prompt_left(self) -> None:
+        """Give the focus back."""
+        self.active_or_table()
+
+    def active_or_table(self) -> None:
+        """Give the focus to the table, or to the pane that is shown alone."""
+        self.give_focus(self.main_pane)
 
     # ---- other
 

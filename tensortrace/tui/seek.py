@@ -48,6 +48,11 @@ class Seeker(Reader):
         # Whether the search has gone round, and whether it goes on from a hit that moved nothing.
         self.wrapped = self.again = False
 
+    def find_text(self, text: str) -> None:
+        """Look for a text from the cursor on."""
+        self.term, self.hit = text, None
+        self.find(1)
+
     def find(self, direction: int) -> None:
         """Search on from the cursor in a thread, over all ranks; a hit moves the cursor."""
         self.wrapped = self.again = False
