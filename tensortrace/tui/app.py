@@ -28,12 +28,15 @@ from tensortrace.tui.ahead import Ahead
 from tensortrace.tui.asking import Asker
 from tensortrace.tui.bindings import KEYS, Key, bindings, in_view
 from tensortrace.tui.dialogs.choose import Palette
+from tensortrace.tui.dialogs.pick import Pick
 from tensortrace.tui.dialogs.screens import Help, Prompt
 from tensortrace.tui.dialogs.toggle import Toggle
+from tensortrace.tui.folding import Folding
 from tensortrace.tui.layout import PANES
 from tensortrace.tui.opening import Opener, Opening
 from tensortrace.tui.palette import Places
 from tensortrace.tui.panes import Pane
+from tensortrace.tui.seek import Seeker
 from tensortrace.tui.step import findings
 from tensortrace.tui.step.calls import MEANINGS, columns
 from tensortrace.tui.tabs import Tabs
@@ -41,17 +44,17 @@ from tensortrace.tui.terminal.looks import LOOKS
 from tensortrace.tui.terminal.quick import TIDY_EVERY_S, answering_soon, keep_what_is_there
 from tensortrace.tui.terminal.styled import ASCII, UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
-from tensortrace.tui.walk import Walker
+from tensortrace.tui.walk import Walk
 
 # What some call the same as writing a view to a file.
 EXPORT_TITLE = "Export, save"
 
 
-class Viewer(Walker):
+class Viewer(Seeker):
     """The program: one method for each action of the table in `bindings`."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings()
-    COMMANDS = Walker.COMMANDS | {Places}
+    COMMANDS = Seeker.COMMANDS | {Places}
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Viewer(Walker):
     ) -> None:
         super().__init__(log, glyphs)
         self.opener = Opener(self, opening or Opening(step), memory)
+        self.walk, self.folding = Walk(self), Folding(self)
         self.asker, self.ahead = Asker(self), Ahead(self)
 
     def on_load(self) -> None:
@@ -205,6 +209,46 @@ class Viewer(Walker):
         self.stand.remember()
         self.go_to_finding(found)
 
+    def action_jump_back(self) -> None:
+        """Go back to where the last jump began."""
+        self.walk.back()
+
+    def action_sources(self) -> None:
+        """Go to what made an input of the row."""
+        self.walk.sources()
+
+    def action_uses(self) -> None:
+        """Go to what used an output of the row."""
+        self.walk.uses()
+
+    def action_counterpart(self) -> None:
+        """Go from a call to its gradient, and back."""
+        self.walk.counterpart()
+
+    def action_causes(self) -> None:
+        """Walk the causes of the finding at the row."""
+        self.walk.causes()
+
+    def action_before(self) -> None:
+        """Go to the same place in the nearest earlier step that has it."""
+        self.walk.before()
+
+    def on_pick_walked(self, message: Pick.Walked) -> None:
+        """Go along with the cursor of a list whose lines are rows."""
+        self.walk.go_along(message.at)
+
+    def action_unfold(self) -> None:
+        """Show what is inside the call, or go into it."""
+        self.folding.unfold()
+
+    def action_fold(self) -> None:
+        """Hide what is inside the call, or go to the call around."""
+        self.folding.fold()
+
+    def action_fold_all(self, shown: bool) -> None:
+        """Show what all calls of the step hide, or hide it."""
+        self.folding.fold_all(shown)
+
     # ---- views
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -238,16 +282,11 @@ class Viewer(Walker):
 
     def action_open(self) -> None:
         """Open the ops of a call that hides them, else the detail; or go to the finding."""
-        at = self.stand.cursor()
         if self.view is not None:
             self.view.open(self.active, self.active.cursor or 0)
         elif self.active.id == "findings":
             self.open_finding(self.active.cursor or 0)
-        elif self.active.id == "calls" and self.rows.closed(at):
-            self.close_tree(at, False)
-        elif self.active.id == "calls" and self.rows.inside(at) and not self.rows.opens(at):
-            self.put_fold(at, True)
-        elif self.active.id == "calls":
+        elif self.active.id == "calls" and not self.folding.open(self.stand.cursor()):
             if not self.pane("detail").display:
                 self.zoom = "detail"
                 self.arrange()
@@ -268,7 +307,7 @@ class Viewer(Walker):
                 self.give_focus(self.main_pane)
             return
         if self.zoom is None and self.active.id == "calls" and self.focused is not None:
-            self.action_fold()
+            self.folding.fold()
             return
         if self.zoom is not None:
             self.zoom = None

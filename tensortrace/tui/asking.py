@@ -13,7 +13,7 @@ from tensortrace.tui.header import program_of
 from tensortrace.tui.panes import Pane
 
 if TYPE_CHECKING:
-    from tensortrace.tui.walk import Walker
+    from tensortrace.tui.seek import Seeker
 
 # Over a picture of the screen.
 TITLE = "tensortrace"
@@ -22,7 +22,7 @@ TITLE = "tensortrace"
 class Asker:
     """Asks for a line of text, and does what was answered."""
 
-    def __init__(self, frame: Walker) -> None:
+    def __init__(self, frame: Seeker) -> None:
         self.frame, self.stand = frame, frame.stand
 
     def ask_save(self) -> None:

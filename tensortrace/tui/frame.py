@@ -27,7 +27,7 @@ from tensortrace.tui.footer import Keys
 from tensortrace.tui.header import Headline, headline, program_of, state_of
 from tensortrace.tui.layout import DETAIL_FROM_HEIGHT, FINDINGS_FROM, PANES, PaneName, arrange
 from tensortrace.tui.panes import Pane
-from tensortrace.tui.stand import Stand
+from tensortrace.tui.stand import Stand, Stop
 from tensortrace.tui.step import detail, findings
 from tensortrace.tui.step.calls import columns, head_line, row_line
 from tensortrace.tui.step.cells import full_name
@@ -354,6 +354,11 @@ class Frame(App[int]):
         self.stand.go_to_finding(finding)
         if finding in self.found:
             self.pane("findings").place(self.found.index(finding))
+
+    def return_to(self, stop: Stop) -> None:
+        """Show a place as it was left, in the view it was left in."""
+        self.stand.return_to(stop)
+        self.show_view(stop.view)
 
     def forget(self) -> None:
         """Drop what was read of the steps: they are those of another log now."""
