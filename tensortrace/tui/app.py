@@ -26,6 +26,7 @@ from tensortrace.text import carries, pasted
 from tensortrace.tui import places
 from tensortrace.tui.ahead import Ahead
 from tensortrace.tui.asking import Asker
+from tensortrace.tui.background import Reader
 from tensortrace.tui.bindings import KEYS, Key, bindings, in_view
 from tensortrace.tui.dialogs.choose import Palette
 from tensortrace.tui.dialogs.pick import Pick
@@ -44,17 +45,17 @@ from tensortrace.tui.terminal.looks import LOOKS
 from tensortrace.tui.terminal.quick import TIDY_EVERY_S, answering_soon, keep_what_is_there
 from tensortrace.tui.terminal.styled import ASCII, UNICODE, Glyphs
 from tensortrace.tui.timeline import Timeline
-from tensortrace.tui.walk import Walk
+from tensortrace.tui.walk import Walker
 
 # What some call the same as writing a view to a file.
 EXPORT_TITLE = "Export, save"
 
 
-class Viewer(Seeker):
+class Viewer(Reader):
     """The program: one method for each action of the table in `bindings`."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings()
-    COMMANDS = Seeker.COMMANDS | {Places}
+    COMMANDS = Reader.COMMANDS | {Places}
 
     def __init__(
         self,
@@ -67,8 +68,9 @@ class Viewer(Seeker):
     ) -> None:
         super().__init__(log, glyphs)
         self.opener = Opener(self, opening or Opening(step), memory)
-        self.walk, self.folding = Walk(self), Folding(self)
-        self.asker, self.ahead = Asker(self), Ahead(self)
+        self.seeker = Seeker(self, self.open_beside)
+        self.walker, self.folding = Walker(self), Folding(self)
+        self.asker, self.ahead = Asker(self, self.seeker), Ahead(self)
 
     def on_load(self) -> None:
         """Leave the terminal as it was, too, where a signal ends the process."""
@@ -211,31 +213,31 @@ class Viewer(Seeker):
 
     def action_jump_back(self) -> None:
         """Go back to where the last jump began."""
-        self.walk.back()
+        self.walker.back()
 
     def action_sources(self) -> None:
         """Go to what made an input of the row."""
-        self.walk.sources()
+        self.walker.sources()
 
     def action_uses(self) -> None:
         """Go to what used an output of the row."""
-        self.walk.uses()
+        self.walker.uses()
 
     def action_counterpart(self) -> None:
         """Go from a call to its gradient, and back."""
-        self.walk.counterpart()
+        self.walker.counterpart()
 
     def action_causes(self) -> None:
         """Walk the causes of the finding at the row."""
-        self.walk.causes()
+        self.walker.causes()
 
     def action_before(self) -> None:
         """Go to the same place in the nearest earlier step that has it."""
-        self.walk.before()
+        self.walker.before()
 
     def on_pick_walked(self, message: Pick.Walked) -> None:
         """Go along with the cursor of a list whose lines are rows."""
-        self.walk.go_along(message.at)
+        self.walker.go_along(message.at)
 
     def action_unfold(self) -> None:
         """Show what is inside the call, or go into it."""
@@ -295,7 +297,7 @@ class Viewer(Seeker):
 
     def action_leave(self) -> None:
         """Cancel a search, leave a pane that is alone, go to the table, go to the call around."""
-        if self.cancel_search():
+        if self.seeker.cancel():
             self.tell("search given up")
             return
         if self.view is not None:
@@ -371,8 +373,8 @@ class Viewer(Seeker):
 
     def action_hit(self, direction: int) -> None:
         """Go to the next or previous hit of the search."""
-        if self.term:
-            self.find(direction)
+        if self.seeker.term:
+            self.seeker.find(direction)
         else:
             self.action_ask_search()
 

@@ -13,6 +13,7 @@ from tensortrace.tui.header import program_of
 from tensortrace.tui.panes import Pane
 
 if TYPE_CHECKING:
+    from tensortrace.tui.frame import Frame
     from tensortrace.tui.seek import Seeker
 
 # Over a picture of the screen.
@@ -22,8 +23,8 @@ TITLE = "tensortrace"
 class Asker:
     """Asks for a line of text, and does what was answered."""
 
-    def __init__(self, frame: Seeker) -> None:
-        self.frame, self.stand = frame, frame.stand
+    def __init__(self, frame: Frame, seeker: Seeker) -> None:
+        self.frame, self.stand, self.seeker = frame, frame.stand, seeker
 
     def ask_save(self) -> None:
         """Ask for the name of a file to write the view to."""
@@ -46,7 +47,7 @@ class Asker:
             # The picture is that of the screen without the question.
             self.frame.call_after_refresh(self.save_view, text)
         elif text:
-            self.frame.find_text(text)
+            self.seeker.find_text(text)
 
     def go_to_step(self, text: str) -> None:
         """Go to a step by its number."""

@@ -164,11 +164,3 @@ class Reader(Frame):
         if count > 0:
             more = "another rank lies" if count == 1 else f"{count} more ranks lie"
             self.tell(f"{more} beside this log: press ) to go there")
-
-    @property
-    def state(self) -> tuple[str, str]:
-        """How the run stands, or how much was unpacked."""
-        if self.log_.unpacked < 1:
-            share = self.log_.unpacked
-            return (f"unpacked {share:.0%}" if share else "reading"), "bar-live"
-        return super().state

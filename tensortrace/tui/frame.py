@@ -108,8 +108,8 @@ class Frame(App[int]):
         self.detail_at, self.detail_width, self.source_width = 0.0, 0, 0
         self.painted = Painted(0, 0)
         self.turns = Turns()
-        # As the first line says it.
-        self.state_told = ("", "")
+        # What is under way, and how the run stands, as the first line said it last.
+        self.progress, self.state_told = "", ("", "")
         # Until the user does something, the screen goes to the first error as soon as it is read.
         self.touched = False
 
@@ -447,6 +447,11 @@ class Frame(App[int]):
     @property
     def state(self) -> tuple[str, str]:
         """How the run stands, or what is being done, in words and their style."""
+        if self.progress:
+            return self.progress, "bar-live"
+        share = self.log_.unpacked
+        if share < 1:
+            return (f"unpacked {share:.0%}" if share else "reading"), "bar-live"
         return state_of(self.log_, following=self.stand.following)
 
     def draw_top(self) -> None:

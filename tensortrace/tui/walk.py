@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MOST_STEPS = 100
 
 
-class Walk:
+class Walker:
     """Goes from a row to those that belong to it, and back."""
 
     def __init__(self, frame: Frame) -> None:
