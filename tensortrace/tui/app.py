@@ -1,8 +1,8 @@
 """The viewer's first screen: walk a run step by step, from a finding to its cause.
 
-Each class is what the one before it cannot know: `Frame` draws a place in a run, `Reader` reads the
-log beside it, `Seeker` looks for a text, `Walker` goes from a row to those that belong to it,
-`Viewer` does what the other keys say.
+`Viewer` has a method for each key, and objects with a job each that it hands most of them on to.
+They know the screen and the place that it shows (`Frame`), and not each other; what more one needs
+it is given where it is made. What one of them brings in and others care about ends here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from textual.app import SystemCommand
 from textual.binding import BindingType
 from textual.screen import Screen
 
-from tensortrace.records import Severity
+from tensortrace.export.contents import in_order_of_cause
+from tensortrace.records import Finding, Severity
 from tensortrace.run import Ranks, Run, start_run
 from tensortrace.text import carries, pasted
 from tensortrace.tui import places
@@ -33,6 +34,7 @@ from tensortrace.tui.dialogs.pick import Pick
 from tensortrace.tui.dialogs.screens import Help, Prompt
 from tensortrace.tui.dialogs.toggle import Toggle
 from tensortrace.tui.folding import Folding
+from tensortrace.tui.frame import Frame
 from tensortrace.tui.layout import PANES
 from tensortrace.tui.opening import Opener, Opening
 from tensortrace.tui.palette import Places
@@ -51,11 +53,11 @@ from tensortrace.tui.walk import Walker
 EXPORT_TITLE = "Export, save"
 
 
-class Viewer(Reader):
+class Viewer(Frame):
     """The program: one method for each action of the table in `bindings`."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings()
-    COMMANDS = Reader.COMMANDS | {Places}
+    COMMANDS = Frame.COMMANDS | {Places}
 
     def __init__(
         self,
@@ -67,10 +69,18 @@ class Viewer(Reader):
         memory: Path | None = None,
     ) -> None:
         super().__init__(log, glyphs)
+        # Where to begin, and the place that is remembered.
         self.opener = Opener(self, opening or Opening(step), memory)
-        self.seeker = Seeker(self, self.open_beside)
+        # The whole log, its growth, other ranks.
+        self.reader = Reader(self, self.take_findings, self.take_growth)
+        # A text in the logs.
+        self.seeker = Seeker(self, self.reader.open_beside)
+        # From a row to those that belong to it; what is inside a call.
         self.walker, self.folding = Walker(self), Folding(self)
-        self.asker, self.ahead = Asker(self, self.seeker), Ahead(self)
+        # The last line, and what was answered there.
+        self.asker = Asker(self, self.seeker)
+        # Views that were not asked for yet.
+        self.ahead = Ahead(self)
 
     def on_load(self) -> None:
         """Leave the terminal as it was, too, where a signal ends the process."""
@@ -92,32 +102,81 @@ class Viewer(Reader):
         self.opener.open()
         self.take_findings()
         self.tell_notice()
-        self.offer_ranks()
+        self.reader.offer_ranks()
         self.give_focus(self.pane("calls"))
         self.screen.call_after_refresh(self.call_after_refresh, self.start_reading)
 
+    # ---- what is read
+
     def start_reading(self) -> None:
         """Read the log, and make the views ahead once it is read."""
-        super().start_reading()
+        self.reader.begin()
         self.ahead.begin()
 
     def take_findings(self) -> None:
         """Show what was found so far, in the view too; go to what was asked for."""
-        super().take_findings()
+        self.show_findings()
         if self.view is not None:
             self.want_detail()
         self.opener.look_for_finding()
 
+    def show_findings(self) -> None:
+        """Show what was found so far, and the worst of it to whoever has pressed no key yet."""
+        stand = self.stand
+        held = findings.in_order(stand.ranks.findings)
+        stand.modules = stand.log.modules
+        self.title_findings()
+        if held == stand.found and stand.ranks.indexed < 1:
+            return
+        stand.take(held)
+        if stand.at_finding in held:
+            self.pane("findings").cursor = held.index(stand.at_finding)
+        # A warning only once all is read: an error may come later in the log.
+        causes = held if len(stand.ranks.runs) == 1 else self.in_order_of_cause()
+        first = findings.first_error(causes) or (
+            findings.first_of(causes, "warning") if stand.ranks.indexed >= 1 else None
+        )
+        if not self.touched and first is not None and first != stand.at_finding:
+            self.go_to_finding(first)
+        self.draw_findings()
+        self.draw_top()
+
+    def in_order_of_cause(self) -> list[Finding]:
+        """All findings, the cause first."""
+        return in_order_of_cause(self.found, several=len(self.stand.ranks.runs) > 1)
+
+    def take_growth(self) -> None:
+        """Show what was written to the log meanwhile."""
+        self.tell_notice()
+        self.take_findings()
+        self.grow()
+
     def grow(self) -> None:
-        """Show what came in the view too."""
-        super().grow()
+        """Show what came: the last step if the run is followed, else the same place."""
+        if self.stand.following:
+            self.stand.stay_at_end()
+        elif self.number >= self.log_.last_step() or self.rows.step.summary is None:
+            self.stand.go_to(self.number)
         if self.view is not None:
             self.want_detail()
 
+    def tell_notice(self) -> None:
+        """Say once that a log was truncated, replaced or damaged."""
+        for run in self.reader.noticed():
+            if run is self.log_:
+                self.forget()
+                if self.stand.run_id != run.header.run_id:
+                    self.begin_anew()
+            if run.notice:
+                self.tell(run.notice, "warning")
+
     def begin_anew(self) -> None:
-        """Follow another run if that was asked for; else go to its first error, or stay."""
-        super().begin_anew()
+        """Another run is in the log: follow it if that was asked for, else begin as with any."""
+        self.touched = False
+        self.stand.begin_anew()
         self.opener.open_anew()
+
+    # ---- commands by name
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Offer every key of the table by its name in the palette."""
@@ -210,6 +269,25 @@ class Viewer(Reader):
         self.stand.following = False
         self.stand.remember()
         self.go_to_finding(found)
+
+    def action_rank(self, direction: int) -> None:
+        """Go to the same place on the next rank; those that lie beside the log are opened first."""
+        stand = self.stand
+        if stand.log.live:
+            stand.ranks.look_beside()  # another may have begun since
+        if stand.ranks.beside:
+            self.reader.open_beside()
+        runs = stand.ranks.runs
+        if len(runs) == 1:
+            self.tell("this run has one rank only, or the logs of others are elsewhere")
+            return
+        following = stand.following
+        stand.turn_to(runs[(runs.index(stand.log) + direction) % len(runs)])
+        if following and stand.log.live:
+            stand.stay_at_end()
+        else:
+            stand.go_to(stand.number)
+        self.tell(f"rank {stand.log.header.rank} of {stand.log.header.world_size}")
 
     def action_jump_back(self) -> None:
         """Go back to where the last jump began."""

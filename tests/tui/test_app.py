@@ -335,13 +335,13 @@ async def test_a_growing_log_is_shown_and_followed(tmp_path: Path) -> None:
         await pilot.press("equals_sign")
         with path.open("ab") as file:
             file.write(b"".join(map(encode, later)))
-        app.poll()
+        app.reader.poll()
         await settle(app, pilot)
         assert app.number == 2
         assert isinstance(app.row.record, Step)
         with path.open("ab") as file:
             file.write(encode(End(step=2, why="exit")))
-        app.poll()
+        app.reader.poll()
         await pilot.pause()
         assert "ended" in text_of(app)
 
@@ -360,7 +360,7 @@ async def test_the_line_of_steps_has_every_step_of_a_log_that_grew(tmp_path: Pat
         for more in (parts[1][begun:] + parts[2], encode(End(step=11, why="exit"))):
             with path.open("ab") as file:
                 file.write(more)
-            app.poll()
+            app.reader.poll()
             await settle(app, pilot)
         await until(pilot, lambda: set(app.step_lines.held) == set(range(12)))
 
@@ -372,7 +372,7 @@ async def test_a_log_that_is_truncated_is_told(tmp_path: Path) -> None:
         await settle(app, pilot)
         whole = path.read_bytes()
         path.write_bytes(whole[: whole.index(b"\n", len(whole) // 3) + 1])
-        app.poll()
+        app.reader.poll()
         await settle(app, pilot)
         assert "truncated" in text_of(app)
         assert app.number <= app.log_.last_step()

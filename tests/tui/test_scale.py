@@ -114,7 +114,7 @@ async def test_a_log_that_is_replaced_is_told_and_the_cursor_stays(tmp_path: Pat
         row = app.row
         new = write_log(tmp_path / "new.jsonl", [*make_steps(5), make_end(4)])
         os.replace(new, path)  # noqa: PTH105 - as another program does
-        app.poll()
+        app.reader.poll()
         await settle(app, pilot)
         assert "was replaced by a newer log" in text_of(app)
         assert app.number == 3
@@ -133,7 +133,7 @@ async def test_another_run_in_the_log_is_shown_from_its_first_error(tmp_path: Pa
         other = [make_header(run_id="another"), *list(records(bad=BAD_STEP))[1:], make_end(9)]
         new = write_log(tmp_path / "new.jsonl", other)
         os.replace(new, path)  # noqa: PTH105 - as another program does
-        app.poll()
+        app.reader.poll()
         await settle(app, pilot)
         await until(pilot, lambda: app.number == BAD_STEP)
         assert app.row is not None and app.row.seq == 10
@@ -148,7 +148,7 @@ async def test_a_log_that_is_cut_below_the_cursor_goes_to_what_is_left(tmp_path:
         await settle(app, pilot)
         with path.open("r+b") as file:
             file.truncate(sum(map(len, lines[:20])))
-        app.poll()
+        app.reader.poll()
         await settle(app, pilot)
         assert "was truncated" in text_of(app)
         assert app.number == app.log_.last_step() == 2

@@ -171,9 +171,9 @@ async def test_a_quiet_log_is_looked_at_once_a_second_and_nothing_is_drawn(
         draw_top = app.draw_top
         monkeypatch.setattr(app, "set_timer", lambda wait, _: waits.append(wait))
         monkeypatch.setattr(app, "draw_top", lambda: (drawn.append(True), draw_top()))
-        app.keep_looking()
-        app.changed_at -= background.IDLE_AFTER_S + 1
-        app.keep_looking()
+        app.reader.keep_looking()
+        app.reader.changed_at -= background.IDLE_AFTER_S + 1
+        app.reader.keep_looking()
         assert waits == [background.POLL_S, background.IDLE_POLL_S]
         assert not drawn
         # The writer was killed, and the file is as it was.
@@ -181,7 +181,7 @@ async def test_a_quiet_log_is_looked_at_once_a_second_and_nothing_is_drawn(
         monkeypatch.setattr(type(app.log_), "end", None)
         monkeypatch.setattr(type(app.log_), "live", False)
         for _ in range(3):
-            app.keep_looking()
+            app.reader.keep_looking()
         assert len(drawn) == 1
         await until(pilot, lambda: "killed" in text_of(app))
 
