@@ -117,7 +117,7 @@ class Viewer(Frame):
         """Show what was found so far, in the view too; go to what was asked for."""
         self.show_findings()
         if self.view is not None:
-            self.want_detail()
+            self.details.want()
         self.opener.look_for_finding()
 
     def show_findings(self) -> None:
@@ -158,7 +158,7 @@ class Viewer(Frame):
         elif self.number >= self.log_.last_step() or self.rows.step.summary is None:
             self.stand.go_to(self.number)
         if self.view is not None:
-            self.want_detail()
+            self.details.want()
 
     def tell_notice(self) -> None:
         """Say once that a log was truncated, replaced or damaged."""
@@ -370,7 +370,7 @@ class Viewer(Frame):
             if not self.pane("detail").display:
                 self.zoom = "detail"
                 self.arrange()
-                self.call_after_refresh(self.want_detail)
+                self.call_after_refresh(self.details.want)
             self.give_focus(self.pane("detail"))
 
     def action_leave(self) -> None:
@@ -517,7 +517,7 @@ class Viewer(Frame):
         """Show the detail of the row that the cursor came to."""
         if message.pane.id == "calls":
             self.stand.anchor = self.row
-            self.want_detail()
+            self.details.want()
 
     def on_pane_opened(self, message: Pane.Opened) -> None:
         """A click on the selected item opens it."""

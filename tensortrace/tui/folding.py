@@ -96,4 +96,4 @@ class Folding:
         """Draw the table again with the cursor on the row of a slot."""
         self.frame.draw_calls(self.stand.rows.position(slot) or 0)
         self.stand.anchor = self.stand.row
-        self.frame.want_detail()
+        self.frame.details.want()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import cast
 
@@ -15,22 +14,21 @@ from textual.driver import Driver
 from textual.geometry import Size
 from textual.notifications import Notification
 from textual.screen import Screen
-from textual.timer import Timer
 from textual.widgets import Input
-from textual.worker import Worker, get_current_worker
+from textual.worker import Worker
 
 from tensortrace.records import Finding, Module, Severity
 from tensortrace.run import Ranks, Run
 from tensortrace.text import escape, number_text
+from tensortrace.tui.detail_panes import DetailPanes
 from tensortrace.tui.dialogs.screens import Prompt
 from tensortrace.tui.footer import Keys
 from tensortrace.tui.header import Headline, headline, program_of, state_of
 from tensortrace.tui.layout import DETAIL_FROM_HEIGHT, FINDINGS_FROM, PANES, PaneName, arrange
 from tensortrace.tui.panes import Pane
 from tensortrace.tui.stand import Stand, Stop
-from tensortrace.tui.step import detail, findings
+from tensortrace.tui.step import findings
 from tensortrace.tui.step.calls import columns, head_line, row_line
-from tensortrace.tui.step.cells import full_name
 from tensortrace.tui.step.folds import Folds
 from tensortrace.tui.step.row import Row
 from tensortrace.tui.step.rows import StepRows
@@ -41,16 +39,13 @@ from tensortrace.tui.terminal.painting import Changes, Painted
 from tensortrace.tui.terminal.paints import Immediate
 from tensortrace.tui.terminal.quick import Turns
 from tensortrace.tui.terminal.strips import Ground
-from tensortrace.tui.terminal.styled import UNICODE, Glyphs, Styled, clip_path
+from tensortrace.tui.terminal.styled import UNICODE, Glyphs, Styled
 from tensortrace.tui.timeline import Timeline, window
 from tensortrace.tui.views import NAMES, kind_of
 from tensortrace.tui.views.view import View
 
-# Source lines above and below the marked one in the source pane.
-AROUND = 200
 BREAKPOINTS = [(0, "-narrow"), (FINDINGS_FROM, "-wide")]
 HEIGHTS = [(0, "-low"), (DETAIL_FROM_HEIGHT, "-high")]
-DETAIL_AFTER_S, SOON_S = 0.03, 0.001
 # Messages stand over the data: so many at once, for so long.
 MOST_TOLD, TOLD_S = 2, 2.5
 # What the title says of a step whose calls are not all in the log.
@@ -98,14 +93,13 @@ class Frame(App[int]):
             forget=self.forget,
         )
         self.step_lines, self.trends = StepLines(self), Trends(self)
+        self.details = DetailPanes(self)
         # Threads wait for the first screen, which they would hold up.
         self.begun = False
         # Columns of the table that the user wants; None leaves it to the width.
         self.columns: frozenset[str] | None = None
         self.zoom: PaneName | None = None
         self.source_wanted: bool | None = None
-        self.detail_timer: Timer | None = None
-        self.detail_at, self.detail_width, self.source_width = 0.0, 0, 0
         self.painted = Painted(0, 0)
         self.turns = Turns()
         # What is under way, and how the run stands, as the first line said it last.
@@ -254,10 +248,8 @@ class Frame(App[int]):
         pane = message.pane
         if pane.id == "findings" and self.finding_height != pane.item_height:
             self.draw_findings()
-        elif (pane.id == "detail" and self.detail_width != self.detail_room) or (
-            pane.id == "source" and self.source_width != pane.size.width
-        ):
-            self.want_detail()
+        elif pane.id in ("detail", "source") and not self.details.fits(pane):
+            self.details.want()
 
     def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
         """Write to the terminal only the cells that changed."""
@@ -376,7 +368,7 @@ class Frame(App[int]):
         if rows.folds is None:
             self.in_thread("folds", lambda: self.read_folds(rows))
         self.draw_top()
-        self.want_detail()
+        self.details.want()
 
     def read_folds(self, rows: StepRows) -> None:
         """Read what is inside what in a large step; runs in a thread."""
@@ -389,13 +381,13 @@ class Frame(App[int]):
         rows.fold(folds)
         if rows is self.rows:
             self.draw_calls(rows.reveal(slot))
-            self.want_detail()
+            self.details.want()
 
     def redraw(self) -> None:
         """Draw everything around the table again, at the same place."""
         self.draw_findings()
         self.draw_top()
-        self.want_detail()
+        self.details.want()
 
     def draw_calls(self, cursor: int) -> None:
         """Hand the table its rows; it draws only those that are visible."""
@@ -483,68 +475,6 @@ class Frame(App[int]):
         """Draw the trends of the rows, if the table has room for them."""
         if columns(self.pane("calls").size.width, self.columns)["trend"]:
             self.draw_calls(self.stand.cursor())
-
-    def want_detail(self) -> None:
-        """Draw the detail soon: after the table, so that a key that is held down stays quick.
-
-        A view has no table before it: it is drawn at once, if it was not a moment ago.
-        """
-        if self.detail_timer is None:
-            after = DETAIL_AFTER_S
-            if self.view is not None:
-                after = max(SOON_S, self.detail_at + DETAIL_AFTER_S - time.monotonic())
-            self.detail_timer = self.set_timer(after, self._draw_wanted_detail)
-
-    def _draw_wanted_detail(self) -> None:
-        self.detail_timer, self.detail_at = None, time.monotonic()
-        if not self.drawable:
-            return
-        self.draw_detail()
-        if self.rows.large:
-            self.in_thread("detail", self.gather)
-
-    def gather(self) -> None:
-        """Look for what belongs to the row in a large step, then draw; runs in a thread."""
-        worker, held, row = get_current_worker(), self.rows, self.row
-        if row is not None:
-            held.gather(row, lambda: worker.is_cancelled)
-        if not worker.is_cancelled:
-            self.from_thread(self.draw_detail)
-
-    @property
-    def detail_room(self) -> int:
-        """Cells of a line of the detail, with one free beside its scrollbar.
-
-        A pane that was hidden has no width yet; it is drawn again when it has.
-        """
-        return max(20, (self.pane("detail").size.width or self.size.width - 2) - 2)
-
-    def draw_detail(self) -> None:
-        """Draw the detail and the source of the row under the cursor, or the view that is shown."""
-        if self.view is not None:
-            if self.view.ready:
-                self.view.draw()
-            return
-        row, pane, source_pane = self.row, self.pane("detail"), self.pane("source")
-        if row is None:
-            pane.show(0, lambda *_: [])
-            source_pane.show(0, lambda *_: [])
-            return
-        location = detail.location_of(row)
-        source = self.log_.source(location.file, location.line) if location else None
-        self.detail_width = width = self.detail_room
-        lines = detail.detail_lines(row, self.rows, self.modules, source, width, glyphs=self.glyphs)
-        name = full_name(row.record, self.modules)
-        pane.set_title(f"Detail: {clip_path(name, max(8, width - 12), self.glyphs)}")
-        pane.show(len(lines), lambda at, part, width, here: lines[at])
-        self.source_width = source_pane.size.width
-        room = max(20, self.source_width - 2) if self.source_width else None
-        code = detail.snippet(location, source, AROUND, self.glyphs, room) if location else []
-        source_pane.set_title(detail.source_title(location))
-        source_pane.show(len(code), lambda at, part, width, here: code[at])
-        if location is not None and source is not None:
-            above = location.line - max(source.first_line, location.line - AROUND)
-            source_pane.move_to(max(0, above - source_pane.size.height // 2))
 
     def tell(self, text: str, severity: str = "information") -> None:
         """Show a short message that may hold text of the log; few stand at once."""

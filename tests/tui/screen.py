@@ -20,7 +20,7 @@ async def settle(app: Viewer, pilot: Pilot[Any]) -> None:
     await pilot.pause()
     if app.view is not None:
         await until(pilot, lambda: app.view is None or app.view.ready)
-    while app.detail_timer is not None:
+    while app.details.timer is not None:
         await pilot.pause()
     await pilot.pause()
 

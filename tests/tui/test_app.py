@@ -507,7 +507,7 @@ async def test_a_view_whose_panes_are_still_being_made_is_drawn_when_they_are_th
             # Nothing has been made yet: what a busy machine may do first must not fail.
             assert not app.view.ready
             app.focus_view()
-            app.draw_detail()
+            app.details.draw()
             app.view.on_resize()
             assert app.main_pane.id == "calls"
             app.action_leave()
