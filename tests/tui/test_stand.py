@@ -19,9 +19,9 @@ class Table:
 
 
 def stand_in(folder: Path) -> tuple[Stand, Table]:
-    table, nothing = Table(), (lambda: None)  # type: Table, Callable[[], None]
-    ranks = Ranks([make_open_run(folder)])
-    return Stand(ranks, cursor=lambda: table.cursor, show=table.show, forget=nothing), table
+    table, ranks = Table(), Ranks([make_open_run(folder)])
+    stand = Stand(ranks, cursor=lambda: table.cursor, show=table.show, forget=lambda: None)
+    return stand, table
 
 
 def test_one_stands_within_the_run_and_each_step_is_drawn_once(tmp_path: Path) -> None:
