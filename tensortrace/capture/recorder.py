@@ -436,11 +436,12 @@ class Recorder:
             derivative: whether it was torch.autograd.grad.
         """
         self.now.backward_seen = True
-        self.rules.backward_finished(derivative, self.update)
+        owns = self.owns_thread()
+        self.rules.backward_finished(derivative, self.update, owns)
         if not derivative and self.carried.awaits_end():
             with Ours(self, "gradients"):
                 self.carried.backward_ended()
-        if freed and self.owns_thread():
+        if freed and owns:
             self.rules.graph_freed()
 
     def scaler_begins(self) -> None:

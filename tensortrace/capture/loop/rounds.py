@@ -113,6 +113,15 @@ class Rounds:
             read.sure[now, later] = _comes_to(read, self.call(code, now), self.call(code, later))
         return read.sure[now, later]
 
+    def stays(self, code: CodeType, then: int, now: int, later: int) -> bool:
+        """Whether a frame comes from one call to another in one turn of the loop round a later."""
+        read = self._of(code)
+        then, now, later = (self.call(code, at) for at in (then, now, later))
+        if (then, now, later) not in read.stays:
+            reached = _reach(read.after[then], read.after, end=_head(read, now, later))
+            read.stays[then, now, later] = now in reached
+        return read.stays[then, now, later]
+
     def is_head(self, code: CodeType, at: int) -> bool:
         """Whether an instruction is the head of a `for`.
 
@@ -147,6 +156,7 @@ class _Read(NamedTuple):
     after: dict[int, list[int]]
     ahead: dict[tuple[int, int], bool]
     sure: dict[tuple[int, int], bool]
+    stays: dict[tuple[int, int, int], bool]
 
 
 def _read(code: CodeType) -> _Read:
@@ -172,7 +182,7 @@ def _read(code: CodeType) -> _Read:
     # With what an instruction keeps behind it, where a frame may be while it calls.
     whole = [frozenset(i for s in body for i in range(s, ends[s], 2)) for body in rounds]
     names = [each.opname for each in made]
-    return _Read(code, starts, names, sorted(whole, key=len), after, {}, {})
+    return _Read(code, starts, names, sorted(whole, key=len), after, {}, {}, {})
 
 
 def _leads(read: _Read, then: int, now: int) -> bool:

@@ -30,6 +30,8 @@ from tensortrace.capture.source import SourceLines
 # Over one batch. A loop that asks for no more, and whose updates are all in loops inside it, would
 # be one step for ever.
 _MOST_UPDATES = 1000
+# In one loop: a turn of some networks with a loss each.
+_MOST_BACKWARDS = 8
 
 
 class StepRules:
@@ -59,8 +61,12 @@ class StepRules:
         self._updates = 0
         self._has_graph = self.holds_call = self.stepped = False
         self._backward_done = self._loader_done = False
-        # Where the last backward was called, in whatever step.
-        self._backward: Frames = {}
+        # Whether steps without grad have followed each other since the last call with grad.
+        self._judges = False
+        # Whether a backward has ended or an optimizer has stepped since a module was called last.
+        self._learnt = False
+        # Where backward was called, in whatever step: by the way to it, the last one last.
+        self._backwards: dict[tuple[tuple[int, int], ...], Frames] = {}
         # Of updates by hand: whether a write is awaited, and whether the next graph ends the step.
         self.awaits_write = self.ends_at_graph = False
 
@@ -84,37 +90,64 @@ class StepRules:
         if self._loader_done:
             return True
         if self.stepped or self._backward_done:
-            return self._is_next_turn()
-        if not torch.is_grad_enabled():
-            again = id(module) in self._without_grad and self._is_next_turn()
-            return again and not self._is_yet_to_train(module)
-        return self._has_judged()
+            return self._is_next_turn() and not self._is_yet_to_train(module)
+        if torch.is_grad_enabled():
+            return self._has_judged()
+        again = id(module) in self._without_grad and self._is_next_turn()
+        ends = again and not self._is_yet_to_train(module)
+        self._judges = self._judges or ends
+        return ends
 
     def _is_yet_to_train(self, module: nn.Module) -> bool:
-        """Whether the backward of this turn is still to come, as that of the last turn tells.
+        """Whether a backward of this turn is still to come, as those of the last turns tell.
 
-        What goes round before it without grad is a loop inside the turn: it looks for a fixed
-        point, plays a game, generates what is trained on. In eval mode it judges.
+        What goes round before it is a loop inside the turn: it looks for a fixed point, plays a
+        game, goes on from what a model has learnt. In eval mode it judges, but for a teacher that
+        is asked between a forward and its backward.
         """
-        if not self._has_graph and not is_training(module):
+        done = self.stepped or self._backward_done
+        awaited = self._has_graph and not done
+        if not awaited and not torch.is_grad_enabled() and not is_training(module):
             return False
-        frame, at, inside = self._parting(sys._getframe(2))
-        if frame is None:
-            return False
-        code, rounds = frame.f_code, self._rounds
-        around = rounds.of(code, frame.f_lasti)
-        goes_round = around is not None and at not in around
-        goes_round = goes_round or any(rounds.of(f.f_code, f.f_lasti) is not None for f in inside)
-        return goes_round and rounds.comes_to(code, frame.f_lasti, at)
+        places = list(self._backwards.values())
+        if done:
+            del places[-1:]  # it is that of this step
+        frame = sys._getframe(2)
+        return any(self._comes_to(frame, place) for place in places)
 
-    def _parting(self, frame: FrameType | None) -> tuple[FrameType | None, int, list[FrameType]]:
-        """Where the way to what is called now parts from the one to the last backward.
+    def _comes_to(self, frame: FrameType | None, backward: Frames) -> bool:
+        """Whether the turn comes to a backward for sure, from a loop inside it that has none."""
+        parting, at, inside = self._parting(frame, backward)
+        if parting is None:
+            return False
+        code, now, rounds = parting.f_code, parting.f_lasti, self._rounds
+        last, then = self._last.get(id(parting), (None, 0))
+        if last is not code:
+            return False
+        # In the same call of a function as before it goes on, if nothing was learnt meanwhile.
+        goes_on = rounds.call(code, now) == rounds.call(code, then) and inside and not self._learnt
+        if not (goes_on or rounds.stays(code, then, now, at)):
+            return False
+        around = rounds.of(code, now)
+        loops = [(code, around)] if around is not None and at not in around else []
+        for each in inside:
+            around = rounds.of(each.f_code, each.f_lasti)
+            loops += [(each.f_code, around)] if around is not None else []
+        trained = [place for frames in self._backwards.values() for place in frames.values()]
+        if not loops or any(c is code and i in loop for code, loop in loops for c, i in trained):
+            return False
+        return rounds.comes_to(code, now, at)
+
+    def _parting(
+        self, frame: FrameType | None, backward: Frames
+    ) -> tuple[FrameType | None, int, list[FrameType]]:
+        """Where the way to what is called now parts from the one to an earlier backward.
 
         Returns:
             The innermost frame of both, None unless the innermost loop round that backward goes
             round this call, too; where in it the backward was called; the frames inside it.
         """
-        places, inside = list(self._backward.items()), []
+        places, inside = list(backward.items()), []
         below = list(itertools.takewhile(lambda place: not self._goes_round(*place[1]), places))
         if len(below) == len(places):
             return None, 0, []
@@ -137,7 +170,7 @@ class StepRules:
         return self._is_own(code) and self._rounds.of(code, at) is not None
 
     def _has_judged(self) -> bool:
-        """Whether the step holds an evaluation alone, and the loop has turned since.
+        """Whether the step holds an evaluation alone, and the loop has turned since or was left.
 
         What a turn looks up without grad (a teacher, a target, what a policy does) it learns from
         further on.
@@ -145,6 +178,8 @@ class StepRules:
         frame = sys._getframe(2)
         if self._has_graph or self.decorates or self.loaders.asking(frame) is not None:
             return False
+        if self._judges and self._has_left(frame, self._last):
+            return True
         met, turned = self._look_back(frame)
         return met is not None and turned
 
@@ -174,10 +209,11 @@ class StepRules:
     def called(self, module: nn.Module) -> None:
         """A module is called outside every other, in any thread."""
         if torch.is_grad_enabled():
-            self._has_graph = True
+            self._has_graph, self._judges = True, False
         else:
             self._without_grad.add(id(module))
         self._moved.clear()
+        self._learnt = False
         self.holds_call, self._module_seen, self._without_modules = True, True, False
 
     def ends_at_op(self) -> bool:
@@ -198,24 +234,35 @@ class StepRules:
 
     def optimizer_stepped(self, index: int) -> None:
         """An optimizer has stepped, or was skipped by a scaler."""
-        self.stepped = True
+        self.stepped = self._learnt = True
         self._updates += 1
         if index in self._moved:
             self._without_modules = True
         self._moved.add(index)
 
-    def backward_finished(self, derivative: bool, update: int) -> None:
+    def backward_finished(self, derivative: bool, update: int, followed: bool) -> None:
         """A call of backward(), or of torch.autograd.grad, has returned, in any thread.
 
         Args:
             derivative: whether it was torch.autograd.grad.
             update: how many optimizer steps came before.
+            followed: whether it is the thread whose loop is followed.
         """
         self.holds_call = True
         is_part = derivative and self._optimizers.count_derivative(update)
         self._backward_done = self._backward_done or not is_part
         if not is_part:
-            self._backward = self._rounds.frames(sys._getframe(1), self._sources.is_user)
+            self._learnt = True
+        if followed and not is_part:
+            self._remember(self._rounds.frames(sys._getframe(1), self._sources.is_user))
+
+    def _remember(self, backward: Frames) -> None:
+        """Remember where a backward was called, of a few."""
+        way = tuple((id(code), at) for code, at in backward.values())
+        self._backwards.pop(way, None)
+        if len(self._backwards) >= _MOST_BACKWARDS:
+            del self._backwards[next(iter(self._backwards))]
+        self._backwards[way] = backward
 
     def graph_freed(self) -> None:
         """A backward has freed its graph: if weights are written now, that is an update by hand."""
@@ -242,7 +289,7 @@ class StepRules:
             at = asking.frame
             without = turned and met is at and not asking.always
             return without and self._rounds.of(at.f_code, at.f_lasti) == asking.around
-        return turned or self._has_left(frame)
+        return turned or self._has_left(frame, self._first or {})
 
     def _look_back(self, frame: FrameType | None) -> tuple[FrameType | None, bool]:
         """The innermost frame that is further on than at the last call, or whose loop has turned.
@@ -268,15 +315,15 @@ class StepRules:
             frame = frame.f_back
         return None, True
 
-    def _has_left(self, frame: FrameType) -> bool:
-        """Whether the innermost loop round the first call was left, or there was none.
+    def _has_left(self, frame: FrameType, then: Frames) -> bool:
+        """Whether the innermost loop round an earlier call was left, or there was none.
 
         It is the program's own loop, or without one that of a package which its code has called;
         not that of one which has called its code.
         """
-        first = (self._first or {}).items()
-        own = [place for place in first if self._is_own(place[1][0])]
-        called = itertools.takewhile(lambda place: not self._is_own(place[1][0]), first)
+        places = then.items()
+        own = [place for place in places if self._is_own(place[1][0])]
+        called = itertools.takewhile(lambda place: not self._is_own(place[1][0]), places)
         for number, (code, at) in (*own, *called):
             around = self._rounds.of(code, at)
             if around is not None:

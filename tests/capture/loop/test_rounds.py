@@ -89,6 +89,18 @@ def calls_by_line(code: CodeType) -> dict[int, list[int]]:
     return found
 
 
+def calls_by_name(code: CodeType) -> dict[str, int]:
+    """The first instruction that calls each function."""
+    names: list[str] = []
+    found: dict[str, int] = {}
+    for each in dis.get_instructions(code):
+        if each.opname.startswith("LOAD_") and each.argval in ("then", "now", "later", "a", "b"):
+            names.append(each.argval)
+        if each.opname.startswith("CALL") and names:
+            found.setdefault(names.pop(), each.offset)
+    return found
+
+
 @pytest.mark.parametrize("name", LINES)
 def test_a_loop_is_round_the_lines_that_run_again(name: str) -> None:
     text, _ = LINES[name]
@@ -124,17 +136,29 @@ SURE = {
 }  # fmt: skip
 
 
+STAYS = {
+    "further on": ("while True:\n    then()\n    now()\n    later()", True),
+    "again, in a loop inside": ("for x in xs:\n    for y in x: now(then())\n    later()", True),
+    "back, in a loop inside": ("for x in xs:\n    while x: now(); then()\n    later()", True),
+    "in the next turn": ("for x in xs:\n    now()\n    then()\n    later()", False),
+    "behind it, in the next turn": ("for x in xs:\n    now()\n    later()\n    then()", False),
+    "without a loop": ("now()\nthen()\nlater()", False),
+}
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_a_frame_stays_in_the_turn_of_a_later_call(name: str) -> None:
+    text, stays = STAYS[name]
+    code, rounds = code_of(text), Rounds(lambda code: True)
+    calls = calls_by_name(code)
+    assert rounds.stays(code, calls["then"], calls["now"], calls["later"]) == stays
+
+
 @pytest.mark.parametrize("name", SURE)
 def test_a_later_call_is_come_to_for_sure(name: str) -> None:
     text, sure = SURE[name]
     code, rounds = code_of(text), Rounds(lambda code: True)
-    calls: dict[str, int] = {}
-    names: list[str] = []
-    for each in dis.get_instructions(code):
-        if each.opname.startswith("LOAD_") and each.argval in ("now", "later", "a", "b"):
-            names.append(each.argval)
-        if each.opname.startswith("CALL") and names:
-            calls.setdefault(names.pop(), each.offset)
+    calls = calls_by_name(code)
     assert rounds.comes_to(code, calls["now"], calls["later"]) == sure
     assert not rounds.comes_to(code, calls["now"], calls["now"])
 
