@@ -9,7 +9,13 @@ from typing import Any
 import msgspec
 
 from tensortrace.causes import Facts, Reason, backward, first_text, follow, forward, selector
-from tensortrace.causes.derivatives import derivative_to_blame, first_bad, first_maker, is_placed
+from tensortrace.causes.derivatives import (
+    backward_pass,
+    derivative_to_blame,
+    first_bad,
+    first_maker,
+    is_placed,
+)
 from tensortrace.causes.hooks import ADVICE, named, ran_between
 from tensortrace.checks import (
     Draft,
@@ -36,6 +42,10 @@ _LOOK = 'find the op with level="op": '
 _NO_OP = (
     "keep what it takes away from the point where its slope is infinite (eps before sqrt, norm and "
     "log), masks before the op and not after it"
+)
+_NOT_BEGUN = (
+    "it was computed anew inside a backward, and the gradients that the pass through it began with "
+    "were not seen: they may have been bad already"
 )
 _OTHER_THREAD = Reason(
     "this was called in a thread that did not enter the block: its ops outside modules, a loss "
@@ -161,12 +171,33 @@ def _first(step: StepView, derivative: Call | None) -> Origin | None:
         call = step.narrowed(None, "backward")[1]
         if call is None:
             return None
+    call = _function_around(step, call, derivative) or call
     made, arrived = step.nonfinite(call.outputs), step.nonfinite(call.inputs)
     if call.op is not None and not arrived:
         return Origin(call, made[0], _forward(step, call.forward), True, derivative)
     if arrived and (call.op is not None or not made):
         return Origin(call, arrived[0], _consumer(step, call, arrived[0]), False, derivative)
     return Origin(call, made[0], _last_of(step, call), False, derivative)
+
+
+def _function_around(step: StepView, call: Call, derivative: Call | None) -> Call | None:
+    """Find the user's backward to blame that computed a module anew and ran a pass through it.
+
+    Its own record comes after those of that pass, whose first gradient it made.
+    """
+    if not _began_unseen(step, _forward(step, call.forward)):
+        return None
+    later = (c for c in backward_pass(step, derivative)
+             if c.seq > call.seq and is_own_backward(c))  # fmt: skip
+    own = next(later, None)
+    bad = own is not None and step.nonfinite(own.outputs) and not step.nonfinite(own.inputs)
+    return own if bad else None
+
+
+def _began_unseen(step: StepView, source: Call | None) -> bool:
+    """Whether a module was computed anew inside a backward, and by no other module that was."""
+    around = _forward(step, source.parent) if source is not None else None
+    return source is not None and source.recompute and not (around is not None and around.recompute)
 
 
 def _forward(step: StepView, seq: int | None) -> Call | None:
@@ -225,7 +256,7 @@ def _between(step: StepView, call: Call) -> tuple[Call | None, Call | None, Call
     if source is None:
         return None, None, None
     siblings = [c for c in step.calls if c.phase == "forward" and c.parent == source.parent
-                and c.seq > source.seq]  # fmt: skip
+                and source.seq < c.seq < call.seq]  # fmt: skip
     return _forward(step, source.parent), source, min(siblings, key=lambda c: c.seq, default=None)
 
 
@@ -372,6 +403,8 @@ def _without_op(step: StepView, origin: Origin, by: Call) -> Reason:
         return _OTHER_THREAD
     inside = any(c.op is not None and c.parent is not None for c in step.calls)
     fix = None if by.op else _NO_OP if inside else _LOOK + _NO_OP
+    if _began_unseen(step, by):
+        return Reason(_NOT_BEGUN, fix)
     return Reason("finite gradients went in, others came out", fix)
 
 

@@ -14,6 +14,52 @@ from tests.checks import brief, call, closing, find, loss, module, nan, ok, op, 
 from tests.checks.traced import find_live
 
 
+class Euler(torch.autograd.Function):
+    """Two steps back along a net, as the adjoint method goes; the first divides by 0."""
+
+    @staticmethod
+    def forward(ctx, y, net, *weights):
+        ctx.net = net
+        ctx.save_for_backward(y)
+        return y + net(y)
+
+    @staticmethod
+    def backward(ctx, a):
+        for _ in range(2):
+            with torch.enable_grad():
+                y = ctx.saved_tensors[0].detach().requires_grad_()
+                got = torch.autograd.grad(ctx.net(y), (y, *ctx.net.parameters()), a)
+            a = a + got[0] / (a - a)
+        return a, None, *got[1:]
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+def test_a_pass_that_an_own_backward_began_with_what_is_bad_blames_that(level):
+    def program():
+        net = nn.Linear(4, 4)
+        sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(2):
+            sgd.zero_grad()
+            Euler.apply(torch.randn(3, 4), net, *net.parameters()).square().mean().backward()
+            sgd.step()
+
+    (found,) = find_live(program, "TT102", level=level)
+    assert found.message.startswith("the backward of Euler made")
+    assert "Euler is an autograd function of yours" in found.explanation
+
+
+def test_of_a_pass_inside_a_backward_that_nobody_saw_begin_no_seed_is_called_finite():
+    """Its function is a library's; and what was computed after that pass is not before it."""
+    records = [
+        call(10, "f", [1], [2], [ok(1), ok(2)], recompute=True),
+        arrived(12, 10, nan(12, grad_of=2), "f"), made(13, nan(13), "f"),
+        call(14, "f", [3], [4], [ok(3), ok(4)], recompute=True), optimizer(),
+    ]  # fmt: skip
+    (found,) = find(records, "TT102")
+    assert "between the exit of f and the exit of the program made 1 NaN" in found.message
+    assert "finite gradients went in" not in found.explanation
+
+
 def grads(seq, of, ins, outs, tensors, *, names=("output[0]", "input[0]"), **changes):
     return Call(step=0, seq=seq, phase="backward", forward=of, tensors=tensors,
                 inputs=[(names[0], i) for i in ins], outputs=[(names[1], i) for i in outs],
