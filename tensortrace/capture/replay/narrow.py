@@ -419,9 +419,10 @@ def _made_bad(call: Call, tensors: dict[int, Tensor]) -> bool:
 def _at_its_op(found: Call, calls: list[Call], tensors: dict[int, Tensor]) -> Call:
     """Move the backward of a function of the user's own to the line of the op that is to blame.
 
-    What ran since the backward call before it ran inside of it, or was recomputed for it. The last
-    op that made something bad made the gradient, and is followed back to the one that began. In
-    `calls` the one that is returned takes the place of `found`.
+    What ran since the backward call before it ran inside of it, or was recomputed for it: so did
+    the calls of a pass that it began itself. The last op that made something bad made the gradient,
+    and is followed back to the one that began. In `calls` the one that is returned takes the place
+    of `found`.
     """
     if not is_own_backward(found):
         return found
@@ -430,7 +431,12 @@ def _at_its_op(found: Call, calls: list[Call], tensors: dict[int, Tensor]) -> Ca
         return {i for _, i in names if i in tensors and tensors[i].nonfinite}
 
     at = next(i for i, call in enumerate(calls) if call is found)
-    begins = max((i for i in range(at) if calls[i].phase == "backward"), default=-1)
+    begins, nested = -1, False
+    for i, call in enumerate(calls[:at]):
+        if call.phase == "forward":
+            nested = call.op == DERIVATIVE
+        elif not nested:
+            begins = i
     blamed: Call | None = None
     wanted: set[int] = set()
     for call in reversed(calls[begins + 1 : at]):

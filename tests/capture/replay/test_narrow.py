@@ -609,3 +609,42 @@ def test_a_view_inside_an_own_backward_is_followed_to_what_it_is_of() -> None:
     (found,) = [f for f in t.findings if f.code == "TT102"]
     assert found.location is not None
     assert "1e38 * 1e38" in (found.location.code or "")
+
+
+class Adjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, inner: nn.Module, *_: torch.Tensor) -> torch.Tensor:
+        ctx.inner = inner
+        ctx.save_for_backward(x)
+        out: torch.Tensor = inner(x)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        for again in range(2):
+            with torch.enable_grad():
+                x = ctx.saved_tensors[0].detach().requires_grad_()
+                got = torch.autograd.grad(ctx.inner(x), (x, *ctx.inner.parameters()), grad)
+            grad = grad if again else grad + got[0] / (grad - grad)
+        return got[0] * 2, None, *got[1:]
+
+
+class UsesAdjoint(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = Adjoint.apply(x, self.inner, *self.inner.parameters())
+        return out
+
+
+def test_an_own_backward_is_followed_through_the_passes_that_it_ran_itself() -> None:
+    """What it returns is of the second, and is bad since the line after the first."""
+    model = UsesAdjoint()
+    with trace(out=lambda record: None) as t:
+        model(torch.randn(4, 3)).sum().backward()
+    (found,) = [f for f in t.findings if f.code == "TT102"]
+    assert found.op == "Adjoint"
+    assert found.location is not None
+    assert "got[0] / (grad - grad)" in (found.location.code or "")
