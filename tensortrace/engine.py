@@ -180,6 +180,9 @@ class Engine:
         before = self._modules.get(module.path)
         if before is not None and before.training and not module.training:
             self._view(module.step).evaluated.add(module.path)
+        if before is not None:
+            required = self._view(module.step).required.setdefault(module.path, set())
+            required.update(p.name for p in before.parameters if p.requires_grad)
         self._modules[module.path] = module
         if module.frozen:
             self._meet(self._view(module.step), "frozen")

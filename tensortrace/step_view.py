@@ -77,6 +77,8 @@ class StepView:
             that no module has; False over a saved log.
         has: what `Check.of` may ask for.
         evaluated: paths of the modules that in this step went from training to eval mode.
+        required: by path of a module that changed in this step, the own parameters that required
+            gradients before.
         shared: what checks keep of the run together, by name.
     """
 
@@ -106,6 +108,7 @@ class StepView:
     spoilt: bool = False
     has: frozenset[str] = frozenset()
     evaluated: set[str] = field(default_factory=set)
+    required: dict[str, set[str]] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
     _forward: list[Call] = field(default_factory=list)
     _sorted: tuple[int, int] = (0, 0)
@@ -229,6 +232,13 @@ class StepView:
         prefix = f"{path}." if path else ""
         parameters = module.parameters if module is not None else ()
         return [prefix + p.name for p in parameters if p.requires_grad and len(p.shape) >= dims]
+
+    def learned(self, path: str) -> list[str]:
+        """Name in full what `trainable` does, and what did before it was frozen in this step."""
+        module, required = self.modules.get(path), self.required.get(path, ())
+        prefix = f"{path}." if path else ""
+        parameters = module.parameters if module is not None else ()
+        return [prefix + p.name for p in parameters if p.requires_grad or p.name in required]
 
     def learns(self, path: str) -> bool:
         """Whether a module, or one inside it, has parameters that require gradients."""

@@ -233,13 +233,14 @@ def rates_rise(step: StepView, memory: dict[str, Any]) -> bool:
 class _Unheld:
     """What `unheld` knows of the run: names held by optimizer, names missing by module.
 
-    `missing` is asked again when a module or what is held has changed.
+    `missing` is asked again when a module or what is held has changed; of a module that changes in
+    this step in the next one, too.
     """
 
     asked: Step | None = None
     found: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
     held: dict[int, set[str]] = field(default_factory=dict)
-    missing: dict[str, tuple[Module, list[str]]] = field(default_factory=dict)
+    missing: dict[str, tuple[Module | None, list[str]]] = field(default_factory=dict)
     moving: set[str] = field(default_factory=set)
     streaks: dict[str, int] = field(default_factory=dict)
 
@@ -311,9 +312,9 @@ def _count_unheld(step: StepView, known: _Unheld) -> dict[str, tuple[int, list[s
         of, names = missing.get(path, (None, []))
         if of is not module:
             everything = set().union(*held.values()) if everything is None else everything
-            names = [n for n in step.trainable(path)
+            names = [n for n in step.learned(path)
                      if n not in everything and n not in known.moving]  # fmt: skip
-            missing[path] = (module, names)
+            missing[path] = (None if path in step.required else module, names)
         if names:
             known.streaks[path] = known.streaks.get(path, 0) + 1
             found[path] = (known.streaks[path], names)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from msgspec import structs
@@ -187,3 +188,31 @@ def test_a_model_that_is_trained_through_its_copy_has_its_parameters_still():
 
     found = [f for f in find_live(program) if f.code == "TT405"]
     assert ["holds 4 parameters that no module that ran has" in f.message for f in found] == [True]
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_network_that_is_frozen_while_the_other_one_learns_has_no_optimizer_either(averaged):
+    """StyleGAN2's loop, whose optimizer was given the average of the generator."""
+
+    def program():
+        generator = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        critic = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1))
+        average = copy.deepcopy(generator).requires_grad_(False)
+        both = torch.optim.Adam((average if averaged else generator).parameters(), lr=1e-3)
+        other = torch.optim.Adam(critic.parameters(), lr=1e-3)
+        for _ in range(10):
+            both.zero_grad()
+            critic.requires_grad_(False)
+            generator.requires_grad_(True)
+            F.softplus(-critic(generator(torch.randn(16, 4)))).mean().backward()
+            generator.requires_grad_(False)
+            critic.requires_grad_(True)
+            both.step()
+            other.zero_grad()
+            judged = critic(torch.cat([generator(torch.randn(8, 4)), torch.randn(8, 2) + 1]))
+            F.softplus(torch.cat([judged[:8], -judged[8:]])).mean().backward()
+            other.step()
+
+    found = find_live(program, "TT401", "TT405", "TT409")
+    assert [f.code for f in found] == ["TT405"] * averaged
+    assert all("holds 4 parameters that no module that ran has" in f.message for f in found)
