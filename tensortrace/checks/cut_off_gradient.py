@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import compress
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check, finite, plain_op
+from tensortrace.checks import Draft, StepView, check, completion_order, finite, plain_op
 from tensortrace.records import Call, from_scalar
 from tensortrace.text import location_text, module_text, number_text
 
@@ -23,6 +23,10 @@ _ZERO = (
     "all dead, a weight or factor of 0, a difference or ratio of something with itself (the old "
     "of the two wants detach())"
 )
+_DIED = (
+    "a lower learning rate for what leapt in the steps before: a scale or temperature whose exp() "
+    "is 0 or that a clamp cuts off, ReLUs that are all dead, sigmoids that are all at their end"
+)
 _BLOCKED = (
     "if it is a checkpoint: model.enable_input_require_grads(), or requires_grad_(True) on the "
     "input of the first one, or use_reentrant=False; if not, take the call out of torch.no_grad(), "
@@ -32,7 +36,12 @@ _BLOCKED = (
 
 @check("TT203", "cut-off-gradient")
 def cut_off_gradient(
-    step: StepView, memory: dict[str, Any], *, sustain: int = 8, idle: int = 40
+    step: StepView,
+    memory: dict[str, Any],
+    *,
+    sustain: int = 8,
+    idle: int = 40,
+    share: float = 0.1,
 ) -> Iterator[Draft]:
     """Modules run and are held by the optimizer, and the gradient never reaches them.
 
@@ -43,13 +52,16 @@ def cut_off_gradient(
                 module has one. The same of one that runs in training under no_grad, inside a call
                 with gradients enabled or on the way to one of a module that learns, and not again
                 in the backward. Or: in `idle` optimizer steps whose loss is finite and not 0, and
-                in none before, all gradients there are of all modules are exactly 0
+                in none before, all gradients there are of all modules are exactly 0. Or: later on
+                they are in `idle` running, and the loss is the same to the last bit in them,
+                another than the first was, and >= `share` of that
     Source:     definition (autograd leaves None where no path leads to the loss);
                 torch.utils.checkpoint (a reentrant one runs its block under no_grad, and again in
                 the backward if an input of it requires a gradient); `sustain` chosen here:
                 zero-initialised residual branches and LoRA matrices get theirs in the second step,
                 alternating losses within a few; `idle` so that it takes far longer than the first
-                reward of a sparse one, before which the loss is 0 besides
+                reward of a sparse one, before which the loss is 0 besides; `share` chosen here: a
+                loss that a clamp keeps from 0 is solved there
     Fix:        look for detach(), .item(), .data, numpy(), argmax or torch.no_grad between the
                 named module and the loss, or for an output that the loss does not use; where the
                 gradient is exactly 0, for round, floor or sign (w + (q - w).detach() lets it past),
@@ -58,8 +70,8 @@ def cut_off_gradient(
                 use_reentrant=False
     Misses:     a branch that is used less than once in `sustain` optimizer steps is reported, and a
                 part that the optimizer holds and that runs under no_grad until it may learn, or is
-                moved by hand; one parameter of a module that has others with a gradient is not;
-                gradients that are all 0 only later on
+                moved by hand; one parameter of a module that has others with a gradient is not; an
+                optimum that a whole data set in one batch reaches exactly looks like one that died
     Example:    def forward(self, x):
                     features = self.encoder(x).detach()
                     return self.decoder(features)
@@ -81,6 +93,7 @@ def cut_off_gradient(
             reached.update(compress(columns.path, columns.param_grad_rms))
         # No gradient is 0, and none is lacking.
         if 0 not in columns.param_grad_rms and not any(o.no_grad for o in step.taken):
+            memory.pop("still", None)
             return
     rows = list(zip(columns.path, columns.param_grad_rms, strict=False))
     some = any(rms for _, rms in rows)
@@ -89,6 +102,7 @@ def cut_off_gradient(
     if not step.taken:
         return
     yield from _all_zero(step, memory, rows, idle)
+    yield from _died(step, memory, rows, idle, share)
     if not some:
         return
     streaks: dict[str, int] = memory.setdefault("streaks", {})
@@ -230,6 +244,61 @@ def _all_zero(
         explanation="weights whose gradient is 0 do not learn: nothing does in this run",
         evidence={"modules": zero, "placed": "direct" if call else "not known"}, fix=_ZERO,
     )  # fmt: skip
+
+
+def _died(
+    step: StepView,
+    memory: dict[str, Any],
+    rows: list[tuple[str, float | None]],
+    idle: int,
+    share: float,
+) -> Iterator[Draft]:
+    """Tell of a run whose gradients are all 0 by now, at a loss that does not move either."""
+    loss = from_scalar(step.summary.loss) if step.summary is not None else None
+    if loss is None or not finite(loss):
+        memory.pop("still", None)
+        return
+    first: float = memory.setdefault("first", loss)
+    zero = [path for path, rms in rows if rms == 0]
+    none = not any(rms for _, rms in rows) and all(o.grad_norm == 0 for o in step.taken)
+    # A loss that has never moved is TT608's.
+    if "met" not in memory or not zero or not none or loss == first or loss < share * first:
+        memory.pop("still", None)
+        return
+    still = memory.get("still")
+    if still is None or still[0] != loss:
+        still = (loss, 0, None)
+    constant = _constant(step) if step.summary and step.summary.full else None
+    _, count, seen = memory["still"] = (loss, still[1] + 1, constant or still[2])
+    if count < idle:
+        return
+    call, what = seen or (None, "")
+    backward = next((a.location for a in step.actions if a.action == "loss"), None)
+    # What told of the leap, or of the units that it left dead or saturated, told why.
+    told = (f.id for f in step.findings
+            if f.code in ("TT301", "TT302", "TT402", "TT404", "TT502"))  # fmt: skip
+    yield Draft(
+        message=f"the gradient of all {len(zero)} modules that have one is exactly 0 in {count} "
+        f"optimizer steps running (limit {idle}), as it was not before, at a loss of "
+        f"{number_text(loss)} to the last bit{what}",
+        cause="died", phase="backward", module=call.module if call else zero[-1],
+        op=call.op if call else None, value=count, limit=idle,
+        location=call.location if call else backward, follows=next(told, None),
+        explanation="weights whose gradient is 0 do not learn: nothing does any more",
+        evidence={"modules": zero, "placed": "direct" if call else "not known"}, fix=_DIED,
+    )  # fmt: skip
+
+
+def _constant(step: StepView) -> tuple[Call, str] | None:
+    """Find the first call with a graph that made the same value throughout; and say which."""
+    for call in completion_order(step.forward()):
+        made = step.tensors.get(call.outputs[0][1]) if call.outputs else None
+        if made is None or not made.requires_grad or call.recompute or len(made.shape or ()) < 2:
+            continue
+        if made.numel > 1 and made.min is not None and made.min == made.max:
+            by = call.op or module_text(call.module)
+            return call, f"; all {made.numel} that {by} returns are {number_text(made.min)}"
+    return None
 
 
 def _flat(step: StepView) -> tuple[Call, str] | None:

@@ -283,6 +283,62 @@ def test_gradients_that_are_all_zero_may_be_right():
     assert [f.step for f in find(idle_steps(80, loss=late), "TT203")] == [60]
 
 
+def dying_steps(count, *, after=2.0, loss=3.0, dies=5):
+    """From step `dies` on gradients are 0, and the loss is what it says; before it is `loss`."""
+    return idle_steps(
+        count, rms=lambda step: float(step < dies), loss=lambda step: loss if step < dies else after
+    )
+
+
+@pytest.mark.parametrize(("count", "steps"), [(45, [44]), (44, [])])
+def test_gradients_that_are_all_zero_later_at_a_loss_that_stays_are_told(count, steps):
+    found = find(dying_steps(count), "TT203")
+    assert [f.step for f in found] == steps
+    for finding in found:
+        assert (finding.severity, finding.module, finding.value) == ("warning", "b", 40)
+        assert "exactly 0 in 40 optimizer steps running" in finding.message
+        assert "at a loss of 2 to the last bit" in finding.message
+
+
+def test_gradients_that_are_all_zero_later_may_be_right():
+    assert find(dying_steps(60, after=0.0), "TT203") == []  # a hinge, a problem that is solved
+    assert find(dying_steps(60, after=0.29), "TT203") == []  # solved, and kept from 0 by a clamp
+    assert find(dying_steps(60, loss=2.0), "TT203") == []  # it never moved
+    again = lambda step: float(step < 5 or step % 30 == 0)  # noqa: E731
+    assert find(idle_steps(90, rms=again, loss=lambda s: 3.0 - (s > 4)), "TT203") == []
+    assert find(dying_steps(60, after="NaN"), "TT203") == []
+    noise = lambda step: 3.0 + step % 2  # noqa: E731
+    assert find(idle_steps(60, rms=lambda s: float(s < 5), loss=noise), "TT203") == []
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(1e3, [40]), (1e-2, [])])
+def test_a_scale_that_leapt_until_its_exponential_is_zero_is_told(rate, steps):
+    class Clip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image, self.text = nn.Linear(12, 16), nn.Linear(10, 16)
+            self.scale = nn.Parameter(torch.tensor(2.66))
+
+        def forward(self, x, y):
+            x, y = F.normalize(self.image(x), dim=-1), F.normalize(self.text(y), dim=-1)
+            return self.scale.exp() * x @ y.T
+
+    def program():
+        model = Clip()
+        towers = [*model.image.parameters(), *model.text.parameters()]
+        groups = [{"params": towers}, {"params": [model.scale], "lr": rate}]
+        sgd = torch.optim.SGD(groups, lr=1e-2)
+        for _ in range(45):
+            sgd.zero_grad()
+            logits = model(torch.randn(32, 12), torch.randn(32, 10))
+            F.cross_entropy(logits, torch.arange(32)).backward()
+            sgd.step()
+
+    found = find_live(program, "TT203")
+    assert [(f.step, f.module) for f in found] == [(step, "") for step in steps]
+    assert all("all 1024 that (root) returns are 0" in f.message for f in found)
+
+
 def policy(old):
     def program():
         model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
