@@ -723,3 +723,44 @@ def test_weights_that_code_spoils_after_a_step_of_the_same_turn_are_not_the_opti
 
     (found,) = find_live(program, "TT101", "TT104")
     assert "code between the steps did" in found.explanation
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+def test_weights_that_overflow_the_loss_and_then_their_layer_are_one_error(level):
+    def program():
+        model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 1))
+        sgd = torch.optim.SGD(model.parameters(), lr=5.0)
+        x = torch.randn(64, 6)
+        for _ in range(6):
+            sgd.zero_grad()
+            F.mse_loss(model(x), x[:, :1] * 2 - x[:, 1:2]).backward()
+            sgd.step()
+
+    (found,) = find_live(program, "TT101", level=level)
+    assert (found.op, found.step) == ("mse_loss", 3)
+
+
+def test_a_layer_that_is_not_on_the_way_to_what_overflowed_is_another_error():
+    x, y = torch.randn(64, 6), torch.randn(64, 1)
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 1), nn.Linear(6, 1)
+            nn.init.constant_(self.b.weight, 100)
+
+        def forward(self, x, scale):
+            return self.a(x), self.b(x * scale)
+
+    def program():
+        model = Two()
+        sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for step in range(6):
+            sgd.zero_grad()
+            a, b = model(x, 1e37 if step == 5 else 1.0)
+            left = F.mse_loss(a * (1e22 if step == 4 else 1.0), y)
+            (left.detach() + F.mse_loss(b, y)).backward()
+            sgd.step()
+
+    found = find_live(program, "TT101")
+    assert [(f.op, f.module, f.step) for f in found] == [("mse_loss", None, 4), ("linear", "b", 5)]

@@ -150,15 +150,20 @@ def left_mask(step: StepView, call: Call, before: list[Noted]) -> Draft | None:
 def grown_from(step: StepView, draft: Draft) -> str | None:
     """The finding whose values have grown since: an op on the way to its op is over the range now.
 
-    Since then no loss has been finite.
+    Or one inside a module on that way, which was not seen. Since then no loss has been finite.
     """
+    inside = f"{draft.module}."
     for finding in reversed(step.findings):
         if finding.step <= step.healthy or finding.step == step.number:
             return None
         # Its own op in another module, a block of the same class, is another cause.
         way = ((link.op, location_text(link.location)) for link in finding.chain
                if link.seq != finding.seq or draft.module == finding.module)  # fmt: skip
-        if is_damage(finding) and (draft.op, location_text(draft.location)) in way:
+        if not is_damage(finding):
+            continue
+        through = any(link.op and link.seq != finding.seq and inside.startswith(f"{link.op}.")
+                      for link in finding.chain)  # fmt: skip
+        if through or (draft.op, location_text(draft.location)) in way:
             return finding.id
     return None
 
