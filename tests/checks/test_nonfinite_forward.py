@@ -9,13 +9,14 @@ from itertools import chain
 import pytest
 import torch
 import torch.nn.functional as F
+from msgspec import structs
 from torch import nn
 
 from tensortrace import trace
 from tensortrace.checks.nonfinite_forward.origins import origins_of
 from tensortrace.records import Action, Call, Finding, Location, Tensor
 from tensortrace.step_view import StepView
-from tests.checks import brief, call, closing, find, loss, module, nan, ok, op, optimizer
+from tests.checks import brief, call, closing, find, loss, module, nan, ok, op, optimizer, row
 from tests.checks.traced import find_live
 
 
@@ -738,6 +739,21 @@ def test_weights_that_overflow_the_loss_and_then_their_layer_are_one_error(level
 
     (found,) = find_live(program, "TT101", level=level)
     assert (found.op, found.step) == ("mse_loss", 3)
+    assert re.match(r"the update before moved all weights by \S+ times .* \(limit 10\); the result "
+                    "is over the range", found.explanation)  # fmt: skip
+    assert found.fix.startswith("a lower learning rate, warm-up, clip_grad_norm_")
+
+
+@pytest.mark.parametrize(("ratios", "told"), [
+    ((10.1, 11.0), True), ((10.0, 11.0), False), ((None, 11.0), True), ((None, None), False),
+])  # fmt: skip
+def test_an_update_that_moved_all_weights_far_is_told_of(ratios, told):
+    before = closing(0, modules=row(update_ratio=dict(zip("ab", ratios, strict=True))))
+    records = [before, bad_log(), op(2, "mean", [2], [3], [mask(3)]), loss(3, "-Infinity", 3)]
+    later = [structs.replace(r, step=1) for r in records[1:]]
+    (found,) = find([before, *later, optimizer(step=1)], "TT101")
+    assert ("the update before moved all weights" in found.explanation) == told
+    assert ("a lower learning rate" in found.fix) == told
 
 
 def test_a_layer_that_is_not_on_the_way_to_what_overflowed_is_another_error():

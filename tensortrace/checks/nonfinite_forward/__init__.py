@@ -10,6 +10,7 @@ from tensortrace.causes.derivatives import derivative_to_blame, first_maker, is_
 from tensortrace.checks import Draft, StepView, check
 from tensortrace.checks.nonfinite_forward.earlier import (
     about,
+    after_leap,
     from_before,
     from_earlier,
     grown_from,
@@ -32,19 +33,22 @@ KEPT = 16
     "TT101", "nonfinite-forward", severity="error", when="gate", after=("TT104", "TT105"),
     of=("calls",),
 )  # fmt: skip
-def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8) -> Iterator[Draft]:
+def nonfinite_forward(
+    step: StepView, memory: dict[str, Any], *, chain: int = 8, leap: float = 10.0
+) -> Iterator[Draft]:
     """A forward call makes NaN or infinity out of finite inputs.
 
     Symptom:    the loss turns NaN or infinite; every value after this call is spoilt
     Threshold:  the first call in completion order with NaN or +inf among its outputs (or -inf
                 where no input had it and the op is no fill) and neither among its inputs, whose
                 damage reaches the loss, a gradient, or the output of an outermost module; a note
-                where it reaches none of them. Up to `chain` links of what made its values are told
+                where it reaches none of them. Up to `chain` links of what made its values are told,
+                and an update just before that moved all weights by > leap * their norm
     Source:     origin rule as msprobe's overflow_check (input normal, output anomalous); fills and
                 -inf masks as in TorchLens; measured on torch's op_db, where fills with -inf are
-                the only false origins
+                the only false origins; `leap` as WeightUpdateRatio of SageMaker Debugger
     Fix:        keep the argument of the named op inside its domain (clamp, eps), or compute the
-                named module in float32
+                named module in float32; a lower learning rate after such an update
     Misses:     at module level the op inside a module is deduced from its neighbours, not seen, and
                 of a forward hook only the place is named; a value masked away before any module
                 boundary is not seen and does no harm
@@ -80,7 +84,7 @@ def nonfinite_forward(step: StepView, memory: dict[str, Any], *, chain: int = 8)
         if maker is not None:
             found = with_weights(step, found, guilty.call)
         follows = found.follows or moved_by_hand(step, found) or grown_from(step, found)
-        found = replace(found, follows=follows)
+        found = after_leap(step, replace(found, follows=follows), leap)
         note = written_by(step, guilty.call, memory["before"])
         yield from_before(step, note, found) if note else found
     elif damage == "loss" and (leak := _leak(step, memory, chain)) is not None:

@@ -22,7 +22,7 @@ from tensortrace.checks.nonfinite_forward.origins import (
 )
 from tensortrace.checks.nonfinite_forward.told import draft_of, without_ending
 from tensortrace.records import Call, ChainLink, Finding, Tensor
-from tensortrace.text import location_text
+from tensortrace.text import location_text, number_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,20 @@ def grown_from(step: StepView, draft: Draft) -> str | None:
         if through or (draft.op, location_text(draft.location)) in way:
             return finding.id
     return None
+
+
+def after_leap(step: StepView, draft: Draft, leap: float) -> Draft:
+    """Add that the update before moved all weights much further than they were long."""
+    ratios = [r for r in step.before.modules.update_ratio if r] if step.before is not None else []
+    if draft.follows is not None or not ratios or min(ratios) <= leap:
+        return draft
+    told = (f"the update before moved all weights by {number_text(min(ratios))} times their norm "
+            f"or more (limit {leap:g})")  # fmt: skip
+    fix = "a lower learning rate, warm-up, clip_grad_norm_"
+    return replace(
+        draft, explanation="; ".join(filter(None, (told, draft.explanation))),
+        fix="; if that is not it: ".join(filter(None, (fix, draft.fix))),
+    )  # fmt: skip
 
 
 def moved_by_hand(step: StepView, found: Draft) -> str | None:
