@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,7 +29,8 @@ def same_batch_again(
     Misses:     a batch that is fetched once and kept, or made by hand, since an overfit test and
                 full-batch training look the same; loaders whose length is not known; steps that
                 are not written in full, or in which one line fetches several batches; a batch that
-                comes again in another order
+                comes again in another order; data of two values, such as one-hot rows, and
+                permutations, whose statistics may be those of another batch
     Example:    for step in range(1000):
                     x, y = next(iter(loader))
                     train_step(x, y)
@@ -51,7 +53,8 @@ def same_batch_again(
     fetches = [a for a in step.actions if a.action == "fetch"]
     places = {location_text(a.location) for a in fetches}
     # Only what is new each time: weights of classes, masks and positions stay as they are.
-    signs = sorted({_sign(tensor) for tensor in data if tensor.from_step is None})
+    new = [tensor for tensor in data if tensor.from_step is None]
+    signs = sorted({_sign(tensor) for tensor in new if _tells_apart(tensor)})
     # A line that fetched several: the step is an epoch, in the order of the one before.
     if not signs or not fetches or len(places) < len(fetches):
         return
@@ -84,6 +87,21 @@ def _data(step: StepView) -> list[Tensor]:
 def _is_data(tensor: Tensor) -> bool:
     known = tensor.unmeasured is None and tensor.norm is not None
     return known and not tensor.requires_grad and tensor.numel > 1 and tensor.view_of is None
+
+
+def _tells_apart(tensor: Tensor) -> bool:
+    """Tell whether another batch would have other statistics.
+
+    Those of two values say only how many there are of each, and all permutations have the same.
+    """
+    low, high, mean, std = tensor.min, tensor.max, tensor.mean, tensor.std
+    if low is None or high is None or mean is None or std is None:
+        return True
+    # The largest variance that there can be: nothing lies between (Bhatia and Davis 2000).
+    two = math.isclose(std * std, (high - mean) * (mean - low), rel_tol=1e-4, abs_tol=1e-12)
+    count = high - low + 1
+    even = math.isclose(std * std, (count * count - 1) / 12, rel_tol=1e-4)
+    return not two and not (even and math.isclose(2 * mean, low + high, rel_tol=1e-4))
 
 
 def _sign(tensor: Tensor) -> str:

@@ -115,6 +115,28 @@ def test_an_epoch_that_is_a_step_may_come_in_the_order_of_the_last(decorated, co
     assert len({r.id for r in records if isinstance(r, Finding) and r.code == "TT602"}) == count
 
 
+def one_hot(count, width):
+    return F.one_hot(torch.randint(width, (count,)), width).float()
+
+
+def permutations(count, width):
+    return torch.rand(count, width).argsort(1).float()
+
+
+@pytest.mark.parametrize("make", [one_hot, permutations])
+def test_other_rows_with_the_same_statistics_are_no_same_batch(make):
+    def program():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(32, 4)
+        sgd = torch.optim.SGD(model.parameters(), lr=1e-4)
+        for (x,) in DataLoader(TensorDataset(make(96, 32)), batch_size=8, shuffle=True):
+            sgd.zero_grad()
+            model(x).pow(2).mean().backward()
+            sgd.step()
+
+    assert find_live(program, "TT602") == []
+
+
 def steps(count, *, batches=9, change=lambda i: {}, loss=True):
     for i in range(count):
         if i == 0:
