@@ -28,7 +28,8 @@ def duplicate_rows(
                 use the index in __getitem__
     Misses:     rows of less than 32 numbers, and those of integers, may be alike by chance and are
                 not looked at; of long rows the middle 1024 numbers are compared; equal noise on
-                different pictures; batches on a device; loaders and samplers of your own
+                different pictures; batches on a device; loaders and samplers of your own; iterators
+                that were made before the trace began
     Example:    class Noise(Dataset):
                     def __init__(self):
                         self.random = np.random.default_rng(0)
@@ -45,7 +46,8 @@ def duplicate_rows(
         if action.action == "loader":
             memory.update(count=0, replacement=action.detail.get("replacement"))
             memory["workers"] = action.detail.get("workers") or 0
-        if action.action != "duplicates" or memory.get("replacement"):
+        # What is not known of an iterator that was made before the run may be meant.
+        if action.action != "duplicates" or memory.get("replacement", True):
             continue
         detail = action.detail
         rows, within, earlier = (detail.get(k, 0) for k in ("rows", "within", "earlier"))

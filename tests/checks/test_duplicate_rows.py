@@ -92,6 +92,21 @@ def test_sampling_with_replacement_is_meant():
     assert find_live(program, "TT611") == []
 
 
+def test_iterator_made_before_the_run_may_draw_with_replacement():
+    sampler = torch.utils.data.RandomSampler(range(4), replacement=True, num_samples=80)
+    batches = iter(DataLoader(Ignoring(True), batch_size=8, sampler=sampler))
+
+    def program():
+        model = nn.Conv2d(1, 1, 3, padding=1)
+        sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for x in batches:
+            sgd.zero_grad()
+            F.mse_loss(model(x), x).backward()
+            sgd.step()
+
+    assert find_live(program, "TT611") == []
+
+
 def steps(*found, replacement=False, epochs=1):
     for i, detail in enumerate(found):
         if i % (len(found) // epochs) == 0:
