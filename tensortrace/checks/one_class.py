@@ -50,7 +50,8 @@ def one_class_batches(
     """
     for action in step.actions:
         if action.action == "loader":
-            memory["shuffled"] = action.detail.get("shuffled")
+            # Which of several gave the labels is not known: said only if none of them shuffles.
+            memory["shuffled"] = memory.get("shuffled") or action.detail.get("shuffled")
     if step.summary is None or not step.summary.full:
         return
     for call in step.forward():

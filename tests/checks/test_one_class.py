@@ -53,6 +53,26 @@ def test_one_class_in_all_batches_is_told_after_twenty():
     assert "shuffle" not in found.fix
 
 
+def test_loader_of_the_validation_says_nothing_of_labels_that_are_shuffled():
+    def program():
+        zeros = torch.zeros(160, dtype=torch.long)
+        training = DataLoader(TensorDataset(torch.randn(160, 6), zeros), 8, shuffle=True)
+        validation = DataLoader(TensorDataset(torch.randn(32, 6)), 8)
+        model = nn.Linear(6, 3)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(2):
+            for x, y in training:
+                sgd.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                sgd.step()
+            with torch.no_grad():
+                for (x,) in validation:
+                    model(x)
+
+    (found,) = find_live(program, "TT607")
+    assert "does not shuffle" not in found.message
+
+
 def test_labels_of_a_discriminator_are_no_data():
     def program():
         judge = convnet()
