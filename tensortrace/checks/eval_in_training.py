@@ -38,9 +38,9 @@ def eval_mode_in_training(
                 and no train() of it
     Source:     torch.nn.Module.eval; `sustain` chosen here
     Fix:        model.train() at the top of each training epoch, behind the validation
-    Misses:     a network that never was in train mode (fine-tuning in eval mode may be meant);
-                modules of your own that look at self.training; a train() of another module of the
-                same class in between
+    Misses:     a network that was in eval mode when the first optimizer step came, as after a first
+                validation (fine-tuning in eval mode may be meant); modules of your own that look at
+                self.training; a train() of another module of the same class in between
     Example:    model.train()
                 for epoch in range(10):
                     train(model, loader)
