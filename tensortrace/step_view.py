@@ -112,6 +112,8 @@ class StepView:
     shared: dict[str, Any] = field(default_factory=dict)
     _forward: list[Call] = field(default_factory=list)
     _sorted: tuple[int, int] = (0, 0)
+    _children: dict[int, list[Call]] = field(default_factory=dict)
+    _gathered: tuple[int, int] = (0, 0)
     _by_seq: dict[int, Call] = field(default_factory=dict)
     _numbered: tuple[int, int] = (0, 0)
     _happened: list[Action | Optimizer] = field(default_factory=list)
@@ -261,13 +263,24 @@ class StepView:
         return location.caller
 
     def inside(self, root: Call) -> list[Call]:
-        """List the module calls that ran inside a forward call, itself first."""
-        seqs, inside = {root.seq}, [root]
-        for call in sorted(self.calls, key=lambda c: c.seq):
-            if call.phase == "forward" and call.op is None and call.parent in seqs:
+        """List the module calls that ran inside a forward call, itself first.
+
+        A turn may have thousands of outermost calls, each of which is asked for: of all calls only
+        those inside are looked at.
+        """
+        now = len(self.calls), self.calls[-1].seq if self.calls else 0
+        if now != self._gathered:
+            self._children, self._gathered = {}, now
+            for call in self.forward():
+                if call.op is None and call.parent is not None:
+                    self._children.setdefault(call.parent, []).append(call)
+        inside, seqs = [root], set[int]()
+        for call in inside:
+            if call.seq not in seqs:  # a log may say anything
                 seqs.add(call.seq)
-                inside.append(call)
-        return inside
+                children = self._children.get(call.seq, ())
+                inside += [child for child in children if child.seq > call.seq]
+        return sorted(inside, key=lambda call: call.seq)
 
     def made_by(self, node: str) -> Call | None:
         """The innermost call that returned what an autograd node made; of several the last."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import random
 import subprocess
 import sys
 from typing import get_args
@@ -155,6 +156,32 @@ def test_calls_are_found_by_seq_when_more_have_come_and_when_they_are_dropped():
     assert list(view.by_seq()) == [7, 8]
     view.calls.clear()
     assert view.by_seq() == {}
+
+
+def test_the_calls_inside_a_call_are_found_by_their_parents():
+    draw = random.Random(0)
+    view = StepView(0)
+
+    def naive(root):
+        seqs, inside = {root.seq}, [root]
+        for one in sorted(view.calls, key=lambda c: c.seq):
+            if one.phase == "forward" and one.op is None and one.parent in seqs:
+                seqs.add(one.seq)
+                inside.append(one)
+        return inside
+
+    for seq in range(60):
+        view.calls.append(
+            Call(
+                step=0, seq=seq, parent=draw.choice([None, *range(max(0, seq - 9), seq)]),
+                op=draw.choice([None, None, None, "add"]),
+                phase=draw.choice(["forward", "forward", "forward", "backward"]),
+            )
+        )  # fmt: skip
+        for root in view.calls:
+            assert view.inside(root) == naive(root)
+    view.calls.append(Call(step=0, seq=60, parent=60))  # a log may say anything
+    assert view.inside(view.calls[-1]) == view.calls[-1:]
 
 
 def test_explanation_and_fix_come_from_the_docstring_unless_the_draft_has_them():

@@ -138,7 +138,7 @@ def _made_in_forward(step: StepView, call: Call) -> Iterator[Draft]:
     dropout = step.cls_of(call.module).startswith(DROPOUTS)
     if call.grad_enabled or not dropout or not _acts(step, call):
         return
-    around = next((c for c in step.calls if c.seq == call.parent), None)
+    around = step.by_seq().get(call.parent) if call.parent is not None else None
     if around is not None and around.training is False:
         yield Draft(
             message=f"{module_text(call.module)} acts in {module_text(around.module)}, which is in "
