@@ -175,7 +175,7 @@ class StepView:
 
     def forward(self) -> list[Call]:
         """List the forward calls so far in the order in which they began. Hot."""
-        now = len(self.calls), self.calls[-1].seq if self.calls else 0
+        now = self._so_far()
         if now != self._sorted:
             # Records come so but for a call that spans a gate.
             forward = [call for call in self.calls if call.phase == "forward"]
@@ -188,10 +188,14 @@ class StepView:
         Returns:
             A dict that is asked for again, and not to be changed.
         """
-        now = len(self.calls), self.calls[-1].seq if self.calls else 0
+        now = self._so_far()
         if now != self._numbered:
             self._by_seq, self._numbered = {call.seq: call for call in self.calls}, now
         return self._by_seq
+
+    def _so_far(self) -> tuple[int, int]:
+        """What tells that calls have come, or were dropped, since something was made of them."""
+        return len(self.calls), self.calls[-1].seq if self.calls else 0
 
     def passed_over(self, path: str | None) -> bool:
         """Whether no forward call of a module was seen, so that a replay alone can know of one."""
@@ -268,7 +272,7 @@ class StepView:
         A turn may have thousands of outermost calls, each of which is asked for: of all calls only
         those inside are looked at.
         """
-        now = len(self.calls), self.calls[-1].seq if self.calls else 0
+        now = self._so_far()
         if now != self._gathered:
             self._children, self._gathered = {}, now
             for call in self.forward():

@@ -5,7 +5,7 @@
 3. Elsewhere the next outermost call after an optimizer step, a scaler's skip or a finished
    backward, with grad off after one of the same module, with grad on after an evaluation; if it
    begins another turn of the loop, for a generator and its discriminator have several updates in
-   one, and a fixed point or a game has many calls without grad before its backward.
+   one, and loops inside it before a backward (`backwards.py`).
 4. Without modules, the next op after an optimizer step; where updates are written by hand, the next
    graph that is begun after a write.
 """
@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from tensortrace.capture.gradients import is_training
+from tensortrace.capture.loop.backwards import Backwards
 from tensortrace.capture.loop.loaders import Loaders
 from tensortrace.capture.loop.optimizers import Optimizers
 from tensortrace.capture.loop.rounds import Frames, Rounds
@@ -30,8 +31,6 @@ from tensortrace.capture.source import SourceLines
 # Over one batch. A loop that asks for no more, and whose updates are all in loops inside it, would
 # be one step for ever.
 _MOST_UPDATES = 1000
-# In one loop: a turn of some networks with a loss each.
-_MOST_BACKWARDS = 8
 
 
 class StepRules:
@@ -44,6 +43,7 @@ class StepRules:
     def __init__(self, optimizers: Optimizers, sources: SourceLines) -> None:
         self._rounds = Rounds(self._is_own)
         self.loaders = Loaders(self._rounds)
+        self._backwards = Backwards(self._rounds, sources)
         self._optimizers, self._sources = optimizers, sources
         # Rule 1: whether `t.step()` was used, and whether a function is decorated.
         self.manual = self.decorates = False
@@ -65,8 +65,6 @@ class StepRules:
         self._judges = False
         # Whether a backward has ended or an optimizer has stepped since a module was called last.
         self._learnt = False
-        # Where backward was called, in whatever step: by the way to it, the last one last.
-        self._backwards: dict[tuple[tuple[int, int], ...], Frames] = {}
         # Of updates by hand: whether a write is awaited, and whether the next graph ends the step.
         self.awaits_write = self.ends_at_graph = False
 
@@ -101,73 +99,16 @@ class StepRules:
     def _is_yet_to_train(self, module: nn.Module) -> bool:
         """Whether a backward of this turn is still to come, as those of the last turns tell.
 
-        What goes round before it is a loop inside the turn: it looks for a fixed point, plays a
-        game, goes on from what a model has learnt. In eval mode it judges, but for a teacher that
-        is asked between a forward and its backward.
+        Without grad in eval mode the loop that goes round before it judges, unless a teacher is
+        asked there, between a forward and its backward.
         """
         done = self.stepped or self._backward_done
         awaited = self._has_graph and not done
         if not awaited and not torch.is_grad_enabled() and not is_training(module):
             return False
-        places = list(self._backwards.values())
-        if done:
-            del places[-1:]  # it is that of this step
-        frame = sys._getframe(2)
-        return any(self._comes_to(frame, place) for place in places)
-
-    def _comes_to(self, frame: FrameType | None, backward: Frames) -> bool:
-        """Whether the turn comes to a backward for sure, from a loop inside it that has none."""
-        parting, at, inside = self._parting(frame, backward)
-        if parting is None:
-            return False
-        code, now, rounds = parting.f_code, parting.f_lasti, self._rounds
-        last, then = self._last.get(id(parting), (None, 0))
-        if last is not code:
-            return False
-        # In the same call of a function as before it goes on, if nothing was learnt meanwhile.
-        goes_on = rounds.call(code, now) == rounds.call(code, then) and inside and not self._learnt
-        if not (goes_on or rounds.stays(code, then, now, at)):
-            return False
-        around = rounds.of(code, now)
-        loops = [(code, around)] if around is not None and at not in around else []
-        for each in inside:
-            around = rounds.of(each.f_code, each.f_lasti)
-            loops += [(each.f_code, around)] if around is not None else []
-        trained = [place for frames in self._backwards.values() for place in frames.values()]
-        if not loops or any(c is code and i in loop for code, loop in loops for c, i in trained):
-            return False
-        return rounds.comes_to(code, now, at)
-
-    def _parting(
-        self, frame: FrameType | None, backward: Frames
-    ) -> tuple[FrameType | None, int, list[FrameType]]:
-        """Where the way to what is called now parts from the one to an earlier backward.
-
-        Returns:
-            The innermost frame of both, None unless the innermost loop round that backward goes
-            round this call, too; where in it the backward was called; the frames inside it.
-        """
-        places, inside = list(backward.items()), []
-        below = list(itertools.takewhile(lambda place: not self._goes_round(*place[1]), places))
-        if len(below) == len(places):
-            return None, 0, []
-        number, (code, at) = places[len(below)]
-        while frame is not None and (id(frame) != number or frame.f_code is not code):
-            if self._sources.is_user(frame.f_code):
-                inside.append(frame)
-            frame = frame.f_back
-        if frame is None or frame.f_lasti not in (self._rounds.of(code, at) or ()):
-            return None, 0, []
-        call = self._rounds.call
-        while below and inside and call(code, frame.f_lasti) == call(code, at):
-            code, at = below.pop()[1]
-            frame = inside.pop()
-            if frame.f_code is not code:
-                return None, 0, []
-        return frame, at, inside
-
-    def _goes_round(self, code: CodeType, at: int) -> bool:
-        return self._is_own(code) and self._rounds.of(code, at) is not None
+        return self._backwards.lie_ahead(
+            sys._getframe(2), self._last, done=done, learnt=self._learnt
+        )
 
     def _has_judged(self) -> bool:
         """Whether the step holds an evaluation alone, and the loop has turned since or was left.
@@ -254,15 +195,7 @@ class StepRules:
         if not is_part:
             self._learnt = True
         if followed and not is_part:
-            self._remember(self._rounds.frames(sys._getframe(1), self._sources.is_user))
-
-    def _remember(self, backward: Frames) -> None:
-        """Remember where a backward was called, of a few."""
-        way = tuple((id(code), at) for code, at in backward.values())
-        self._backwards.pop(way, None)
-        if len(self._backwards) >= _MOST_BACKWARDS:
-            del self._backwards[next(iter(self._backwards))]
-        self._backwards[way] = backward
+            self._backwards.remember(sys._getframe(1))
 
     def graph_freed(self) -> None:
         """A backward has freed its graph: if weights are written now, that is an update by hand."""
