@@ -115,6 +115,28 @@ def test_a_turn_that_may_be_left_before_its_backward_is_not_relied_on() -> None:
     assert steps == list(range(20))
 
 
+def test_a_turn_that_an_exception_ends_before_its_backward_is_a_step() -> None:
+    policy = Net()
+    optimizer = sgd(policy)
+
+    def play() -> None:
+        with torch.no_grad():
+            policy(torch.rand(1, 4))
+
+    def program(t: Any) -> None:
+        for turn in range(6):
+            try:
+                play()
+                if turn % 2:
+                    raise KeyError
+                train(policy, optimizer, torch.rand(2, 4))
+            except KeyError:
+                pass
+
+    steps = [step for step, _ in root_calls(record(program))]
+    assert steps == [0, 0, 1, 2, 2, 3, 4, 4, 5]
+
+
 def test_a_game_that_several_batches_learn_from_has_a_step_for_each_move() -> None:
     policy = Net()
     optimizer = sgd(policy)
