@@ -126,9 +126,13 @@ class Loss(TypedDict, total=False):
 
 
 class Mode(TypedDict, total=False):
-    """How many modules `train()` or `eval()` reached, or are compiled and not visible."""
+    """How many modules `train()` or `eval()` reached, or are compiled and not visible.
+
+    `again` of an eval() whose module was in eval mode already, with updates since the last one.
+    """
 
     modules: Count
+    again: bool
 
 
 class Loader(TypedDict, total=False):

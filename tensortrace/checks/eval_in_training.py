@@ -12,16 +12,27 @@ from tensortrace.records import Call, Location, Optimizer
 from tensortrace.text import module_text
 
 _SENSITIVE = BATCH_NORMS + DROPOUTS
+# Once, a last eval() when training is over says it too.
+_AGAIN = 2
 
 
 @dataclass(slots=True)
 class Switched:
-    """A module was put in eval mode after training had begun; `updates` since then, and by whom."""
+    """A module was put in eval mode; `updates` since then, and by which optimizers.
+
+    `early` is before the first update, and `again` how often since eval() was called once more.
+    """
 
     step: int
     location: Location | None
+    early: bool
+    again: int = 0
     updates: int = 0
     optimizers: set[int] = field(default_factory=set)
+
+    def may_be_meant(self) -> bool:
+        """Whether nothing says that it should train in the other mode."""
+        return self.early and self.again < _AGAIN
 
 
 @check("TT701", "eval-mode-in-training", of=("holds",), since=("eval",))
@@ -35,12 +46,13 @@ def eval_mode_in_training(
     Threshold:  an outermost call in eval mode, with a BatchNorm or Dropout in eval mode inside,
                 gets a gradient, and the module was put in eval mode after an optimizer step, with
                 `sustain` more since, one of an optimizer that holds parameters of it among them,
-                and no train() of it
-    Source:     torch.nn.Module.eval; `sustain` chosen here
+                and no train() of it; or before the first optimizer step, if eval() is called again
+                twice without a train() between, each time after more optimizer steps
+    Source:     torch.nn.Module.eval; `sustain` and twice chosen here
     Fix:        model.train() at the top of each training epoch, behind the validation
-    Misses:     a network that was in eval mode when the first optimizer step came, as after a first
-                validation (fine-tuning in eval mode may be meant); modules of your own that look at
-                self.training; a train() of another module of the same class in between
+    Misses:     a network that was in eval mode when the first optimizer step came, and is not put
+                in it again later (fine-tuning in eval mode may be meant); modules of your own that
+                look at self.training; a train() of another module of the same class in between
     Example:    model.train()
                 for epoch in range(10):
                     train(model, loader)
@@ -54,27 +66,18 @@ def eval_mode_in_training(
     """
     switched: dict[str, Switched] = memory.setdefault("switched", {})
     held: dict[int, set[str]] = memory.setdefault("held", {})
-    trains = step.updated >= 0
-    for record in step.happened():
-        if isinstance(record, Optimizer):
-            if record.parameters is not None:
-                held[record.index] = set(record.parameters)
-            trains = trains or not record.skipped
-            for each in switched.values() if not record.skipped else ():
-                each.updates += 1
-                each.optimizers.add(record.index)
-        elif record.action == "eval" and trains:
-            switched[record.of or ""] = Switched(step.number, record.location)
-        elif record.action == "train":
-            switched.pop(record.of or "", None)
-    if step.summary is None or not any(one.updates >= sustain for one in switched.values()):
+    _follow(step, switched, held)
+    counting = {
+        of: s for of, s in switched.items() if s.updates >= sustain and not s.may_be_meant()
+    }
+    if step.summary is None or not counting:
         return
     reached = {c.forward for c in step.calls if c.phase == "backward"}
     for call in step.calls:
         if call.phase != "forward" or call.op or call.parent is not None or call.training:
             continue
-        one = switched.get(call.module or "") or switched.get(step.cls_of(call.module))
-        if one is None or one.updates < sustain or call.seq not in reached:
+        one = counting.get(call.module or "") or counting.get(step.cls_of(call.module))
+        if one is None or call.seq not in reached:
             continue
         inside = step.inside(call)
         sensitive = {
@@ -95,3 +98,26 @@ def eval_mode_in_training(
 
 def _is_sensitive(step: StepView, call: Call) -> bool:
     return step.cls_of(call.module).startswith(_SENSITIVE)
+
+
+def _follow(step: StepView, switched: dict[str, Switched], held: dict[int, set[str]]) -> None:
+    """Take in what was switched in a step, by name, and which parameters optimizers hold."""
+    trains = step.updated >= 0
+    for record in step.happened():
+        if isinstance(record, Optimizer):
+            if record.parameters is not None:
+                held[record.index] = set(record.parameters)
+            trains = trains or not record.skipped
+            for each in switched.values() if not record.skipped else ():
+                each.updates += 1
+                each.optimizers.add(record.index)
+        elif record.action == "train":
+            switched.pop(record.of or "", None)
+        elif record.action == "eval":
+            again, one = "again" in record.detail, switched.get(record.of or "")
+            if one is None or not again:
+                early = again or not trains  # it may have been made in eval mode
+                one = switched[record.of or ""] = Switched(step.number, record.location, early)
+            one.again += again
+            if one.early:
+                one.location = record.location

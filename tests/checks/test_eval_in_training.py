@@ -81,6 +81,38 @@ def test_a_transformer_that_is_fine_tuned_in_eval_mode_from_the_start_may_be_mea
     assert find_live(run, "TT701") == []
 
 
+def validated_first(evaluations, made_in_eval=False, back=False):
+    def run():
+        model = convnet(4).train(not made_in_eval)
+        adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for i in range(12):
+            if i % (12 // evaluations) == 0:
+                model.eval()
+                with torch.no_grad():
+                    model(images(8)[0])
+                if back:
+                    model.train()
+            x, y = images(8)
+            adam.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            adam.step()
+
+    return run
+
+
+@pytest.mark.parametrize("made_in_eval", [False, True])
+def test_validation_before_the_first_update_leaves_it_in_eval_mode(made_in_eval):
+    """What comes back for validation after updates takes the network to be in train mode."""
+    (found,) = find_live(validated_first(4, made_in_eval), "TT701")
+    assert (found.severity, found.limit) == ("warning", 3)
+    assert "model.eval()" in found.location.code
+
+
+def test_validated_once_before_and_once_behind_training_may_be_meant():
+    assert find_live(validated_first(2), "TT701") == []
+    assert find_live(validated_first(4, back=True), "TT701") == []
+
+
 def steps(count, *, cls="Dropout", of="Net", held=("a.weight",), back=(), reached=True):
     yield module("a", "weight", cls="Net")
     yield module("a.drop", cls=cls, training=False)

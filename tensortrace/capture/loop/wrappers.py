@@ -28,6 +28,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
     dataloader,
 )
+from torch.utils.weak import WeakIdKeyDictionary
 
 from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.flatten import tensors_in
@@ -100,7 +101,7 @@ def _targets() -> list[tuple[Any, str, _Report]]:
         (dataloader._BaseDataLoaderIter, "__next__", functools.partial(_fetch, Batches())),
         (torch.optim.Optimizer, "zero_grad", _zero_grad),
         (nn.Module, "zero_grad", _zero_grad),
-        (nn.Module, "train", _train),
+        (nn.Module, "train", functools.partial(_train, WeakIdKeyDictionary())),
         (nn.Module, "state_dict", functools.partial(_state_dict, states)),
         (nn.Module, "load_state_dict", functools.partial(_load_state_dict, states)),
         (clip_grad, "_get_total_norm", _silently),
@@ -294,18 +295,26 @@ def _schedule(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
         return call()
 
 
-def _train(recorder: Recorder, args: Any, kwargs: Any, call: _Call) -> Any:
+def _train(
+    asked: WeakIdKeyDictionary, recorder: Recorder, args: Any, kwargs: Any, call: _Call
+) -> Any:
     module = args[0]
     before = is_training(module)
     result = _quietly(call)  # the children's own calls of train() are part of this one
     mode = kwargs.get("mode", args[1] if len(args) > 1 else True)
-    if before != mode:
-        with Ours(recorder, "loop"):
+    with Ours(recorder, "loop"):
+        # How many updates had been made when eval() was asked last. Who asks once more after some,
+        # of a module that is in eval mode, takes it to have been trained in the other one.
+        again = not (before or mode) and module in asked and asked[module] < recorder.update
+        if not mode:
+            asked[module] = recorder.update
+        if before != mode or again:
+            detail = {"modules": sum(1 for _ in module.modules())}
             recorder.action(
                 "train" if mode else "eval",
                 of=recorder.names.known(module) or shorten(type(module).__name__),
                 frame=sys._getframe(2),
-                detail={"modules": sum(1 for _ in module.modules())},
+                detail={**detail, "again": True} if again else detail,
             )
     return result
 

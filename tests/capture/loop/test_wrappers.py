@@ -58,6 +58,24 @@ def test_switch_between_training_and_evaluation_is_one_action_each() -> None:
     assert actions(records) == ["eval", "train", "eval"]
 
 
+def test_eval_of_what_is_in_eval_mode_is_told_once_there_were_updates_between() -> None:
+    records: list[Any] = []
+    net = make_net().eval()
+    optimizer = torch.optim.SGD(net.parameters(), 1e-3)
+    with trace(out=records.append, model=net):
+        for _ in range(3):
+            net.eval()
+            net.eval()
+            net(X).sum().backward()
+            optimizer.step()
+        net.train()
+        optimizer.step()
+        net.eval()
+    switches = [a for a in of(Action, records) if a.action in ("train", "eval")]
+    told = [(a.action, "again" in a.detail) for a in switches]
+    assert told == [("eval", True), ("eval", True), ("train", False), ("eval", False)]
+
+
 def test_state_dict_counts_what_matched() -> None:
     records: list[Any] = []
     net = make_net()
