@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -19,6 +19,7 @@ from tensortrace.errors import TraceStoppedError
 if TYPE_CHECKING:
     from tensortrace.capture.lines.frames import FrameTrace
     from tensortrace.capture.modules import OpenCall
+    from tensortrace.capture.receiver import Receiver
     from tensortrace.capture.recorder import Recorder
     from tensortrace.capture.tracer import Trace
 
@@ -38,7 +39,7 @@ class Slot:
     __slots__ = ("called", "hooks", "lock", "recorder", "running", "training", "users")
 
     def __init__(self) -> None:
-        self.recorder: Recorder | None = None
+        self.recorder: Receiver | None = None
         self.running: Trace | None = None
         self.hooks: list[Any] = []
         self.users = 0
@@ -46,6 +47,11 @@ class Slot:
         self.lock = threading.RLock()
         self.training: set[threading.Thread] = set()
         self.called: set[int] = set()
+
+    def followed(self) -> Recorder | None:
+        """Who is told of what the loop does: nobody while a replay runs."""
+        recorder = self.recorder
+        return None if recorder is None or recorder.replaying else cast("Recorder", recorder)
 
     def note_training(self) -> None:
         """Note that this thread trains. Hot."""
@@ -127,7 +133,7 @@ class Ours:
 
     __slots__ = ("_guard", "_part", "_recorder")
 
-    def __init__(self, recorder: Recorder | None, part: str) -> None:
+    def __init__(self, recorder: Receiver | None, part: str) -> None:
         self._recorder, self._part = recorder, part
 
     def __enter__(self) -> None:

@@ -19,12 +19,12 @@ from tensortrace.records import Location
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
-    from tensortrace.capture.recorder import Recorder
+    from tensortrace.capture.receiver import Receiver
 
 _is_functorch = torch._C._functorch.is_functorch_wrapped_tensor
 
 
-def watch_function(recorder: Recorder, tensor: torch.Tensor, path: str | None) -> None:
+def watch_function(recorder: Receiver, tensor: torch.Tensor, path: str | None) -> None:
     """Report the backward of the user's function that made a tensor, if one did. Hot.
 
     Args:
@@ -44,7 +44,7 @@ def watch_function(recorder: Recorder, tensor: torch.Tensor, path: str | None) -
         watch_functions(recorder, node, path)
 
 
-def watch_functions(recorder: Recorder, last: BackwardCFunction, path: str | None) -> None:
+def watch_functions(recorder: Receiver, last: BackwardCFunction, path: str | None) -> None:
     """Report the backward of a function, and of those right behind it: nothing took their result.
 
     Args:
@@ -69,7 +69,7 @@ def watch_functions(recorder: Recorder, last: BackwardCFunction, path: str | Non
         todo.extend(parent for parent, _ in node.next_functions)
 
 
-def _backward_of(recorder: Recorder, function: Any) -> Location | None:
+def _backward_of(recorder: Receiver, function: Any) -> Location | None:
     """Where the backward of a function is defined; None if it is not the user's.
 
     Of one that is no function of Python's (a callable object, a C extension) it is its forward.

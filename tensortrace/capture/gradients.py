@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from tensortrace.capture.modules import OpenCall
-    from tensortrace.capture.recorder import Recorder
+    from tensortrace.capture.receiver import Receiver
 
 _no_functions = torch._C.DisableTorchFunction
 _is_functorch = torch._C._functorch.is_functorch_wrapped_tensor
@@ -70,7 +70,7 @@ class OutputProbe(msgspec.Struct, gc=False, eq=False):
                 here.busy -= 1
                 here.go_on()
 
-    def _report(self, recorder: Recorder, grad: torch.Tensor) -> None:
+    def _report(self, recorder: Receiver, grad: torch.Tensor) -> None:
         same_step = self.step == recorder.step
         number, draft = recorder.tensors.gradient(grad, self.tensor if same_step else None)
         if recorder.roots is not None and same_step:
@@ -155,7 +155,7 @@ class NodeProbe(msgspec.Struct, gc=False, eq=False):
 
 
 def watch_output(
-    recorder: Recorder, tensor: torch.Tensor, number: int, call: OpenCall, name: str
+    recorder: Receiver, tensor: torch.Tensor, number: int, call: OpenCall, name: str
 ) -> object:
     """Report the gradient of a module's output when it arrives; returns its node. Hot."""
     if not recorder.on["gradients"] or _is_functorch(tensor):
@@ -186,7 +186,7 @@ def watch_output(
     return node
 
 
-def watch_nodes(recorder: Recorder, result: torch.Tensor, since: int, site: NodeSite) -> None:
+def watch_nodes(recorder: Receiver, result: torch.Tensor, since: int, site: NodeSite) -> None:
     """Report every node that an op has just made, when it runs backward. Hot."""
     if not recorder.on["gradients"] or _is_functorch(result):
         return
@@ -305,7 +305,7 @@ class Parameters:
         self._watched.clear()
 
 
-def watch_parameters(recorder: Recorder, module: nn.Module, path: str) -> None:
+def watch_parameters(recorder: Receiver, module: nn.Module, path: str) -> None:
     """Report the gradients of a module's own parameters. Hot."""
     if not recorder.on["gradients"]:
         return
@@ -346,7 +346,7 @@ def pointer_of(grad: torch.Tensor) -> int:
         return 0
 
 
-def _listening(serial: int) -> Recorder | None:
+def _listening(serial: int) -> Receiver | None:
     recorder = slot.recorder
     if recorder is None or recorder.serial != serial or here.busy or not recorder.on["gradients"]:
         return None

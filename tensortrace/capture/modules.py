@@ -38,7 +38,7 @@ from tensortrace.text import shorten
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from tensortrace.capture.recorder import Recorder
+    from tensortrace.capture.receiver import Receiver
 
 _in_backward = torch._C._current_graph_task_id  # -1 outside every backward
 _no_functions = torch._C.DisableTorchFunction
@@ -227,7 +227,7 @@ def _after(*hook_args: Any) -> None:
             here.go_on()
 
 
-def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: FrameType) -> None:
+def _enter(recorder: Receiver, module: nn.Module, args: tuple[Any, ...], frame: FrameType) -> None:
     stack = here.stack
     if stack:
         _drop_stale(stack, frame)
@@ -274,7 +274,7 @@ def _enter(recorder: Recorder, module: nn.Module, args: tuple[Any, ...], frame: 
 
 
 def _take_inputs(
-    recorder: Recorder, call: OpenCall, above: OpenCall | None, args: tuple[Any, ...]
+    recorder: Receiver, call: OpenCall, above: OpenCall | None, args: tuple[Any, ...]
 ) -> None:
     for name, tensor in tensors_in(args, "input"):
         number, draft = recorder.tensors.identify(tensor)
@@ -285,7 +285,7 @@ def _take_inputs(
             watch_function(recorder, tensor, above.path if above is not None else None)
 
 
-def _locate(recorder: Recorder, frame: FrameType, above: OpenCall | None) -> Location | None:
+def _locate(recorder: Receiver, frame: FrameType, above: OpenCall | None) -> Location | None:
     if above is None or not above.wanted:
         return recorder.sources.locate_frame(frame)
     return recorder.sources.locate_below(frame, above.frame, above.location)
@@ -304,7 +304,7 @@ def _is_fused(module: nn.Module) -> bool:
     return isinstance(module, _FUSED) and not module.training and not torch.is_grad_enabled()
 
 
-def _link(recorder: Recorder, call: OpenCall, around: OpenCall | None) -> None:
+def _link(recorder: Receiver, call: OpenCall, around: OpenCall | None) -> None:
     """Number the call, or find the forward call that a checkpoint recomputes."""
     key = (call.path, type(call.module))
     seqs = recorder.now.calls.setdefault(key, [])
@@ -336,7 +336,7 @@ def _drop_stale(stack: list[OpenCall], frame: FrameType) -> None:
         function_mode.leave_module(stack.pop().mode)
 
 
-def _recorder_here(recorder: Recorder) -> Recorder:
+def _recorder_here(recorder: Receiver) -> Receiver:
     """Whom this thread tells: while another one replays a call, the run that it is in. Hot.
 
     Calls on the stack whose run another thread has ended are dropped.
@@ -360,7 +360,7 @@ def _place(stack: list[OpenCall], module: nn.Module) -> int:
     return i
 
 
-def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
+def _leave(recorder: Receiver, hook_args: tuple[Any, ...]) -> None:
     module, stack = hook_args[0], here.stack
     i = _place(stack, module)
     failed = len(hook_args) != 4
@@ -418,7 +418,7 @@ def _leave(recorder: Recorder, hook_args: tuple[Any, ...]) -> None:
 
 
 def _leave_root(
-    recorder: Recorder, roots: Roots, root: Root, hook_args: tuple[Any, ...], fields: dict[str, Any]
+    recorder: Receiver, roots: Roots, root: Root, hook_args: tuple[Any, ...], fields: dict[str, Any]
 ) -> None:
     failed = len(hook_args) != 4
     roots.leave(root, hook_args[1], {} if failed else hook_args[2], failed)
@@ -426,7 +426,7 @@ def _leave_root(
         fields["drew"] = True
 
 
-def _end_time(recorder: Recorder, call: OpenCall, fields: dict[str, Any]) -> None:
+def _end_time(recorder: Receiver, call: OpenCall, fields: dict[str, Any]) -> None:
     """Note that a call is over on its device, before a kernel of ours follows it."""
     if call.began is not None and recorder.device_times is not None:
         recorder.device_times.end(call.began, fields)
@@ -439,7 +439,7 @@ def _parent(stack: list[OpenCall], call: OpenCall) -> int | None:
 
 
 def _describe(
-    recorder: Recorder, call: OpenCall, draft: CallDraft, kwargs: dict[str, Any], output: Any
+    recorder: Receiver, call: OpenCall, draft: CallDraft, kwargs: dict[str, Any], output: Any
 ) -> None:
     # Keyword arguments reach a global hook only now, after the call.
     for key, value in kwargs.items():

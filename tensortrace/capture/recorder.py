@@ -1,4 +1,4 @@
-"""The live half of a run: what every hook reports to.
+"""The live half of a run: it counts steps, and decides at the gate.
 
 Hooks turn what they see into drafts, whose statistics are still on their device. At a gate one
 transfer brings the statistics over, drafts become records, and the journal takes them: there the
@@ -7,12 +7,10 @@ checks run, while the weights are still what they were.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -24,33 +22,30 @@ from tensortrace.capture.active import Ours, here, slot
 from tensortrace.capture.cuda_time import DeviceTimes
 from tensortrace.capture.described import Descriptions, count_compiled
 from tensortrace.capture.drafts import CALLS, ActionDraft, Draft, ParamDraft, Ready, StepMark
-from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.journal import Journal
 from tensortrace.capture.lines.drafts import LineDraft
 from tensortrace.capture.loop.carried import Carried
 from tensortrace.capture.loop.losses import record_losses
-from tensortrace.capture.loop.optimizers import Optimizers, StepInFlight
+from tensortrace.capture.loop.optimizers import Optimizers
 from tensortrace.capture.loop.steps import StepRules
 from tensortrace.capture.loss_graph import LossGraphs
 from tensortrace.capture.names import ModuleNames
 from tensortrace.capture.ops import function_mode
-from tensortrace.capture.ops.function_mode import leave_module
 from tensortrace.capture.ops.places import Places
 from tensortrace.capture.outbox import Outbox
+from tensortrace.capture.receiver import PARTS, InFlight, Receiver, ThisStep
 from tensortrace.capture.rest import inside_root, is_at_rest, is_open, leaks
 from tensortrace.capture.roots import Root, Roots
 from tensortrace.capture.source import SourceLines
 from tensortrace.capture.stats.queue import StatsQueue
 from tensortrace.capture.tensors import TensorDraft, TensorTable
 from tensortrace.capture.turns import is_taken
-from tensortrace.capture.user_hooks import MOST, changing, where_defined
 from tensortrace.capture.wanted import Wanted
 from tensortrace.checks import StepView
 from tensortrace.engine import HELD
 from tensortrace.errors import TraceStoppedError
 from tensortrace.records import (
     Action,
-    ActionName,
     Call,
     Finding,
     Location,
@@ -68,44 +63,9 @@ if TYPE_CHECKING:
 # as the checks hold.
 RECORDS_PER_PART = HELD
 _MODULE_CALL = nn.Module._call_impl.__code__
-PARTS = (
-    "modules", "gradients", "ops", "optimizers", "loop", "gate", "narrow", "exceptions", "lines",
-)  # fmt: skip
 
 
-@dataclass(slots=True)
-class ThisStep:
-    """What hooks remember of the step in flight, and of no other.
-
-    Attributes:
-        backward_seen: whether a gradient came, or a backward has ended, since the last gate.
-        clipped: whether gradients were clipped by their norm.
-        clip_spoilt: whether one of those norms is known not to be finite.
-        loss_scaled: whether the next loss is a multiple of the one that entered a scaler.
-        calls: the seqs of all forward calls, by path and class, since a wrapper shares the path of
-            what it wraps.
-        to_recompute: likewise (seq, nth) of those that no checkpoint has recomputed yet.
-        hooks: where the hooks are defined that were put on tensors.
-        turns: how often each module was called, by id, in a step that passes calls over.
-    """
-
-    backward_seen: bool = False
-    clipped: bool = False
-    clip_spoilt: bool = False
-    loss_scaled: bool = False
-    calls: dict[tuple[str, type], list[int]] = field(default_factory=dict)
-    to_recompute: dict[tuple[str, type], list[tuple[int, int]]] = field(default_factory=dict)
-    hooks: list[Location] = field(default_factory=list)
-    turns: dict[int, int] = field(default_factory=dict)
-
-
-class InFlight(threading.local):
-    """The optimizer step that each thread is inside of."""
-
-    step: StepInFlight | None = None
-
-
-class Recorder:
+class Recorder(Receiver):
     """Counts steps and updates, numbers what happens, and hands records to the journal.
 
     Args:
@@ -135,16 +95,23 @@ class Recorder:
         should_stop: Callable[[Finding], bool],
         warn: Callable[[str], None],
     ) -> None:
-        self.journal, self.queue, self.names, self.sources = journal, queue, names, sources
-        # Tells the hooks of this recorder from those that an earlier one left on a graph.
-        self.serial = time.monotonic_ns()
-        self.tensors = TensorTable(queue)
-        self.parameters = Parameters()
         self.optimizers = Optimizers()
-        self.carried, self.rules = Carried(self.optimizers), StepRules(self.optimizers, sources)
+        super().__init__(
+            queue=queue,
+            names=names,
+            sources=sources,
+            tensors=TensorTable(queue),
+            places=Places(sources),
+            rules=StepRules(self.optimizers, sources),
+            op_level=op_level,
+            thins_ops=not op_level,
+            shows_compiled=shows_compiled,
+        )
+        self.journal = journal
+        self.carried = Carried(self.optimizers)
         self.graphs = LossGraphs()
-        self.on = dict.fromkeys(PARTS, True)
         self.wanted = Wanted(wanted)
+        self.roots = Roots() if narrow and not op_level else None
         self._should_stop = should_stop
         self.warn = warn
         self._lock = threading.RLock()
@@ -152,47 +119,23 @@ class Recorder:
         self._outbox = Outbox(journal, sources)
         self._threads: dict[int, int] = {}
         self._thread = threading.get_ident()
+        self._told_threads = False
         self._times = DeviceTimes()
         self._troubled = False
         self._modules = Descriptions(names, sources)
-        # Whether a module was met whose dropout eval() does not reach, as its text says.
-        self.may_drop = False
+        self.compiled_modules = 0
         self._stop: Finding | None = None
         # What the last exception is known again by, and how long its traceback was.
         self.explained: tuple[tuple[Any, ...], int] = ((), 0)
-        # Where ops outside modules are called, and whether those of loops are recorded thinly.
-        self.places = Places(sources)
-        self.thins_ops = not op_level
-        self.op_level = op_level
-        self.replaying = False
-        self.roots: Roots | None = Roots() if narrow and not op_level else None
         self.look: Callable[[StepView], None] | None = None
         # Until a replay is needed, since a root is replayed once, or until a module hands out what
         # it does not return.
         self.may_rest = True
+        self.resting = False
         self.lines: LineTracer | None = None
         # Whether calls came since the last gate, and whether the step in flight has had one.
         self._undecided = self._gated = False
-        self.shows_compiled = shows_compiled
-        self.compiled_modules = 0
-        self.step = self.update = self.seq = 0
-        # How many of the numbers of this step ops have that write nothing.
-        self.plain = 0
-        self._in_flight = InFlight()
-        self._told_threads = False
-        # Of the step in flight:
-        self.full = True
-        self.sampling = self.resting = False
-        self.passed_over = 0
-        self.device_times: DeviceTimes | None = None
-        self.on_cuda = False
         self._begin_step()
-
-    def next_seq(self) -> int:
-        """The next number in the order of this step."""
-        seq = self.seq
-        self.seq = seq + 1
-        return seq
 
     def pend(self, draft: Draft) -> None:
         """Take a draft; it becomes a record at the next gate."""
@@ -252,10 +195,6 @@ class Recorder:
             return 0
         return self._threads.setdefault(ident, len(self._threads) + 1)
 
-    def live_of(self, serial: int) -> Recorder | None:
-        """The recorder with a serial, if that is at work here."""
-        return self if self.serial == serial else None
-
     def wants(self, path: str) -> bool:
         """Whether the calls of a module are recorded. Hot."""
         return self.wanted.has(path)
@@ -294,32 +233,6 @@ class Recorder:
     def turn_of(self, module: nn.Module, seen: int) -> int:
         """How many calls of a module came before this one, of which some may be passed over."""
         return self.now.turns.get(id(module), seen + 1) - 1
-
-    def optimizer_running(self) -> bool:
-        """Whether an optimizer is inside its step; one that raised there is not any more."""
-        stepping = self.stepping
-        if stepping is None:
-            return False
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            if frame is stepping.frame:
-                return True
-            frame = frame.f_back
-        leave_module(stepping.mode)
-        self.stepping = None
-        return False
-
-    @property
-    def stepping(self) -> StepInFlight | None:
-        """The optimizer step that this thread is inside of."""
-        return self._in_flight.step
-
-    @stepping.setter
-    def stepping(self, step: StepInFlight | None) -> None:
-        self._in_flight.step = step
-
-    def guard(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Only a replay minds what an op is given."""
 
     def outermost_call(self, module: nn.Module) -> None:
         """A module is about to be called outside every other: maybe a gate, maybe a new step."""
@@ -386,47 +299,12 @@ class Recorder:
             record = Module(step=self.step, path=path, cls="", alias=better)
             self.pend(Ready(self.step, self.next_seq(), record))
 
-    def action(
-        self,
-        name: ActionName,
-        *,
-        frame: FrameType | None = None,
-        location: Location | None = None,
-        of: str | None = None,
-        optimizer: int | None = None,
-        detail: dict[str, Any] | None = None,
-        tensor: int | None = None,
-    ) -> ActionDraft:
-        """Record something that the loop did."""
-        self.thread_number()  # it may be a thread's first report
-        if frame is not None:
-            location = self.sources.locate_frame(frame)
-        fields: dict[str, Any] = {
-            "update": self.update,
-            "action": name,
-            "of": of,
-            "optimizer": optimizer,
-            "location": location,
-            "detail": detail or {},
-            "tensor": tensor,
-        }
-        draft = ActionDraft(self.step, self.next_seq(), fields)
-        self.pend(draft)
-        return draft
-
     def loss_seen(self, losses: list[tuple[str, torch.Tensor]], location: Location | None) -> None:
         """Backward is about to run on these tensors."""
         if self.now.loss_scaled:
             self.now.loss_scaled = False  # what entered the scaler is the loss; this is a multiple
             return
         record_losses(self, losses, location)
-
-    def hook_given(self, tensor: Any, hook: Any) -> None:
-        """A hook of the user's is about to be put on a tensor; a parameter is asked for its own."""
-        hooks = self.now.hooks
-        if len(hooks) < MOST and not isinstance(tensor, torch.nn.Parameter):
-            met = where_defined(changing([hook]), self.sources)
-            hooks += [location for location in met if location not in hooks]
 
     def backward_finished(self, freed: bool, derivative: bool) -> None:
         """A call of backward() has returned, and has freed its graph unless that is still used.

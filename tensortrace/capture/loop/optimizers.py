@@ -256,7 +256,7 @@ def _before(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     if torch.compiler.is_compiling():
         return None
-    recorder = slot.recorder
+    recorder = slot.followed()
     if recorder is None or here.busy or not recorder.on["optimizers"]:
         return None
     changed = None
@@ -290,7 +290,7 @@ def _before(
 def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if torch.compiler.is_compiling():
         return
-    recorder = slot.recorder
+    recorder = slot.followed()
     if recorder is None or here.busy:
         return
     running = recorder.stepping

@@ -119,7 +119,7 @@ def _targets() -> list[tuple[Any, str, _Report]]:
 def _wrap(original: _Original, report: _Report) -> _Original:
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        recorder = slot.recorder
+        recorder = slot.followed()
         if torch.compiler.is_compiling() or recorder is None or here.busy:
             return original(*args, **kwargs)
         if not recorder.on["loop"]:

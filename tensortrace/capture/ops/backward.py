@@ -17,7 +17,7 @@ from tensortrace.records import DERIVATIVE, Location
 
 if TYPE_CHECKING:
     from tensortrace.capture.ops.function_mode import Turn
-    from tensortrace.capture.recorder import Recorder
+    from tensortrace.capture.receiver import Receiver
 
 _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
@@ -73,7 +73,7 @@ def run_backward(
 
 
 def _begin_derivative(
-    recorder: Recorder, location: Location | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    recorder: Receiver, location: Location | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> CallDraft | None:
     """Begin the record of a call of torch.autograd.grad: what it differentiates goes in."""
     outputs = args[0] if args else kwargs.get("outputs")
@@ -83,7 +83,7 @@ def _begin_derivative(
 
 
 def _end_derivative(
-    recorder: Recorder, draft: CallDraft, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    recorder: Receiver, draft: CallDraft, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
     """Complete it. The gradient of a parameter is what the hook on that has described."""
     of = args[1] if len(args) > 1 else kwargs.get("inputs")

@@ -19,11 +19,11 @@ from tensortrace.records import Location
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
-    from tensortrace.capture.recorder import Recorder
+    from tensortrace.capture.receiver import Receiver
 
 
 def begin_op(
-    recorder: Recorder,
+    recorder: Receiver,
     name: str,
     location: Location | None,
     args: tuple[Any, ...],
@@ -76,7 +76,7 @@ def begin_op(
 
 
 def end_op(
-    recorder: Recorder,
+    recorder: Receiver,
     draft: CallDraft,
     result: Any,
     since: int | None,
@@ -109,7 +109,7 @@ def end_op(
     recorder.pend(draft)
 
 
-def op_raised(recorder: Recorder, draft: CallDraft, error: Exception, host_ns: int) -> None:
+def op_raised(recorder: Receiver, draft: CallDraft, error: Exception, host_ns: int) -> None:
     """Complete the record of an op that has raised."""
     draft.fields["host_ns"] = host_ns
     draft.fields["exception"] = shorten(type(error).__name__)
@@ -117,7 +117,7 @@ def op_raised(recorder: Recorder, draft: CallDraft, error: Exception, host_ns: i
 
 
 def identify_all(
-    recorder: Recorder,
+    recorder: Receiver,
     draft: CallDraft,
     tensors: list[tuple[str, torch.Tensor]],
     grad_enabled: bool,

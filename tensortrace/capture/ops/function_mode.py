@@ -50,7 +50,7 @@ from tensortrace.capture.ops.passed import (
 from tensortrace.capture.ops.places import Place, versions_given, writes
 
 if TYPE_CHECKING:
-    from tensortrace.capture.recorder import Recorder
+    from tensortrace.capture.receiver import Receiver
 
 _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
@@ -111,7 +111,7 @@ class Turn:
     __slots__ = ("name", "op", "place", "recorder", "way")
 
     def __init__(
-        self, recorder: Recorder, name: str, op: str, place: Place | None, way: Way | None = None
+        self, recorder: Receiver, name: str, op: str, place: Place | None, way: Way | None = None
     ) -> None:
         self.recorder, self.name, self.op, self.place = recorder, name, op, place
         self.way = _run if way is None else way
@@ -157,7 +157,7 @@ def _turn(
 
 
 def _other_turn(
-    recorder: Recorder, func: Callable[..., Any], name: str, op: str | None
+    recorder: Receiver, func: Callable[..., Any], name: str, op: str | None
 ) -> Turn | None:
     if op is None and writes(name) and not recorder.replaying:
         recorder.next_seq()  # so that whoever counts knows that something happened
@@ -175,7 +175,7 @@ def _writes(kwargs: dict[str, Any]) -> bool:
     return kwargs.get("out") is not None or bool(kwargs.get("inplace"))
 
 
-def _op_called(recorder: Recorder) -> None:
+def _op_called(recorder: Receiver) -> None:
     """A step may end here."""
     with _no_functions():
         here.busy += 1
@@ -225,7 +225,7 @@ def _detach(
     return result
 
 
-def _sync(recorder: Recorder, name: str, args: tuple[Any, ...]) -> None:
+def _sync(recorder: Receiver, name: str, args: tuple[Any, ...]) -> None:
     """Record, on full steps, that the host waits for a device at this line."""
     with _no_functions():
         tensor = args[0] if args else None

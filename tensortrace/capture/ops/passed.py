@@ -21,7 +21,7 @@ from tensortrace.capture.ops.places import Place, outputs_of
 from tensortrace.capture.tensors import Passed, TensorDraft
 
 if TYPE_CHECKING:
-    from tensortrace.capture.recorder import Recorder
+    from tensortrace.capture.receiver import Receiver
 
 _no_functions = torch._C.DisableTorchFunction
 _clock = time.perf_counter_ns
@@ -30,10 +30,10 @@ _next_node = torch._C._autograd._get_sequence_nr
 
 # Of an op that is to be passed over: the recorder, what it is called in a record, where it is
 # called, its seq, the number of the first node that it can make, and when it began.
-PassedOp: TypeAlias = "tuple[Recorder, str, Place, int, int, int]"
+PassedOp: TypeAlias = "tuple[Receiver, str, Place, int, int, int]"
 
 
-def pass_over(recorder: Recorder, op: str, place: Place) -> PassedOp:
+def pass_over(recorder: Receiver, op: str, place: Place) -> PassedOp:
     """Count an op that is not looked at, unless it has news."""
     seq = recorder.seq
     recorder.seq = seq + 1

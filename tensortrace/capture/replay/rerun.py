@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from tensortrace.capture.active import here, slot
 from tensortrace.capture.drafts import Draft
 from tensortrace.capture.flatten import tensors_in
-from tensortrace.capture.gradients import Parameters
 from tensortrace.capture.loop.steps import StepRules
 from tensortrace.capture.names import unwrapped
 from tensortrace.capture.ops import function_mode
-from tensortrace.capture.recorder import InFlight, Recorder, ThisStep
+from tensortrace.capture.receiver import Receiver
 from tensortrace.capture.replay.aside import Stage, as_it_was, swapped
 from tensortrace.capture.roots import Root, UnkeptError
 from tensortrace.capture.stats.queue import StatsQueue
@@ -26,7 +23,7 @@ from tensortrace.capture.tensors import TensorDraft, TensorTable
 from tensortrace.signal_handlers import is_of_handler
 
 if TYPE_CHECKING:
-    from tensortrace.capture.modules import OpenCall
+    from tensortrace.capture.recorder import Recorder
 
 # What a replay may take of the log.
 _MOST_RECORDS = 20_000
@@ -127,30 +124,25 @@ class Replay:
             )  # fmt: skip
 
 
-class ReplayRecorder(Recorder):
+class ReplayRecorder(Receiver):
     """What the hooks report to during a replay: nothing of the loop, no gates, a list of drafts."""
 
     def __init__(self, live: Recorder, queue: StatsQueue) -> None:
-        # Not Recorder's: a replay has no journal, and begins no step.
-        self.live = live
-        self.queue = queue
-        self.names, self.sources, self.serial = live.names, live.sources, time.monotonic_ns()
-        self.step, self.update = live.step, live.update
-        self.tensors = self.table = ReplayTable(queue, live.tensors)
-        self.parameters = Parameters()
-        self.on = {**dict.fromkeys(live.on, True), "loop": False, "optimizers": False}
-        self.op_level = True
-        self.roots = None
-        self._in_flight = InFlight()
-        self.now = ThisStep()
-        self.rules = StepRules(live.optimizers, live.sources)
-        self.on_cuda = False
-        self.full = True
-        self.sampling = False
-        self.device_times = None
-        self.places, self.thins_ops, self.may_drop = live.places, False, False
-        self.shows_compiled = live.shows_compiled
+        self.table = ReplayTable(queue, live.tensors)
+        super().__init__(
+            queue=queue,
+            names=live.names,
+            sources=live.sources,
+            tensors=self.table,
+            places=live.places,
+            rules=StepRules(live.optimizers, live.sources),
+            op_level=True,
+            thins_ops=False,
+            shows_compiled=live.shows_compiled,
+        )
         self.replaying = True
+        self.live = live
+        self.step, self.update = live.step, live.update
         self.stage: Stage | None = None
         self.taken: list[Draft] = []
         self.failed: Exception | None = None
@@ -162,10 +154,6 @@ class ReplayRecorder(Recorder):
     def next_seq(self) -> int:
         """Numbers go on where the step's own are."""
         return self.live.next_seq()
-
-    def turn_of(self, module: nn.Module, seen: int) -> int:
-        """No call of a replay is passed over."""
-        return seen
 
     def pend(self, draft: Draft) -> None:
         """Keep a draft, within the bound of a replay."""
@@ -184,52 +172,9 @@ class ReplayRecorder(Recorder):
         self.on[part] = False
         self.failed = self.failed or error
 
-    def owns_thread(self) -> bool:
-        """A replay runs where it is asked for."""
-        return True
-
-    def thread_number(self) -> int:
-        """As `owns_thread`."""
-        return 0
-
-    def note_threads(self) -> None:
-        """A replay trains nothing."""
-
-    def passes_over(self, module: nn.Module, around: OpenCall) -> bool:
-        """As `turn_of`."""
-        return False
-
-    def live_of(self, serial: int) -> Recorder | None:
+    def live_of(self, serial: int) -> Receiver | None:
         """Other threads go on meanwhile, in calls that the run in flight knows."""
         return super().live_of(serial) or self.live.live_of(serial)
-
-    def wants(self, path: str) -> bool:
-        """A replay looks at every module."""
-        return True
-
-    def outermost_call(self, module: nn.Module) -> None:
-        """No gate and no step begins in a replay."""
-
-    def op_called(self) -> None:
-        """As `outermost_call`."""
-
-    def graph_begins(self) -> None:
-        """As `outermost_call`."""
-
-    def module_called(self, module: nn.Module, path: str) -> None:
-        """The modules are described already."""
-
-    def take_aliases(self) -> None:
-        """Left to the live recorder."""
-
-    def loss_seen(self, losses: Any, location: Any) -> None:
-        """No loss of the loop's."""
-
-    def backward_finished(self, freed: bool, derivative: bool) -> None:
-        """No turn of the loop's."""
-
-    def raise_if_stopped(self) -> None:
-        """Nothing is decided here."""
 
 
 class ReplayTable(TensorTable):

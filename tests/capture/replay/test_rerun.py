@@ -1,61 +1,17 @@
-"""What the hooks report to during a replay: it answers all that they ask of a recorder."""
+"""Replays where the call, or the thread that asks for it, is out of the ordinary."""
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from tensortrace import trace
-from tensortrace.capture import autograd_functions, gradients, modules
 from tensortrace.capture.active import slot
-from tensortrace.capture.ops import backward, calls, function_mode
-from tensortrace.capture.replay.rerun import ReplayRecorder
 from tests.capture import Recorded
-
-# Those that are at work in a replay; not `ops.passed`, since it passes no op over.
-HOOKS = [modules, gradients, autograd_functions, function_mode, calls, backward]
-
-
-def asked_of(name: str, code: Any) -> set[str]:
-    """Which attributes of a variable code reads."""
-    return {
-        node.attr
-        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(code))))
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-        and isinstance(node.value, ast.Name) and node.value.id == name
-    }  # fmt: skip
-
-
-def known_to_a_replay() -> set[str]:
-    tree = ast.parse(textwrap.dedent(inspect.getsource(ReplayRecorder.__init__)))
-    stored = {n.attr for n in ast.walk(tree)
-              if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}  # fmt: skip
-    return stored | set(dir(ReplayRecorder))
-
-
-@pytest.mark.parametrize("hooks", HOOKS, ids=lambda hooks: hooks.__name__.rpartition(".")[2])
-def test_a_replay_has_all_that_hooks_ask_of_a_recorder(hooks: ModuleType) -> None:
-    # Only roots are told of `seq`, of which a replay has none.
-    todo = asked_of("recorder", hooks) - {"seq"}
-    assert len(todo) > 3
-    known, met = known_to_a_replay(), set[str]()
-    while todo:
-        name = todo.pop()
-        assert name in known
-        met.add(name)
-        found = inspect.getattr_static(ReplayRecorder, name, None)
-        method = found.fget if isinstance(found, property) else found
-        if inspect.isfunction(method):  # what it inherits asks on
-            todo |= asked_of("self", method) - met
 
 
 class Net(nn.Module):
