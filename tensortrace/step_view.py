@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tensortrace.exception_text import Said, said_by
 from tensortrace.masks import bad_data
 from tensortrace.records import (
+    DERIVATIVE,
     Action,
     Call,
     Finding,
@@ -363,7 +364,19 @@ class StepView:
             return "output"
         if self.spoilt_inside(self.raised_on_values()):
             return "output"
-        return None if self.losses or backward else self._unhealed()
+        return None if self.losses or backward else self._derived() or self._unhealed()
+
+    def _derived(self) -> Literal["loss", "gradient"] | None:
+        """What a derivative was taken of, or came to, where a loop learns by nothing else.
+
+        `torch.func.grad` shows no gradient of a parameter, and there is no call of backward().
+        """
+        if self.optimizers or self.updated >= 0 or self.healthy >= 0:
+            return None
+        taken = [c for c in self.forward() if c.op == DERIVATIVE]
+        if any(self.nonfinite(c.inputs) for c in taken):
+            return "loss"
+        return "gradient" if any(self.nonfinite(c.outputs) for c in taken) else None
 
     def raised_on_values(self) -> Call | None:
         """The module call out of which the run ended, if for what is not finite, as the text says.

@@ -410,9 +410,12 @@ class TensorTable:
         entry = self._known.get(id(base)) if base is not None else None
         if entry is not None and entry.ref() is base:
             return entry
-        origin = tensor if base is None else base  # of vmap with out_dims=1 a view comes out
-        known = self._detached.get(id(origin)) if self._detached else None
-        return known[1] if known is not None and known[0]() is origin else None
+        # Of torch.func what is a view comes out as one; of vmap with out_dims=1 a view of it does.
+        for origin in (tensor, base) if self._detached else ():
+            known = self._detached.get(id(origin))
+            if known is not None and known[0]() is origin:
+                return known[1]
+        return None
 
 
 _tables: weakref.WeakSet[TensorTable] = weakref.WeakSet()

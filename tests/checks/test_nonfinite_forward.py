@@ -780,3 +780,25 @@ def test_a_layer_that_is_not_on_the_way_to_what_overflowed_is_another_error():
 
     found = find_live(program, "TT101")
     assert [(f.op, f.module, f.step) for f in found] == [("mse_loss", None, 4), ("linear", "b", 5)]
+
+
+@pytest.mark.parametrize("wrong", ["forward", "backward"])
+def test_a_loop_of_torch_func_has_its_cause_in_its_step(wrong):
+    """There is neither a backward() nor an optimizer to say that it did harm."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def loss(parameters, x, bad):
+        out = torch.func.functional_call(net, parameters, (x,))
+        if bad:
+            out = out + ((out * 0).log() if wrong == "forward" else (out * 0).sqrt())
+        return out.square().mean()
+
+    def program():
+        weights = {name: p.detach() for name, p in net.named_parameters()}
+        for step in range(8):
+            grads, _ = torch.func.grad_and_value(loss)(weights, torch.randn(16, 4), step == 5)
+            weights = {name: p - 0.01 * grads[name] for name, p in weights.items()}
+
+    (found,) = find_live(program)
+    op = {"forward": "log", "backward": "autograd.grad"}[wrong]
+    assert (found.code, found.severity, found.op, found.step) == ("TT101", "error", op, 5)

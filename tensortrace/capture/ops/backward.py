@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tensortrace.capture.receiver import Receiver
 
 _no_functions = torch._C.DisableTorchFunction
+_functorch = torch._C._functorch
 _clock = time.perf_counter_ns
 
 
@@ -47,6 +48,7 @@ def run_backward(
             here.busy -= 1
             here.go_on()
     seen, started_ns = recorder.now.backward_seen, _clock()
+    result = None
     try:
         result = func(*args, **kwargs)
     except Exception as error:
@@ -57,7 +59,7 @@ def run_backward(
     finally:
         # What a module does inside is no turn of the loop (nor seen at module level).
         if not here.stack:
-            if name == "backward" or not _makes_graph(args, kwargs):
+            if name == "backward" or not (_makes_graph(args, kwargs) and _goes_on(result)):
                 freed = not _keeps_graph(name, args, kwargs)
                 recorder.backward_finished(freed, name != "backward")
             else:
@@ -102,6 +104,19 @@ def _keeps_graph(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bo
     at = 2 if name == "backward" else 3
     keeps = kwargs.get("retain_graph", args[at] if len(args) > at else None)
     return bool(kwargs.get("create_graph") if keeps is None else keeps)
+
+
+def _goes_on(grads: Sequence[torch.Tensor | None] | None) -> bool:
+    """Whether a graph that was asked for is the program's: `torch.func.grad` always asks for one.
+
+    Of that, none is left if it is in no other one and nothing that it was given requires grad.
+    """
+    around = _functorch.get_interpreter_stack() or ()
+    passes = [each.key() == _functorch.TransformType.Grad for each in around]
+    if sum(passes) != 1 or not passes[-1]:
+        return True
+    made = [g for g in grads or () if g is not None and _functorch.is_functorch_wrapped_tensor(g)]
+    return any(_functorch.get_unwrapped(grad).requires_grad for grad in made)
 
 
 def _makes_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

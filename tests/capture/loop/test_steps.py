@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -494,6 +494,56 @@ def test_autograd_grad_turns_the_step_unless_its_graph_goes_on() -> None:
                     p.sub_(0 if grad is None else 0.1 * grad)
 
     assert [step for step, _ in root_calls(record(program))] == [0, 0, 1, 1, 2, 2]
+
+
+def penalised(model: nn.Module) -> Callable[..., torch.Tensor]:
+    def loss(parameters: Any, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.func.functional_call(model, parameters, (x,))
+        return out.square().sum()
+
+    return loss
+
+
+def test_gradients_of_torch_func_turn_the_step() -> None:
+    model = Net()
+    take = torch.func.grad_and_value(penalised(model))
+
+    def program(t: Any) -> None:
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        for _ in range(4):
+            grads, _ = take(parameters, torch.rand(2, 4))
+            parameters = {name: p - 0.1 * grads[name] for name, p in parameters.items()}
+
+    records = record(program)
+    assert [step for step, _ in root_calls(records)] == [0, 1, 2, 3]
+    (last,) = {c.seq for c in records.ops(op="autograd.grad") if c.step == 3}
+    # The weights are moved by what the derivative has made, and not by data that came in.
+    taken = next(c for c in records.ops(op="mul") if (c.step, c.seq) > (3, last)).tensors[0]
+    made = next(c for c in records.ops(op="autograd.grad") if c.step == 3)
+    assert taken.view_of in {number for _, number in made.outputs}
+
+
+@pytest.mark.parametrize("inner", [1, 3])
+def test_gradients_of_torch_func_with_a_graph_are_part_of_the_turn(inner: int) -> None:
+    """The inner steps of meta-learning, which the outer backward goes through."""
+    model = Net()
+    optimizer = sgd(model, 1e-3)
+    take = torch.func.grad(penalised(model))
+
+    def program(t: Any) -> None:
+        for _ in range(3):
+            fast = dict(model.named_parameters())
+            for _ in range(inner):
+                grads = take(fast, torch.rand(2, 4))
+                fast = {name: p - 0.01 * grads[name] for name, p in fast.items()}
+            optimizer.zero_grad()
+            torch.func.functional_call(model, fast, (torch.rand(2, 4),)).sum().backward()
+            optimizer.step()
+
+    calls = inner + 1
+    assert [step for step, _ in root_calls(record(program))] == [
+        *[0] * calls, *[1] * calls, *[2] * calls,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("wanted", [3, 7])
