@@ -24,7 +24,7 @@ from tensortrace.capture.drafts import (
     NodeSite,
     ParameterGradientDraft,
 )
-from tensortrace.capture.tensors import TensorDraft
+from tensortrace.capture.tensors import TensorDraft, version_of
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ class Parameters:
         """Remember what a backward pass delivered, to know it again as ``.grad``."""
         entry = self._watched.get(key)
         if entry is not None:
-            entry.pointer, entry.version, entry.tensor = pointer_of(grad), grad._version, tensor
+            entry.pointer, entry.version, entry.tensor = pointer_of(grad), version_of(grad), tensor
             entry.reached = True
 
     def gradient_seen(self, parameter: torch.Tensor, grad: torch.Tensor) -> TensorDraft | None:
@@ -284,7 +284,7 @@ class Parameters:
         entry = self._watched.get(id(parameter))
         if entry is None or entry.tensor is None:
             return None
-        same = entry.pointer == pointer_of(grad) and entry.version == grad._version
+        same = entry.pointer == pointer_of(grad) and entry.version == version_of(grad)
         return entry.tensor if same and entry.pointer else None
 
     def forget_gradients(self) -> None:

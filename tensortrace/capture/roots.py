@@ -310,7 +310,7 @@ class Roots:
         root = self._roots.get(seq)
         if root is None or root.dropped is not None or type(grad) is not torch.Tensor:
             return
-        root.gradients.setdefault(_in_backward(), (now, {}))[1][name] = (grad, grad._version)
+        root.gradients.setdefault(_in_backward(), (now, {}))[1][name] = (grad, version_of(grad))
         root.backward_autocast = autocast_state()
         self._count(root, grad)
 

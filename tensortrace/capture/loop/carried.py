@@ -17,6 +17,7 @@ from tensortrace.capture.active import slot
 from tensortrace.capture.gradients import pointer_of
 from tensortrace.capture.loop.by_hand import ByHand
 from tensortrace.capture.loss_graph import leaves_near
+from tensortrace.capture.tensors import version_of
 
 if TYPE_CHECKING:
     from tensortrace.capture.gradients import Parameters
@@ -63,7 +64,7 @@ class Carried:
             for i, parameter in enumerate(group["params"]):
                 grad = parameter.grad
                 if grad is not None:
-                    self._stepped[index] = (g, i, id(grad), _version(grad))
+                    self._stepped[index] = (g, i, id(grad), version_of(grad))
                     return
 
     def since_step(self) -> dict[str, str]:
@@ -82,7 +83,7 @@ class Carried:
             grad = self._gradient_of(index, optimizer)
             if grad is not None:
                 _, _, key, version = self._stepped[index]
-                same = id(grad) == key and _version(grad) == version
+                same = id(grad) == key and version_of(grad) == version
                 fates[str(index)] = "kept" if same else "changed"
                 if same:
                     self._untouched[index] = pointer_of(grad)
@@ -101,7 +102,7 @@ class Carried:
                 _, _, key, version = self._stepped[index]
                 grad = self._gradient_of(index, optimizer)
                 # With create_graph the sum is another tensor, which may be where the old one was.
-                now = None if grad is None else (id(grad), _version(grad), pointer_of(grad))
+                now = None if grad is None else (id(grad), version_of(grad), pointer_of(grad))
                 if now is not None and now != (key, version, untouched[index]):
                     self._added.add(index)
 
@@ -160,7 +161,7 @@ class Carried:
         if not found:
             self._left, self.grown = None, 0
             return {}
-        now = (id(found[0][1]), _version(found[0][1]))
+        now = (id(found[0][1]), version_of(found[0][1]))
         before, self._left = self._left, now
         if before is None or before[0] != now[0] or before[1] > now[1]:
             self.grown = 0
@@ -227,7 +228,7 @@ class Carried:
         before, grad = self._lone.pop(id(parameter), None), parameter.grad
         if grad is None or grad.layout is not torch.strided:
             return None
-        key, version, own = id(grad), _version(grad), _version(parameter)
+        key, version, own = id(grad), version_of(grad), version_of(parameter)
         since = update
         if before is not None and (before[0], before[2]) == (key, own) and before[1] <= version:
             since = before[3]
@@ -251,10 +252,3 @@ class Carried:
     def _held(self) -> set[int]:
         met = (optimizer for _, optimizer in self._optimizers.met())
         return {id(p) for o in met for group in o.param_groups for p in group["params"]}
-
-
-def _version(grad: torch.Tensor) -> int:
-    try:
-        return grad._version
-    except RuntimeError:  # made in inference mode: counts none
-        return -1

@@ -375,7 +375,7 @@ def _refusal(root: Root, phase: str) -> str | None:
             return "the forward call raised"
         if not root.grad_enabled:
             return "it ran without grad"
-        if any(g._version != v for _, by in root.gradients.values() for g, v in by.values()):
+        if any(version_of(g) != v for _, by in root.gradients.values() for g, v in by.values()):
             return "the output gradient was modified in place since"
     why = refusal_of(root.tree)
     if why is not None:

@@ -19,7 +19,7 @@ from tensortrace.capture.receiver import Receiver
 from tensortrace.capture.replay.aside import Stage, as_it_was, swapped
 from tensortrace.capture.roots import Root, UnkeptError
 from tensortrace.capture.stats.queue import StatsQueue
-from tensortrace.capture.tensors import TensorDraft, TensorTable
+from tensortrace.capture.tensors import TensorDraft, TensorTable, version_of
 from tensortrace.signal_handlers import is_of_handler
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class ReplayTable(TensorTable):
             known = stage.given.get(id(tensor))
             if known is None and (address := stage.origins.get(id(tensor))) is not None:
                 known = self._live.id_at(address)
-            if known is not None and not tensor._version:
+            if known is not None and not version_of(tensor):
                 self.adopt(tensor, known)
         return super().identify(tensor, measure)
 

@@ -648,3 +648,43 @@ def test_an_own_backward_is_followed_through_the_passes_that_it_ran_itself() -> 
     assert found.op == "Adjoint"
     assert found.location is not None
     assert "got[0] / (grad - grad)" in (found.location.code or "")
+
+
+class Serving(nn.Module):
+    """Attends to what came before, in a buffer that it writes in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 4)
+        self.register_buffer("kept", torch.zeros(8, 4))
+        self.at = 0
+
+    def forward(self, x: Tensor, late: list[Tensor]) -> Tensor:
+        h: Tensor = self.embed(x)
+        self.kept[self.at] = h[0]
+        self.at += 1
+        scores = h @ self.kept.T * late[0]
+        return scores.exp()
+
+
+@pytest.mark.parametrize("made_there", [False, True])
+@pytest.mark.parametrize("changed", [False, True])
+def test_what_overflows_in_inference_mode_is_narrowed(made_there: bool, changed: bool) -> None:
+    """Tensors that are made there count no versions, so that only the replay shows a change."""
+    torch.manual_seed(0)
+    records: list[Any] = []
+    with torch.inference_mode(made_there):
+        net = Serving().eval()
+    with trace(out=records.append) as t, torch.inference_mode():
+        for i in range(3):
+            x, factor = torch.ones(2, 4), torch.tensor(1e4 if i == 1 else 1.0)
+            net(x, [factor])
+            if changed:
+                x.mul_(2)
+    assert [a for a in records if isinstance(a, Action) and a.action == "tracer_error"] == []
+    (found,) = [f for f in t.findings if f.severity == "error"]
+    assert (found.step, found.op, found.evidence["placed"]) == (
+        1, "exp", "close" if changed else "exact",
+    )  # fmt: skip
+    assert found.location is not None
+    assert found.location.code == "return scores.exp()"
