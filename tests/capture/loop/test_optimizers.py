@@ -320,6 +320,23 @@ def test_parameter_that_was_made_in_inference_mode_is_followed() -> None:
     assert records.of(End)[0].updates == 2
 
 
+def test_gradients_of_a_backward_in_inference_mode_are_followed() -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def program(t: Any) -> None:
+        for _ in range(2):
+            loss = model(torch.rand(2, 4)).sum()
+            with torch.inference_mode():
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    records = record(program)
+    assert records.actions("tracer_error") == []
+    assert [param.grad is not None for param in records.of(Param)] == [True] * 8
+
+
 def test_parameter_that_the_optimizer_did_not_write_is_not_changed() -> None:
     class Picky(torch.optim.Optimizer):
         def __init__(self, parameters: Any) -> None:
