@@ -60,9 +60,10 @@ def dead_units(
             continue
         if sign[0] is None and sign[1:] in counts:
             continue  # pooled or flattened from one that is told
+        where = call.op or "an op" if call.module is None else module_text(call.module)
         what = f"all {units} units" if dead == units else f"{dead} of {units} units"
         yield Draft(
-            message=f"{what} of {name} of {module_text(call.module)} have not been above 0 since "
+            message=f"{what} of {name} of {where} have not been above 0 since "
             f"step {tensor.dead_since}: {dead / units:.0%} are dead (limit {share:.0%})",
             cause=f"{call.module} {name}", phase="forward", module=call.module,
             op=call.op, seq=call.seq, tensor=tensor.id, value=dead / units, limit=share,

@@ -65,7 +65,8 @@ def nonfinite_parameter(step: StepView, memory: dict[str, Any]) -> Iterator[Draf
         return
     bad.sort(key=lambda one: one[3])
     param, what, number, mask = bad[0]
-    more = f", and {len(bad) - 1} more parameters" if len(bad) > 1 else ""
+    others = len(bad) - 1
+    more = f", and {others} more parameter{'s' * (others > 1)}" if others else ""
     # Bad before anything else was: then what forward shows follows from this, although the weights
     # are known only after the gate that showed it.
     earlier = any(f.code < "TT2" and f.severity != "note" and f.step < step.number

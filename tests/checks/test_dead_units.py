@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from msgspec import structs
 from torch import nn
 
 from tests.checks import brief, call, closing, find, module, ok
@@ -134,6 +135,12 @@ def test_what_is_pooled_or_flattened_is_the_same_layer():
     twice = [*rectified(12)[:-1], call(2, "head", [3], [4], [flat, ok(4)]), closing()]
     assert brief(find(twice, "TT301")) == [("TT301", "warning", "act")]
     assert brief(find(twice[2:], "TT301")) == [("TT301", "warning", "head")]
+
+
+def test_a_relu_outside_modules_is_called_by_its_name():
+    (_, made, _) = rectified(16)
+    (found,) = find([structs.replace(made, module=None, op="relu"), closing()], "TT301")
+    assert found.message.startswith("all 16 units of output[0] of relu have not")
 
 
 def test_nothing_says_nothing():

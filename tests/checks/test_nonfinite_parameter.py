@@ -25,7 +25,7 @@ def test_a_parameter_that_is_bad_before_the_step_is_an_error():
     (found,) = find(records, "TT104")
     assert brief([found]) == [("TT104", "error", "b")]
     assert found.param == "b.weight"
-    assert "1 NaN of 4 before this step, and 1 more" in found.message
+    assert found.message.endswith("1 NaN of 4 before this step, and 1 more parameter")
     assert found.evidence["parameters"] == ["b.weight", "b.bias"]
 
 
