@@ -15,6 +15,7 @@ from torch.autograd.function import BackwardCFunction
 from tensortrace.capture.drafts import NodeSite
 from tensortrace.capture.gradients import NodeProbe
 from tensortrace.capture.source import definition_line
+from tensortrace.capture.unwrap import node_of
 from tensortrace.records import Location
 from tensortrace.text import shorten
 
@@ -34,12 +35,7 @@ def watch_function(recorder: Receiver, tensor: torch.Tensor, path: str | None) -
     """
     if not recorder.on["gradients"] or _is_functorch(tensor):
         return
-    try:
-        if tensor._is_view() and tensor._version:
-            return  # reading its grad_fn would build a node that the graph does not use
-        node: object = tensor.grad_fn
-    except RuntimeError:
-        return
+    node: object = node_of(tensor)
     if isinstance(node, BackwardCFunction):
         watch_functions(recorder, node, path)
 

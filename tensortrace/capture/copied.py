@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
-from tensortrace.capture.loss_graph import root_of
-from tensortrace.capture.unwrap import plain, quiet
+from tensortrace.capture.unwrap import node_of, plain, quiet
 
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
@@ -46,7 +45,7 @@ def copied(loss: torch.Tensor) -> dict[str, torch.Tensor]:
         where they are.
     """
     with quiet():
-        for node in _above(root_of(loss), _NEAR):
+        for node in _above(node_of(loss), _NEAR):
             target = _saved(node, "target") if node.name() in _NLL else None
             if target is None:
                 continue

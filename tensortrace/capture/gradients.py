@@ -25,6 +25,7 @@ from tensortrace.capture.drafts import (
     ParameterGradientDraft,
 )
 from tensortrace.capture.tensors import TensorDraft, version_of
+from tensortrace.capture.unwrap import node_of
 from tensortrace.text import shorten
 
 if TYPE_CHECKING:
@@ -160,12 +161,7 @@ def watch_output(
     """Report the gradient of a module's output when it arrives; returns its node. Hot."""
     if not recorder.on["gradients"] or _is_functorch(tensor):
         return None
-    try:
-        if tensor._is_view() and tensor._version:
-            return None  # reading its grad_fn would build a node that the graph does not use
-        node = tensor.grad_fn
-    except RuntimeError:
-        return None
+    node = node_of(tensor)
     if node is None:
         return None
     if not here.stack and recorder.full and not call.recompute:
@@ -190,14 +186,8 @@ def watch_nodes(recorder: Receiver, result: torch.Tensor, since: int, site: Node
     """Report every node that an op has just made, when it runs backward. Hot."""
     if not recorder.on["gradients"] or _is_functorch(result):
         return
-    try:
-        if result._is_view() and result._version:
-            return
-        root = result.grad_fn
-    except RuntimeError:
-        return
     serial = site.serial
-    todo: list[Node | None] = [root]
+    todo: list[Node | None] = [node_of(result)]
     while todo:
         node = todo.pop()
         if node is None or not since <= node._sequence_nr() < _ACCUMULATE:

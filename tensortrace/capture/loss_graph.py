@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tensortrace.capture.unwrap import node_of
+
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
 
@@ -44,17 +46,9 @@ _TRANSPARENT = frozenset(
 )  # fmt: skip
 
 
-def root_of(loss: torch.Tensor) -> Node | None:
-    """The node that made a loss; None where asking for it would build one."""
-    try:
-        return None if loss._is_view() and loss._version else loss.grad_fn
-    except RuntimeError:
-        return None
-
-
 def leaves_near(loss: torch.Tensor) -> list[torch.Tensor]:
     """The leaves among the nodes of a graph that are nearest to its loss."""
-    root = root_of(loss)
+    root = node_of(loss)
     todo: list[Node] = [] if root is None else [root]
     seen, found = set(todo), []
     for node in todo:
@@ -89,7 +83,7 @@ class LossGraphs:
         if times >= _TIMES or (times == 0 and len(self._read) >= _MOST_PLACES):
             return None
         self._read[place] = times + 1
-        root = root_of(loss)
+        root = node_of(loss)
         if root is None:
             return None
         nodes, found = _walk(root)
@@ -106,7 +100,7 @@ def dim_beside_classes(loss: torch.Tensor) -> tuple[list[int], list[int]] | None
     Returns:
         That dim of theirs and that of the classes, and their shape.
     """
-    root = root_of(loss)
+    root = node_of(loss)
     todo = [root] if root is not None else []
     seen = set(todo)
     for node in todo:

@@ -17,6 +17,7 @@ from tensortrace.capture.stats.gather import Ticket
 from tensortrace.capture.stats.queue import Head, Stats, StatsQueue, stats_of
 from tensortrace.capture.stats.rows import row_spread, row_spread_now
 from tensortrace.capture.stats.units import RECTIFIED, Tickets, Units
+from tensortrace.capture.unwrap import node_of
 from tensortrace.engine import CLOSELY, SELDOM
 from tensortrace.records import Tensor
 
@@ -501,14 +502,8 @@ def _has_graph(tensor: torch.Tensor | None) -> bool:
 
 
 def grad_fn_name(tensor: torch.Tensor) -> str | None:
-    """The name of the node that made a tensor; None for a leaf and where torch refuses to say."""
-    try:
-        # Reading the grad_fn of a view whose base changed in place would build a new node.
-        if tensor._is_view() and tensor._version:
-            return None
-        node = tensor.grad_fn
-    except RuntimeError:
-        return None  # a view made in no_grad whose base was then modified in place
+    """The name of the node that made a tensor; None as in `node_of`."""
+    node = node_of(tensor)
     return node.name() if node is not None else None
 
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import torch
 from torch._C import DispatchKey, DispatchKeySet
 
+if TYPE_CHECKING:
+    from torch.autograd.graph import Node
+
 __all__ = [
     "DENSE_CPU", "HAS_DOUBLE", "blocks", "dispatch_keys", "distinct", "extent", "is_backed",
-    "is_dense_cpu", "is_wrapped", "plain", "quiet",
+    "is_dense_cpu", "is_wrapped", "node_of", "plain", "quiet",
 ]  # fmt: skip
 
 HAS_DOUBLE = {"cpu", "cuda"}
@@ -215,3 +219,14 @@ def _real(block: torch.Tensor) -> torch.Tensor:
     real, imag = pairs.unbind(-1)
     # The modulus of (nan, inf) is inf by C's hypot; what the user has is a NaN.
     return torch.hypot(real, imag).masked_fill_(real.isnan() | imag.isnan(), math.nan)
+
+
+def node_of(tensor: torch.Tensor) -> Node | None:
+    """The node that made a tensor; None for a leaf, and where asking would do more than tell. Hot.
+
+    Of a view whose base was changed in place it would build a node that the graph does not use.
+    """
+    try:
+        return None if tensor._is_view() and tensor._version else tensor.grad_fn
+    except RuntimeError:
+        return None  # a view made in no_grad whose base was then modified in place
