@@ -513,7 +513,8 @@ def open_logs(path: Path | Sequence[Path] | None, opened: ExitStack) -> list[Run
     paths = [] if path is None else [path] if isinstance(path, Path) else path
     progress = Progress(100, "unpacking", "{doing} {step} %")
     ranks = open_ranks(
-        paths, lambda one: open_run(one, lambda part: progress.tick(round(part * 100)))
+        paths,
+        lambda one: open_run(one, lambda part: progress.tick(round(part * 100)), index=False),
     )
     opened.callback(ranks.close)
     progress.close()

@@ -250,7 +250,7 @@ def test_damage_costs_one_frame(tmp_path):
     middle = len(data) // 2
     data[middle : middle + 50] = random.Random(1).randbytes(50)
     path.write_bytes(data)
-    run = open_run(path)
+    run = open_run(path, index=False)
     assert list(run.index())[-1] == 1.0
     assert "is damaged" in run.notice
     assert run.last_step() == 8

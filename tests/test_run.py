@@ -14,11 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tensortrace
+from tensortrace import run as reading
 from tensortrace.engine import RARELY, SELDOM
 from tensortrace.errors import LogError
 from tensortrace.log import encode
 from tensortrace.records import Line, Module, ModuleColumns, Record, Source, Step, Variable
-from tensortrace.run import Run, looked_at, newest_log, open_run
+from tensortrace.run import Run, looked_at, newest_log
 from tensortrace.run.series import LOOKED_AT
 from tests.builders import (
     HERE,
@@ -32,6 +34,11 @@ from tests.builders import (
     make_tensor,
     write_log,
 )
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a log as a screen does, which reads through it later."""
+    return reading.open_run(path, index=False)
 
 
 def text_of(records: list[Record]) -> bytes:
@@ -107,6 +114,15 @@ def test_first_data_is_there_before_the_index(tmp_path):
     assert list(run.modules) == ["", "fc1", "fc2"]
     assert run.end == make_end(799)
     assert [s.step for s in run.summaries(395, 405)] == list(range(395, 405))
+
+
+def test_a_log_that_is_opened_by_hand_is_read_to_its_end(tmp_path):
+    records = [r for n in range(800) for r in make_steps(1, start=n)]
+    records.insert(len(records) // 2, make_finding(step=400))
+    run = tensortrace.open_run(write_log(tmp_path / "log.jsonl", records))
+    assert run.indexed == 1.0
+    assert [f.step for f in run.findings] == [400]
+    assert open_run(tmp_path / "log.jsonl").findings == []
 
 
 def test_the_index_completes_findings_modules_and_sources_in_log_order(tmp_path):

@@ -49,8 +49,9 @@ CLOSING = 8 << 20
 class Run:
     """A log opened for reading: bounded memory, any step at once, growing while it is written.
 
-    Made by `open_run`. `findings`, `modules` and `sources` hold what was seen so far (the head and
-    the tail of the log) and are complete once `index` was exhausted: then `indexed` is 1.0.
+    Made by `open_run`, which reads through all of it once. One of `start_run`, or of a log that
+    still grows, has in `findings`, `modules` and `sources` what was seen so far (at first the head
+    and the tail of the log), and is complete once `index` was exhausted: then `indexed` is 1.0.
 
     Attributes:
         path: the file; `ranks` maps each rank whose log lies beside it to its path.
