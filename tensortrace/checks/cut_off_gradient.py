@@ -27,6 +27,10 @@ _DIED = (
     "a lower learning rate for what leapt in the steps before: a scale or temperature whose exp() "
     "is 0 or that a clamp cuts off, ReLUs that are all dead, sigmoids that are all at their end"
 )
+_UNUSED = (
+    "add their term to the loss if they are to learn; if they are not, leave them out of the "
+    "forward, or set requires_grad to False"
+)
 _BLOCKED = (
     "if it is a checkpoint: model.enable_input_require_grads(), or requires_grad_(True) on the "
     "input of the first one, or use_reentrant=False; if not, take the call out of torch.no_grad(), "
@@ -54,7 +58,9 @@ def cut_off_gradient(
                 in the backward. Or: in `idle` optimizer steps whose loss is finite and not 0, and
                 in none before, all gradients there are of all modules are exactly 0. Or: later on
                 they are in `idle` running, and the loss is the same to the last bit in them,
-                another than the first was, and >= `share` of that
+                another than the first was, and >= `share` of that. A note, where an outermost
+                module returns what was made of theirs and no op or module takes it, while another
+                thing that it returns is taken: heads that the loss does not need
     Source:     definition (autograd leaves None where no path leads to the loss);
                 torch.utils.checkpoint (a reentrant one runs its block under no_grad, and again in
                 the backward if an input of it requires a gradient); `sustain` chosen here:
@@ -71,7 +77,8 @@ def cut_off_gradient(
     Misses:     a branch that is used less than once in `sustain` optimizer steps is reported, and a
                 part that the optimizer holds and that runs under no_grad until it may learn, or is
                 moved by hand; one parameter of a module that has others with a gradient is not; an
-                optimum that a whole data set in one batch reaches exactly looks like one that died
+                optimum that a whole data set in one batch reaches exactly looks like one that died;
+                of several outputs one that goes on as a number or through NumPy is a note
     Example:    def forward(self, x):
                     features = self.encoder(x).detach()
                     return self.decoder(features)
@@ -132,26 +139,53 @@ def _tell(
     off = set(fresh) - enabled
     blocked = _blocked(step, [c for c in ran if c.module in off])
     told.update(new, blocked)
-    if new:
-        yield _cut_draft(step, new, rows, fresh[new[-1]], sustain)
+    unused = [path for path in new if _is_unused(step, path)]
+    for group in (unused, [path for path in new if path not in unused]):
+        if group:
+            yield _cut_draft(step, group, rows, fresh[group[-1]], sustain, unused=group is unused)
     if blocked:
         yield _blocked_draft(blocked, rows, fresh[next(reversed(blocked))], sustain)
 
 
 def _cut_draft(
-    step: StepView, new: list[str], rows: list[tuple[str, float | None]], streak: int, sustain: int
+    step: StepView,
+    new: list[str],
+    rows: list[tuple[str, float | None]],
+    streak: int,
+    sustain: int,
+    *,
+    unused: bool,
 ) -> Draft:
     values = {path: rms for path, rms in rows if path in new}
     what = "exactly 0" if all(rms == 0 for rms in values.values()) else "None"
     return Draft(
         message=f"gradient {what} in {streak} optimizer steps running (limit {sustain}) "
-        f"for {len(new)} of {len(rows)} modules: {_names(new)}",
+        f"for {len(new)} of {len(rows)} modules: {_names(new)}"
+        f"{'; what was made of theirs is returned, and nothing takes it' * unused}",
+        severity="note" if unused else None,
         # The last in order of call is the one next to the cut.
         cause=new[-1], phase="backward", module=new[-1], value=streak, limit=sustain,
         location=next((c.location for c in step.calls if c.module == new[-1]), None),
         evidence={"modules": new, "profile": [[path, rms] for path, rms in rows]},
-        fix=_ZERO if what == "exactly 0" else _NONE,
+        fix=_UNUSED if unused else _ZERO if what == "exactly 0" else _NONE,
     )  # fmt: skip
+
+
+def _is_unused(step: StepView, path: str) -> bool:
+    """Whether what came of a module was returned to the program, which took other things only."""
+    forward, views = step.forward(), {id: t.view_of for id, t in step.tensors.items()}
+    made = {id for call in forward if call.module == path for _, id in call.outputs}
+    taken = {a.tensor for a in step.losses if a.tensor is not None}
+    for call in forward:
+        given = {id for _, id in call.inputs}
+        given |= {of for id in given if (of := views.get(id)) is not None}
+        if call.parent is None:
+            taken |= given
+        elif not made.isdisjoint(given):
+            made.update(id for _, id in call.outputs)
+    returned = [{id for _, id in c.outputs} for c in forward if c.parent is None and c.op is None]
+    from_it = [ids for ids in returned if not made.isdisjoint(ids)]
+    return bool(from_it) and made.isdisjoint(taken) and all(ids & taken for ids in from_it)
 
 
 def _blocked_draft(

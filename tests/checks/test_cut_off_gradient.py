@@ -374,3 +374,50 @@ def test_rounded_output_is_told_at_the_op():
     (found,) = find_live(program, "TT203")
     assert (found.op, found.severity) == ("round", "warning")
     assert "the slope of round is 0" in found.message
+
+
+class Heads(nn.Module):
+    """Predicts three things, as one that has been trained for all of them does."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 32), nn.ReLU())
+        self.pooler = nn.Sequential(nn.Linear(32, 4), nn.Tanh())
+        self.action, self.state = nn.Linear(32, 2), nn.Linear(32, 4)
+
+    def forward(self, x):
+        h = self.body(x)
+        return {"state": self.state(h), "action": self.action(h), "pooled": self.pooler(h)}
+
+
+def heads(loss_of):
+    def run():
+        model = Heads()
+        adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for _ in range(12):
+            x = torch.randn(16, 6)
+            loss = loss_of(model(x), x)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+
+    return run
+
+
+@pytest.mark.parametrize("every", [1, "auto"])
+def test_heads_that_the_loss_does_not_need_are_a_note(every):
+    program = heads(lambda made, x: (made["action"] - x[:, :2]).square().mean())
+    (found,) = find_live(program, "TT203", every=every)
+    assert (found.severity, found.evidence["modules"]) == ("note", ["state", "pooler.0"])
+    assert "returned, and nothing takes it" in found.message
+    assert "add their term to the loss" in found.fix
+
+
+@pytest.mark.parametrize("cut", [torch.Tensor.detach, lambda h: h.detach().square()])
+def test_a_head_that_is_cut_off_on_the_way_to_the_loss_is_none_that_it_does_not_need(cut):
+    def loss_of(made, x):
+        return (made["action"] - x[:, :2]).square().mean() + (cut(made["state"]) - 1).mean()
+
+    found = find_live(heads(loss_of), "TT203")
+    told = {f.severity: f.evidence["modules"] for f in found}
+    assert told == {"warning": ["state"], "note": ["pooler.0"]}
