@@ -181,6 +181,7 @@ class Module(Record, frozen=True, kw_only=True, tag="module"):
     F.dropout without `training=`, of a module in eval mode. `frozen` are attributes that are False
     and freeze nothing: `requires_grad` of the module, "weight.require_grad" of a parameter.
     `places` is how often running its container holds it, if nothing else does; 0 if it is once.
+    `inert` is True of a dropout whose share to drop is 0: it is the same in both modes.
     """
 
     path: str
@@ -194,6 +195,7 @@ class Module(Record, frozen=True, kw_only=True, tag="module"):
     drops: Location | None = None
     frozen: list[str] = []
     places: int = 0
+    inert: bool = False
 
 
 class Source(Record, frozen=True, kw_only=True, tag="source"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from tensortrace.capture.dropouts import dropout_line
 from tensortrace.capture.frozen_in_vain import frozen_in_vain
@@ -67,11 +68,14 @@ class Descriptions:
             ],
             frozen=[shorten(name) for name in frozen_in_vain(module, own)],
             places=self._names.places.get(path, 0),
+            inert=isinstance(module, _DropoutNd) and module.p == 0,
             forward=self._sources.locate_code(code) if code is not None else None,
         )
         # Another module in the place of the last one (a criterion or a replica made anew in each
         # step) is worth a line only if it differs.
-        said = hash((record.training, record.places, *record.frozen, *record.parameters))
+        said = hash(
+            (record.training, record.places, record.inert, *record.frozen, *record.parameters)
+        )
         if self._said.get((path, cls)) == said:
             return None, first
         self._said[path, cls] = said

@@ -97,7 +97,8 @@ def eval_mode_in_training(
 
 
 def _is_sensitive(step: StepView, call: Call) -> bool:
-    return step.cls_of(call.module).startswith(_SENSITIVE)
+    module = step.modules.get(call.module or "")
+    return module is not None and module.cls.startswith(_SENSITIVE) and not module.inert
 
 
 def _follow(step: StepView, switched: dict[str, Switched], held: dict[int, set[str]]) -> None:

@@ -215,6 +215,9 @@ def test_embedding_index_says_the_value_and_the_allowed_range() -> None:
     finding = explained(lambda: model(ids))
     assert "holds 12 (values 1 to 12), `0` has 10 rows: allowed are 0 to 9" in finding.message
     assert "nn.Embedding(13, ...)" in finding.fix
+    unknown = torch.tensor([[1, -1]])
+    fix = explained(lambda: model(unknown)).fix
+    assert fix.startswith("unknown.masked_fill(unknown < 0, 10) and nn.Embedding(11, ...)")
 
 
 def test_other_indices_say_their_range_too() -> None:

@@ -145,6 +145,21 @@ def test_what_makes_no_difference_is_silent():
     assert find(steps(5, reached=False), "TT701") == []
 
 
+def test_a_dropout_that_drops_nothing_makes_no_difference():
+    def run(share):
+        model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(share), nn.Linear(8, 2))
+        adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for i in range(8):
+            if i == 2:
+                model.eval()
+            F.mse_loss(model(torch.rand(8, 4)), torch.rand(8, 2)).backward()
+            adam.step()
+            adam.zero_grad()
+
+    assert find_live(lambda: run(0.0), "TT701") == []
+    assert len(find_live(lambda: run(0.1), "TT701")) == 1
+
+
 def test_nothing_says_nothing():
     assert find([], "TT701") == []
     evaluated = [Action(step=0, seq=i, action="eval", of="Net") for i in range(3)]

@@ -33,7 +33,7 @@ def test_parameters_in_no_optimizer_are_told_after_four_steps():
     (found,) = find(steps(), "TT401")
     assert brief([found]) == [("TT401", "warning", "b")]
     assert (found.step, found.param) == (3, "b.weight")
-    assert "1 parameter has a gradient and is in no optimizer" in found.message
+    assert "1 parameter has a gradient and is in no optimizer that steps" in found.message
 
 
 def test_three_steps_are_not_enough_and_the_number_is_a_setting():

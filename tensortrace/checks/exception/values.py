@@ -143,9 +143,18 @@ def index(facts: Facts, found: Match) -> Told | None:
 def _row_index(facts: Facts, x: dict[str, Any], rows: int) -> Told:
     value = _offending(x, rows)
     size = max(value + 1 if value is not None else rows, rows)
+    held = (f"{quoted(x['name'])} holds {_values(x, value)}, {facts.place} has {rows} rows: "
+            f"allowed are 0 to {rows - 1}")  # fmt: skip
+    if value is not None and value < 0:
+        ids = code_name(x, "ids")
+        return Told(
+            held, "a row is not counted from the end; a mark for what is unknown or left out is "
+            "no row either",
+            f"{ids}.masked_fill({ids} < 0, {rows}) and nn.Embedding({rows + 1}, ...): a row of its "
+            "own for what is marked",
+        )  # fmt: skip
     return Told(
-        f"{quoted(x['name'])} holds {_values(x, value)}, {facts.place} has {rows} rows: "
-        f"allowed are 0 to {rows - 1}",
+        held,
         "an index beyond the table: a vocabulary larger than num_embeddings, or an id for "
         "padding that has no row",
         f"nn.Embedding({size}, ...), or {code_name(x, 'ids')}.clamp(0, {rows - 1})",

@@ -50,7 +50,8 @@ def never_updated(
                 samples whose gradients are taken one by one are fewer than `unused`, and each has
                 another one, and is met once
     Fix:        give the optimizer all of model.parameters(), after the last layer was added or
-                replaced; freeze on purpose with requires_grad_(False), which also saves time
+                replaced, and call step() of every one; freeze on purpose with
+                requires_grad_(False), which also saves time
     Misses:     a network for a perceptual loss in training mode that is not frozen is reported;
                 an optimizer that takes its first step after `updates` steps of another one too,
                 unless it clears gradients from the start (a note);
@@ -107,7 +108,7 @@ def _draft(step: StepView, why: str, names: list[str], updates: int) -> Draft:
     many = len(names) > 1
     still = "do not change" if many else "does not change"
     said = {
-        "forgotten": "in no optimizer",
+        "forgotten": "in no optimizer that steps",
         "waiting": "held by an optimizer that has never stepped",
     }.get(why, f"held by an optimizer with lr > 0 and {still}")
     what = f"{len(names)} parameters have gradients" if many else "1 parameter has a gradient"
