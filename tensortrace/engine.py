@@ -254,7 +254,7 @@ class Engine:
         return self._gate(step) if len(step.calls) >= 2 * HELD else []
 
     def _take_action(self, action: Action) -> list[Finding]:
-        step = self._of(action)
+        step, found = self._of(action), list[Finding]()
         if self._aside is not None and not is_quiet(action):
             self._look_at(step)
         step.actions.append(action)
@@ -262,11 +262,13 @@ class Engine:
         if name == "loss":
             step.losses.append(action)
         elif name == "load_state_dict":
+            # What was called before it had the weights that were spoilt.
+            found = self._gate(step) if step.poisoned else []
             self._poisoned = step.poisoned = None
         for key, tag in self._tags.get(name, ()):
             if key is None or key in action.detail:
                 self._meet(step, tag)
-        return self._gate(step) if name in ("gate", "exception") else []
+        return self._gate(step) if name in ("gate", "exception") else found
 
     def _take_optimizer(self, optimizer: Optimizer) -> list[Finding]:
         step = self._of(optimizer)

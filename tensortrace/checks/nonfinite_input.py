@@ -61,7 +61,8 @@ def nonfinite_input(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
     met: list[_Entry] = memory["met"]
     if step.bad:
         fresh = step.calls[step.fresh :]
-        memory["makes"] = memory["makes"] or any(_makes_bad(step, call) for call in fresh)
+        makes = _hands_on if memory["made"] else _makes_bad
+        memory["makes"] = memory["makes"] or any(makes(step, call) for call in fresh)
         # What the step before left, and no call of it made, is data too.
         left = None if memory["made"] or memory["before"] else step.number - 1
         met += list(_entries(step, left))[: 8 - len(met)]
@@ -139,6 +140,12 @@ def _makes_bad(step: StepView, call: Call) -> bool:
     if call.phase != "forward" or plain_op(call.op) in FILLS:
         return False
     return bool(step.hurt(call.outputs)) and not step.hurt(call.inputs)
+
+
+def _hands_on(step: StepView, call: Call) -> bool:
+    """Whether bad values begin in a call, or come to it from an earlier step."""
+    earlier = any(tensor.from_step is not None for tensor in step.nonfinite(call.inputs))
+    return earlier or _makes_bad(step, call)
 
 
 def _entries(step: StepView, left: int | None) -> Iterator[_Entry]:

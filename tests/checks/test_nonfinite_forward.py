@@ -315,6 +315,16 @@ def test_after_the_parameters_went_bad_all_follows_until_weights_are_loaded():
     ]
 
 
+def test_what_was_called_before_weights_are_loaded_follows_from_those_it_had():
+    """A validation, and the last checkpoint in the step that it ends."""
+    first = [bad_log(), loss(2, "NaN", 2), optimizer(grad_norm="NaN"), closing()]
+    judged = call(1, "fc", [1], [2], [ok(1), nan(2)], step=1)
+    load = Action(step=1, seq=2, action="load_state_dict")
+    later = call(1, "fc", [1], [2], [ok(1), nan(2)], step=2)
+    found = find([*first, judged, load, closing(1), later, closing(2)], "TT101")
+    assert [(f.step, f.module) for f in found] == [(0, None), (2, "fc")]
+
+
 def test_a_skipped_step_does_not_spoil_the_parameters():
     first = [bad_log(), loss(2, "NaN", 2), optimizer(grad_norm="NaN", skipped=True), closing()]
     later = [

@@ -197,3 +197,17 @@ def test_what_torch_func_returns_of_a_gradient_is_no_data(each, level):
     found = [f.code for f in find_live(program, "TT1", level=level)]
     assert "TT105" not in found
     assert "TT101" in found
+
+
+def test_what_a_sampler_goes_on_with_is_not_the_data_of_a_later_step():
+    """The step between only carries it on: what that leaves was made in the one before it."""
+    net = nn.Sequential(nn.Linear(2, 32), nn.LayerNorm(32), nn.Linear(32, 2))
+
+    @torch.no_grad()
+    def program():
+        x = torch.randn(64, 2)
+        for _ in range(24):
+            x = (x - 0.1 * net(x)) * 1e2
+
+    found = [f for f in find_live(program) if f.severity != "note"]
+    assert [(f.code, f.op) for f in found] == [("TT101", "layer_norm")]
