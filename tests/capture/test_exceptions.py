@@ -210,6 +210,21 @@ def test_class_index_says_the_value_and_the_allowed_range() -> None:
     assert "ignore_index=255" in explained(lambda: criterion(logits, void)).fix
 
 
+def test_what_is_no_probability_is_told_with_its_range() -> None:
+    logits, y = torch.tensor([[-1.5], [2.0]]), torch.tensor([[0.0], [1.0]])
+    finding = explained(lambda: nn.BCELoss()(logits, y))
+    assert finding.message.startswith("`logits` holds values from -1.5 to 2: ")
+    assert "BCEWithLogitsLoss" in finding.fix
+    p, mask = logits.sigmoid(), y * 255
+    finding = explained(lambda: nn.functional.binary_cross_entropy(p, mask))
+    assert finding.message.startswith("`mask` holds values from 0 to 255: ")
+    assert "mask / 255" in finding.fix
+    lost = p / 0 * 0
+    finding = explained(lambda: nn.functional.binary_cross_entropy(lost, y))
+    assert finding.message.startswith("`lost` holds 2 NaN: ")
+    assert finding.fix == "look for what makes lost NaN, before the loss takes it"
+
+
 def test_embedding_index_says_the_value_and_the_allowed_range() -> None:
     model, ids = nn.Sequential(nn.Embedding(10, 3)), torch.tensor([[1, 12]])
     finding = explained(lambda: model(ids))

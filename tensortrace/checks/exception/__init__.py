@@ -161,6 +161,7 @@ _CASES: list[tuple[re.Pattern[str], Callable[[Facts, Match], Told | None]]] = [
             r"Class values must be smaller than num_classes",
             values.index,
         ),
+        (r"all elements of (input|target) should be between 0 and 1", values.probabilities),
         (r"not positive-definite|matrix is singular", numbers.matrix),
         (
             r"parameter (?P<name>\w+) \(.*\) of distribution (?P<kind>\w+)\(.*the constraint "

@@ -140,6 +140,40 @@ def index(facts: Facts, found: Match) -> Told | None:
     )
 
 
+def probabilities(facts: Facts, found: Match) -> Told:
+    """What is no probability where binary cross entropy takes one."""
+    which = found[1]
+    one = facts.argument(which) or {"name": which}
+    name, held = code_name(one, which), _held(facts, which)
+    if "NaN" in held:
+        fix = f"look for what makes {name} NaN, before the loss takes it"
+    elif which == "target":
+        fix = (f"cross_entropy for numbers of classes; {name} / 255 for a mask of pixels; "
+               f"({name} + 1) / 2 for labels of -1 and 1")  # fmt: skip
+    else:
+        fix = "binary_cross_entropy_with_logits (nn.BCEWithLogitsLoss) of what the last layer gives"
+        fix += ", without a sigmoid; or torch.sigmoid before this loss"
+    return Told(
+        f"{quoted(one['name'])} holds {held}: binary_cross_entropy takes probabilities, 0 to 1",
+        "it takes the logarithm of input and of 1 - input, and weighs them by target; NaN is not "
+        "between 0 and 1 either",
+        fix,
+    )
+
+
+def _held(facts: Facts, which: str) -> str:
+    """The range of an argument of the loss that raised, as it was given to it."""
+    calls = [c for c in facts.step.forward() if c.exception and len(c.inputs) > 1]
+    number = calls[-1].inputs[which == "target"][1] if calls else None
+    tensor = facts.step.tensors.get(number) if number is not None else None
+    if tensor is None or (tensor.min is None and not tensor.nan):
+        return "something else"
+    told = [f"{tensor.nan} NaN"] if tensor.nan else []
+    if tensor.min is not None and tensor.max is not None:
+        told.append(f"values from {number_text(tensor.min)} to {number_text(tensor.max)}")
+    return " and ".join(told)
+
+
 def _row_index(facts: Facts, x: dict[str, Any], rows: int) -> Told:
     value = _offending(x, rows)
     size = max(value + 1 if value is not None else rows, rows)
