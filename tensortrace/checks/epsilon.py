@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-from tensortrace.checks import Draft, StepView, check
-from tensortrace.records import Optimizer, from_scalar
+from tensortrace.checks import Draft, StepView, check, finite
+from tensortrace.records import Action, Optimizer, from_scalar
 from tensortrace.text import number_text
 
 # What is below this becomes 0 in float16: half of the smallest number above 0.
@@ -39,7 +39,8 @@ def epsilon(
                 2.1: the size of a step does not depend on that of the gradients, as long as eps is
                 small; `sustain` chosen here
     Fix:        weights in float32 and torch.autocast, or bfloat16; eps=1e-4 where float16 must be;
-                for small gradients a loss that is not divided twice, or eps=1e-15
+                for small gradients a loss that is not divided twice, or a larger max_norm where
+                clipping made them so, or eps=1e-15
     Misses:     gradients that are small from the middle of a run on, as in one that has converged;
                 epsilons of other optimizers; groups with different epsilons are judged by the
                 smallest (float16) or the largest (gradients)
@@ -78,15 +79,30 @@ def epsilon(
         small[optimizer.index] = small.get(optimizer.index, 0) + 1
         if small[optimizer.index] >= sustain:
             size, eps = median(sizes), max(epsilons)
+            clip = _clipped_to(step, size, eps)
+            by = f"; clipping has made them {number_text(clip[1])} times smaller" if clip else ""
             yield Draft(
                 message=f"eps {eps:g} of {optimizer.cls} is larger than the gradients, rms "
                 f"{number_text(size)} as the median of {len(sizes)} parameters, in the first "
                 f"{small[optimizer.index]} full steps (limit {sustain}): steps shrink by a factor "
-                f"of {number_text(eps / size + 1)}",
+                f"of {number_text(eps / size + 1)}{by}",
                 cause=f"larger {optimizer.index}", phase="optimizer", value=size,
-                limit=larger * eps, location=optimizer.location,
+                limit=larger * eps, location=clip[0].location if clip else optimizer.location,
+                fix=f"a larger max_norm than {clip[0].detail['max_norm']:g}; 1.0 is common"
+                if clip else None,
                 evidence={"placed": "direct", "parameters": len(sizes)},
             )  # fmt: skip
+
+
+def _clipped_to(step: StepView, size: float, eps: float) -> tuple[Action, float] | None:
+    """The clipping without which the gradients were larger than eps, and what it divided by."""
+    for action in step.actions:
+        most, total = action.detail.get("max_norm"), from_scalar(action.detail.get("total_norm"))
+        if action.action != "clip" or not most or not total or not finite(total):
+            continue
+        if total > most and size * total / most > eps:
+            return action, total / most
+    return None
 
 
 def _lost(optimizer: Optimizer, eps: float, half: list[str], held: int) -> Draft:

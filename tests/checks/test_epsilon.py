@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tests.checks import closing, find, ok, optimizer, param
 from tests.checks.traced import find_live
@@ -52,6 +53,24 @@ def test_loss_divided_until_epsilon_is_larger_than_its_gradients():
     assert "steps shrink by a factor of " in found.message
     assert find_live(classify(16), "TT504") == []
     assert find_live(classify(1e10, eps=1e-15), "TT504") == []
+
+
+def test_a_clipping_that_has_made_them_so_small_is_to_blame():
+    def program(max_norm):
+        model = nn.Sequential(nn.Linear(16, 256), nn.ReLU(), nn.Linear(256, 4))
+        adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for _ in range(12):
+            x = torch.randn(32, 16)
+            adam.zero_grad()
+            F.cross_entropy(model(x), x[:, :4].argmax(1)).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+            adam.step()
+
+    (found,) = find_live(lambda: program(1e-7), "TT504")
+    assert "clipping has made them " in found.message
+    assert "clip_grad_norm_" in found.location.code
+    assert found.fix == "a larger max_norm than 1e-07; 1.0 is common"
+    assert find_live(lambda: program(1.0), "TT504") == []
 
 
 def steps(count, *, eps=1e-8, grad=1e-9, dtype="float32", cls="Adam", losses=None, skipped=False):

@@ -470,6 +470,23 @@ def test_batches_that_are_shuffled_and_come_again_are_told_of_soon():
     assert "backward()" in found.location.code
 
 
+def test_batches_that_a_comprehension_fetches_are_those_of_its_loader():
+    def program():
+        model = nn.Linear(4, 3)
+        sgd = torch.optim.SGD(model.parameters(), 0.1)
+
+        def learn(x):
+            sgd.zero_grad()
+            model(x).square().mean().backward()
+
+        loader = DataLoader(torch.rand(64, 4), batch_size=8, shuffle=True)
+        for _ in range(4):
+            [learn(x) for x in loader]
+
+    (found,) = find_live(program, "TT401")
+    assert found.severity == "note"
+
+
 @pytest.mark.parametrize("how", [
     {"count": 2}, {"anew": True}, {"step_of": lambda model, sgd: sgd.step()},
     {"step_of": lambda model, _: model.load_state_dict(nn.Linear(4, 3).state_dict())},

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tensortrace.checks import Draft, StepView
-from tensortrace.records import Action, Location, Optimizer
+from tensortrace.records import Action, Optimizer
+from tensortrace.text import location_text
 
 # So many batches are known again; 100 backwards are told of whatever they were on.
 _MOST_BATCHES = 100
@@ -53,7 +54,8 @@ def never_stepped(
     """
     stepped: set[int] = memory.setdefault("stepped", set())
     unused: dict[int, _Unused] = memory.setdefault("unused", {})
-    began: dict[Location | None, Action] = memory.setdefault("began", {})
+    # A comprehension fetches in a function of its own, on the same line.
+    began: dict[str, Action] = memory.setdefault("began", {})
     again = bool(unused or not stepped) and _is_repeated(step, memory)
     epoch: Action | None = None
     for record in step.happened():
@@ -61,9 +63,9 @@ def never_stepped(
             stepped.add(record.index)
             unused.pop(record.index, None)
         elif record.action == "loader":
-            began[record.location] = record
+            began[location_text(record.location)] = record
         elif record.action == "fetch":
-            epoch = began.get(record.location)
+            epoch = began.get(location_text(record.location))
         elif record.action == "loss":
             for seen in unused.values():
                 seen.backward, seen.again, seen.epoch = record, again, epoch
