@@ -6,6 +6,7 @@ here is what they share.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -40,6 +41,8 @@ _MOVING = (
     "swapaxes movedim ravel viewas reshapeas takealongdim maskedselect diagonal mt"
 )
 MOVES = frozenset(_MOVING.split())
+# What stands before a dot and is no op.
+_SPACES = frozenset({"torch", "Tensor", "autograd"})
 _SELECTS = frozenset({"where", "maskedfill", "nantonum", "maskedscatter"})
 
 # As the log writes them; the order of a norm may be infinite.
@@ -257,9 +260,16 @@ def selector(call: Call, calls: Iterable[Call]) -> Call | None:
                  and any(id in made for _, id in c.inputs)), None)  # fmt: skip
 
 
+@functools.lru_cache(4096)
 def plain_op(op: str | None) -> str:
-    """Reduce ``torch.Tensor.log_`` and ``LogBackward0`` alike to ``log``; no op gives no text."""
-    word = (op or "").rsplit(".", 1)[-1].lower().replace("_", "")
+    """Reduce ``torch.Tensor.log_``, ``LogBackward0`` and ``log.default`` alike to ``log``.
+
+    The last is what `torch.ops.aten.log.default` is called, whose dot is before its overload. No op
+    gives no text.
+    """
+    first, *rest = (op or "").split(".")
+    overload = len(rest) == 1 and first not in _SPACES
+    word = (first if overload else rest[-1] if rest else first).lower().replace("_", "")
     return re.sub(r"backward\d*$", "", word)
 
 

@@ -736,6 +736,13 @@ def test_state_dict_with_another_prefix_is_told_how_to_rename() -> None:
     assert "k.removeprefix('module.')" in finding.fix
 
 
+def test_a_prefix_that_fits_the_first_key_alone_is_none() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    state = {"f.0.weight": 0, "f.2.weight": 0, "f.2.bias": 0, "head.bias": 0}
+    finding = explained(lambda: model.load_state_dict(state))
+    assert finding.message.startswith("the state dict does not fit: 4 keys are missing and 4 un")
+
+
 def test_state_dict_of_other_shapes_names_the_first() -> None:
     state = Net(5).state_dict()
     finding = explained(lambda: Net(4).load_state_dict(state))

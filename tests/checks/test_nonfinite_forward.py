@@ -13,6 +13,7 @@ from msgspec import structs
 from torch import nn
 
 from tensortrace import trace
+from tensortrace.causes import plain_op
 from tensortrace.checks.nonfinite_forward.origins import origins_of
 from tensortrace.records import Action, Call, Finding, Location, Tensor
 from tensortrace.step_view import StepView
@@ -812,3 +813,26 @@ def test_a_loop_of_torch_func_has_its_cause_in_its_step(wrong):
     (found,) = find_live(program)
     op = {"forward": "log", "backward": "autograd.grad"}[wrong]
     assert (found.code, found.severity, found.op, found.step) == ("TT101", "error", op, 5)
+
+
+@pytest.mark.parametrize(("op", "word"), [
+    ("torch.Tensor.log_", "log"), ("LogBackward0", "log"), ("div.Tensor", "div"),
+    ("masked_fill_.Scalar", "maskedfill"), ("log.default", "log"), ("autograd.grad", "grad"),
+    ("new_full", "newfull"), (None, ""),
+])  # fmt: skip
+def test_the_plain_name_of_an_op(op, word):
+    assert plain_op(op) == word
+
+
+def test_an_overload_that_is_called_by_its_name_is_the_op():
+    """An exported program calls those, and a backend that rewrites frames."""
+    aten = torch.ops.aten
+
+    class Net(nn.Module):
+        def forward(self, x):
+            return aten.div.Tensor(x, aten.sum.dim_IntList(x, [-1], True))
+
+    (found,) = find_live(lambda: Net()(torch.zeros(2, 3)), level="op")
+    assert (found.severity, found.op) == ("error", "div.Tensor")
+    masked = lambda: aten.masked_fill.Scalar(torch.ones(3), torch.ones(3).bool(), -torch.inf)  # noqa: E731
+    assert find_live(masked, level="op") == []

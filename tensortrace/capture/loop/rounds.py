@@ -208,11 +208,11 @@ def _head(read: _Read, one: int, other: int) -> int | None:
 
 
 def _edges(made: list[dis.Instruction]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-    """What may run after each instruction, and before it."""
+    """What may run after each instruction, and before it; what waits is taken to wait once."""
     after: dict[int, list[int]] = {each.offset: [] for each in made}
     before: dict[int, list[int]] = {each.offset: [] for each in made}
     for each, following in zip(made, [*made[1:], None], strict=True):
-        targets = [each.argval] if each.opcode in _JUMPS else []
+        targets = [each.argval] if each.opcode in _JUMPS and each.opname not in _WAITS else []
         if following is not None and each.opname not in _ENDS and each.opname not in _ALWAYS:
             targets.append(following.offset)
         for target in targets:

@@ -114,12 +114,17 @@ def _prefix(missing: list[str], unexpected: list[str]) -> tuple[str, str] | None
     if not missing or not unexpected:
         return None
     want, got = missing[0], unexpected[0]
+    # As far as they are listed: what fits the first key alone is no prefix of all.
     if got.endswith(f".{want}"):
         extra = got[: -len(want)]
+        if not {extra + name for name in missing}.issubset(unexpected):
+            return None
         return (f"`{got}` in the file is `{want}` in the model",
                 f"{{k.removeprefix({extra!r}): v for k, v in state.items()}}")  # fmt: skip
     if want.endswith(f".{got}"):
         extra = want[: -len(got)]
+        if not {extra + name for name in unexpected}.issuperset(missing):
+            return None
         return (f"`{got}` in the file is `{want}` in the model",
                 f"{{{extra!r} + k: v for k, v in state.items()}}")  # fmt: skip
     return None

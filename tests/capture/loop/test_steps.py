@@ -392,6 +392,43 @@ def test_each_call_of_a_decorated_async_function_is_a_step() -> None:
     assert [step for step, _ in root_calls(records)] == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_loop_that_awaits_its_turns_has_a_step_for_each(grad: bool) -> None:
+    model = Net()
+    optimizer = sgd(model)
+
+    async def turn() -> None:
+        await asyncio.sleep(0)
+        with torch.set_grad_enabled(grad):
+            if grad:
+                train(model, optimizer, torch.rand(2, 4))
+            else:
+                model(torch.rand(2, 4))
+
+    async def serve() -> None:
+        for _ in range(4):
+            await turn()
+
+    records = record(lambda t: asyncio.run(serve()))
+    assert [step for step, _ in root_calls(records)] == [0, 1, 2, 3]
+
+
+def test_a_loop_that_yields_from_its_turns_has_a_step_for_each() -> None:
+    model = Net()
+
+    def tokens() -> Iterator[torch.Tensor]:
+        with torch.no_grad():
+            made = model(torch.rand(2, 4))
+        yield made
+
+    def stream() -> Iterator[torch.Tensor]:
+        for _ in range(4):
+            yield from tokens()
+
+    records = record(lambda t: list(stream()))
+    assert [step for step, _ in root_calls(records)] == [0, 1, 2, 3]
+
+
 def test_evaluation_without_grad_turns_with_the_second_call_of_the_same_module() -> None:
     encoder, decoder = nn.Linear(4, 4), nn.Linear(4, 4)
 
