@@ -37,12 +37,14 @@ from tensortrace.text import location_text, module_text, shape_text, short_dtype
 _NOT_ALL = "inputs not all of which were measured"
 _UNMEASURED = "not all that it may come from was measured"
 HARMLESS = "; harmless in this step: loss and gradients stay finite"
+# Where nothing is trained.
+_UNJUDGED = "; no outermost module returned it, and there was neither a loss nor a gradient"
 # Under a GradScaler gradients are not.
 _SKIPPED = "; the loss stays finite, the gradients do not: the scaler skipped the step"
 _UNDECIDED = "; the loss stays finite, the gradients do not: the scaler has not decided yet"
 # Something else did the harm, as far as was seen: this may still have.
 _APART = "; no way from it to what did harm in this step was seen"
-_ENDINGS = (HARMLESS, _SKIPPED, _UNDECIDED, _APART)
+_ENDINGS = (HARMLESS, _UNJUDGED, _SKIPPED, _UNDECIDED, _APART)
 # A module says as little as this, unless it is the op and nothing else.
 _MODULES = frozenset({"softmax", "logsoftmax", "crossentropy", "nll", "bce", "kldiv", "ctc"})
 
@@ -171,7 +173,8 @@ def _ending(step: StepView) -> str:
     if step.damage() is not None:
         return _APART
     if not (step.scaled() and step.reaches_parameter()):
-        return HARMLESS
+        judged = step.losses or any(c.phase == "backward" for c in step.calls)
+        return HARMLESS if judged else _UNJUDGED
     return _SKIPPED if any(o.skipped for o in step.optimizers) else _UNDECIDED
 
 
