@@ -211,7 +211,10 @@ class Root:
         kept = [(torch.default_generator, self.rng)]
         kept += [(torch.cuda.default_generators[i], rng) for i, rng in self.cuda_rng.items()]
         with quiet():
-            return any(not torch.equal(state_of(generator), rng) for generator, rng in kept)
+            return any(
+                rng.numel() > 0 and not torch.equal(state_of(generator), rng)
+                for generator, rng in kept
+            )
 
     def gradients_until(self, seq: float) -> dict[str, tuple[torch.Tensor, int]]:
         """The gradients of the last backward pass that had come here by then; {} if none had."""
@@ -223,6 +226,12 @@ class Root:
         self.dropped = why
         self.given, self.args, self.kwargs, self.gradients = None, (), {}, {}
         self.buffers, self.attributes = [], []
+
+    def pass_over(self, why: str) -> None:
+        """Keep not even the random state: of a step that does not end there are any number."""
+        self.drop(why)
+        self.rng, self.cuda_rng = torch.empty(0), {}
+        self.parameter_versions, self.training = [], []
 
 
 class Roots:
@@ -258,7 +267,7 @@ class Roots:
             root.drop(MOVED[1])
             return root
         if len(self._roots) > MOST_ROOTS:
-            root.drop(f"more than {MOST_ROOTS} outermost calls in a step")
+            root.pass_over(f"more than {MOST_ROOTS} outermost calls in a step")
             return root
         learnt = self._learnt.get(id(module))
         if learnt is None or learnt.module() is not module:

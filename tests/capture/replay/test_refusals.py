@@ -340,6 +340,18 @@ def test_nothing_of_a_refused_call_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(records.of(Action, action="replay")) == 1
 
 
+def test_calls_past_the_limit_keep_no_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that never ends, as of a server that forgot no_grad, has any number of them."""
+    monkeypatch.setattr(roots, "MOST_ROOTS", 2)
+    model = nn.Linear(4, 2)
+    with trace(out=io.BytesIO()) as t:
+        for _ in range(6):
+            model(torch.randn(2, 4))
+        assert t._recorder is not None and t._recorder.roots is not None
+        kept = [root.rng.numel() > 0 for root in t._recorder.roots]
+    assert kept == [True, True, False, False, False, False]
+
+
 def test_replay_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     class Prints(Faulty):
         def forward(self, x: Tensor) -> Tensor:
