@@ -21,7 +21,8 @@ def broadcast_in_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]
                 and the result has more than N. An error: torch itself warns that this is not meant,
                 and a loss over pairs written on purpose has tensors of equally many dims. A
                 warning for `a - b` outside modules, where one of them has a gradient, the other is
-                data, and no operation of this step has given (..., 1) its last dim
+                data, and no operation of this step has given (..., 1) its last dim, or that of
+                what it was made of element by element
     Source:     torch/nn/functional.py, mse_loss ("Using a target size that is different to the
                 input size")
     Fix:        loss = F.mse_loss(prediction.squeeze(-1), target), or target.unsqueeze(-1)
@@ -34,8 +35,7 @@ def broadcast_in_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]
     """
     if step.summary is None:
         return
-    shaped = {id for c in step.forward() if c.op is not None and c.module is None
-              for _, id in c.outputs}  # fmt: skip
+    shaped: set[int] | None = None
     losses = {c.seq for c in step.forward() if c.op is None and _is_loss(step, c)}
     for call in step.forward():
         if call.parent in losses:
@@ -49,7 +49,10 @@ def broadcast_in_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]
         severity: Severity = "error"
         if call.op == "sub":
             severity = "warning"
-            if not _meets_data(two) or max(two, key=_dims).id in shaped:
+            if not _meets_data(two):
+                continue
+            shaped = _shaped(step) if shaped is None else shaped
+            if max(two, key=_dims).id in shaped:
                 continue
         first, second = (list(t.shape or ()) for t in two)
         yield Draft(
@@ -64,6 +67,24 @@ def broadcast_in_loss(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]
 
 def _is_loss(step: StepView, call: Call) -> bool:
     return step.kind_of(call) in (DISTANCE_MODULES if call.op is None else DISTANCE_OPS)
+
+
+def _shaped(step: StepView) -> set[int]:
+    """Collect what operations outside modules gave its shape, and what took that over from it."""
+    shaped = set[int]()
+    for call in step.forward():
+        if call.op is None or call.module is not None:
+            continue
+        for _, id in call.outputs:
+            alike = {i for _, i in call.inputs if _shape(step, i) == _shape(step, id)}
+            if not alike or alike & shaped:
+                shaped.add(id)
+    return shaped
+
+
+def _shape(step: StepView, id: int) -> tuple[int, ...] | None:
+    tensor = step.tensors.get(id)
+    return tensor.shape if tensor is not None else None
 
 
 def _dims(tensor: Tensor) -> int:

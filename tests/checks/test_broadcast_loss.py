@@ -121,6 +121,35 @@ def test_a_difference_counts_only_where_the_network_meets_data():
     assert find([plain, closing()], "TT604") == []
 
 
+@pytest.mark.parametrize("level", ["module", "op"])
+def test_what_works_element_by_element_gives_no_dim(level):
+    def by_hand(made, target):
+        return ((made.sigmoid() * 2 - target.float()) ** 2).mean()
+
+    (found,) = find_live(training(by_hand), "TT604", level=level)
+    assert (found.severity, found.value) == ("warning", 64)
+    assert found.fix.startswith("prediction.squeeze(-1): ")
+    assert find_live(training(by_hand, fixed=True), "TT604", level=level) == []
+
+
+GIVEN = {
+    "before": lambda made: made[:, 0].unsqueeze(1).sigmoid(),
+    "two before": lambda made: (1 + made[:, 0][:, None] * 2).exp(),
+    "after": lambda made: made[:, 0].sigmoid()[:, None],
+    "in place": lambda made: (2 * made[:, 0]).unsqueeze_(1).sigmoid(),
+    "kept": lambda made: (made * torch.ones(4)).mean(1, keepdim=True).tanh(),
+    "by a mask of data": lambda made: torch.where(torch.ones(8)[:, None] > 0, made, 0 * made),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_dim_that_was_given_on_purpose_stays_so_element_by_element(name):
+    def pairs(made, target):
+        return (GIVEN[name](made) - target).abs().mean()
+
+    assert find_live(training(pairs), "TT604") == []
+
+
 def test_a_loss_module_is_one_finding_at_op_level_too():
     inner = op(1, "mse_loss", [1, 2], [3], module="MSELoss", parent=0)
     outer = call(0, "MSELoss", [1, 2], [3], [ok(1, 2, 1), ok(2, 2)])
