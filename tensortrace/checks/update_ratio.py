@@ -34,10 +34,11 @@ def update_ratio(
     Threshold:  norm of the update over norm of the weights (of two dims or more) > high in
                 `sustain` optimizer steps running of a module. Or, embeddings aside: its median over
                 at least `least` modules > rewritten in a single step; or that of all modules < low,
-                and above 0 in one of them, in each of the first `idle` optimizer steps, while no
-                learning rate rises. Neither of the first two counts a module of which a weight is
-                all 0, or less than `small` of 1 / sqrt(fan-in) in the mean square, and in `young`
-                optimizer steps after that one, but until it is <= high once
+                and above 0 in one of them, in each of the first `idle` optimizer steps, or of the
+                first since the last in which a learning rate rises. Neither of the first two counts
+                a module of which a weight is all 0, or less than `small` of 1 / sqrt(fan-in) in the
+                mean square, and in `young` optimizer steps after that one, but until it is <= high
+                once
     Source:     about 1e-3 is usual (A. Karpathy, "Makemore 3"); outside 1e-5 to 1e-1 DeepDiagnosis
                 speaks up, outside 1e-8 to 10 SageMaker Debugger. A step longer than the weights
                 leaves nothing of their initialisation. `high` and `sustain` so that what starts
@@ -146,18 +147,21 @@ def _hardly(
     if "moves" in memory:
         return
     rising = rates_rise(step, memory)
+    if rising:
+        memory["count"], memory["since"] = 0, " since a learning rate rose"
     if not compared:
         return
-    if rising or max(compared.values()) >= low:
+    if max(compared.values()) >= low:
         memory["moves"] = True
         return
-    memory["count"] = memory.get("count", 0) + any(compared.values())
+    memory["count"] = memory.get("count", 0) + (not rising and any(compared.values()))
     if memory["count"] >= idle:
         most = max(compared, key=lambda path: compared[path])
         yield Draft(
             message=f"one step changes the weights by {number_text(compared[most])} of their norm "
             f"at most, in {len(compared)} modules and each of the first {memory['count']} optimizer"
-            f" steps (limit {low:g}): a million steps would be needed to train them",
+            f" steps{memory.get('since', '')} (limit {low:g}): a million steps would be needed to "
+            "train them",
             cause="hardly", phase="optimizer", module=most, value=compared[most], limit=low,
             fix="a learning rate 10 to 1000 times higher, and a loss that is not scaled down twice",
             evidence={"modules": dict(list(compared.items())[:20])},

@@ -106,6 +106,18 @@ def test_warm_up_embeddings_and_layers_beside_others_that_move_are_silent():
     assert find(steps(40, 0.0), "TT402") == []
 
 
+def test_steps_count_from_the_end_of_a_warm_up():
+    def warm(top):
+        return lambda step: top * min(step + 1, 5) / 5
+
+    for lr, count, found in [(warm(0.1), 24, []), (warm(0.1), 25, [24]), (lambda s: s, 60, [])]:
+        assert [f.step for f in find(steps(count, 1e-8, lr=lr), "TT402")] == found
+    (told,) = find(steps(30, 1e-8, lr=warm(0.1)), "TT402")
+    assert "each of the first 20 optimizer steps since a learning rate rose" in told.message
+    for ratio in (lambda step: 2e-6 if step == 4 else 1e-8, lambda step: step * 2e-7):
+        assert find(steps(60, ratio, lr=warm(0.1)), "TT402") == []
+
+
 def test_weights_that_moved_before_have_converged():
     assert find(steps(60, lambda step: 1e-8 if step > 3 else 1e-3), "TT402") == []
     assert find([], "TT402") == []
