@@ -31,11 +31,12 @@ def input_scale(
     Symptom:    the first steps explode or need a tiny learning rate, or the network sees nothing of
                 its input; or validation is much worse than training from the first epoch on
     Threshold:  the first layer with weights gets data with rms > large, or with all elements
-                within `small` of 0, in `sustain` full steps running that train, and no norm layer
-                follows it. Or: the std of what an outermost module in eval mode gets, in a
-                batch of 8 or more, lies more than `far` times outside of all that it got in
-                training (at least `least` full steps); in training itself, `far_in_training` times
-                (a note)
+                within `small` of 0, in `sustain` full steps running that train, each time that it
+                is called, and no norm layer follows it; what a module of the step made does not
+                count beside what none did (a discriminator gets both). Or: the std of what an
+                outermost module in eval mode gets, in a batch of 8 or more, lies more than `far`
+                times outside of all that it got in training (at least `least` full steps); in
+                training itself, `far_in_training` times (a note)
     Source:     LeCun et al. 1998, "Efficient BackProp", section 4.3: the initialisations in use
                 assume inputs of mean 0 and variance 1; UMLAUT and DeepDiagnosis speak up outside
                 -1 to 1; here wider (measured on tests/healthy: rms 0.14 to 1.4; std in eval mode
@@ -54,6 +55,7 @@ def input_scale(
     inputs = {id for c in calls if c.parent is None for _, id in c.inputs}
     reached = {c.forward for c in step.calls if c.phase == "backward"}
     seen: dict[str, deque[float]] = memory.setdefault("seen", {})
+    given: dict[str, list[tuple[Call, Tensor, bool]]] = {}
     for i, call in enumerate(calls):
         data = _data(step, call)
         if data is None or data.norm is None:
@@ -68,22 +70,27 @@ def input_scale(
                     seen[path] = deque(maxlen=100)
                 seen[path].append(data.std)
         if trains and call.seq in reached and _is_first(step, call, data, inputs):
-            running: dict[str, int] = memory.setdefault("running", {})
             rms = data.norm / math.sqrt(data.numel)
             top = max(abs(data.min or 0.0), abs(data.max or 0.0))
             out = rms > large or 0 < top < small
             out = out and not _is_normalised(step, call, calls[i + 1 :])
-            path = call.module or ""
-            running[path] = running.get(path, 0) + 1 if out else 0
-            if running[path] >= sustain:
-                steps = running[path]
-                if rms > large:
-                    yield _out_of_scale(
-                        call, data, f"rms {number_text(rms)}", rms, large, steps=steps
-                    )
-                else:
-                    side = f"no element beyond {number_text(top)}"
-                    yield _out_of_scale(call, data, side, top, small, steps=steps)
+            given.setdefault(call.module or "", []).append((call, data, out))
+    running: dict[str, int] = memory.setdefault("running", {})
+    made = {id for c in calls for _, id in c.outputs if _origin(step, id) == id} if given else ()
+    for path, each in given.items():
+        outer = [g for g in each if _origin(step, g[1].id) not in made] or each
+        running[path] = running.get(path, 0) + 1 if all(out for *_, out in outer) else 0
+        steps = running[path]
+        if steps < sustain:
+            continue
+        call, data, _ = outer[0]
+        rms = (data.norm or 0.0) / math.sqrt(data.numel)
+        if rms > large:
+            yield _out_of_scale(call, data, f"rms {number_text(rms)}", rms, large, steps=steps)
+        else:
+            top = max(abs(data.min or 0.0), abs(data.max or 0.0))
+            side = f"no element beyond {number_text(top)}"
+            yield _out_of_scale(call, data, side, top, small, steps=steps)
 
 
 def _out_of_scale(
@@ -120,6 +127,15 @@ def _compare(
             value=ratio, limit=limit, location=call.location,
             evidence={"placed": "direct", "seen": [min(known), max(known)]},
         )  # fmt: skip
+
+
+def _origin(step: StepView, id: int) -> int:
+    """What a tensor is a view of at last, as a detached one is; itself if it is of none."""
+    passed = set[int]()  # a log may say anything
+    while id not in passed and (tensor := step.tensors.get(id)) and tensor.view_of is not None:
+        passed.add(id)
+        id = tensor.view_of
+    return id
 
 
 def _data(step: StepView, call: Call) -> Tensor | None:

@@ -63,6 +63,62 @@ def test_norm_layer_behind_the_first_makes_its_scale_harmless():
     assert find_live(classify(convnet, lambda x: x), "TT601") == []
 
 
+def adversarial(scale, real_first, quiet):
+    """A discriminator of pictures and of what a generator made, each flattened first."""
+
+    def program():
+        maker = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
+        judge = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
+        of_maker, of_judge = (torch.optim.Adam(m.parameters(), 1e-3) for m in (maker, judge))
+        bce = nn.BCEWithLogitsLoss()
+        for _ in range(4):
+            real = scale * torch.rand(16, 1, 8, 8)
+            with torch.set_grad_enabled(not quiet):
+                fake = maker(torch.randn(16, 8)).detach()
+            both = [(real, torch.ones(16, 1)), (fake, torch.zeros(16, 1))]
+            loss = sum(bce(judge(x), y) for x, y in (both if real_first else both[::-1]))
+            of_judge.zero_grad()
+            loss.backward()
+            of_judge.step()
+            of_maker.zero_grad()
+            bce(judge(maker(torch.randn(16, 8))), torch.ones(16, 1)).backward()
+            of_maker.step()
+
+    return program
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("real_first", [False, True])
+def test_what_a_generator_made_does_not_excuse_the_pictures(real_first, quiet):
+    (found,) = find_live(adversarial(255, real_first, quiet), "TT601")
+    assert (found.severity, found.module) == ("warning", "Sequential.1")
+    assert found.value > 100
+    assert find_live(adversarial(1, real_first, quiet), "TT601") == []
+
+
+def twice(first, second, *, made=False):
+    """One layer that is called twice in a step; the first time with what a module made, if so."""
+    for i in range(3):
+        data = [ok(n, 8, 8, norm=rms * 8) for n, rms in ((1, first), (2, second))]
+        yield module("fc", "weight", shape=(8, 8), step=i)
+        yield module("made", step=i)
+        if made:
+            yield call(0, "made", [9], [1], [data[0], ok(9, 8, 8)], step=i)
+        for n in (1, 2):
+            yield call(n, "fc", [n], [10 + n], [data[n - 1], ok(10 + n, 8, 8)], step=i)
+            yield call(2 + n, "fc", [20], [], [ok(20)], step=i, phase="backward", forward=n)
+        yield optimizer(6, step=i)
+        yield closing(i)
+
+
+def test_a_step_counts_once_and_only_if_all_data_in_it_is_out_of_scale():
+    (found,) = find(twice(50.0, 50.0), "TT601")
+    assert (found.step, found.evidence["steps"]) == (2, 3)
+    assert find(twice(50.0, 1.0), "TT601") == find(twice(1.0, 50.0), "TT601") == []
+    assert len(find(twice(1.0, 50.0, made=True), "TT601")) == 1
+    assert find(twice(50.0, 1.0, made=True), "TT601") == []
+
+
 def test_raw_columns_of_a_table_are_told_of_a_recurrent_network_too():
     def program(scale):
         torch.manual_seed(0)
