@@ -1,4 +1,4 @@
-"""Losses and layers that several checks know by name: an op is its function, a module its class.
+"""Losses, layers and nodes known by name: an op is its function, a module its class.
 
 A check that means other ones, fewer or more, has a set of its own.
 """
@@ -18,3 +18,13 @@ BINARY_LOSSES = BINARY_OPS | {"BCELoss", "BCEWithLogitsLoss"}
 # Layers that do something else in eval mode, by the beginning of their class.
 BATCH_NORMS = ("BatchNorm", "SyncBatchNorm", "LazyBatchNorm")
 DROPOUTS = ("Dropout", "AlphaDropout", "FeatureAlphaDropout")
+# Nodes that pass values on and change none: views, copies, casts, and bounds on probabilities.
+PASSING = frozenset(
+    f"{name}Backward{n}"
+    for name in (
+        "View", "UnsafeView", "ReshapeAlias", "Transpose", "T", "Permute", "ToCopy", "Clone",
+        "Squeeze", "Unsqueeze", "Slice", "Select", "Index", "IndexSelect", "Alias", "Expand",
+        "AsStrided", "Split", "SplitWithSizes", "Unbind", "Clamp", "ClampMin", "MaskedSelect",
+    )
+    for n in range(4)
+)  # fmt: skip

@@ -287,25 +287,6 @@ class StepView:
                 inside += [child for child in children if child.seq > call.seq]
         return sorted(inside, key=lambda call: call.seq)
 
-    def made_by(self, node: str) -> Call | None:
-        """The innermost call that returned what an autograd node made; of several the last."""
-        found = None
-        for call in self.calls:
-            if call.phase == "forward" and any(
-                id in self.tensors and self.tensors[id].grad_fn == node for _, id in call.outputs
-            ):
-                found = call
-        return found
-
-    def loss_by(self, node: str | None) -> Call | None:
-        """The innermost call that returned the loss that a node made; None if several lines did."""
-        ids = {id for id, tensor in self.tensors.items() if node and tensor.grad_fn == node}
-        calls = [c for c in self.forward() if any(id in ids for _, id in c.outputs)]
-        around = {c.parent for c in calls}
-        inner = [c for c in calls if c.seq not in around]
-        lines = {(c.location.file, c.location.line) for c in inner if c.location is not None}
-        return inner[-1] if len(lines) == 1 else None
-
     def scaled(self) -> bool:
         """Tell whether a GradScaler watches the gradients of this step and skips if it must."""
         return any(a.action in ("scale", "unscale") for a in self.actions)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tensortrace.capture.unwrap import node_of
+from tensortrace.kinds import PASSING
 
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
@@ -34,16 +35,6 @@ _NLL = frozenset(("NllLossBackward0", "NllLoss2DBackward0"))
 _SOFTMAX = frozenset(("SoftmaxBackward0", "LogSoftmaxBackward0"))
 # What a node is called that adds to the gradient of a leaf, its `variable`.
 LEAF = "torch::autograd::AccumulateGrad"
-# They pass values on and change none: views, copies, casts, and bounds on probabilities.
-_TRANSPARENT = frozenset(
-    f"{name}Backward{n}"
-    for name in (
-        "View", "UnsafeView", "ReshapeAlias", "Transpose", "T", "Permute", "ToCopy", "Clone",
-        "Squeeze", "Unsqueeze", "Slice", "Select", "Index", "IndexSelect", "Alias", "Expand",
-        "AsStrided", "Split", "SplitWithSizes", "Unbind", "Clamp", "ClampMin", "MaskedSelect",
-    )
-    for n in range(4)
-)  # fmt: skip
 
 
 def leaves_near(loss: torch.Tensor) -> list[torch.Tensor]:
@@ -185,7 +176,7 @@ def _walk(root: Node) -> tuple[list[Node], list[list[Any]]]:
 
 def _past_views(node: Node | None) -> Node | None:
     for _ in range(_MOST_SKIPPED):
-        if node is None or node.name() not in _TRANSPARENT:
+        if node is None or node.name() not in PASSING:
             break
         parents = node.next_functions
         node = parents[0][0] if parents else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tensortrace.causes.taken import taken
 from tensortrace.checks import Draft, StepView, check, plain_op
 from tensortrace.text import location_text, module_text
 
@@ -39,10 +40,9 @@ def sigmoid_before_bce_with_logits(step: StepView, memory: dict[str, Any]) -> It
                 word = plain_op(node)
                 if word not in ("sigmoid", "softmax"):
                     continue
-                made = step.made_by(node)
+                made, place = taken(step, action, (name, node), loss=name)
                 path = made.module if made is not None else None
                 by = f" (made in {module_text(path)})" if path is not None else ""
-                place = made or step.loss_by(name)
                 yield Draft(
                     message=f"binary_cross_entropy_with_logits gets what {word} returned{by}: its "
                     "logits lie between 0 and 1",

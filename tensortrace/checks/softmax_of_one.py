@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tensortrace.causes.taken import taken
 from tensortrace.checks import Draft, StepView, check, plain_op
-from tensortrace.records import Action, Severity, from_scalar
+from tensortrace.records import Action, Call, Severity, from_scalar
 from tensortrace.text import location_text, module_text, shape_text
 
 _NLL = frozenset(("nllloss", "nllloss2d", "nlllossnd"))
@@ -48,7 +49,8 @@ def softmax_of_one(step: StepView, memory: dict[str, Any]) -> Iterator[Draft]:
             if known is not None:
                 severity, what = known
                 said = f"{what} is {shape_text(tuple(shape))}"
-                yield _draft(step, action, [node, *users], said, severity)
+                made = _place(step, action, [node, *users], shape)
+                yield _draft(action, [node, *users], said, severity, made=made)
 
 
 def _known(node: str, users: list[str], nothing: bool) -> tuple[Severity, str] | None:
@@ -62,17 +64,21 @@ def _known(node: str, users: list[str], nothing: bool) -> tuple[Severity, str] |
     return None
 
 
-def _draft(
-    step: StepView, action: Action, nodes: list[str], said: str, severity: Severity
-) -> Draft:
+def _place(step: StepView, action: Action, nodes: list[str], shape: list[int]) -> Call | None:
     node, *users = nodes
-    made = step.made_by(node) or next(filter(None, map(step.loss_by, users)), None)
+    found = [taken(step, action, (user, node), user, shape).place for user in users]
+    return next(filter(None, found), None)
+
+
+def _draft(
+    action: Action, nodes: list[str], said: str, severity: Severity, *, made: Call | None
+) -> Draft:
     path = made.module if made is not None else None
     by = f" (in {module_text(path)})" if path is not None else ""
     return Draft(
         message=said + by, severity=severity, phase="forward", module=path,
         op=made.op if made is not None else None,
-        cause=f"{node} {location_text(action.location)}", tensor=action.tensor,
+        cause=f"{nodes[0]} {location_text(action.location)}", tensor=action.tensor,
         seq=made.seq if made is not None else None,
         location=made.location if made is not None else action.location,
         evidence={"placed": "close", "nodes": nodes, "loss": location_text(action.location)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tensortrace.causes.taken import taken
 from tensortrace.checks import Draft, StepView, check, plain_op
 from tensortrace.records import Action, Severity
 from tensortrace.text import location_text, module_text, shape_text
@@ -105,10 +106,9 @@ def _draft(
     severity, what, fix = known
     if severity == "error" and loss is None:
         severity = "warning"
-    made = step.made_by(pair[1])
+    made, place = taken(step, action, pair, loss)
     path = made.module if made is not None else None
     by = f" (made in {module_text(path)})" if path is not None else ""
-    place = made or step.loss_by(loss)
     return Draft(
         message=f"{what}{by}", severity=severity, fix=fix, phase="forward",
         module=place.module if place is not None else None,

@@ -135,3 +135,13 @@ def test_it_is_certain_where_the_loss_is_exactly_zero():
     assert find(losses(math.nextafter(0, 1), ["MulBackward0"]), "TT616") == []
     assert find(losses(0.0, node="SoftmaxBackward0"), "TT616") == []
     assert find(losses(0.0, single=()), "TT616") == []
+
+
+def test_a_softmax_beside_it_that_the_loss_does_not_take_is_not_blamed():
+    def beside(model, x):
+        out = model(x)
+        loss = F.cross_entropy(out, first(x))
+        return loss + 0 * torch.cat([out, -out], 1).log_softmax(1).mean()
+
+    (found,) = find_live(training(line(), beside), "TT616")
+    assert found.location.code == "loss = F.cross_entropy(out, first(x))"

@@ -234,3 +234,67 @@ def test_a_softmax_over_the_classes_is_silent():
     assert find_live(over(lambda x: x.permute(0, 3, 1, 2).log_softmax(1), 2, 3, 4), "TT605") == []
     assert find_live(over(lambda x: x.T.log_softmax(0).T, 16), "TT605") == []
     assert find_live(over(lambda x: x.log_softmax(0), 16, classes=16), "TT605") == []
+
+
+class Rated(nn.Module):
+    def __init__(self, squash):
+        super().__init__()
+        self.last, self.squash = nn.Linear(8, 4), squash
+
+    def forward(self, x):
+        return self.squash(self.last(x))
+
+
+def with_confidence(squash, loss=F.cross_entropy):
+    def run():
+        model = Rated(squash)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            x = torch.randn(16, 8)
+            sgd.zero_grad()
+            out = model(x)
+            sure = torch.softmax(out * 3, 1)
+            (loss(out, x[:, :4].argmax(1)) + 0.01 * sure.square().sum()).backward()
+            sgd.step()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "loss", [F.cross_entropy, lambda x, y: F.cross_entropy(x, y, label_smoothing=0.1)]
+)
+@pytest.mark.parametrize(
+    "squash", [lambda x: x.softmax(1), lambda x: x.softmax(1).view(-1, 4), nn.Softmax(1)]
+)
+def test_a_softmax_beside_it_that_the_loss_does_not_take_is_not_blamed(squash, loss):
+    (found,) = find_live(with_confidence(squash, loss), "TT605")
+    inside = isinstance(squash, nn.Module)
+    code = "return self.squash(self.last(x))" if inside else "out = model(x)"
+    assert (found.module, found.location.code) == ("squash" if inside else "", code)
+    assert find_live(with_confidence(lambda x: x, loss), "TT605") == []
+
+
+def test_one_that_attends_inside_is_not_blamed_for_another():
+    class Attending(nn.Module):
+        def __init__(self, squash):
+            super().__init__()
+            self.last, self.attend, self.squash = nn.Linear(8, 4), nn.Softmax(-1), squash
+
+        def forward(self, x, y):
+            x = self.attend(x @ x.T) @ x
+            return F.cross_entropy(self.squash(self.last(x)), y)
+
+    def program(squash):
+        def run():
+            model = Attending(squash)
+            x = torch.randn(16, 8, requires_grad=True)
+            model(x, torch.randint(4, (16,))).backward()
+            torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+        return run
+
+    (found,) = find_live(program(lambda x: x.softmax(1)), "TT605")
+    assert found.module == ""
+    (found,) = find_live(program(nn.Softmax(1)), "TT605")
+    assert found.module == "squash"
+    assert find_live(program(nn.Identity()), "TT605") == []
