@@ -61,7 +61,7 @@ def softmax_before_cross_entropy(step: StepView, memory: dict[str, Any]) -> Iter
         return
     for action in step.actions:
         graph = action.detail.get("graph", ()) if action.action == "loss" else ()
-        yield from _beside(action)
+        yield from _beside(step, action)
         names = [_word(name) for name, _ in graph]
         under_nll = {i: node for name, (node, above) in zip(names, graph, strict=True)
                      if name == "nll" for i in above}  # fmt: skip
@@ -75,13 +75,16 @@ def softmax_before_cross_entropy(step: StepView, memory: dict[str, Any]) -> Iter
                 yield _draft(step, action, pair, known, loss=loss)
 
 
-def _beside(action: Action) -> Iterator[Draft]:
+def _beside(step: StepView, action: Action) -> Iterator[Draft]:
     dims, shape = (action.detail.get(key, ()) for key in ("beside_classes", "classes_shape"))
     if action.action != "loss" or len(dims) != 2 or max(dims) >= len(shape):
         return
     dim, classes = dims
     if shape[dim] == shape[classes]:
         return
+    nodes = list(_logarithms(action))
+    # Of several it is not known which is over that dim.
+    place = taken(step, action, *nodes[0], shape).place if len(nodes) == 1 else None
     yield Draft(
         message=f"the softmax that nll_loss takes is over dim {dim} of {shape_text(tuple(shape))}, "
         f"{shape[dim]} elements, and the classes are dim {classes}, {shape[classes]}: what it "
@@ -89,9 +92,24 @@ def _beside(action: Action) -> Iterator[Draft]:
         severity="warning", phase="forward", tensor=action.tensor, value=dim, limit=classes,
         fix=f"log_softmax(logits, dim={classes}), or F.cross_entropy(logits, y)",
         explanation="the samples compete for each class, where the classes should for each sample",
-        cause=f"dim {dim} {location_text(action.location)}", location=action.location,
+        cause=f"dim {dim} {location_text(action.location)}",
+        module=place.module if place is not None else None,
+        seq=place.seq if place is not None else None,
+        location=place.location if place is not None else action.location,
         evidence={"placed": "close", "loss": location_text(action.location)},
     )  # fmt: skip
+
+
+def _logarithms(action: Action) -> Iterator[tuple[tuple[str, str], str]]:
+    """Which node takes which softmax, and the nll_loss that both are for."""
+    graph = action.detail.get("graph", ())
+    for nll, above in graph:
+        for name, further in (graph[i] for i in above if _word(nll) == "nll"):
+            if plain_op(name) == "logsoftmax":
+                yield (nll, name), nll
+            elif plain_op(name) == "log":
+                yield from (((name, graph[i][0]), nll) for i in further
+                            if plain_op(graph[i][0]) == "softmax")  # fmt: skip
 
 
 def _word(name: str) -> str:

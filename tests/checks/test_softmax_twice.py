@@ -298,3 +298,40 @@ def test_one_that_attends_inside_is_not_blamed_for_another():
     (found,) = find_live(program(nn.Softmax(1)), "TT605")
     assert found.module == "squash"
     assert find_live(program(nn.Identity()), "TT605") == []
+
+
+@pytest.mark.parametrize("level", ["module", "op"])
+@pytest.mark.parametrize("softmax", [lambda x: x.log_softmax(0), lambda x: x.softmax(0).log()])
+def test_a_softmax_over_the_batch_has_its_line(softmax, level):
+    def program(softmax):
+        def run():
+            model = nn.Linear(8, 5)
+            sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+            for _ in range(2):
+                sgd.zero_grad()
+                out = model(torch.randn(16, 8))
+                logs = softmax(out)
+                loss = F.nll_loss(logs, torch.randint(5, (16,)))
+                sure = out.log_softmax(1).exp() * out.softmax(1)  # innocent
+                (loss + 0 * sure.sum()).backward()
+                sgd.step()
+
+        return run
+
+    (found,) = find_live(program(softmax), "TT605", level=level)
+    assert found.value == 0
+    assert found.location.function.endswith("<lambda>")
+    assert find_live(program(lambda x: x.log_softmax(1)), "TT605", level=level) == []
+
+
+def test_of_two_softmaxes_under_nll_loss_it_is_not_known_which_is_over_the_batch():
+    def run():
+        model, y = nn.Linear(8, 5), torch.randint(5, (16,))
+        out = model(torch.randn(16, 8))
+        wrong = F.nll_loss(out.log_softmax(0), y)
+        right = F.nll_loss(out.log_softmax(1), y)
+        (wrong + right).backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+    (found,) = find_live(run, "TT605")
+    assert (found.seq, found.location.code) == (None, "(wrong + right).backward()")
