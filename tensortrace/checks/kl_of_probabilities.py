@@ -7,10 +7,11 @@ from typing import Any
 
 from tensortrace.checks import Draft, StepView, check
 from tensortrace.records import Call, Tensor
-from tensortrace.text import location_text
+from tensortrace.text import location_text, shape_text
 
 _KINDS = frozenset(("kl_div", "KLDivLoss"))
 _SOFTMAX = frozenset(("softmax", "softmax_", "Softmax"))
+_OPS = frozenset(("softmax", "log_softmax"))
 
 
 @check("TT614", "kl-div-of-probabilities", severity="error", of=("calls",))
@@ -23,12 +24,15 @@ def kl_div_of_probabilities(
                 nothing, or the teacher's classes with the wrong weights
     Threshold:  the input of kl_div, or its target with log_target=True, is what softmax returned
                 (an error), or has an element more than `above` over 0, the largest logarithm of a
-                probability (a warning: the logarithm of a density may be)
+                probability (a warning: the logarithm of a density may be); or the input is what
+                log_softmax returned, and the target what softmax or log_softmax did over another
+                dim, which has another number of elements (a warning)
     Source:     torch.nn.KLDivLoss ("expects the argument input in the log-space"); `above` chosen
                 here, far over what rounding makes of log_softmax
     Fix:        F.kl_div(logits.log_softmax(-1), teacher.softmax(-1), reduction="batchmean"); with
                 log_target=True the target is teacher.log_softmax(-1)
     Misses:     a loss inside a module of your own is seen as that module's call at module level;
+                another dim of as many elements, and what nn.LogSoftmax or nn.Softmax returned;
                 whether nn.KLDivLoss has log_target is not known, so its target is not judged
     Example:    p, q = student(x).softmax(-1), teacher(x).softmax(-1)
                 loss = F.kl_div(p, q, reduction="batchmean")
@@ -48,6 +52,7 @@ def kl_div_of_probabilities(
             tensor = step.tensors.get(id)
             if tensor is not None and tensor.max is not None and tensor.max > above:
                 yield _draft(call, what, tensor, softmaxes.get(id))
+        yield from _beside(step, call)
 
 
 def _draft(call: Call, what: str, tensor: Tensor, made: Call | None) -> Draft:
@@ -61,3 +66,31 @@ def _draft(call: Call, what: str, tensor: Tensor, made: Call | None) -> Draft:
         location=call.location,
         evidence={"placed": "direct", "made": made.seq if made is not None else None},
     )  # fmt: skip
+
+
+def _beside(step: StepView, call: Call) -> Iterator[Draft]:
+    ids = [id for _, id in call.inputs[:2]]
+    made = {id: c for c in step.forward() if c.op in _OPS for _, id in c.outputs}
+    if len(ids) != 2 or any(id not in made or id not in step.tensors for id in ids):
+        return
+    shape = step.tensors[ids[0]].shape
+    if made[ids[0]].op != "log_softmax" or shape != step.tensors[ids[1]].shape or not shape:
+        return
+    given, wanted = (_dim_of(made[id], len(shape)) for id in ids)
+    if given is None or wanted is None or shape[given] == shape[wanted]:
+        return
+    yield Draft(
+        message=f"the input of {call.op or call.module or 'KLDivLoss'} is log_softmax over dim "
+        f"{given} of {shape_text(shape)}, and its target adds up to 1 over dim {wanted}",
+        severity="warning", cause=f"dim {given} {location_text(call.location)}", phase="forward",
+        module=made[ids[0]].module, op="log_softmax", seq=made[ids[0]].seq, tensor=ids[0],
+        value=given, limit=wanted, location=made[ids[0]].location,
+        fix="take log_softmax and the softmax of the target over one dim, that of the classes",
+        evidence={"placed": "direct", "made": made[ids[1]].seq},
+    )  # fmt: skip
+
+
+def _dim_of(call: Call, dims: int) -> int | None:
+    """The dim that a softmax was taken over, counted from the first; None if it is not known."""
+    dim = call.arguments.get("dim")
+    return dim % dims if type(dim) is int and -dims <= dim < dims else None
