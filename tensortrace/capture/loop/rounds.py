@@ -208,11 +208,16 @@ def _head(read: _Read, one: int, other: int) -> int | None:
 
 
 def _edges(made: list[dis.Instruction]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-    """What may run after each instruction, and before it; what waits is taken to wait once."""
+    """What may run after each instruction, and before it; what waits is taken to wait once.
+
+    From Python 3.13 on a handler that goes on jumps back the same way, but to no SEND.
+    """
+    sends = {each.offset for each in made if each.opname == "SEND"}
     after: dict[int, list[int]] = {each.offset: [] for each in made}
     before: dict[int, list[int]] = {each.offset: [] for each in made}
     for each, following in zip(made, [*made[1:], None], strict=True):
-        targets = [each.argval] if each.opcode in _JUMPS and each.opname not in _WAITS else []
+        waits = each.opname in _WAITS and each.argval in sends
+        targets = [each.argval] if each.opcode in _JUMPS and not waits else []
         if following is not None and each.opname not in _ENDS and each.opname not in _ALWAYS:
             targets.append(following.offset)
         for target in targets:
