@@ -1280,6 +1280,8 @@ def test_samples_of_two_shapes_are_the_datasets(other: tuple[int, ...], fix: str
         "the samples of the dataset differ in shape: [3, 4, 4] at place"
     )
     assert fix in (found.fix or "")
-    assert found.evidence["expression"].endswith("batch_size=2):")
+    # Before Python 3.11 instructions have no columns, and the head of a loop is not found.
+    if sys.version_info >= (3, 11):
+        assert found.evidence["expression"].endswith("batch_size=2):")
     stacked = explained(lambda: torch.stack(data)).message
     assert "cannot be joined" in stacked
